@@ -1,0 +1,64 @@
+"""Which backend runs an op: the first with no reason against it, or exactly the one that was named.
+
+A backend is a module of :mod:`slimfast.kernels.backends` with the same functions: ``why_not(op, inputs)`` and the
+four ops. ``SLIMFAST_BACKEND`` names one for the whole process; an argument names one for a call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from types import ModuleType
+
+from torch import Tensor
+
+from slimfast.errors import BackendUnavailable
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+
+# Where two backends can run an op on the same device, the faster comes first.
+_PREFERENCE = {
+    "covariance": ("cpu", "triton", "cuda", "reference"),
+    "eigvalsh": ("cpu", "cuda", "reference"),
+    "pivoted_cholesky": ("cpu", "cuda", "reference"),
+    "gather": ("cpu", "cuda", "triton", "reference"),
+}
+OPS = tuple(_PREFERENCE)
+
+
+def backend_module(name: str) -> ModuleType:
+    """The module of a backend; ``ValueError`` for a name that is none of :data:`BACKENDS`."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}")
+    return importlib.import_module(f"slimfast.kernels.backends.{name}")
+
+
+def why_not(op: str, inputs: Sequence[Tensor], backend: str) -> list[str]:
+    """Every reason why ``backend`` cannot run ``op`` on these tensors; empty when it can."""
+    if op not in OPS:
+        raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}")
+    reasons: list[str] = backend_module(backend).why_not(op, inputs)
+    return reasons
+
+
+def select_backend(op: str, inputs: Sequence[Tensor], backend: str = "auto") -> ModuleType:
+    """The module that runs ``op`` on ``inputs``.
+
+    ``auto`` reads ``SLIMFAST_BACKEND``, and without it takes the first backend with no reason against it. A named
+    backend that cannot run raises :class:`BackendUnavailable` with all of its reasons; nothing falls back silently.
+    """
+    if backend == "auto":
+        backend = os.environ.get("SLIMFAST_BACKEND", "") or "auto"
+    if backend != "auto":
+        reasons = why_not(op, inputs, backend)
+        if reasons:
+            raise BackendUnavailable(f"{op}: backend {backend!r} cannot run: {'; '.join(reasons)}")
+        return backend_module(backend)
+    against = {}
+    for name in _PREFERENCE[op]:
+        against[name] = why_not(op, inputs, name)
+        if not against[name]:
+            return backend_module(name)
+    told = " | ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in against.items())
+    raise BackendUnavailable(f"{op}: no backend can run: {told}")
