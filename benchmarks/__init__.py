@@ -1,0 +1,1 @@
+"""Benchmarks of slimfast: speed of the kernels and the pipeline, accuracy of the thin networks."""
