@@ -1,0 +1,111 @@
+"""Files that are whole or not there: written beside their final name, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from slimfast.errors import SlimfastError
+
+# torch.save reports a failed write as a RuntimeError that holds one of these, with the system's reason lost.
+_TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A new, empty file beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
+
+    It has the suffix of ``path``, for writers that go by it, and the permissions of any new file. When the
+    block raises (Ctrl-C included) it is removed, and what ``path`` held before is still there. A folder that
+    cannot be written, a full disk and the like raise :class:`SlimfastError` naming ``path``; others pass.
+
+        with atomic_path("plan.json") as temporary:
+            temporary.write_text(text)
+    """
+    target = _target(path)
+    temporary = _beside(target, path)
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, target)
+        _flush_folder(target.parent)
+    except OSError as error:
+        # An error about another file, read inside the block, is not ours to explain.
+        if error.filename is not None and Path(os.fsdecode(error.filename)).name != temporary.name:
+            raise
+        raise _cannot_write(path, error.strerror or str(error)) from error
+    except SafetensorError as error:
+        raise _cannot_write(path, " ".join(str(error).split())) from error
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _TORCH_WRITER):
+            raise
+        raise _cannot_write(path, "the disk took only a part of it (is it full?)") from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise :class:`SlimfastError` now where :func:`atomic_path` would fail only after hours of work."""
+    _beside(_target(path), path).unlink()
+
+
+def output_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder ``path``, made where missing, parents too; ``SlimfastError`` where it cannot be written."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SlimfastError(f"cannot make the folder {folder}: {error.strerror}") from error
+    _beside(folder / "probe", folder).unlink()
+    return folder
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    """The file that ``path`` means, through links; only a regular file (or nothing) may be replaced."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise _cannot_write(path, "it is a folder")
+    # Renaming onto /dev/null or a pipe would put a plain file in its place.
+    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+        raise _cannot_write(path, "it is not a regular file")
+    return target
+
+
+def _beside(target: Path, shown: str | os.PathLike[str]) -> Path:
+    """A new empty file in the folder of ``target``, with its suffix and default permissions."""
+    temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if not target.parent.exists():
+            reason = f"the folder {target.parent} does not exist"
+        raise _cannot_write(shown, reason) from error
+    return temporary
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the rename itself durable, where folders can be opened (POSIX)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(path: str | os.PathLike[str], reason: str) -> SlimfastError:
+    return SlimfastError(f"cannot write {os.fspath(path)}: {reason}")
