@@ -70,10 +70,10 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
 def _target(path: str | os.PathLike[str]) -> Path:
     """The file that ``path`` means, through links; only a regular file (or nothing) may be replaced."""
     target = Path(os.path.realpath(path))
-    if target.is_dir():
+    if os.path.isdir(target):
         raise _cannot_write(path, "it is a folder")
     # Renaming onto /dev/null or a pipe would put a plain file in its place.
-    if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+    if os.path.exists(target) and not stat.S_ISREG(target.stat().st_mode):
         raise _cannot_write(path, "it is not a regular file")
     return target
 
@@ -85,7 +85,7 @@ def _beside(target: Path, shown: str | os.PathLike[str]) -> Path:
         temporary.touch(exist_ok=False)
     except OSError as error:
         reason = error.strerror or str(error)
-        if not target.parent.exists():
+        if isinstance(error, FileNotFoundError):
             reason = f"the folder {target.parent} does not exist"
         raise _cannot_write(shown, reason) from error
     return temporary
