@@ -1,8 +1,8 @@
-"""The CIFAR-10 residual networks ResNet-20, 32, 44 and 56 (He et al. 2016, section 4.2) with option-A shortcuts.
+"""The CIFAR-10 residual networks ResNet-20, 32, 44 and 56 (He et al. 2016, section 4.2), option-A shortcuts.
 
 Three stages of 16, 32 and 64 channels, no parameters in the shortcuts: where a stage halves the resolution and
-doubles the channels, the shortcut drops every second pixel and pads the channels with zeros, half before and half
-after. Parameter names follow the widely used weights of Y. Idelbayev's ``pytorch_resnet_cifar10``.
+doubles the channels, the shortcut drops every second pixel and pads the channels with zeros, half before and
+half after. Parameter names follow the widely used weights of Y. Idelbayev's ``pytorch_resnet_cifar10``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STD = (0.229, 0.224, 0.225)
 class PaddedShortcut(nn.Module):
     """Option A: (N, C, H, W) to (N, pad_before + C + pad_after, ceil(H / stride), ceil(W / stride)).
 
-    ``pad_before`` and ``pad_after`` are plain integers, read at each call, so that a pruned copy can change them.
+    ``pad_before`` and ``pad_after`` are plain integers, read at each call: a pruned copy can change them.
     """
 
     def __init__(self, *, stride: int, pad_before: int, pad_after: int) -> None:
@@ -40,7 +40,7 @@ class PaddedShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm around a shortcut: (N, n_in, H, W) to (N, n_out, H/stride, W/stride)."""
+    """Two 3x3 convolutions with batch norm and a shortcut: (N, n_in, H, W) to (N, n_out, H/stride, W/stride)."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -88,25 +88,28 @@ class ResNet(nn.Module):
         return logits
 
     def load_pretrained(self, path: str | os.PathLike[str]) -> ResNet:
-        """Load a public ``.th`` checkpoint (never unpickled as code) into this network and return it in eval mode.
+        """Load a public ``.th`` checkpoint (tensors only, no code) into this network; returns it in eval mode.
 
         Takes {"state_dict": {"module.conv1.weight": ...}} or the inner mapping, with or without ``module.``.
 
         Raises:
-            ValueError: names or shapes do not match this depth; the message lists the first ones.
+            ValueError: names or shapes do not match this depth; the message names the first that does not.
         """
-        checkpoint: Mapping[str, Any] = torch.load(Path(path), map_location="cpu", weights_only=True)
+        checkpoint: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         stored = checkpoint.get("state_dict", checkpoint)
         state = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
-        # Checkpoints of before torch 0.4.1 have no batch counters; momentum-based statistics do not read them.
-        for name, tensor in self.state_dict().items():
+        expected = self.state_dict()
+        # Checkpoints from before torch 0.4.1 have no batch counters, and nothing here reads them.
+        for name, tensor in expected.items():
             if name.endswith("num_batches_tracked"):
                 state.setdefault(name, torch.zeros_like(tensor))
-        try:
-            self.load_state_dict(state)
-        except RuntimeError as error:
-            first = str(error).splitlines()[1:3]
-            raise ValueError(f"{path}: not the weights of this ResNet:{' '.join(first)}") from error
+        for name in [*expected, *state]:
+            wanted, found = (
+                tuple(s[name].shape) if name in s else "no such tensor" for s in (expected, state)
+            )
+            if wanted != found:
+                raise ValueError(f"{os.fspath(path)}: {name} is {found}, this network has {wanted}")
+        self.load_state_dict(state)
         return self.eval()
 
 
