@@ -1,6 +1,6 @@
 """The CIFAR-10 residual networks ResNet-20, 32, 44 and 56 (He et al. 2016, section 4.2), option-A shortcuts.
 
-Three stages of 16, 32 and 64 channels, no parameters in the shortcuts: where a stage halves the resolution and
+Three stages of 16, 32 and 64 channels, no weights in the shortcuts: where a stage halves the resolution and
 doubles the channels, the shortcut drops every second pixel and pads the channels with zeros, half before and
 half after. Parameter names follow the widely used weights of Y. Idelbayev's ``pytorch_resnet_cifar10``.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,7 +39,7 @@ class PaddedShortcut(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm and a shortcut: (N, n_in, H, W) to (N, n_out, H/stride, W/stride)."""
+    """Two 3x3 convolutions and a shortcut: (N, n_in, H, W) to (N, n_out, H/stride, W/stride)."""
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -88,7 +87,7 @@ class ResNet(nn.Module):
         return logits
 
     def load_pretrained(self, path: str | os.PathLike[str]) -> ResNet:
-        """Load a public ``.th`` checkpoint (tensors only, no code) into this network; returns it in eval mode.
+        """Load a public ``.th`` checkpoint (tensors only) into this network; returns it in eval mode.
 
         Takes {"state_dict": {"module.conv1.weight": ...}} or the inner mapping, with or without ``module.``.
 
@@ -104,9 +103,7 @@ class ResNet(nn.Module):
             if name.endswith("num_batches_tracked"):
                 state.setdefault(name, torch.zeros_like(tensor))
         for name in [*expected, *state]:
-            wanted, found = (
-                tuple(s[name].shape) if name in s else "no such tensor" for s in (expected, state)
-            )
+            wanted, found = (tuple(s[name].shape) if name in s else "not there" for s in (expected, state))
             if wanted != found:
                 raise ValueError(f"{os.fspath(path)}: {name} is {found}, this network has {wanted}")
         self.load_state_dict(state)
