@@ -1,0 +1,159 @@
+"""Strict reading of JSON that a stranger may have written: types, ranges, duplicates, unknown and missing
+fields.
+
+Every problem is a :class:`SlimfastError` of one line that names the place in the document and what was found
+there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from slimfast.errors import SlimfastError
+
+# The largest count a document may hold: what int64 holds.
+LARGEST = 2**63 - 1
+
+
+def parse_object(text: str | bytes, what: str) -> Fields:
+    """The object at the top of a JSON document; ``what`` names the document in messages."""
+    try:
+        value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except SlimfastError as error:
+        raise SlimfastError(f"{what}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SlimfastError(f"{what}: not valid JSON: {error}") from None
+    return Fields(value, what)
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a file; :class:`SlimfastError` naming it where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise SlimfastError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise SlimfastError(f"cannot read {os.fspath(path)}: not a text file") from None
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SlimfastError(f"field {twice!r} is there twice")
+    return fields
+
+
+def _no_constant(name: str) -> None:
+    raise SlimfastError(f"expected finite numbers, got {name}")
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a message: short, whatever a document holds."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_integer(value: object, where: str, low: int = 0, high: int = LARGEST) -> int:
+    """``value`` as an int in low..high, or one line naming ``where``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise SlimfastError(f"{where}: expected an integer in {low}..{high}, got {shown(value)}")
+    return value
+
+
+class Fields:
+    """The fields of one JSON object, each read once under the type it must have; :meth:`done` refuses the
+    rest.
+    """
+
+    def __init__(self, value: object, where: str) -> None:
+        if not isinstance(value, dict):
+            raise SlimfastError(f"{where}: expected an object, got {shown(value)}")
+        self.where = where
+        self._left: dict[str, Any] = dict(value)
+
+    def names(self) -> list[str]:
+        """The fields not read yet."""
+        return list(self._left)
+
+    def raw(self, name: str) -> Any:
+        """A field of any type."""
+        if name not in self._left:
+            raise SlimfastError(f"{self.where}: field {name!r} is missing")
+        return self._left.pop(name)
+
+    def _wrong(self, name: str, expected: str, value: object) -> SlimfastError:
+        return SlimfastError(f"{self.where}: {name}: expected {expected}, got {shown(value)}")
+
+    def integer(self, name: str, low: int = 0, high: int = LARGEST) -> int:
+        """An integer in low..high."""
+        return check_integer(self.raw(name), f"{self.where}: {name}", low, high)
+
+    def number(self, name: str, low: float, high: float) -> float:
+        """A finite number in low..high."""
+        value = self.raw(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self._wrong(name, f"a number in {low:g}..{high:g}", value)
+        if not math.isfinite(value):
+            raise self._wrong(name, "a finite number", value)
+        return float(value)
+
+    def string(self, name: str, choices: tuple[str, ...] = ()) -> str:
+        """A string, one of ``choices`` where some are given."""
+        value = self.raw(name)
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise self._wrong(name, f"one of {', '.join(choices)}" if choices else "a string", value)
+        return value
+
+    def boolean(self, name: str) -> bool:
+        """true or false."""
+        value = self.raw(name)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false", value)
+        return value
+
+    def is_null(self, name: str) -> bool:
+        """Whether the field is null; it is then read."""
+        if name in self._left and self._left[name] is None:
+            del self._left[name]
+            return True
+        return False
+
+    def integers(self, name: str, low: int = 0, high: int = LARGEST) -> tuple[int, ...]:
+        """A list of integers, each in low..high."""
+        value = self.raw(name)
+        if not isinstance(value, list):
+            raise self._wrong(name, "a list of integers", value)
+        return tuple(check_integer(v, f"{self.where}: {name}[{i}]", low, high) for i, v in enumerate(value))
+
+    def object(self, name: str) -> Fields:
+        """A nested object."""
+        return Fields(self.raw(name), f"{self.where}: {name}")
+
+    def objects(self, name: str) -> Iterator[Fields]:
+        """A list of objects, one by one."""
+        value = self.raw(name)
+        if not isinstance(value, list):
+            raise self._wrong(name, "a list", value)
+        for i, item in enumerate(value):
+            yield Fields(item, f"{self.where}: {name}[{i}]")
+
+    def schema(self, kind: str, version: int) -> None:
+        """The two fields every document begins with: what it is, and the version of its schema."""
+        found = self._left.pop("kind", None)
+        if found != kind:
+            raise SlimfastError(f"{self.where}: expected a document of kind {kind!r}, got {shown(found)}")
+        number = self.raw("schema")
+        if isinstance(number, bool) or number != version:
+            raise SlimfastError(f"{self.where}: expected schema {version} of {kind}, got {shown(number)}")
+
+    def done(self) -> None:
+        """Raise if a field was not read."""
+        if self._left:
+            raise SlimfastError(f"{self.where}: unknown field {shown(next(iter(self._left)))}")

@@ -1,0 +1,109 @@
+"""A plan as plain text: the table that ``print(plan)`` shows, and the explanation of its groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slimfast.graph.groups import ChannelGraph, ChannelGroup
+
+if TYPE_CHECKING:
+    from slimfast.plan_data import GroupPlan, Plan
+
+_SUFFIXES = ("", "K", "M", "G", "T", "P")
+
+
+def quantity(count: float) -> str:
+    """A count in three digits and a decimal suffix: 4652008 -> 4.65M."""
+    step = 0
+    while abs(count) >= 999.5 and step < len(_SUFFIXES) - 1:
+        count /= 1000
+        step += 1
+    if step == 0:
+        return f"{count:.0f}"
+    return f"{count:.{max(0, 2 - len(str(int(count))) + 1)}f}{_SUFFIXES[step]}"
+
+
+def table(plan: Plan) -> str:
+    """One aligned line per group, the totals, and what tau was."""
+    rows: list[tuple[str, ...]] = [
+        ("group", "kind", "width", "", "", "variance", "params", "", "", "MACs", "", "", "by")
+    ]
+    rows += [_row(group) for group in plan.groups]
+    before, after = plan.cost_before, plan.cost_after
+    total = ("network", "", "", "", "", "")
+    rows.append((*total, *_change(before.params, after.params), *_change(before.macs, after.macs), ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    left = {0, 1, 4, 8, 11, 12}
+    lines = [
+        " ".join(
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = "-" * max(len(line.rstrip()) for line in lines)
+    body = [line.rstrip() for line in lines]
+    return "\n".join([body[0], rule, *body[1:-1], rule, body[-1], *_notes(plan)])
+
+
+def _row(group: GroupPlan) -> tuple[str, ...]:
+    return (
+        group.name,
+        group.kind,
+        str(group.n),
+        "->",
+        str(group.width),
+        f"{group.explained_variance:.4f}",
+        *_change(group.before.params, group.after.params),
+        *_change(group.before.macs, group.after.macs),
+        _by(group),
+    )
+
+
+def _by(group: GroupPlan) -> str:
+    if group.chosen != "tau":
+        return group.chosen
+    return f"{group.dtype}{'' if group.certified else ' (not certified)'}"
+
+
+def _change(before: int, after: int) -> tuple[str, str, str]:
+    return quantity(before), "->", quantity(after)
+
+
+def _notes(plan: Plan) -> list[str]:
+    before, after = plan.cost_before, plan.cost_after
+    notes = []
+    if plan.explained_variance is not None:
+        notes.append(f"explained variance >= {plan.explained_variance:.6f} in every group chosen by it")
+    for name, asked in plan.budget.items():
+        if name in ("params", "macs"):
+            old, new = getattr(before, name), getattr(after, name)
+            share = f"{new / old:.4f} of the original" if old else "of none"
+            notes.append(f"{name}: asked for {asked:g}, reached {new:,} of {old:,} ({share})")
+    if plan.multiple_of > 1:
+        notes.append(f"widths are multiples of {plan.multiple_of}, or whole")
+    again = [g.name for g in plan.groups if g.chosen == "tau" and g.dtype == "float64"]
+    if again:
+        notes.append(f"measured in float64: {', '.join(again)}")
+    notes.append(
+        "a group's params and MACs: of the tensors and operations it takes part in, which groups share"
+    )
+    return notes
+
+
+def explanation(plan: Plan, graph: ChannelGraph) -> str:
+    """What each group couples, member by member, and what is left alone and why."""
+    widths = plan.widths()
+    parts = [_explain_group(group, widths[group.name]) for group in graph.groups]
+    if graph.frozen:
+        lines = [f"  {f.tensor} dim {f.dim}: {f.reason} ({f.module})" for f in graph.frozen]
+        parts.append("\n".join(["left alone:", *lines]))
+    return "\n\n".join(parts)
+
+
+def _explain_group(group: ChannelGroup, width: int) -> str:
+    lines = [f"{group.name} ({group.kind}): {group.n} -> {width} units, removed together in"]
+    lines += [f"  {m.role:<8} {m.tensor} dim {m.dim}" for m in group.members]
+    if group.inexact:
+        lines.append(f"  removal is not the same as masking: {group.inexact}")
+    return "\n".join(lines)
