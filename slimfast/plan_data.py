@@ -36,14 +36,10 @@ class GroupPlan:
     ``explained_variance``.
 
     ``chosen`` says by what: the network's tau, an override, or the group was left alone. ``certified``: the
-    width is
-    the one float64 arithmetic gives, because float32 settled it or because it was measured in float64
-    (``dtype``;
-    None where nothing was measured). ``keep`` has the sorted kept units once they are selected. ``before``
-    and
-    ``after`` are the cost of the tensors and operations the group takes part in; groups share those, so that
-    these
-    costs add up to more than the network's.
+    width is the one float64 arithmetic gives, because float32 settled it or because it was measured in
+    float64 (``dtype``; None where nothing was measured). ``keep`` has the sorted kept units once they are
+    selected. ``before`` and ``after`` are the cost of the tensors and operations the group takes part in;
+    groups share those, so that these costs add up to more than the network's.
     """
 
     name: str
@@ -65,10 +61,8 @@ class Plan:
     other.
 
     ``explained_variance`` is the network's tau (None where every width was given by hand); ``budget`` is what
-    was
-    asked for; ``shapes`` has the wide shape of every parameter and buffer by name. ``graph`` is at hand where
-    the
-    plan was just made; it is neither compared nor written.
+    was asked for; ``shapes`` has the wide shape of every parameter and buffer by name. ``graph`` is at hand
+    where the plan was just made; it is neither compared nor written.
     """
 
     groups: tuple[GroupPlan, ...]

@@ -20,8 +20,7 @@ class Spectrum:
 
     ``eigenvalues`` (m,) float64, none below zero; the other n - m are zero. ``trace`` is the covariance's.
     ``error`` bounds how far :meth:`explained_variance_ratio` may be from float64 LAPACK's; it is 0 where
-    LAPACK in
-    float64 measured it. ``dtype`` is the arithmetic of the measurement.
+    LAPACK in float64 measured it. ``dtype`` is the arithmetic of the measurement.
     """
 
     name: str
