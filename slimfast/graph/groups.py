@@ -109,6 +109,20 @@ class Operation:
     constants: tuple[Constant, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribute:
+    """A Python attribute of a module that feeds constants and so must always be the surviving length of ``axis``.
+
+    ``name`` is the attribute's, or ``config.name`` for one of an object the module holds; ``index`` is the place in
+    it where it is a tuple or list. Found by a trial cut (:mod:`slimfast.graph.surgery`).
+    """
+
+    module: str
+    name: str
+    index: int | None
+    axis: Axis
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     """What is left alone and why: ``tensor`` dim ``dim``, because of ``reason`` at ``module``."""
@@ -125,6 +139,7 @@ class ChannelGraph:
 
     ``axes`` has the axes of every parameter and buffer by its name; ``tied`` maps further names of a shared tensor
     to the first one. ``operations`` are in execution order. ``inputs`` describes the example it was traced with.
+    ``attributes`` are the Python attributes that must follow the widths, None before a trial cut has found them.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -134,6 +149,7 @@ class ChannelGraph:
     frozen: tuple[Frozen, ...]
     inputs: Any
     tied: Mapping[str, str] = field(default_factory=dict)
+    attributes: tuple[Attribute, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.groups)
