@@ -1,0 +1,237 @@
+"""Where parameters come from: a module, a mapping of tensors, or a file, read one tensor at a time.
+
+Files from strangers are never unpickled: ``.safetensors`` holds no code, and pickles go through
+``torch.load(weights_only=True)``, which refuses what is not a tensor or a plain container.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from slimfast.errors import SlimfastError
+
+Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+
+PICKLES = (".pth", ".pt", ".th", ".bin")
+SUFFIXES = (".safetensors", ".safetensors.index.json", *PICKLES)
+# Where training scripts put the state dict inside a checkpoint, in the order in which they are looked for.
+_NESTED = "state_dict model_state_dict model state_dict_ema model_ema ema params_ema params net weights"
+# What wrappers put before every name: data parallelism, torch.compile.
+_PREFIXES = ("module.", "_orig_mod.")
+# safetensors' names of the element types that hold weights, with their torch dtypes; others are not layers.
+_FLOATING = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What is known of a tensor before it is read; ``dtype`` is None where its elements are not floating."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Tensors by name, read on demand: ``infos`` is at hand, ``load(name)`` gives the tensor, detached."""
+
+    source: str
+    infos: Mapping[str, TensorInfo]
+    load: Callable[[str], Tensor]
+
+    def info(self, name: str) -> TensorInfo:
+        """What is known of a tensor; :class:`SlimfastError` with the nearest name where there is none."""
+        if name not in self.infos:
+            raise SlimfastError(f"{self.source}: no tensor {name!r}{did_you_mean(name, self.infos)}")
+        return self.infos[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for a message: the nearest of the known names, or nothing."""
+    nearest = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def open_weights(source: Source) -> Weights:
+    """The tensors of ``source``, none read yet where it is a file of safetensors or an index of its shards.
+
+    A module gives its parameters (buffers are no weights), a mapping its tensors. A pickle may hold a bare
+    state dict or one nested under the usual names; a prefix that wrappers put before every name is dropped.
+    Raises :class:`SlimfastError` naming the file, and why it cannot be used.
+    """
+    if isinstance(source, nn.Module):
+        parameters = {k: v.detach() for k, v in source.named_parameters(remove_duplicate=False)}
+        return _in_memory(type(source).__name__, parameters)
+    if isinstance(source, Mapping):
+        return _in_memory("weights", {k: v.detach() for k, v in source.items() if isinstance(v, Tensor)})
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(f"expected a module, a mapping of tensors or a path, got {type(source).__name__}")
+    path = Path(source)
+    if not path.exists():
+        raise SlimfastError(f"cannot read {path}: no such file")
+    if path.name.endswith(".safetensors"):
+        infos = _safetensors_infos(path)
+        return _renamed(Weights(str(path), infos, lambda name: _read_safetensors(path, name)))
+    if path.name.endswith(".safetensors.index.json"):
+        return _renamed(_sharded(path))
+    if path.suffix in PICKLES:
+        return _renamed(_in_memory(str(path), _unpickled(path)))
+    raise SlimfastError(f"cannot read {path}: expected a name ending in {', '.join(SUFFIXES)}")
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Every tensor of a file by name, as :func:`open_weights` finds them."""
+    weights = open_weights(path)
+    return {name: weights.load(name) for name in weights.infos}
+
+
+def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
+    for name, tensor in tensors.items():
+        if tensor.is_meta:
+            raise SlimfastError(f"{label}: expected weights with values, got a meta tensor ({name})")
+    infos = {
+        k: TensorInfo(tuple(v.shape), v.dtype if v.is_floating_point() else None) for k, v in tensors.items()
+    }
+    return Weights(label, infos, tensors.__getitem__)
+
+
+def _renamed(weights: Weights) -> Weights:
+    """The same tensors without the prefix that a wrapper put before every name."""
+    for prefix in _PREFIXES:
+        if weights.infos and all(name.startswith(prefix) for name in weights.infos):
+            return _renamed(_without(prefix, weights))
+    return weights
+
+
+def _without(prefix: str, weights: Weights) -> Weights:
+    infos = {name.removeprefix(prefix): info for name, info in weights.infos.items()}
+    return Weights(weights.source, infos, lambda name: weights.load(prefix + name))
+
+
+def _safetensors_infos(path: Path) -> dict[str, TensorInfo]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {
+                k: TensorInfo(tuple(s.get_shape()), _FLOATING.get(s.get_dtype())) for k, s in slices.items()
+            }
+    except (SafetensorError, OSError) as error:
+        raise SlimfastError(f"cannot read {path}: {_one_line(error)}") from None
+
+
+def _read_safetensors(path: Path, name: str) -> Tensor:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+            return tensor
+    except (SafetensorError, OSError) as error:
+        raise SlimfastError(f"cannot read {path}: {name}: {_one_line(error)}") from None
+
+
+def _sharded(index: Path) -> Weights:
+    """The tensors of an index of shards, which maps each tensor's name to a file of its folder."""
+    files = {name: _shard(index, file) for name, file in _weight_map(index).items()}
+    infos: dict[str, TensorInfo] = {}
+    for shard in sorted(set(files.values())):
+        held = _safetensors_infos(shard)
+        for name in (n for n, file in files.items() if file == shard):
+            if name not in held:
+                raise SlimfastError(f"{index}: {name} is not in {shard.name}")
+            infos[name] = held[name]
+    return Weights(
+        str(index), {n: infos[n] for n in files}, lambda name: _read_safetensors(files[name], name)
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        content: Any = json.loads(index.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise SlimfastError(f"cannot read {index}: {_one_line(error)}") from None
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise SlimfastError(f"cannot read {index}: expected an object 'weight_map' of tensor names and files")
+    return found
+
+
+def _shard(index: Path, file: str) -> Path:
+    """The shard an index names; one outside the index's own folder is refused.
+
+    Links inside the folder are followed: download caches are made of them.
+    """
+    parts = PureWindowsPath(file).parts
+    outside = PurePosixPath(file).is_absolute() or PureWindowsPath(file).anchor or ".." in parts
+    if outside or not file.endswith(".safetensors"):
+        raise SlimfastError(f"{index}: expected .safetensors files inside its folder, got {file!r}")
+    path = index.parent / file
+    if not path.exists():
+        raise SlimfastError(f"cannot read {index}: its shard {file} is missing")
+    return path
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The state dict in a pickle of tensors; the pickle runs no code."""
+    try:
+        # The zip format maps the file instead of reading all of it.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a malformed file can make the reader raise anything
+        raise SlimfastError(f"cannot read {path}: {_load_error(error)}") from None
+    tensors = _state_dict(content)
+    if not tensors:
+        raise SlimfastError(f"cannot read {path}: expected a state dict, got {_describe(content)}")
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _state_dict(content: object) -> dict[str, Tensor]:
+    """The tensors of a bare state dict, or of the first nested in a checkpoint; empty where there is none."""
+    if not isinstance(content, Mapping):
+        return {}
+    for key in _NESTED.split():
+        if isinstance(content.get(key), Mapping):
+            nested = _state_dict(content[key])
+            if nested:
+                return nested
+    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _describe(content: object) -> str:
+    if isinstance(content, Mapping):
+        return f"a dict of {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
+    return f"a {type(content).__name__}"
+
+
+def _load_error(error: Exception) -> str:
+    """Why ``torch.load`` gave up, in one line instead of its page of advice."""
+    text = str(error)
+    wanted = re.search(r"Unsupported (?:global|class): ?(?:GLOBAL )?(\S+)", text)
+    if wanted:
+        return f"the pickle needs {wanted[1]}, refused as it may run code (save its state_dict() instead)"
+    if "Weights only load failed" in text:
+        return "it is not a PyTorch file of tensors"
+    if isinstance(error, EOFError) or "central directory" in text or "zip archive" in text:
+        return "the file is empty or truncated"
+    return _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
