@@ -1,88 +1,241 @@
-"""Spectra: the eigenvalues of each layer's covariance, and the width that preserves a share of the variance."""
+"""Spectra: measured from weights, in float32 where that settles the widths, saved and loaded."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-FloatArray = NDArray[np.float64]
-Dtype = Literal["float32", "float64"]
+from slimfast._json import Fields, parse_object
+from slimfast.errors import SlimfastError
+from slimfast.files import atomic_path
+from slimfast.graph.groups import ChannelGraph
+from slimfast.kernels.dispatch import backend_module
+from slimfast.measuring import Options, Progress, Scaling, measure_layers
+from slimfast.spectrum import Dtype, FloatArray, Spectrum, check_spectrum, check_tau
+from slimfast.unit_matrices import Layer, layers_of
+from slimfast.weights import Source, Weights, did_you_mean, open_weights
+
+__all__ = ["Spectrum", "load_spectra", "measure_again", "measure_spectra", "save_spectra"]
+
+KIND = "slimfast.spectra"
+SCHEMA = 1
+# float32 measurements: F is within FLOAT32_ERROR u (sqrt(d / 128) + sqrt(m)) |S|_F / trace of float64
+# LAPACK's.
+FLOAT32_ERROR = 8.0
+# float64 measurements by other means than LAPACK's.
+FLOAT64_ERROR = 1e-12
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Spectrum:
-    """Eigenvalues, DESCENDING, of the covariance of a layer's n units over d positions: m = min(n, d) of
-    them.
+def measure_spectra(
+    source: Source,
+    graph: ChannelGraph | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    taus: Sequence[float] | None = None,
+    scaling: Scaling = "raw",
+    member_scaling: bool = False,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Spectrum]:
+    """The spectrum of every channel group that has weights of its own, or without a graph of every weight
+    matrix.
 
-    ``eigenvalues`` (m,) float64, none below zero; the other n - m are zero. ``trace`` is the covariance's.
-    ``error`` bounds how far :meth:`explained_variance_ratio` may be from float64 LAPACK's; it is 0 where
-    LAPACK in float64 measured it. ``dtype`` is the arithmetic of the measurement.
+    ``source`` is a module, a mapping of names to tensors, or the path of a file (see
+    :func:`slimfast.weights.open_weights`). The weights of a group's producers form its units' rows, each
+    member centred on its own, and S = sum of Xc Xc^T / (d - 1) over them. Without a graph every floating
+    tensor of two or more dims is a layer, and dim 0 its units.
+
+    float32 (float64 for float64 weights) unless ``dtype`` says otherwise. With ``taus``, the layers of which
+    float32 does not settle the width at each of them are measured again, in float64; where that comes within
+    1e-12 of a tau, by LAPACK in float64, which defines the width. ``scaling="unit"`` gives every unit unit
+    variance, and ``member_scaling`` every member of a group the same total variance. ``progress`` is called
+    with the number of layers done and of all.
+
+    Raises :class:`SlimfastError` naming the layer for weights that are missing, empty, of another shape than
+    the graph's, or not finite.
     """
-
-    name: str
-    n: int
-    d: int
-    eigenvalues: FloatArray
-    trace: float
-    error: float
-    dtype: Dtype
-
-    def explained_variance_ratio(self) -> FloatArray:
-        """F(1), ..., F(m): the share of the variance in the k largest eigenvalues. All 1 for a layer of none."""
-        total = float(self.eigenvalues.sum())
-        if total <= 0.0:
-            return np.ones_like(self.eigenvalues)
-        ratio: FloatArray = np.minimum(np.cumsum(self.eigenvalues) / total, 1.0)
-        ratio[-1] = 1.0
-        return ratio
-
-    def ratio(self, width: int) -> float:
-        """F(width): the share of the variance that ``width`` units can explain; 0 units explain nothing."""
-        if not 0 <= width <= self.n:
-            raise ValueError(f"ratio: expected a width in 0..{self.n}, got {width} ({self.name})")
-        if width == 0:
-            return 0.0
-        return float(self.explained_variance_ratio()[min(width, len(self.eigenvalues)) - 1])
-
-    def rank(self) -> int:
-        """Numerical rank: the eigenvalues above m u l_1 (u of float64), at least 1."""
-        floor = len(self.eigenvalues) * np.finfo(np.float64).eps * float(self.eigenvalues[0])
-        return max(1, int(np.count_nonzero(self.eigenvalues > floor)))
-
-    def width(self, *, explained_variance: float = 0.95) -> int:
-        """k(tau) = min {k : F(k) >= tau}; never more than the numerical rank. A layer without variance needs
-        1.
-        """
-        check_tau("width", explained_variance, self.name)
-        first = int(np.searchsorted(self.explained_variance_ratio(), explained_variance)) + 1
-        return min(first, self.rank())
-
-    def certified(self, *, explained_variance: float = 0.95) -> bool:
-        """Whether every F within ``error`` of the measured one gives the same :meth:`width`."""
-        check_tau("certified", explained_variance, self.name)
-        if self.error == 0.0:
-            return True
-        ratio = self.explained_variance_ratio()
-        low = int(np.searchsorted(ratio, explained_variance - self.error))
-        high = int(np.searchsorted(ratio, explained_variance + self.error))
-        return low == high
-
-    def effective_rank(self) -> float:
-        """exp of the entropy of the normalised eigenvalues, in 1..m (Roy & Vetterli, EUSIPCO 2007)."""
-        positive = self.eigenvalues[self.eigenvalues > 0.0]
-        if positive.size == 0:
-            return 1.0
-        share = positive / positive.sum()
-        return math.exp(-float(np.sum(share * np.log(share))))
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"measure_spectra: expected dtype float32 or float64, got {dtype}")
+    if scaling not in ("raw", "unit"):
+        raise ValueError(f"measure_spectra: expected scaling 'raw' or 'unit', got {scaling!r}")
+    if backend != "auto":
+        backend_module(backend)
+    for tau in taus or ():
+        check_tau("measure_spectra", tau)
+    weights = open_weights(source)
+    layers = layers_of(source, weights, graph)
+    options = Options(dtype=dtype, scaling=scaling, member_scaling=member_scaling, backend=backend)
+    spectra = _measure(layers, weights, options, progress)
+    unsettled = _unsettled(spectra.values(), taus or ())
+    while unsettled:
+        spectra |= _again(layers, weights, spectra, unsettled, backend)
+        unsettled = _unsettled((spectra[name] for name in unsettled), taus or ())
+    return {layer.name: spectra[layer.name] for layer in layers}
 
 
-def check_tau(what: str, tau: float, name: str = "") -> None:
-    """``ValueError`` for an explained variance outside (0, 1]."""
-    if not 0.0 < tau <= 1.0:
-        raise ValueError(
-            f"{what}: expected explained_variance in (0, 1], got {tau}{f' ({name})' if name else ''}"
+def measure_again(
+    source: Source,
+    spectra: Mapping[str, Spectrum],
+    names: Iterable[str],
+    graph: ChannelGraph | None = None,
+    *,
+    backend: str = "auto",
+) -> dict[str, Spectrum]:
+    """The named spectra, each measured one step more exactly than it was, under its own scaling.
+
+    The steps: float32; float64; float64 by LAPACK on the CPU, which is the definition and has no error.
+    """
+    weights = open_weights(source)
+    layers = layers_of(source, weights, graph)
+    known = {layer.name for layer in layers}
+    wanted = list(names)
+    for name in wanted:
+        if name not in known or name not in spectra:
+            raise SlimfastError(f"{weights.source}: no layer {name!r}{did_you_mean(name, known)}")
+    return _again(layers, weights, spectra, wanted, backend)
+
+
+def _unsettled(spectra: Iterable[Spectrum], taus: Sequence[float]) -> list[str]:
+    return [s.name for s in spectra if not all(s.certified(explained_variance=tau) for tau in taus)]
+
+
+def _again(
+    layers: Sequence[Layer],
+    weights: Weights,
+    spectra: Mapping[str, Spectrum],
+    names: Iterable[str],
+    backend: str,
+) -> dict[str, Spectrum]:
+    steps: dict[Options, list[Layer]] = {}
+    wanted = set(names)
+    for layer in layers:
+        if layer.name in wanted:
+            old = spectra[layer.name]
+            exact = old.dtype == "float64"
+            step = Options(
+                dtype=torch.float64,
+                scaling=old.scaling,
+                member_scaling=old.member_scaling,
+                backend="reference" if exact else backend,
+                on_cpu=exact,
+            )
+            steps.setdefault(step, []).append(layer)
+    found: dict[str, Spectrum] = {}
+    for step, some in steps.items():
+        found |= _measure(some, weights, step, None)
+    return found
+
+
+def _measure(
+    layers: Sequence[Layer], weights: Weights, options: Options, progress: Progress | None
+) -> dict[str, Spectrum]:
+    spectra: dict[str, Spectrum] = {}
+    for layer, values, trace, dtype in measure_layers(layers, weights, options):
+        eigenvalues: FloatArray = np.maximum(values.numpy()[::-1], 0.0)
+        name: Dtype = "float64" if dtype == torch.float64 else "float32"
+        exact = options.on_cpu and options.backend == "reference"
+        spectra[layer.name] = Spectrum(
+            name=layer.name,
+            n=layer.n,
+            d=layer.d,
+            eigenvalues=eigenvalues,
+            trace=trace,
+            error=0.0 if exact else _error(eigenvalues, layer.d, name),
+            dtype=name,
+            scaling=options.scaling,
+            member_scaling=options.member_scaling,
         )
+        if progress is not None:
+            progress(len(spectra), len(layers))
+    return spectra
+
+
+def _error(eigenvalues: FloatArray, d: int, dtype: Dtype) -> float:
+    """The bound on F's error: the probabilistic form of the Lidskii and Ky Fan bounds, with a measured
+    constant.
+
+    Sums of d products in blocks of 128 err like sqrt(d / 128) u, a reduction to tridiagonal form like sqrt(m)
+    u, each relative to |S|_F; rigorous bounds are hundreds of times wider and settle nothing.
+    """
+    if dtype == "float64":
+        return FLOAT64_ERROR
+    total = float(eigenvalues.sum())
+    if total <= 0.0:
+        return 0.0
+    spread = float(np.linalg.norm(eigenvalues)) / total
+    unit = float(np.finfo(np.float32).eps) / 2
+    return FLOAT32_ERROR * unit * (math.sqrt(d / 128) + math.sqrt(len(eigenvalues))) * spread
+
+
+def save_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str]) -> None:
+    """Write spectra to a safetensors file, whole or not at all; their fields are JSON in its metadata."""
+    entries = [
+        {
+            "name": name,
+            "n": s.n,
+            "d": s.d,
+            "trace": s.trace,
+            "error": s.error,
+            "dtype": s.dtype,
+            "scaling": s.scaling,
+            "member_scaling": s.member_scaling,
+        }
+        for name, s in spectra.items()
+    ]
+    document = json.dumps({"kind": KIND, "schema": SCHEMA, "spectra": entries}, allow_nan=False)
+    tensors = {name: np.ascontiguousarray(s.eigenvalues) for name, s in spectra.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"slimfast": document})
+
+
+def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
+    """The spectra in a file of :func:`save_spectra`; :class:`SlimfastError` naming a file that is none."""
+    shown = os.fspath(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            document = (file.metadata() or {}).get("slimfast")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, TypeError) as error:
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
+        )
+        raise SlimfastError(f"cannot read {shown}: {reason}") from None
+    if document is None:
+        raise SlimfastError(f"cannot read {shown}: expected a file of spectra, got other tensors")
+    fields = parse_object(document, shown)
+    fields.schema(KIND, SCHEMA)
+    found = [_spectrum_from_json(item, tensors) for item in fields.objects("spectra")]
+    fields.done()
+    if sorted(s.name for s in found) != sorted(tensors):
+        raise SlimfastError(f"cannot read {shown}: expected one entry for each of {len(tensors)} spectra")
+    return {s.name: s for s in found}
+
+
+def _spectrum_from_json(fields: Fields, tensors: Mapping[str, Any]) -> Spectrum:
+    name = fields.string("name")
+    if name not in tensors:
+        raise SlimfastError(f"{fields.where}: no eigenvalues of {name!r}")
+    dtype: Any = fields.string("dtype", ("float32", "float64"))
+    scaling: Any = fields.string("scaling", ("raw", "unit"))
+    spectrum = Spectrum(
+        name=name,
+        n=fields.integer("n", 1),
+        d=fields.integer("d", 1),
+        eigenvalues=tensors[name],
+        trace=fields.number("trace", 0.0, math.inf),
+        error=fields.number("error", 0.0, 1.0),
+        dtype=dtype,
+        scaling=scaling,
+        member_scaling=fields.boolean("member_scaling"),
+    )
+    fields.done()
+    check_spectrum(spectrum)
+    return spectrum

@@ -1,0 +1,112 @@
+"""Spectrum: the eigenvalues of one layer's covariance, and the width that preserves a share of the variance."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimfast.errors import SlimfastError
+from slimfast.measuring import Scaling
+
+FloatArray = NDArray[np.float64]
+Dtype = Literal["float32", "float64"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrum:
+    """Eigenvalues, DESCENDING, of the covariance of a layer's n units over d positions: m = min(n, d) of
+    them.
+
+    ``eigenvalues`` (m,) float64, none below zero; the other n - m are zero. ``trace`` is the covariance's.
+    ``error`` bounds how far :meth:`explained_variance_ratio` may be from float64 LAPACK's; it is 0 where
+    LAPACK in float64 measured it. ``dtype`` is the arithmetic of the measurement; ``scaling`` and
+    ``member_scaling`` are as given to :func:`measure_spectra`.
+    """
+
+    name: str
+    n: int
+    d: int
+    eigenvalues: FloatArray
+    trace: float
+    error: float
+    dtype: Dtype
+    scaling: Scaling = "raw"
+    member_scaling: bool = False
+
+    def explained_variance_ratio(self) -> FloatArray:
+        """F(1), ..., F(m): the share of the variance in the k largest eigenvalues; all 1 where there is none."""
+        total = float(self.eigenvalues.sum())
+        if total <= 0.0:
+            return np.ones_like(self.eigenvalues)
+        ratio: FloatArray = np.minimum(np.cumsum(self.eigenvalues) / total, 1.0)
+        ratio[-1] = 1.0
+        return ratio
+
+    def ratio(self, width: int) -> float:
+        """F(width): the share of the variance that ``width`` units can explain; 0 units explain nothing."""
+        if not 0 <= width <= self.n:
+            raise ValueError(f"ratio: expected a width in 0..{self.n}, got {width} ({self.name})")
+        if width == 0:
+            return 0.0
+        return float(self.explained_variance_ratio()[min(width, len(self.eigenvalues)) - 1])
+
+    def rank(self) -> int:
+        """Numerical rank: the eigenvalues above m u l_1 (u of float64), at least 1."""
+        floor = len(self.eigenvalues) * np.finfo(np.float64).eps * float(self.eigenvalues[0])
+        return max(1, int(np.count_nonzero(self.eigenvalues > floor)))
+
+    def width(self, *, explained_variance: float = 0.95) -> int:
+        """k(tau) = min {k : F(k) >= tau}; never more than the numerical rank. A layer without variance needs
+        1.
+        """
+        check_tau("width", explained_variance, self.name)
+        first = int(np.searchsorted(self.explained_variance_ratio(), explained_variance)) + 1
+        return min(first, self.rank())
+
+    def certified(self, *, explained_variance: float = 0.95) -> bool:
+        """Whether every F within ``error`` of the measured one gives the same :meth:`width`."""
+        check_tau("certified", explained_variance, self.name)
+        if self.error == 0.0:
+            return True
+        ratio = self.explained_variance_ratio()
+        low = int(np.searchsorted(ratio, explained_variance - self.error))
+        high = int(np.searchsorted(ratio, explained_variance + self.error))
+        return low == high
+
+    def effective_rank(self) -> float:
+        """exp of the entropy of the normalised eigenvalues, in 1..m (Roy & Vetterli, EUSIPCO 2007)."""
+        positive = self.eigenvalues[self.eigenvalues > 0.0]
+        if positive.size == 0:
+            return 1.0
+        share = positive / positive.sum()
+        return math.exp(-float(np.sum(share * np.log(share))))
+
+
+def check_tau(what: str, tau: float, name: str = "") -> None:
+    """``ValueError`` for an explained variance outside (0, 1]."""
+    if not 0.0 < tau <= 1.0:
+        raise ValueError(
+            f"{what}: expected explained_variance in (0, 1], got {tau}{f' ({name})' if name else ''}"
+        )
+
+
+def check_spectrum(spectrum: Spectrum) -> None:
+    """:class:`SlimfastError` for a spectrum that no measurement gives: of a wrong length, unordered, not
+    finite.
+    """
+    s, values = spectrum, spectrum.eigenvalues
+    if values.shape != (min(s.n, s.d),) or values.dtype != np.float64:
+        raise SlimfastError(
+            f"{s.name}: expected {min(s.n, s.d)} float64 eigenvalues for {s.n} units over {s.d} positions, "
+            f"got {values.dtype} of shape {values.shape}"
+        )
+    if not np.isfinite(values).all() or not math.isfinite(s.trace):
+        raise SlimfastError(
+            f"{s.name}: expected finite eigenvalues, got {values[~np.isfinite(values)][:1].tolist()}"
+        )
+    if values[-1] < 0 or (np.diff(values) > 0).any():
+        raise SlimfastError(f"{s.name}: expected eigenvalues >= 0 in descending order, got others")

@@ -1,0 +1,137 @@
+"""What is measured together: the n units of a layer or channel group as the rows of one matrix per member
+tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray
+from slimfast.weights import Source, Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """A member tensor of a layer: ``units`` says which unit each index of ``dim`` belongs to (None: its own).
+
+    ``d`` positions a unit; ``bytes`` of the tensor.
+    """
+
+    tensor: str
+    dim: int
+    units: IntArray | None
+    d: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """``n`` units over ``d`` positions, the sum of those of its parts."""
+
+    name: str
+    n: int
+    d: int
+    parts: tuple[Part, ...]
+
+
+def layers_of(source: Source, weights: Weights, graph: ChannelGraph | None) -> list[Layer]:
+    """A layer for each group of the graph that has producers; without a graph, for each floating matrix.
+
+    Without a graph, that is every floating tensor of two or more dims, dim 0 its units; a tied parameter of a
+    module once. Raises :class:`SlimfastError` naming a tensor that is missing, empty, or of another shape
+    than the graph's.
+    """
+    if graph is not None:
+        return [_layer_of_group(group, graph, weights) for group in graph.groups if group.producers()]
+    names = dict(source.named_parameters()) if isinstance(source, nn.Module) else weights.infos
+    found = [
+        _layer_of_tensor(name, weights)
+        for name in names
+        if weights.infos[name].dtype is not None and len(weights.infos[name].shape) >= 2
+    ]
+    if not found:
+        raise SlimfastError(f"{weights.source}: no floating tensor of two or more dims")
+    return found
+
+
+def positions(group: ChannelGroup, graph: ChannelGraph) -> int:
+    """d of a group: the positions over which its producers' weights define each unit."""
+    shapes = {m.tensor: tuple(axis.length for axis in graph.axes[m.tensor]) for m in group.producers()}
+    return sum(
+        math.prod(shapes[m.tensor]) // len(m.units) * _share(m.units, group) for m in group.producers()
+    )
+
+
+def unit_matrix(tensor: Tensor, dim: int, units: IntArray | None = None) -> Tensor:
+    """The tensor as (n, d): row u is all of unit u's slices of ``dim``, flattened; a view where they are in
+    order.
+
+    ``units`` as in :class:`slimfast.graph.groups.Axis`: every unit has equally many indices, -1 belongs to
+    none.
+    """
+    rows = tensor.movedim(dim, 0)
+    if units is None:
+        return rows.reshape(rows.shape[0], -1)
+    order = np.argsort(units, kind="stable")[np.count_nonzero(units < 0) :]
+    first, last = int(order[0]), int(order[-1])
+    if last - first == len(order) - 1 and bool((np.diff(order) == 1).all()):
+        rows = rows[first : last + 1]
+    else:
+        rows = rows.index_select(0, torch.from_numpy(order).to(tensor.device))
+    return rows.reshape(int(units.max()) + 1, -1)
+
+
+def _layer_of_tensor(name: str, weights: Weights) -> Layer:
+    shape = weights.infos[name].shape
+    if 0 in shape:
+        raise SlimfastError(f"{weights.source}: expected a layer with elements, got shape {shape} ({name})")
+    d = math.prod(shape[1:])
+    return Layer(name, shape[0], d, (Part(name, 0, None, d, _bytes(name, weights)),))
+
+
+def _layer_of_group(group: ChannelGroup, graph: ChannelGraph, weights: Weights) -> Layer:
+    parts = []
+    for member in group.producers():
+        name = _stored_name(member.tensor, graph, weights)
+        info = weights.info(name)
+        expected = tuple(axis.length for axis in graph.axes[member.tensor])
+        if info.shape != expected:
+            raise SlimfastError(f"{weights.source}: {name}: expected shape {expected}, got {info.shape}")
+        if info.dtype is None:
+            raise SlimfastError(f"{weights.source}: {name}: expected floating elements ({group.name})")
+        if 0 in expected:
+            raise SlimfastError(
+                f"{weights.source}: expected a layer with elements, got shape {expected} ({name})"
+            )
+        d = math.prod(expected) // len(member.units) * _share(member.units, group)
+        parts.append(Part(name, member.dim, member.units, d, _bytes(name, weights)))
+    return Layer(group.name, group.n, sum(part.d for part in parts), tuple(parts))
+
+
+def _share(units: IntArray, group: ChannelGroup) -> int:
+    """How many indices each unit has; they must be equally many, or its rows would not form a matrix."""
+    counts = np.bincount(units[units >= 0], minlength=group.n)
+    if len(counts) != group.n or counts.min() != counts.max() or counts.max() == 0:
+        raise SlimfastError(
+            f"expected equally many indices for each of {group.n} units, "
+            f"got {counts.min()} to {counts.max()} for {len(counts)} ({group.name})"
+        )
+    return int(counts[0])
+
+
+def _stored_name(name: str, graph: ChannelGraph, weights: Weights) -> str:
+    """The name under which a source holds a tensor: files keep only one name of a tied one."""
+    names: Sequence[str] = (name, *(alias for alias, first in graph.tied.items() if first == name))
+    return next((n for n in names if n in weights.infos), name)
+
+
+def _bytes(name: str, weights: Weights) -> int:
+    info = weights.infos[name]
+    return math.prod(info.shape) * (info.dtype.itemsize if info.dtype else 0)
