@@ -1,0 +1,229 @@
+"""What a training batch is, how a network is called with it, and how batches are shared between processes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from slimfast.distillation.losses import logits_of
+from slimfast.errors import SlimfastError
+
+
+def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
+    """(inputs, targets or None) of a batch: a tensor, (inputs,), (inputs, targets), or a dict of arguments.
+
+    A dict's ``labels`` are its targets, the rest are keyword arguments of the network.
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return _checked(inputs, batch.get("labels"))
+    if isinstance(batch, (tuple, list)) and len(batch) == 1:
+        return _checked(batch[0], None)
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return _checked(batch[0], batch[1])
+    what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sized) else type(batch).__name__
+    raise TypeError(f"a batch must be inputs or (inputs, targets), got a {what}")
+
+
+def _checked(inputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
+    leaves = inputs.values() if isinstance(inputs, Mapping) else inputs if _is_sequence(inputs) else (inputs,)
+    # A tokenizer's dict may also carry plain values, but somewhere there is a tensor.
+    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+        raise TypeError(
+            f"a batch's inputs must be a tensor, or a tuple or dict of them, got {_type_name(inputs)}"
+        )
+    if targets is not None and not isinstance(targets, Tensor):
+        raise TypeError(f"a batch's targets must be a tensor, got {_type_name(targets)}")
+    return inputs, targets
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """``model`` called with one tensor, with a tuple as its arguments, or with a dict as its keywords."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if _is_sequence(inputs) else model(inputs)
+
+
+def describe(inputs: Any) -> str:
+    """Shapes and dtypes of a batch's inputs, for an error message."""
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
+    if _is_sequence(inputs):
+        return ", ".join(describe(value) for value in inputs)
+    if isinstance(inputs, Tensor):
+        return f"{tuple(inputs.shape)} {str(inputs.dtype).removeprefix('torch.')}"
+    return _type_name(inputs)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Nested tuples, lists and dicts with their tensors on ``device``; a tuple comes back as a list."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: to_device(entry, device) for name, entry in value.items()}
+    if _is_sequence(value):
+        return [to_device(entry, device) for entry in value]
+    return value
+
+
+class Feed:
+    """This process's share of the batches of one source, epoch by epoch, on the device of ``accelerator``.
+
+    A plain :class:`DataLoader` is sharded by accelerate (every process has its own batches of the loader's
+    batch size; the sampler's tail is repeated so that all have equally many). Any other iterable is shared by
+    giving each process every n-th batch, the incomplete last round left out.
+    """
+
+    def __init__(self, source: Iterable[Any], accelerator: Any, *, name: str) -> None:
+        if isinstance(source, Iterator):
+            raise TypeError(
+                f"{name} is an iterator, which is empty after one epoch: pass a list or a DataLoader"
+            )
+        if not isinstance(source, Iterable):
+            raise TypeError(f"{name} must be an iterable of batches, got {_type_name(source)}")
+        self._name = name
+        self._accelerator = accelerator
+        self._source: Any = source
+        self._turns = accelerator.num_processes
+        if isinstance(getattr(source, "sampler", None), DistributedSampler):
+            self._turns = 1
+        elif self._turns > 1 and type(source) is DataLoader:
+            self._source = accelerator.prepare_data_loader(source, device_placement=False)
+            self._turns = 1
+
+    def __len__(self) -> int:
+        if not isinstance(self._source, Sized):
+            raise TypeError(f"{self._name} has no length: pass steps_per_epoch")
+        try:
+            length: int = len(self._source) // self._turns
+        except TypeError as error:
+            raise TypeError(f"{self._name} has no length ({error}): pass steps_per_epoch") from error
+        if length == 0:
+            raise SlimfastError(
+                f"{self._name} has no batches for {self._accelerator.num_processes} process(es)"
+            )
+        return length
+
+    def epoch(self, epoch: int, *, seed: int) -> Iterator[Any]:
+        """The batches of epoch ``epoch``. Seeds every generator from ``seed`` and ``epoch``, here and now.
+
+        So an epoch's order and augmentation depend on these two numbers alone, and a resumed run meets the
+        same ones. (Loaders with persistent workers keep their workers' own generators and are the exception.)
+        """
+        seed_everything(seed + epoch)
+        for part in _loader_parts(self._source):
+            if isinstance(generator := getattr(part, "generator", None), torch.Generator):
+                generator.manual_seed(seed + epoch)
+            if callable(set_epoch := getattr(part, "set_epoch", None)):
+                set_epoch(epoch)
+        return self._share()
+
+    def _share(self) -> Iterator[Any]:
+        turn = self._accelerator.process_index if self._turns > 1 else 0
+        batches = iter(self._source)
+        while len(in_turn := list(itertools.islice(batches, self._turns))) == self._turns:
+            yield to_device(in_turn[turn], self._accelerator.device)
+
+
+def _loader_parts(loader: Any) -> list[Any]:
+    """A loader, its samplers, and the samplers these are made of."""
+    found: list[Any] = []
+    waiting = [loader]
+    while waiting:
+        part = waiting.pop()
+        if part is not None and not any(part is known for known in found):
+            found.append(part)
+            waiting += [getattr(part, name, None) for name in ("sampler", "batch_sampler")]
+    return found
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def accuracy(model: nn.Module, batches: Iterable[Any], *, class_dim: int = -1) -> float:
+    """Share of targets in [0, 1] that ``model`` gives its highest logit, in eval mode, on the model's device.
+
+    Targets are class indices; negative ones (padding) are not counted. The mode of ``model`` is restored.
+
+    Raises:
+        SlimfastError: no target in any batch.
+    """
+    right, total = count_right(model, batches, class_dim=class_dim)
+    if total == 0:
+        raise SlimfastError("accuracy: no targets in the batches")
+    return right / total
+
+
+def count_right(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    class_dim: int = -1,
+    turns: int = 1,
+    turn: int = 0,
+    autocast: AbstractContextManager[Any] | None = None,
+) -> tuple[int, int]:
+    """(right, all) targets over every ``turns``-th batch from ``turn``; see :func:`accuracy`."""
+    device = device_of(model)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    total = torch.zeros_like(right)
+    with evaluating(model), torch.no_grad():
+        for batch in itertools.islice(batches, turn, None, turns):
+            inputs, targets = split_batch(to_device(batch, device))
+            if targets is None:
+                raise SlimfastError("accuracy: a batch has no targets")
+            with autocast or nullcontext():
+                found = logits_of(call(model, inputs)).argmax(dim=class_dim)
+            if found.shape != targets.shape:
+                got, wanted = tuple(targets.shape), tuple(found.shape)
+                raise SlimfastError(f"accuracy: targets are {got}, expected class indices {wanted}")
+            right += ((found == targets) & (targets >= 0)).sum()
+            total += (targets >= 0).sum()
+    return int(right), int(total)
+
+
+@contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Each module of ``model`` is back in its own train or eval mode after the block."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """``model`` in eval mode inside the block, each of its modules back in its own mode after it."""
+    with keeping_modes(model):
+        model.eval()
+        yield
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the first parameter or buffer; the CPU for a network without any."""
+    first = next(itertools.chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _is_sequence(value: Any) -> bool:
+    return isinstance(value, (tuple, list))
+
+
+def _type_name(value: Any) -> str:
+    return type(value).__name__

@@ -1,0 +1,110 @@
+"""The state of an unfinished training on disk, the random generators in it, and Ctrl-C that waits for it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from slimfast.errors import SlimfastError
+from slimfast.files import atomic_path
+
+SCHEMA = 1
+FILE = "training.pt"
+_KEYS = {
+    "schema",
+    "recipe",
+    "epoch",
+    "step",
+    "losses",
+    "records",
+    "student",
+    "optimizer",
+    "scaler",
+    "rng",
+    "best",
+}
+
+
+def save_training(folder: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` (tensors and plain values) to ``folder``, whole or not at all."""
+    with atomic_path(folder / FILE) as temporary:
+        torch.save({"schema": SCHEMA, **state}, temporary)
+
+
+def load_training(folder: Path) -> dict[str, Any] | None:
+    """What :func:`save_training` wrote, None where there is nothing; only tensors and plain values are read.
+
+    Raises:
+        SlimfastError: the file is damaged, or not one of ours.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise SlimfastError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
+    # Damage shows as any of a dozen types, from zip to unpickling errors.
+    except Exception as error:
+        raise SlimfastError(f"{os.fspath(path)} is damaged or not a training checkpoint") from error
+    if not isinstance(state, dict) or set(state) != _KEYS:
+        raise SlimfastError(f"{os.fspath(path)} is not a training checkpoint of slimfast")
+    if state["schema"] != SCHEMA:
+        found = state["schema"]
+        raise SlimfastError(f"{os.fspath(path)} has schema {found}, this version of slimfast reads {SCHEMA}")
+    return state
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of the generators of Python, NumPy and torch, as tensors and plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what :func:`rng_state` gave; devices that are not here are passed over."""
+    random.setstate(state["python"])
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    for device, saved in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(saved, device)
+
+
+@contextmanager
+def postponed_interrupt(*, announce: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C inside the block only sets what the yielded function returns; a second one interrupts at once.
+
+    ``announce`` is called at the first. Off the main thread, where signals cannot be caught, it never sets.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    # None: a handler that Python did not install and so cannot put back.
+    before = signal.getsignal(signal.SIGINT) or signal.default_int_handler
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, before)
+        asked.set()
+        announce()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
