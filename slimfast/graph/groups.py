@@ -139,6 +139,7 @@ class ChannelGraph:
 
     ``axes`` has the axes of every parameter and buffer by its name; ``tied`` maps further names of a shared tensor
     to the first one. ``operations`` are in execution order. ``inputs`` describes the example it was traced with.
+    ``itemsize``: bytes of one element of each parameter and buffer (4 where a name is missing).
     ``attributes`` are the Python attributes that must follow the widths, None before a trial cut has found them.
     """
 
@@ -149,6 +150,7 @@ class ChannelGraph:
     frozen: tuple[Frozen, ...]
     inputs: Any
     tied: Mapping[str, str] = field(default_factory=dict)
+    itemsize: Mapping[str, int] = field(default_factory=dict)
     attributes: tuple[Attribute, ...] | None = None
 
     def __len__(self) -> int:
