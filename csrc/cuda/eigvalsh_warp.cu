@@ -1,0 +1,112 @@
+#include "eigvalsh.hpp"
+#include "sturm.cuh"
+#include "tridiagonal.cuh"
+
+namespace slimfast::cuda {
+namespace {
+
+// Traits.
+
+constexpr int kM = kWarpMatrix;
+constexpr int kWarps = 4;
+
+template <class T>
+struct WarpShared {
+    // The row that is being eliminated, the reflection's vector and its companion.
+    alignas(16) T row[kM], u[kM], w[kM];
+    double d[kM], squares[kM];
+};
+
+// Kernel: lane i keeps row i in registers; whatever all lanes need goes through shared memory.
+
+template <class T>
+__global__ void __launch_bounds__(kWarps * 32) warp_per_matrix(const std::int64_t* __restrict__ layers, int count) {
+    const int index = static_cast<int>(blockIdx.x) * kWarps + warp_index();
+    if (index >= count) return;
+    WarpShared<T>& shared = reinterpret_cast<WarpShared<T>*>(shared_memory())[warp_index()];
+    const std::int64_t* layer = layers + std::int64_t{index} * kEigFields;
+    const T* matrix = reinterpret_cast<const T*>(layer[kEigMatrix]);
+    const int size = static_cast<int>(layer[kEigSize]);
+    const std::int64_t row_stride = layer[kEigRowStride];
+    const std::int64_t column_stride = layer[kEigColumnStride];
+    T* out = reinterpret_cast<T*>(layer[kEigOut]);
+    const int lane = lane_index();
+
+    T a[kM];
+    T largest = 0;
+#pragma unroll
+    for (int c = 0; c < kM; ++c) {
+        const int high = c < lane ? lane : c;
+        const int low = c < lane ? c : lane;
+        a[c] = high < size ? matrix[high * row_stride + low * column_stride] : T{0};
+        const T m = magnitude(a[c]);
+        largest = m > largest ? m : largest;
+    }
+    largest = warp_max(largest);
+    if (largest > std::numeric_limits<T>::max()) {
+        if (lane < size) out[lane] = std::numeric_limits<T>::quiet_NaN();
+        return;
+    }
+    const Scale scale(largest);
+#pragma unroll
+    for (int c = 0; c < kM; ++c) a[c] = scale.apply(a[c]);
+
+    double diagonal = 0;
+    double below = 0;  // the off-diagonal entry (lane, lane - 1)
+    for (int s = size - 1; s >= 0; --s) {
+        if (lane == s) {
+#pragma unroll
+            for (int c = 0; c < kM; ++c) shared.row[c] = a[c];
+        }
+        __syncwarp();
+        const T x = lane < s ? shared.row[lane] : T{0};
+        const double alpha = s > 0 ? static_cast<double>(shared.row[s - 1]) : 0.0;
+        if (lane == s) diagonal = static_cast<double>(shared.row[s]);
+        const double rest = warp_sum(lane < s - 1 ? static_cast<double>(x) * static_cast<double>(x) : 0.0);
+        const Reflection reflection = Reflection::of(alpha, rest, T{});
+        if (lane == s) below = reflection.beta;
+        const T u = lane == s - 1 ? static_cast<T>(reflection.head) : x;
+        shared.u[lane] = u;
+        __syncwarp();
+        T y = 0;
+#pragma unroll
+        for (int c = 0; c < kM; ++c) y += a[c] * shared.u[c];
+        const double dot = warp_sum(static_cast<double>(y) * static_cast<double>(u));
+        const T gamma = static_cast<T>(0.5 * reflection.t * reflection.t * dot);
+        const T w = lane < s ? static_cast<T>(reflection.t) * y - gamma * u : T{0};
+        shared.w[lane] = w;
+        __syncwarp();
+#pragma unroll
+        for (int c = 0; c < kM; ++c) a[c] -= u * shared.w[c] + w * shared.u[c];
+    }
+
+    const double next_below = __shfl_down_sync(kAllLanes, below, 1);
+    const double reach = lane < size ? fabs(diagonal) + fabs(below) + (lane + 1 < size ? fabs(next_below) : 0.0) : 0.0;
+    const double bound = warp_max(reach) * kBoundSlack;
+    const double unit = bound > 0.0 ? 1.0 / bound : 0.0;
+    shared.d[lane] = diagonal * unit;
+    shared.squares[lane] = square_for_sturm(below * unit);
+    __syncwarp();
+    if (lane < size) {
+        const double value =
+            quarter_interval(shared.d, shared.squares, size, lane, -1.0, 2.0, (sturm_bits<T>() + 2) / 2);
+        out[lane] = static_cast<T>(value * bound * scale.undo());
+    }
+}
+
+}  // namespace
+
+// Launch and entry.
+
+void eigvalsh_warp(Stream stream, const std::int64_t* layers, int count, bool is_double) {
+    const std::int64_t blocks = (count + kWarps - 1) / kWarps;
+    if (is_double) {
+        launch("eigvalsh_warp", warp_per_matrix<double>, stream,
+               Shape{blocks, kWarps * 32, kWarps * sizeof(WarpShared<double>)}, layers, count);
+    } else {
+        launch("eigvalsh_warp", warp_per_matrix<float>, stream,
+               Shape{blocks, kWarps * 32, kWarps * sizeof(WarpShared<float>)}, layers, count);
+    }
+}
+
+}  // namespace slimfast::cuda

@@ -1,0 +1,141 @@
+// slimfast._cuda: the kernels' entries for Python. Pointers and places are integers, a stream is (device, handle),
+// and what a table holds is said in the op's header. Built against the CPU header, the same module is
+// slimfast._cuda_emulated, with the emulation's controls.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "covariance.hpp"
+#include "eigvalsh.hpp"
+#include "gather.hpp"
+#include "pivoted_cholesky.hpp"
+
+#ifdef SLIMFAST_CUDA_EMULATION
+#include "emulation/cuda_on_cpu.hpp"
+#define SLIMFAST_MODULE _cuda_emulated
+#else
+#define SLIMFAST_MODULE _cuda
+#endif
+
+namespace py = pybind11;
+namespace cuda = slimfast::cuda;
+
+namespace {
+
+using Address = std::uintptr_t;
+using Free = py::call_guard<py::gil_scoped_release>;
+
+template <class T>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+const std::int64_t* table_at(Address address) { return pointer<const std::int64_t>(address); }
+
+#ifdef SLIMFAST_CUDA_EMULATION
+void set_order(const std::string& order, std::uint64_t seed) {
+    using emulation::Order;
+    if (order != "forward" && order != "reverse" && order != "shuffled") {
+        throw py::value_error("order: expected forward, reverse or shuffled, got " + order);
+    }
+    emulation::settings().order =
+        order == "forward" ? Order::kForward : (order == "reverse" ? Order::kReverse : Order::kShuffled);
+    emulation::settings().seed = seed;
+}
+
+void bind_emulation(py::module_& module) {
+    module.def("set_order", set_order, py::arg("order"), py::arg("seed") = 1);
+    module.def("skip_barrier", [](const std::string& site) { emulation::settings().skip = site; });
+    module.def("take_barrier_sites", emulation::take_barrier_sites);
+    module.def("set_device", [](std::size_t shared_bytes, bool clusters) {
+        emulation::settings().shared_limit = shared_bytes;
+        emulation::settings().clusters = clusters;
+    });
+}
+#endif
+
+}  // namespace
+
+PYBIND11_MODULE(SLIMFAST_MODULE, module) {
+    module.doc() = "CUDA kernels of slimfast; see slimfast/_cuda.pyi";
+
+    module.attr("GATHER_TILE") = cuda::kGatherTile;
+    module.attr("COVARIANCE_SMALL_TILE") = cuda::kCovarianceSmallTile;
+    module.attr("COVARIANCE_LARGE_TILE") = cuda::kCovarianceLargeTile;
+    module.attr("COVARIANCE_CHUNK") = cuda::kCovarianceChunk;
+    module.attr("MOMENT_ROWS") = cuda::kMomentRows;
+    module.attr("WARP_MATRIX") = cuda::kWarpMatrix;
+    module.attr("MAX_CLUSTER") = cuda::kMaxCluster;
+    module.attr("STURM_VALUES") = cuda::kSturmValues;
+
+    module.def("device_limits", [](int device) {
+        const cuda::DeviceLimits limits = cuda::device_limits(device);
+        return py::make_tuple(limits.shared_bytes, limits.clusters);
+    });
+    module.def(
+        "gather",
+        [](int device, Address stream, Address table, int count, std::int64_t tiles) {
+            cuda::gather({device, stream}, table_at(table), count, tiles);
+        },
+        Free());
+    module.def(
+        "row_moments",
+        [](int device, Address stream, Address table, int count, std::int64_t blocks, Address means, Address squares) {
+            cuda::row_moments({device, stream}, table_at(table), count, blocks, pointer<double>(means),
+                              pointer<double>(squares));
+        },
+        Free());
+    module.def(
+        "covariance_traces",
+        [](int device, Address stream, Address layers, int count, Address squares, Address traces) {
+            cuda::covariance_traces({device, stream}, table_at(layers), count, pointer<const double>(squares),
+                                    pointer<double>(traces));
+        },
+        Free());
+    module.def(
+        "covariance_tiles",
+        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double, int tile,
+           Address means, Address workspace) {
+            cuda::covariance_tiles({device, stream}, table_at(table), count, blocks, in_double, tile,
+                                   pointer<const double>(means), pointer<void>(workspace));
+        },
+        Free());
+    module.def(
+        "covariance_finish",
+        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double, int tile,
+           Address workspace) {
+            cuda::covariance_finish({device, stream}, table_at(table), count, blocks, in_double, tile,
+                                    pointer<const void>(workspace));
+        },
+        Free());
+    module.def(
+        "eigvalsh_warp",
+        [](int device, Address stream, Address layers, int count, bool is_double) {
+            cuda::eigvalsh_warp({device, stream}, table_at(layers), count, is_double);
+        },
+        Free());
+    module.def(
+        "tridiagonalise",
+        [](int device, Address stream, Address layers, int count, bool is_double, std::int64_t largest,
+           unsigned cluster, bool in_shared) {
+            cuda::tridiagonalise({device, stream}, table_at(layers), count, is_double, largest, cluster, in_shared);
+        },
+        Free());
+    module.def(
+        "sturm_eigenvalues",
+        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool is_double,
+           std::int64_t largest) {
+            cuda::sturm_eigenvalues({device, stream}, table_at(table), count, blocks, is_double, largest);
+        },
+        Free());
+    module.def("tridiagonalise_shared_bytes", cuda::tridiagonalise_shared_bytes);
+    module.def("packed_elements", cuda::packed_elements);
+    module.def(
+        "pivoted_cholesky",
+        [](int device, Address stream, Address layers, int count, bool is_double, unsigned cluster) {
+            cuda::pivoted_cholesky({device, stream}, table_at(layers), count, is_double, cluster);
+        },
+        Free());
+#ifdef SLIMFAST_CUDA_EMULATION
+    bind_emulation(module);
+#endif
+}

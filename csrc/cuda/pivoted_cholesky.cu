@@ -1,0 +1,146 @@
+#include "pivoted_cholesky.hpp"
+
+#include <limits>
+
+#include "reduce.cuh"
+
+namespace slimfast::cuda {
+namespace {
+
+// Traits.
+
+constexpr unsigned kThreads = 512;
+constexpr int kWarps = kThreads / 32;
+// Entries of the picked row of the factor that are in shared memory at a time.
+constexpr int kStaged = 1024;
+constexpr unsigned kMaxCluster = 8;
+// In place of the variance left to a row that was picked.
+constexpr double kPicked = -1.0;
+
+struct Candidate {
+    double left;
+    std::int64_t row;
+    double sum;  // of the variance left to all rows seen
+};
+
+// The larger variance, and of equal ones the smaller index; so the order of the comparisons does not matter.
+__device__ inline Candidate better(const Candidate& a, const Candidate& b) {
+    const bool first = a.left > b.left || (a.left == b.left && a.row < b.row);
+    return {first ? a.left : b.left, first ? a.row : b.row, a.sum + b.sum};
+}
+
+struct Shared {
+    // Two sets in turn: who is a step ahead must not write what others still read.
+    Candidate warps[2][kWarps];
+    Candidate block[2];
+    double pick[kStaged];
+};
+
+// Kernel: each thread owns the rows i, i + threads, ... of the matrix in the cluster's count of threads.
+
+// The best row of the whole cluster and the sum over all rows, known to every thread.
+__device__ Candidate best_row(Candidate mine, Shared& shared, unsigned cluster, int step) {
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) {
+        const Candidate other{__shfl_xor_sync(kAllLanes, mine.left, mask), __shfl_xor_sync(kAllLanes, mine.row, mask),
+                              __shfl_xor_sync(kAllLanes, mine.sum, mask)};
+        mine = better(mine, other);
+    }
+    Candidate* warps = shared.warps[step % 2];
+    if (lane_index() == 0) warps[warp_index()] = mine;
+    __syncthreads();
+    Candidate best = warps[0];
+    for (int w = 1; w < kWarps; ++w) best = better(best, warps[w]);
+    if (cluster == 1) return best;
+    Candidate& published = shared.block[step % 2];
+    if (threadIdx.x == 0) published = best;
+    cluster_barrier();
+    best = *peer_shared(&published, 0);
+    for (unsigned rank = 1; rank < cluster; ++rank) best = better(best, *peer_shared(&published, rank));
+    return best;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    factorise(const std::int64_t* __restrict__ layers, unsigned cluster) {
+    Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
+    const std::int64_t* layer = layers + std::int64_t{blockIdx.x / cluster} * kPivotFields;
+    const T* matrix = reinterpret_cast<const T*>(layer[kPivotMatrix]);
+    const std::int64_t size = layer[kPivotSize];
+    const std::int64_t rank = layer[kPivotRank];
+    const std::int64_t row_stride = layer[kPivotRowStride];
+    double* left = reinterpret_cast<double*>(layer[kPivotLeft]);
+    double* columns = reinterpret_cast<double*>(layer[kPivotColumns]);
+    T* factor = reinterpret_cast<T*>(layer[kPivotFactor]);
+    T* residual = reinterpret_cast<T*>(layer[kPivotResidual]);
+    auto* order = reinterpret_cast<std::int64_t*>(layer[kPivotOrder]);
+    const bool leader = threadIdx.x == 0 && (cluster == 1 || cluster_rank() == 0);
+    const std::int64_t first = (cluster == 1 ? 0 : cluster_rank()) * kThreads + threadIdx.x;
+    const std::int64_t stride = std::int64_t{cluster} * kThreads;
+    const Candidate none{-1.0, size, 0.0};
+
+    Candidate mine = none;
+    for (std::int64_t i = first; i < size; i += stride) {
+        const auto variance = static_cast<double>(matrix[i * row_stride + i]);
+        left[i] = variance > 0.0 ? variance : 0.0;
+        mine = better(mine, {left[i], i, left[i]});
+    }
+    double floor = 0;
+    std::int64_t step = 0;
+    for (; step <= rank; ++step) {
+        const Candidate pick = best_row(mine, shared, cluster, static_cast<int>(step % 2));
+        if (step == 0) {
+            floor = static_cast<double>(size) * static_cast<double>(std::numeric_limits<T>::epsilon()) * pick.left;
+        } else if (leader) {
+            residual[step - 1] = static_cast<T>(pick.sum);
+        }
+        if (step == rank || pick.left <= floor) break;
+        const double root = sqrt(pick.left);
+        double* column = columns + step * size;
+        mine = none;
+        // The rows a thread owns, in turns of the staged entries so that long factors fit.
+        for (std::int64_t i = first; i - first % kThreads < size; i += stride) {
+            const bool live = i < size && left[i] != kPicked;
+            double value = live ? static_cast<double>(matrix[pick.row * row_stride + i]) : 0.0;
+            for (std::int64_t begin = 0; begin < step; begin += kStaged) {
+                const int staged = static_cast<int>(min(std::int64_t{kStaged}, step - begin));
+                __syncthreads();
+                for (int j = static_cast<int>(threadIdx.x); j < staged; j += kThreads) {
+                    // Another block may have written it: past the first-level cache.
+                    shared.pick[j] = __ldcg(columns + (begin + j) * size + pick.row);
+                }
+                __syncthreads();
+                if (!live) continue;
+                const double* rows = columns + begin * size + i;
+#pragma unroll 4
+                for (int j = 0; j < staged; ++j) value -= rows[j * size] * shared.pick[j];
+            }
+            if (i >= size) continue;
+            value = live ? value / root : 0.0;
+            column[i] = value;
+            if (factor != nullptr) factor[step * size + i] = static_cast<T>(value);
+            if (!live) continue;
+            const double rest = left[i] - value * value;
+            left[i] = i == pick.row ? kPicked : (rest > 0.0 ? rest : 0.0);
+            if (i != pick.row) mine = better(mine, {left[i], i, left[i]});
+        }
+        if (leader) order[step] = pick.row;
+    }
+    if (leader) *reinterpret_cast<std::int64_t*>(layer[kPivotPicked]) = step;
+    if (cluster > 1) cluster_barrier();
+}
+
+}  // namespace
+
+// Launch and entry.
+
+void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, bool is_double, unsigned cluster) {
+    const Shape shape{std::int64_t{count} * cluster, kThreads, sizeof(Shared), cluster};
+    if (is_double) {
+        launch("pivoted_cholesky", factorise<double>, stream, shape, layers, cluster);
+    } else {
+        launch("pivoted_cholesky", factorise<float>, stream, shape, layers, cluster);
+    }
+}
+
+}  // namespace slimfast::cuda

@@ -1,0 +1,22 @@
+// Where the kernels of a call run: a device and one of its streams.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace slimfast::cuda {
+
+struct Stream {
+    int device;
+    std::uintptr_t handle;
+};
+
+// What decides the shape of a launch.
+struct DeviceLimits {
+    std::size_t shared_bytes;  // per block, with the opt-in
+    bool clusters;             // thread-block clusters and distributed shared memory
+};
+
+DeviceLimits device_limits(int device);
+
+}  // namespace slimfast::cuda

@@ -1,0 +1,47 @@
+// What the reductions to tridiagonal form share: the scale of a matrix and one Householder reflection.
+#pragma once
+
+#include <limits>
+
+#include "reduce.cuh"
+
+namespace slimfast::cuda {
+
+// |x|, or infinity where x is not finite: the maximum over a matrix tells both its scale and whether it is sound.
+template <class T>
+__device__ inline T magnitude(T x) {
+    const T positive = x < T{0} ? -x : x;
+    return positive <= std::numeric_limits<T>::max() ? positive : std::numeric_limits<T>::infinity();
+}
+
+// The power of two that brings a largest magnitude into [1, 2); the eigenvalues are multiplied back by `undo`.
+struct Scale {
+    int exponent;
+
+    __device__ explicit Scale(double largest) : exponent(1) {
+        if (largest > 0.0) frexp(largest, &exponent);
+        --exponent;
+    }
+    template <class T>
+    __device__ T apply(T x) const {
+        return static_cast<T>(ldexp(static_cast<double>(x), -exponent));
+    }
+    __device__ double undo() const { return ldexp(1.0, exponent); }
+};
+
+// H = I - t u u^T with u = (x_0, ..., x_{k-1}, head) maps (x_0, ..., x_{k-1}, alpha) to (0, ..., 0, beta).
+struct Reflection {
+    double t, head, beta;
+
+    // `rest` is the sum of squares of x_0 .. x_{k-1}, of a matrix whose entries are below 2: what lies under the
+    // floor is far below the rounding of the matrix and is left out, which keeps t within the range of T.
+    template <class T>
+    __device__ static Reflection of(double alpha, double rest, T) {
+        const double negligible = 1e-4 * static_cast<double>(std::numeric_limits<T>::epsilon());
+        if (!(rest > negligible * negligible)) return {0.0, 0.0, alpha};
+        const double beta = alpha > 0.0 ? -sqrt(alpha * alpha + rest) : sqrt(alpha * alpha + rest);
+        return {1.0 / (beta * (beta - alpha)), alpha - beta, beta};
+    }
+};
+
+}  // namespace slimfast::cuda
