@@ -161,8 +161,8 @@ class _Lengths:
         kept = np.append(shares, 1.0)
         terms = self._counts * kept[self._factors].prod(axis=1)
         # What is left over is the rounding of w / n: the indices of an axis are whole.
-        lengths: FloatArray = np.bincount(self._axis, weights=terms, minlength=self._number)
-        return np.rint(lengths)
+        lengths: FloatArray = np.rint(np.bincount(self._axis, weights=terms, minlength=self._number))
+        return lengths
 
 
 class _Products:

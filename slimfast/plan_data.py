@@ -32,8 +32,8 @@ _NOTHING = Cost(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """The width of one group: ``width`` of its ``n`` units stay, which explain the share
-    ``explained_variance``.
+    """The width of one group: ``width`` of its ``n`` units stay, which can explain the share
+    ``explained_variance`` of their variance (0 where nothing was measured).
 
     ``chosen`` says by what: the network's tau, an override, or the group was left alone. ``certified``: the
     width is the one float64 arithmetic gives, because float32 settled it or because it was measured in

@@ -53,7 +53,7 @@ def _row(group: GroupPlan) -> tuple[str, ...]:
         str(group.n),
         "->",
         str(group.width),
-        f"{group.explained_variance:.4f}",
+        f"{group.explained_variance:.4f}" if group.dtype or group.width == group.n else "-",
         *_change(group.before.params, group.after.params),
         *_change(group.before.macs, group.after.macs),
         _by(group),

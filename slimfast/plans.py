@@ -2,6 +2,253 @@
 
 from __future__ import annotations
 
-from slimfast.plan_data import GroupPlan, Plan
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-__all__ = ["GroupPlan", "Plan"]
+import numpy as np
+import torch
+from torch import nn
+
+from slimfast.budget import Rounding, Solution, settled, widths_at, widths_within
+from slimfast.costs import CostModel
+from slimfast.errors import SlimfastError
+from slimfast.graph.groups import ChannelGraph, IntArray
+from slimfast.measuring import Progress, Scaling
+from slimfast.plan_data import GroupPlan, Plan
+from slimfast.plan_request import Choice, Request, check_request, choose, rounding_of
+from slimfast.spectra import measure_again, measure_spectra
+from slimfast.spectrum import Spectrum
+
+__all__ = ["GroupPlan", "Plan", "check_plan", "plan", "plan_widths"]
+
+
+def plan_widths(
+    graph: ChannelGraph,
+    spectra: Mapping[str, Spectrum],
+    *,
+    explained_variance: float | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    multiple_of: int = 1,
+    min_width: int = 1,
+    overrides: Mapping[str, int | float] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+) -> Plan:
+    """One width for each channel group of a traced network, from its spectra; takes milliseconds.
+
+    Either ``explained_variance``, the share of its variance that every group keeps, or a budget of ``params``
+    or ``macs`` or both: a share of the original in (0, 1], or above 1 an absolute number. A budget is met by
+    the largest share that all groups can keep; groups that would take their next unit at the same share take
+    it one by one in the order of the graph, so that the next unit of one group would not fit. A budget above
+    what keeping everything needs goes to the units beyond the groups' ranks, in equal shares.
+
+    ``multiple_of`` rounds widths up to multiples, or to the whole group; for heads and blocks of channels,
+    which are cut whole, it is the number of channels that is a multiple. No group gets fewer than
+    ``min_width`` units (or all it has). ``overrides`` sets widths by hand: globs of group names or kinds to a
+    number of units, or as a float to a share of them; the first glob that matches counts, and it counts as it
+    is. Groups that an ``exclude`` glob matches, or no ``include`` glob, are left alone, as are those without
+    weights of their own and those of only one position per unit, whose variance says nothing.
+
+    Raises ``ValueError`` for wrong arguments, and :class:`SlimfastError` for spectra that are missing or not
+    of this network, and for a budget that cannot be reached, with the nearest that can.
+    """
+    request = check_request(
+        explained_variance=explained_variance,
+        params=params,
+        macs=macs,
+        multiple_of=multiple_of,
+        min_width=min_width,
+        overrides=overrides,
+        include=include,
+        exclude=exclude,
+    )
+    problem = _problem(graph, spectra, request)
+    return _plan(problem, spectra, _solve(problem, spectra))
+
+
+def plan(
+    model: nn.Module,
+    example: Any,
+    *,
+    explained_variance: float | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    multiple_of: int = 1,
+    min_width: int = 1,
+    overrides: Mapping[str, int | float] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    spectra: Mapping[str, Spectrum] | None = None,
+    dtype: torch.dtype | None = None,
+    scaling: Scaling = "raw",
+    member_scaling: bool = False,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> Plan:
+    """A plan in one call: the model traced with ``example``, its spectra measured, its widths solved.
+
+    Groups whose width float32 does not settle at the tau that is found are measured again in float64, and the
+    widths solved again until all are settled, so that the plan is the one that float64 LAPACK gives.
+    ``spectra`` saves the first measurement where it was made before. Arguments as for :func:`plan_widths` and
+    :func:`measure_spectra`.
+    """
+    from slimfast.graph import trace_channels
+
+    request = check_request(
+        explained_variance=explained_variance,
+        params=params,
+        macs=macs,
+        multiple_of=multiple_of,
+        min_width=min_width,
+        overrides=overrides,
+        include=include,
+        exclude=exclude,
+    )
+    graph = trace_channels(model, example)
+    if spectra is None:
+        spectra = measure_spectra(
+            model,
+            graph,
+            dtype=dtype,
+            scaling=scaling,
+            member_scaling=member_scaling,
+            backend=backend,
+            progress=progress,
+        )
+    problem = _problem(graph, spectra, request)
+    solution = _solve(problem, spectra)
+    while unsettled := _unsettled(problem, spectra, solution):
+        spectra = {**spectra, **measure_again(model, spectra, unsettled, graph, backend=backend)}
+        solution = _solve(problem, spectra)
+    return _plan(problem, spectra, solution)
+
+
+def check_plan(plan: Plan, model: nn.Module) -> None:
+    """:class:`SlimfastError` naming the first tensor in which ``model`` is not the plan's."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name, shape in plan.shapes.items():
+        if name not in found:
+            raise SlimfastError(f"plan: expected a model with {name} of shape {shape}, got one without it")
+        if found[name] != shape:
+            raise SlimfastError(
+                f"plan: expected a model with {name} of shape {shape}, got shape {found[name]}"
+            )
+    for name, shape in found.items():
+        if name not in plan.shapes:
+            raise SlimfastError(f"plan: expected a model without {name}, got one with it, of shape {shape}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """A request for a graph: ``free`` are the indices of the groups that tau decides, ``fixed`` (g,) all
+    widths with those at full.
+    """
+
+    graph: ChannelGraph
+    request: Request
+    costs: CostModel
+    choices: list[Choice]
+    fixed: IntArray
+    free: IntArray
+    rounding: Rounding
+
+    def spectra(self, spectra: Mapping[str, Spectrum]) -> list[Spectrum]:
+        """The spectra of the free groups."""
+        return [spectra[self.graph.groups[i].name] for i in self.free]
+
+    def widths(self, free: IntArray) -> IntArray:
+        """All widths, with those of the free groups."""
+        widths: IntArray = self.fixed.copy()
+        widths[self.free] = free
+        return widths
+
+
+def _problem(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Request) -> _Problem:
+    if not graph.groups:
+        reasons = "; ".join(sorted({f.reason for f in graph.frozen})[:3])
+        raise SlimfastError(
+            f"plan: the model has no channel group that can be cut{f': {reasons}' if reasons else ''}"
+        )
+    choices = choose(graph, spectra, request)
+    free = [i for i, choice in enumerate(choices) if choice.chosen == "tau"]
+    return _Problem(
+        graph=graph,
+        request=request,
+        costs=CostModel(graph),
+        choices=choices,
+        fixed=np.array([choice.width for choice in choices], dtype=np.int64),
+        free=np.array(free, dtype=np.int64),
+        rounding=rounding_of([graph.groups[i] for i in free], request),
+    )
+
+
+def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | None:
+    """The widths of the free groups; None where every width was given by hand."""
+    request, free = problem.request, problem.spectra(spectra)
+    if request.explained_variance is not None:
+        return widths_at(free, request.explained_variance, problem.rounding)
+    if not request.budget:
+        return None
+    whole = problem.costs.cost(problem.costs.full)
+    return widths_within(
+        free,
+        request.limits(whole),
+        lambda widths: problem.costs.cost(problem.widths(widths)),
+        problem.rounding,
+        whole=whole,
+    )
+
+
+def _unsettled(problem: _Problem, spectra: Mapping[str, Spectrum], solution: Solution | None) -> list[str]:
+    """The free groups whose measurement leaves the width at this tau open."""
+    if solution is None:
+        return []
+    free = problem.spectra(spectra)
+    sure = settled(free, solution.explained_variance, problem.rounding)
+    return [s.name for s, ok in zip(free, sure, strict=True) if not ok]
+
+
+def _plan(problem: _Problem, spectra: Mapping[str, Spectrum], solution: Solution | None) -> Plan:
+    graph, costs = problem.graph, problem.costs
+    widths = problem.fixed if solution is None else problem.widths(solution.widths)
+    unsettled = set(_unsettled(problem, spectra, solution))
+    before, after = costs.group_costs(costs.full), costs.group_costs(widths)
+    groups = []
+    for i, group in enumerate(graph.groups):
+        spectrum = spectra.get(group.name)
+        width, chosen = int(widths[i]), problem.choices[i].chosen
+        groups.append(
+            GroupPlan(
+                name=group.name,
+                kind=group.kind,
+                n=group.n,
+                width=width,
+                explained_variance=_share(spectrum, group.n, width),
+                certified=group.name not in unsettled,
+                dtype=spectrum.dtype if spectrum else None,
+                chosen=chosen,
+                before=before[i],
+                after=after[i],
+            )
+        )
+    return Plan(
+        groups=tuple(groups),
+        explained_variance=None if solution is None else solution.explained_variance,
+        budget=problem.request.asked(),
+        multiple_of=problem.request.multiple_of,
+        cost_before=costs.cost(costs.full),
+        cost_after=costs.cost(widths),
+        shapes={name: tuple(axis.length for axis in axes) for name, axes in graph.axes.items()},
+        inputs=graph.inputs,
+        graph=graph,
+    )
+
+
+def _share(spectrum: Spectrum | None, n: int, width: int) -> float:
+    """F(width) where the group was measured, else 0; 1 for a whole group."""
+    if width == n:
+        return 1.0
+    return spectrum.ratio(width) if spectrum is not None and spectrum.n == n else 0.0

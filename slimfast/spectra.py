@@ -28,8 +28,9 @@ __all__ = ["Spectrum", "load_spectra", "measure_again", "measure_spectra", "save
 KIND = "slimfast.spectra"
 SCHEMA = 1
 # float32 measurements: F is within FLOAT32_ERROR u (sqrt(d / 128) + sqrt(m)) |S|_F / trace of float64
-# LAPACK's.
-FLOAT32_ERROR = 8.0
+# LAPACK's. Over 249 layers of six networks the largest error was 1.2 times the rest of that product, over
+# synthetic matrices (graded, of rank 3, far from zero mean) 2.4 times.
+FLOAT32_ERROR = 16.0
 # float64 measurements by other means than LAPACK's.
 FLOAT64_ERROR = 1e-12
 

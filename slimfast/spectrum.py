@@ -67,14 +67,19 @@ class Spectrum:
         first = int(np.searchsorted(self.explained_variance_ratio(), explained_variance)) + 1
         return min(first, self.rank())
 
+    def width_range(self, *, explained_variance: float = 0.95) -> tuple[int, int]:
+        """The smallest and the largest :meth:`width` over every F within ``error`` of the measured one."""
+        check_tau("width_range", explained_variance, self.name)
+        if self.error == 0.0:
+            width = self.width(explained_variance=explained_variance)
+            return width, width
+        ratio = self.explained_variance_ratio()
+        low, high = np.searchsorted(ratio, [explained_variance - self.error, explained_variance + self.error])
+        return int(low) + 1, min(int(high), len(ratio) - 1) + 1
+
     def certified(self, *, explained_variance: float = 0.95) -> bool:
         """Whether every F within ``error`` of the measured one gives the same :meth:`width`."""
-        check_tau("certified", explained_variance, self.name)
-        if self.error == 0.0:
-            return True
-        ratio = self.explained_variance_ratio()
-        low = int(np.searchsorted(ratio, explained_variance - self.error))
-        high = int(np.searchsorted(ratio, explained_variance + self.error))
+        low, high = self.width_range(explained_variance=explained_variance)
         return low == high
 
     def effective_rank(self) -> float:

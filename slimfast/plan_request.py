@@ -1,0 +1,188 @@
+"""What a plan is asked for: the arguments of ``plan_widths`` checked, and what they mean for each group."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimfast.budget import Rounding
+from slimfast.costs import Cost
+from slimfast.errors import SlimfastError
+from slimfast.graph.groups import ChannelGraph, ChannelGroup
+from slimfast.plan_data import Chosen
+from slimfast.spectrum import Spectrum, check_spectrum, check_tau
+from slimfast.unit_matrices import positions
+from slimfast.weights import did_you_mean
+
+# Groups whose unit is a run of channels, cut whole: multiples are counted in their channels.
+_RUNS = ("head", "block")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The arguments of :func:`slimfast.plan_widths`; ``budget`` has the given ones of ``params`` and
+    ``macs``.
+    """
+
+    explained_variance: float | None
+    budget: Mapping[str, float]
+    multiple_of: int
+    min_width: int
+    overrides: Mapping[str, int | float]
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...]
+
+    def asked(self) -> dict[str, float]:
+        """What was asked for, as a plan keeps it."""
+        if self.explained_variance is not None:
+            return {"explained_variance": self.explained_variance}
+        return dict(self.budget)
+
+    def limits(self, whole: Cost) -> dict[str, float]:
+        """The budget in absolute numbers: one in (0, 1] is a share of the whole."""
+        return {k: v * getattr(whole, k) if v <= 1 else v for k, v in self.budget.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a group gets its width: by tau, or it is ``width`` by hand or because it is left alone."""
+
+    chosen: Chosen
+    width: int
+
+
+def check_request(
+    *,
+    explained_variance: float | None,
+    params: float | None,
+    macs: float | None,
+    multiple_of: int,
+    min_width: int,
+    overrides: Mapping[str, int | float] | None,
+    include: Iterable[str] | None,
+    exclude: Iterable[str] | None,
+) -> Request:
+    """The request of these arguments; ``ValueError`` for what cannot be meant."""
+    budget = {k: v for k, v in {"params": params, "macs": macs}.items() if v is not None}
+    if explained_variance is not None:
+        check_tau("plan", explained_variance)
+        if budget:
+            raise ValueError(
+                f"plan: expected explained_variance or a budget, got both it and {', '.join(budget)}"
+            )
+    elif not budget and not overrides:
+        raise ValueError("plan: expected explained_variance, params or macs, got none of them")
+    for name, value in budget.items():
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"plan: expected {name} in (0, 1] as a share or above 1 as a number, got {value}"
+            )
+    for name, value in {"multiple_of": multiple_of, "min_width": min_width}.items():
+        if not _is_integer(value) or value < 1:
+            raise ValueError(f"plan: expected {name} to be an integer >= 1, got {value!r}")
+    for name, given in {"include": include, "exclude": exclude}.items():
+        if isinstance(given, str):
+            raise ValueError(f"plan: expected {name} to be a list of globs, got the string {given!r}")
+    return Request(
+        explained_variance=explained_variance,
+        budget=budget,
+        multiple_of=multiple_of,
+        min_width=min_width,
+        overrides=dict(overrides or {}),
+        include=None if include is None else tuple(include),
+        exclude=tuple(exclude or ()),
+    )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def choose(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Request) -> list[Choice]:
+    """How each group gets its width, in the order of the graph; the spectra of those that tau decides are
+    checked.
+
+    ``ValueError`` for a glob that matches no group and a width by hand that a group cannot have.
+    """
+    names = [group.name for group in graph.groups] + sorted({group.kind for group in graph.groups})
+    for what, globs in (
+        ("overrides", request.overrides),
+        ("include", request.include or ()),
+        ("exclude", request.exclude),
+    ):
+        for glob in globs:
+            if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+                raise ValueError(f"plan: {what}: no group matches {glob!r}{did_you_mean(glob, names)}")
+    choices = [_choice(group, graph, request) for group in graph.groups]
+    for group, choice in zip(graph.groups, choices, strict=True):
+        if choice.chosen == "tau":
+            _check_group(group, graph, spectra, request)
+    return choices
+
+
+def _choice(group: ChannelGroup, graph: ChannelGraph, request: Request) -> Choice:
+    for glob, value in request.overrides.items():
+        if _matches(group, (glob,)):
+            return Choice("override", _width_by_hand(group, value))
+    included = request.include is None or _matches(group, request.include)
+    tau_given = request.explained_variance is not None or bool(request.budget)
+    measurable = bool(group.producers()) and positions(group, graph) > 1
+    if included and tau_given and measurable and not _matches(group, request.exclude):
+        return Choice("tau", group.n)
+    return Choice("excluded", group.n)
+
+
+def _matches(group: ChannelGroup, globs: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in (group.name, group.kind))
+
+
+def _width_by_hand(group: ChannelGroup, value: int | float) -> int:
+    if _is_integer(value) and 1 <= value <= group.n:
+        return int(value)
+    if isinstance(value, float) and 0.0 < value <= 1.0:
+        return max(1, round(value * group.n))
+    raise ValueError(
+        f"plan: overrides: expected 1 to {group.n} units or a share as a float, got {value!r} ({group.name})"
+    )
+
+
+def _check_group(
+    group: ChannelGroup, graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Request
+) -> None:
+    if group.name not in spectra:
+        raise SlimfastError(f"spectra: none for group {group.name}{did_you_mean(group.name, spectra)}")
+    spectrum = spectra[group.name]
+    d = positions(group, graph)
+    if (spectrum.n, spectrum.d) != (group.n, d):
+        raise SlimfastError(
+            f"spectra: expected {group.n} units over {d} positions, got {spectrum.n} over {spectrum.d} "
+            f"({group.name})"
+        )
+    check_spectrum(spectrum)
+    step = unit_step(group, request.multiple_of)
+    if step > group.n:
+        raise SlimfastError(
+            f"multiple_of: expected at most the {group.n} units of the layer, got {request.multiple_of} "
+            f"({group.name}: exclude it or choose a smaller multiple)"
+        )
+
+
+def unit_step(group: ChannelGroup, multiple_of: int) -> int:
+    """Of how many units a width must be a multiple for the cut axes to be multiples of ``multiple_of``."""
+    if group.kind not in _RUNS:
+        return multiple_of
+    runs = [int(np.count_nonzero(m.units == m.units.max())) for m in group.producers()]
+    return multiple_of // math.gcd(multiple_of, *runs)
+
+
+def rounding_of(groups: Sequence[ChannelGroup], request: Request) -> Rounding:
+    """What the widths of these groups may be."""
+    return Rounding(
+        full=np.array([group.n for group in groups], dtype=np.int64),
+        step=np.array([unit_step(group, request.multiple_of) for group in groups], dtype=np.int64),
+        minimum=request.min_width,
+    )
