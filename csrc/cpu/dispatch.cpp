@@ -1,0 +1,30 @@
+#include "kernels.hpp"
+
+namespace slimfast {
+
+namespace baseline {
+extern const Kernels table;
+}
+#ifdef SLIMFAST_X86
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+const Kernels& kernels(Isa isa) {
+    switch (isa) {
+#ifdef SLIMFAST_X86
+        case Isa::avx512:
+            return avx512::table;
+        case Isa::avx2:
+            return avx2::table;
+#endif
+        default:
+            return baseline::table;
+    }
+}
+
+}  // namespace slimfast

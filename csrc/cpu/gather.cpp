@@ -1,0 +1,156 @@
+#include "gather.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+#include "../common/check.hpp"
+#include "parallel.hpp"
+
+namespace slimfast {
+namespace {
+
+using i64 = std::int64_t;
+
+// Output bytes of one work item: small enough to share out, large enough to hide the sharing.
+constexpr i64 item_bytes = 256 << 10;
+
+struct Item {
+    i64 task, first, last;
+};
+
+template <int bytes>
+inline void move_bytes(char* to, const char* from) {
+    std::memcpy(to, from, bytes);
+}
+
+// memcpy for short runs of any length: whole chunks, then one that overlaps them and ends where the run ends.
+inline void copy_run(char* to, const char* from, i64 bytes) {
+    if (bytes >= 512) {
+        std::memcpy(to, from, bytes);
+    } else if (bytes >= 32) {
+        for (i64 at = 0; at + 32 <= bytes; at += 32) move_bytes<32>(to + at, from + at);
+        move_bytes<32>(to + bytes - 32, from + bytes - 32);
+    } else if (bytes >= 16) {
+        move_bytes<16>(to, from);
+        move_bytes<16>(to + bytes - 16, from + bytes - 16);
+    } else if (bytes >= 8) {
+        move_bytes<8>(to, from);
+        move_bytes<8>(to + bytes - 8, from + bytes - 8);
+    } else if (bytes >= 4) {
+        move_bytes<4>(to, from);
+        move_bytes<4>(to + bytes - 4, from + bytes - 4);
+    } else {
+        for (i64 at = 0; at < bytes; ++at) to[at] = from[at];
+    }
+}
+
+template <class Element>
+void copy_elements(char* to, const char* from, const GatherDim& dim) {
+    Element* out = reinterpret_cast<Element*>(to);
+    const Element* in = reinterpret_cast<const Element*>(from);
+    if (dim.index) {
+        for (i64 i = 0; i < dim.size; ++i) out[i] = in[dim.index[i] * dim.stride];
+    } else {
+        for (i64 i = 0; i < dim.size; ++i) out[i] = in[i * dim.stride];
+    }
+}
+
+i64 position(const GatherDim& dim, i64 i) { return (dim.index ? dim.index[i] : i) * dim.stride; }
+
+// Fewest dims that say the same, at least two: single positions become an offset, indices that are one run
+// become plain, and plain dims that follow each other in memory become one.
+void simplify(GatherTask& task) {
+    std::vector<GatherDim> dims;
+    for (GatherDim dim : task.dims) {
+        if (dim.index && dim.size > 0 && dim.index[dim.size - 1] - dim.index[0] == dim.size - 1) {
+            task.data += dim.index[0] * dim.stride * task.element_bytes;
+            dim.index = nullptr;
+        }
+        if (dim.size == 1) continue;
+        if (!dims.empty() && !dims.back().index && !dim.index &&
+            dims.back().stride == dim.size * dim.stride) {
+            dims.back().size *= dim.size;
+            dims.back().stride = dim.stride;
+        } else {
+            dims.push_back(dim);
+        }
+    }
+    const bool runs = !dims.empty() && !dims.back().index && dims.back().stride == 1;
+    // A last dim that is no run of elements gets a run of one where it would otherwise stand alone.
+    while (dims.size() < 2)
+        dims.insert(runs || !dims.empty() ? dims.begin() : dims.end(), GatherDim{1, 1, nullptr});
+    task.dims = std::move(dims);
+}
+
+i64 rows_of(const GatherTask& task) {
+    i64 rows = 1;
+    for (std::size_t i = 0; i + 1 < task.dims.size(); ++i) rows *= task.dims[i].size;
+    return rows;
+}
+
+// Rows first..last - 1 of the output, a row being its last dim.
+void copy_rows(const GatherTask& task, i64 first, i64 last) {
+    const std::vector<GatherDim>& dims = task.dims;
+    const GatherDim& inner = dims.back();
+    const GatherDim& middle = dims[dims.size() - 2];
+    const i64 row_bytes = inner.size * task.element_bytes;
+    char* to = task.out + first * row_bytes;
+    while (first < last) {
+        // The position of the dims before the last two, then a tight loop over the middle one.
+        i64 rest = first / middle.size;
+        i64 offset = 0;
+        for (std::size_t i = dims.size() - 2; i-- > 0;) {
+            offset += position(dims[i], rest % dims[i].size);
+            rest /= dims[i].size;
+        }
+        const char* base = task.data + offset * task.element_bytes;
+        const i64 start = first % middle.size;
+        const i64 stop = std::min(middle.size, start + last - first);
+        first += stop - start;
+        for (i64 row = start; row < stop; ++row, to += row_bytes) {
+            const char* from = base + position(middle, row) * task.element_bytes;
+            if (!inner.index && inner.stride == 1) {
+                copy_run(to, from, row_bytes);
+                continue;
+            }
+            switch (task.element_bytes) {
+                case 1:
+                    copy_elements<std::uint8_t>(to, from, inner);
+                    break;
+                case 2:
+                    copy_elements<std::uint16_t>(to, from, inner);
+                    break;
+                case 4:
+                    copy_elements<std::uint32_t>(to, from, inner);
+                    break;
+                default:
+                    copy_elements<std::uint64_t>(to, from, inner);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+void gather(std::vector<GatherTask> tasks, int threads) {
+    std::vector<Item> items;
+    for (i64 i = 0; i < static_cast<i64>(tasks.size()); ++i) {
+        GatherTask& task = tasks[i];
+        const i64 bytes = task.element_bytes;
+        require(bytes == 1 || bytes == 2 || bytes == 4 || bytes == 8,
+                "gather: expected elements of 1, 2, 4 or 8 bytes, got ", bytes, " (tensor ", i, ")");
+        bool empty = false;
+        for (const GatherDim& dim : task.dims) empty = empty || dim.size == 0;
+        if (empty) continue;
+        simplify(task);
+        const i64 rows = rows_of(task);
+        const i64 step = std::max<i64>(item_bytes / (task.dims.back().size * bytes), 1);
+        for (i64 row = 0; row < rows; row += step) items.push_back({i, row, std::min(row + step, rows)});
+    }
+    parallel_for(items.size(), threads, [&](i64 at, int) {
+        const Item& item = items[at];
+        copy_rows(tasks[item.task], item.first, item.last);
+    });
+}
+
+}  // namespace slimfast

@@ -1,0 +1,72 @@
+// The inner loops as tables of functions, one table per instruction set (kernels.cpp fills them).
+#pragma once
+
+#include <cstdint>
+
+#include "../common/view.hpp"
+#include "isa.hpp"
+
+namespace slimfast {
+
+// One (rows, cols) block of a covariance over the samples first_sample..last_sample - 1, where variables are
+// the rows of x (by_rows) or its columns. A diagonal block (first_row == first_col) computes its lower tiles
+// only.
+struct CovarianceBlock {
+    MatrixView x;
+    bool by_rows;
+    // The mean of every row of x over its columns is mean[i] + rest[i]; x - mean - rest keeps what is left of
+    // x exactly.
+    const double* mean;
+    const double* rest;
+    std::int64_t first_row, rows;
+    std::int64_t first_col, cols;
+    std::int64_t first_sample, last_sample;
+    // Scratch for the centred samples, packed_elements(rows) and packed_elements(cols) of the result's type.
+    void* packed_rows;
+    void* packed_cols;
+    // (padded(rows), padded(cols)) of the result's type: the sums of products, written.
+    void* sums;
+};
+
+struct CovarianceKernels {
+    // Means of rows first..last - 1 of x over its columns, as CovarianceBlock wants them.
+    void (*row_means)(const MatrixView& x, std::int64_t first, std::int64_t last, double* mean, double* rest);
+    // Fills block.sums; returns the sum of squares of the centred samples, exact to double, of a diagonal
+    // block.
+    double (*block_f32)(const CovarianceBlock& block);
+    double (*block_f64)(const CovarianceBlock& block);
+    // Variables are padded to a multiple of these; samples are packed `samples` at a time.
+    std::int64_t panel_f32, panel_f64, samples;
+};
+
+// A symmetric (m, m) matrix whose lower triangle is read in place, and where its eigenvalues go.
+struct SymmetricMatrix {
+    MatrixView a;
+    void* values;
+};
+
+struct EigvalshKernels {
+    // Bytes of scratch for one matrix of m rows.
+    std::int64_t (*scratch_bytes)(Dtype dtype, std::int64_t m);
+    // All eigenvalues, ascending; NaN throughout for a matrix that is not finite.
+    void (*solve)(const SymmetricMatrix& matrix, void* scratch);
+};
+
+// Column of a pivoted Cholesky step: column -= sum over j < steps of weights[j] * factor[j * n ...], for all
+// n rows.
+struct CholeskyKernels {
+    void (*subtract)(double* column, const double* factor, const double* weights, std::int64_t steps,
+                     std::int64_t n);
+    // left = max(left - column^2, 0); returns nothing else, the caller zeroes what is picked.
+    void (*reduce)(double* left, const double* column, std::int64_t n);
+};
+
+struct Kernels {
+    CovarianceKernels covariance;
+    EigvalshKernels eigvalsh;
+    CholeskyKernels cholesky;
+};
+
+const Kernels& kernels(Isa isa);
+
+}  // namespace slimfast

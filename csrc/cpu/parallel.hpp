@@ -1,0 +1,53 @@
+// The only place that starts threads.
+//
+// With OpenMP the threads are those of the runtime that torch has already loaded, so nothing is
+// oversubscribed; without it they are started for the call. Kernels never nest regions and never throw inside
+// one.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#ifdef SLIMFAST_OPENMP
+#include <omp.h>
+#else
+#include <thread>
+#endif
+
+namespace slimfast {
+
+// Calls body(rank, size) once on each of at most `threads` threads; returns when all have finished. The
+// runtime may give fewer: `size` is what it gave.
+template <class Body>
+void parallel_run(int threads, Body&& body) {
+    if (threads <= 1) {
+        body(0, 1);
+        return;
+    }
+#ifdef SLIMFAST_OPENMP
+#pragma omp parallel num_threads(threads)
+    body(omp_get_thread_num(), omp_get_num_threads());
+#else
+    std::vector<std::thread> others;
+    others.reserve(threads - 1);
+    for (int rank = 1; rank < threads; ++rank)
+        others.emplace_back([&body, rank, threads] { body(rank, threads); });
+    body(0, threads);
+    for (std::thread& other : others) other.join();
+#endif
+}
+
+// Calls body(item, rank) for every item in 0..items-1, in that order as threads become free.
+template <class Body>
+void parallel_for(std::int64_t items, int threads, Body&& body) {
+    std::atomic<std::int64_t> next{0};
+    const int useful = static_cast<int>(items < threads ? items : threads);
+    parallel_run(useful, [&](int rank, int) {
+        for (std::int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;)
+            body(item, rank);
+    });
+}
+
+}  // namespace slimfast

@@ -1,0 +1,104 @@
+"""The C++ kernels of ``slimfast._cpu``: tensors on the CPU, any strides, torch's number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from slimfast import _native
+
+# The codes of csrc/common/view.hpp.
+_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_ELEMENT_BYTES = (1, 2, 4, 8)
+
+
+def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
+    """The module's saved import error, and every kind of tensor here that it does not read."""
+    native = _native.cpu()
+    reasons = [] if native.reason is None else [native.reason]
+    reasons += [
+        f"tensors on {kind}, not on the CPU" for kind in sorted({t.device.type for t in inputs} - {"cpu"})
+    ]
+    layouts = {str(t.layout) for t in inputs if t.layout != torch.strided}
+    reasons += [f"tensors of layout {layout}" for layout in sorted(layouts)]
+    if op == "gather":
+        unfit = {str(t.dtype) for t in inputs if t.element_size() not in _ELEMENT_BYTES}
+        reasons += [f"elements of {dtype}" for dtype in sorted(unfit)]
+    return reasons
+
+
+def _module() -> ModuleType:
+    module = _native.cpu().module
+    assert module is not None, "select_backend asks why_not first"
+    return module
+
+
+def _view(x: Tensor) -> tuple[int, int, int, int, int, int]:
+    rows, cols = x.shape
+    row_stride, col_stride = x.stride()
+    return x.data_ptr(), _CODES[x.dtype], rows, cols, row_stride, col_stride
+
+
+def covariance(
+    xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype], *, isa: str = ""
+) -> tuple[list[Tensor], Tensor]:
+    """See :func:`slimfast.kernels.ops.grouped_covariance`: ``rows[i]`` chooses the side."""
+    matrices = []
+    for x, by_rows, dtype in zip(xs, rows, dtypes, strict=True):
+        m = x.shape[0] if by_rows else x.shape[1]
+        matrices.append(torch.empty(m, m, dtype=dtype))
+    layers = [
+        (_view(x), by_rows, _CODES[out.dtype], out.data_ptr())
+        for x, by_rows, out in zip(xs, rows, matrices, strict=True)
+    ]
+    traces = _module().covariance(layers, torch.get_num_threads(), isa)
+    return matrices, torch.tensor(traces, dtype=torch.float64)
+
+
+def eigvalsh(mats: list[Tensor], *, isa: str = "") -> list[Tensor]:
+    """See :func:`slimfast.kernels.ops.grouped_eigvalsh`; NaN for a matrix that is not finite."""
+    values = [torch.empty(mat.shape[0], dtype=mat.dtype) for mat in mats]
+    matrices = [(_view(mat), out.data_ptr()) for mat, out in zip(mats, values, strict=True)]
+    _module().eigvalsh(matrices, torch.get_num_threads(), isa)
+    return values
+
+
+def pivoted_cholesky(
+    mats: list[Tensor], ranks: list[int], *, isa: str = ""
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """See :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`: (order, factor, residual) of each matrix."""
+    outputs = []
+    for mat, rank in zip(mats, ranks, strict=True):
+        order = torch.empty(rank, dtype=torch.int64)
+        factor = torch.empty(rank, mat.shape[0], dtype=mat.dtype)
+        outputs.append((order, factor, torch.empty(rank, dtype=mat.dtype)))
+    matrices = [
+        (_view(mat), rank, order.data_ptr(), factor.data_ptr(), residual.data_ptr())
+        for mat, rank, (order, factor, residual) in zip(mats, ranks, outputs, strict=True)
+    ]
+    picked = _module().pivoted_cholesky(matrices, torch.get_num_threads(), isa)
+    return [
+        (order[:r], factor[:r].T, residual[:r])
+        for (order, factor, residual), r in zip(outputs, picked, strict=True)
+    ]
+
+
+def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
+    """See :func:`slimfast.kernels.ops.grouped_gather`."""
+    thin, tasks = [], []
+    # The kernel reads the indices from these.
+    indices = [{dim: index.contiguous() for dim, index in keep.items()} for keep in keeps]
+    for tensor, keep in zip(tensors, indices, strict=True):
+        shape = [keep[dim].numel() if dim in keep else size for dim, size in enumerate(tensor.shape)]
+        out = torch.empty(shape, dtype=tensor.dtype)
+        dims = [
+            (size, stride, keep[dim].data_ptr() if dim in keep else 0)
+            for dim, (size, stride) in enumerate(zip(shape, tensor.stride(), strict=True))
+        ]
+        thin.append(out)
+        tasks.append((tensor.data_ptr(), out.data_ptr(), tensor.element_size(), dims))
+    _module().gather(tasks, torch.get_num_threads())
+    return thin
