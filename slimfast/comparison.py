@@ -49,7 +49,7 @@ class Comparison:
     torch_error: float
 
 
-def layers_of(model: nn.Module) -> dict[str, Tensor]:
+def weight_matrices(model: nn.Module) -> dict[str, Tensor]:
     """The weights of at least two units and two positions, as float32 matrices (units, positions)."""
     matrices = {
         name: weight.detach().flatten(1).float()
@@ -70,25 +70,26 @@ def compare_ops(
     *,
     repeats: int = 5,
     backend: str = "auto",
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[Comparison]:
     """Every op on all layers (n, d) at once, against one PyTorch call per layer; n, d >= 2.
 
-    Pivoted Cholesky is left out: PyTorch has nothing to put beside it. ``progress`` is told each op as it
-    starts. Raises :class:`BackendUnavailable` where ``backend`` cannot run on the layers' device.
+    Pivoted Cholesky is left out: PyTorch has nothing to put beside it. ``progress`` is called with the number
+    of ops done and of all. Raises :class:`BackendUnavailable` where ``backend`` cannot run on the device.
     """
     if not layers:
         raise ValueError("compare_ops: expected at least one layer of two units and two positions, got none")
     if repeats < 1:
         raise ValueError(f"compare_ops: expected at least one repeat, got {repeats}")
     rows = []
-    for op, ours, plain, exact, inputs in _cases(layers, backend):
-        if progress is not None:
-            progress(op)
+    cases = list(_cases(layers, backend))
+    for op, ours, plain, exact, inputs in cases:
         chosen = select_backend(op.removesuffix(" + eigvalsh"), inputs, backend).__name__.rpartition(".")[2]
         error, torch_error = _error(ours(), exact), _error(plain(), exact)
         seconds, torch_seconds = _medians(ours, plain, repeats, inputs[0].is_cuda)
         rows.append(Comparison(op, chosen, seconds, torch_seconds, error, torch_error))
+        if progress is not None:
+            progress(len(rows), len(cases))
     return rows
 
 

@@ -5,6 +5,7 @@ Whatever the user's own code raises on the way is turned into one line that name
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import math
@@ -36,7 +37,9 @@ def is_weight_file(name: str) -> bool:
     return name.endswith(SUFFIXES)
 
 
-def build_model(name: str, *, weights: str | os.PathLike[str] | None = None, seed: int = 0) -> nn.Module:
+def build_model(
+    name: str, *, weights: str | os.PathLike[str] | None = None, seed: int = 0, device: str = "cpu"
+) -> nn.Module:
     """The model of that name in eval mode: ``package.module:factory``, ``timm:NAME`` or ``torchvision:NAME``.
 
     Nothing is downloaded: without ``weights`` it is initialised at random from ``seed``. A factory is a
@@ -48,19 +51,29 @@ def build_model(name: str, *, weights: str | os.PathLike[str] | None = None, see
         raise SlimfastError(
             f"model: expected package.module:factory, timm:NAME or torchvision:NAME, got {name!r}{hint}"
         )
-    torch.manual_seed(seed)
     if library == "timm":
-        model = _library_model(name, "timm", "create_model", rest, pretrained=False)
+        factory = functools.partial(_library(name, "timm").create_model, rest, pretrained=False)
     elif library == "torchvision":
-        model = _library_model(name, "torchvision.models", "get_model", rest, weights=None)
+        factory = functools.partial(_library(name, "torchvision.models").get_model, rest, weights=None)
     else:
         factory = import_object(name, "model")
-        model = factory if isinstance(factory, nn.Module) else _call(f"model {name}", factory)
+    # Only now: what an import draws from the generator depends on what was imported before.
+    torch.manual_seed(seed)
+    model = factory if isinstance(factory, nn.Module) else _call(f"model {name}", factory)
     if not isinstance(model, nn.Module):
         raise SlimfastError(f"model {name}: expected a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
         load_weights(model, weights)
-    return model.eval()
+    return model.to(check_device(device)).eval()
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; :class:`SlimfastError` where this machine or this PyTorch has none."""
+    try:
+        return torch.empty(0, device=name).device
+    # PyTorch asserts that it was built for CUDA, and raises RuntimeError for all the rest.
+    except (RuntimeError, AssertionError) as error:
+        raise SlimfastError(f"device {name!r}: {str(error).partition(chr(10))[0]}") from error
 
 
 def import_object(name: str, what: str) -> Any:
@@ -154,13 +167,12 @@ def _parse_input(text: str, generator: torch.Generator) -> Tensor:
     return torch.randint(0, high, shape, generator=generator, dtype=dtype)
 
 
-def _library_model(name: str, module: str, function: str, argument: str, **options: Any) -> Any:
+def _library(name: str, module: str) -> Any:
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise SlimfastError(f"model {name}: {package} is not installed (pip install {package})")
     prepare_torchvision()
-    library = _call(f"model {name}", importlib.import_module, module)
-    return _call(f"model {name}", getattr(library, function), argument, **options)
+    return _call(f"model {name}", importlib.import_module, module)
 
 
 def _call(what: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slimfast.comparison import Comparison
+from slimfast.distillation import History
 from slimfast.doctor import Diagnosis
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path
@@ -78,14 +79,14 @@ def doctor_report(diagnosis: Diagnosis) -> RenderableType:
     return Group(facts, Text(), ops)
 
 
-def history_table(history: Sequence[Mapping[str, Any]]) -> Table:
-    """One row per epoch of a distillation, one column per thing that was logged."""
-    columns = list(dict.fromkeys(name for row in history for name in row))
+def history_table(history: History) -> Table:
+    """One row per epoch of a distillation; the epoch with the best score is marked."""
     table = Table(title="distillation")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for row in history:
-        table.add_row(*(_number(row.get(column)) for column in columns))
+    for column in ("epoch", "loss", "score", "learning rate", "seconds"):
+        table.add_column(column, justify="right")
+    for epoch in history.epochs:
+        score = "-" if epoch.score is None else f"{epoch.score:.4f}{' *' if epoch == history.best else '  '}"
+        table.add_row(str(epoch.epoch), f"{epoch.loss:.4f}", score, f"{epoch.lr:.2e}", f"{epoch.seconds:.1f}")
     return table
 
 
@@ -157,9 +158,3 @@ def _depth_color(depth: float) -> tuple[float, float, float]:
 
 def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

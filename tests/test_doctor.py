@@ -1,0 +1,70 @@
+"""The doctor names every backend it does not choose, and why."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from slimfast.doctor import EXTRAS, diagnose, version
+from slimfast.kernels.dispatch import BACKENDS, OPS, select_backend, why_not
+from slimfast.reports import doctor_report
+
+
+def shown(renderable) -> str:
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_every_op_runs_on_the_cpu_by_what_dispatch_chooses():
+    found = {op.op: op for op in diagnose().ops if op.device == "cpu"}
+    sample = [torch.zeros(2, 2)]
+    assert set(found) == set(OPS)
+    for name, status in found.items():
+        assert select_backend(name, sample).__name__.endswith(f".{status.chosen}")
+        assert {b: list(why) for b, why in status.against.items()} == {
+            b: why_not(name, sample, b) for b in BACKENDS
+        }
+
+
+def test_a_named_backend_is_chosen(monkeypatch):
+    monkeypatch.setenv("SLIMFAST_BACKEND", "reference")
+    found = diagnose()
+    assert {op.chosen for op in found.ops} == {"reference"}
+    assert "SLIMFAST_BACKEND=reference" in found.facts["environment"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the CUDA backend runs here")
+def test_a_named_backend_that_cannot_run_is_reported_and_not_raised(monkeypatch):
+    monkeypatch.setenv("SLIMFAST_BACKEND", "cuda")
+    found = diagnose()
+    assert {op.chosen for op in found.ops} == {None}
+    assert all(op.against["cuda"] for op in found.ops)
+    assert "none" in shown(doctor_report(found))
+
+
+def test_the_report_shows_facts_choices_and_reasons():
+    found = diagnose()
+    text = shown(doctor_report(found))
+    for fact in (torch.__version__, version("numpy"), *EXTRAS):
+        assert fact in text
+    for op in found.ops:
+        assert op.op in text
+        for reason in op.against["cuda"]:
+            assert reason[:40] in text
+
+
+def test_missing_packages_are_said_to_be_missing(monkeypatch):
+    monkeypatch.setitem(EXTRAS, "plot", ("no-such-distribution",))
+    assert "no-such-distribution missing" in shown(doctor_report(diagnose()))
+
+
+def test_json_has_everything():
+    found = diagnose()
+    read = json.loads(json.dumps(found.to_json()))
+    assert read["facts"] == dict(found.facts)
+    assert [op["chosen"] for op in read["ops"]] == [op.chosen for op in found.ops]
