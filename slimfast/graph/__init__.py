@@ -1,0 +1,8 @@
+"""The channel graph: one recorded forward in, channel groups out."""
+
+from slimfast.graph.groups import Axis, ChannelGraph, ChannelGroup, Constant, Frozen, Member, Operation
+from slimfast.graph.inputs import InputSpec
+from slimfast.graph.trace import trace_channels
+
+__all__ = ["Axis", "ChannelGraph", "ChannelGroup", "Constant", "Frozen", "InputSpec", "Member", "Operation",
+           "trace_channels"]  # fmt: skip

@@ -1,0 +1,206 @@
+"""The state that the rules work on: which labels run along each axis of each tensor of a recording."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from slimfast.graph.groups import Role
+from slimfast.graph.record import Call, Ref
+from slimfast.graph.union import Labels, Partition, merge, widen
+
+# The labels of an axis (length, k), or, where no index of it can ever be removed, the number of the reason.
+Way: TypeAlias = "Labels | int"
+
+# Fixed for no reason worth telling: kernel taps, axes of length 1, positions made by an operation.
+FIXED = 1
+
+
+@dataclass(slots=True, eq=False)
+class Value:
+    """A tensor while it is traced. ``data``: depends on the network's input or on chance; ``sources``: the
+    parameters that a value which does not is made of."""
+
+    ways: list[Way]
+    data: bool
+    sources: frozenset[str] = frozenset()
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Span:
+    """An axis to be described once tracing is done: its labels and its length."""
+
+    way: Way
+    length: int
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """A call with what its rule found: the ways of its outputs, its MACs and its size arguments."""
+
+    call: Call
+    outputs: list[list[Span]] = field(default_factory=list)
+    macs: list[int | Span] = field(default_factory=list)
+    constants: list[tuple[str, int, Span]] = field(default_factory=list)
+
+
+class Flow:
+    """Labels on their way through the network. Rules call its methods; ``step`` is the operation being
+    handled."""
+
+    def __init__(self) -> None:
+        self.partition = Partition()
+        self.reasons: list[tuple[str, str]] = [("", ""), ("its length is fixed", "")]
+        self.values: dict[int, Value] = {}
+        self.tensors: dict[str, Value] = {}
+        self.roles: dict[tuple[str, int], Role] = {}
+        self.steps: list[Step] = []
+        self.step = Step(Call("", "", {}, (), False))
+        self._reason_numbers: dict[tuple[str, str], int] = {}
+
+    # Reasons
+
+    def reason(self, text: str, module: str | None = None) -> int:
+        """The number of a reason at a module (default: the one running)."""
+        key = (text, self.step.call.module if module is None else module)
+        if key not in self._reason_numbers:
+            self._reason_numbers[key] = len(self.reasons)
+            self.reasons.append(key)
+        return self._reason_numbers[key]
+
+    # Axes
+
+    def value(self, ref: Ref) -> Value:
+        return self.values[ref.value]
+
+    def ways(self, ref: Ref) -> list[Way]:
+        return self.values[ref.value].ways
+
+    def fresh(self, shape: Sequence[int]) -> list[Way]:
+        """Free labels along every axis longer than 1: of a parameter, or of a constant that is the same
+        everywhere."""
+        return [self.partition.fresh(n)[:, None] if n > 1 else FIXED for n in shape]
+
+    def unify(self, a: Way, b: Way) -> None:
+        """Two axes of the same length are one axis."""
+        if a is b:
+            return
+        if isinstance(a, int) and isinstance(b, int):
+            return
+        if isinstance(a, int) or isinstance(b, int):
+            fixed, free = (a, b) if isinstance(a, int) else (b, a)
+            if fixed == FIXED:
+                self.freeze(free, f"{self.step.call.op} joins it with a fixed axis")
+            else:
+                self.partition.freeze(free, fixed)  # type: ignore[arg-type]
+            return
+        self.partition.unify(a, b, self.reason(f"{self.step.call.op} joins it with a fixed index"))
+
+    def freeze(self, way: Way, text: str | None = None) -> None:
+        """No index of this axis may be removed, because of the running operation."""
+        if not isinstance(way, int):
+            self.partition.freeze(way, self.reason(text or f"{self.step.call.op} mixes along it"))
+
+    def inexact(self, way: Way, text: str) -> None:
+        """Removing an index of this axis changes what the operation computes for the others."""
+        if not isinstance(way, int):
+            self.partition.make_inexact(way, self.reason(text))
+
+    def mark(self, way: Way, mark: int) -> None:
+        if not isinstance(way, int):
+            self.partition.mark(way, mark)
+
+    def merge(self, outer: Way, a: int, inner: Way, b: int) -> Way:
+        """The axis (a * b) that a reshape makes of the axes (a) and (b)."""
+        if b == 1:
+            return outer
+        if a == 1:
+            return inner
+        if isinstance(outer, int) and isinstance(inner, int):
+            return outer
+        return merge(as_labels(outer, a), as_labels(inner, b))
+
+    def split(self, way: Way, a: int, b: int) -> tuple[Way, Way]:
+        """The axes (a) and (b) that a reshape makes of the axis (a * b)."""
+        if b == 1:
+            return way, FIXED
+        if a == 1:
+            return FIXED, way
+        if isinstance(way, int):
+            return way, way
+        reason = self.reason(f"{self.step.call.op} splits an axis of which it is a part")
+        outer, inner = self.partition.split(way, a, b, reason)
+        return outer if outer.shape[1] else FIXED, inner if inner.shape[1] else FIXED
+
+    def concatenate(self, parts: Sequence[tuple[Way, int]]) -> Way:
+        """The axis made of these axes (with lengths) one after the other."""
+        if all(isinstance(way, int) for way, _ in parts):
+            return parts[0][0] if parts else FIXED
+        labels = [as_labels(way, n) for way, n in parts]
+        k = max(part.shape[1] for part in labels)
+        return np.concatenate([widen(part, k) for part in labels])
+
+    # What the running operation computes, counts and was told
+
+    def produce(self, ref: Ref, way: Way) -> None:
+        """``way`` is an axis of ``ref`` that starts a new axis of the output."""
+        self._role(ref, way, "producer")
+
+    def consume(self, ref: Ref, way: Way) -> None:
+        """``way`` is an axis of ``ref`` that is summed over."""
+        self._role(ref, way, "consumer")
+
+    def _role(self, ref: Ref, way: Way, role: Role) -> None:
+        """The first use of a weight decides: an embedding that is also the classifier produces."""
+        value = self.value(ref)
+        if value.data or isinstance(way, int):
+            return
+        for name in sorted(value.sources):
+            for dim, own in enumerate(self.tensors[name].ways):
+                if (name, dim) in self.roles or isinstance(own, int):
+                    continue
+                if own is way or np.isin(self.partition.resolve(way), self._present(own)).any():
+                    self.roles[name, dim] = role
+
+    def _present(self, way: Labels) -> Labels:
+        labels = self.partition.resolve(way)
+        return labels[labels > 0]
+
+    def macs(self, *factors: int | tuple[Way, int]) -> None:
+        """The operation costs the product of these lengths."""
+        constant = 1
+        spans = []
+        for factor in factors:
+            if isinstance(factor, int):
+                constant *= factor
+            elif isinstance(factor[0], int):
+                constant *= factor[1]
+            else:
+                spans.append(Span(*factor))
+        self.step.macs = [constant, *spans]
+
+    def constant(self, argument: str, value: Any, way: Way, length: int) -> None:
+        """The integer argument is the length of this axis, which may shrink."""
+        if not isinstance(way, int) and isinstance(value, int) and value >= 0:
+            self.step.constants.append((argument, value, Span(way, length)))
+
+
+def as_labels(way: Way, length: int) -> Labels:
+    """The label matrix of an axis, without columns where the axis is fixed."""
+    return np.zeros((length, 0), dtype=np.int64) if isinstance(way, int) else way
+
+
+def refs_in(argument: Any) -> Iterator[Ref]:
+    """The tensors of a recorded argument, in order."""
+    if isinstance(argument, Ref):
+        yield argument
+    elif isinstance(argument, (list, tuple)):
+        for item in argument:
+            yield from refs_in(item)
+    elif isinstance(argument, dict):
+        for item in argument.values():
+            yield from refs_in(item)

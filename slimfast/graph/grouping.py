@@ -1,0 +1,232 @@
+"""From labels to channel groups: units are classes of labels, a group is the units with the same
+membership."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimfast.graph.flow import Flow, Span, Way
+from slimfast.graph.groups import Axis, ChannelGroup, Constant, Frozen, IntArray, Member, Operation
+from slimfast.graph.union import ADDED, BLOCK, HEAD, HEAD_DIM, Labels, Mask
+
+Hashes: TypeAlias = "NDArray[np.uint64]"
+
+_ALONE = "one unit only"
+_NO_PRODUCER = "no weight produces it"
+_EXCLUDED = "excluded by name"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draft:
+    """A group before it has its members: unit u is the class ``roots[u]``."""
+
+    name: str
+    kind: str
+    roots: Labels
+    inexact: str | None
+
+
+class Grouping:
+    """Reads the groups, the axes and the frozen parts off a finished flow."""
+
+    def __init__(self, flow: Flow, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
+        self._flow = flow
+        self._partition = flow.partition
+        self._tables = {
+            (name, dim): self._partition.resolve(way)
+            for name, value in flow.tensors.items()
+            for dim, way in enumerate(value.ways)
+            if not isinstance(way, int)
+        }
+        size = 1 + max((int(t.max(initial=0)) for t in self._tables.values()), default=0)
+        self._size = max(size, self._partition.size)
+        self._group_of: IntArray = np.full(self._size, -1, dtype=np.int64)
+        self._unit_of: IntArray = np.full(self._size, -1, dtype=np.int64)
+        self._why: dict[int, str] = {}
+        self._axes: dict[tuple[int, bytes], Axis] = {}
+        self._axis_of_way: dict[int, Axis] = {}
+        self._drafts = self._find(include, exclude)
+
+    # Units and groups
+
+    def _find(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[_Draft]:
+        """Groups in the order of their first producers, each with its units in the order they have there."""
+        signature, produced = self._signatures()
+        order = []
+        seen = np.zeros(self._size, dtype=bool)
+        for (name, dim), role in self._flow.roles.items():
+            if role == "producer" and (name, dim) in self._tables:
+                found = self._tables[name, dim].ravel()
+                _, first = np.unique(found, return_index=True)
+                fresh = found[np.sort(first)]
+                fresh = fresh[(fresh > 0) & ~seen[fresh]]
+                seen[fresh] = True
+                for code in dict.fromkeys(signature[fresh].tolist()):
+                    order.append(((name, dim), fresh[signature[fresh] == code]))
+        drafts: list[_Draft] = []
+        used: Counter[str] = Counter()
+        for key, roots in order:
+            free = roots[~self._partition.frozen(roots)]
+            if len(free) < 2:
+                self._why |= {int(root): _ALONE for root in free}
+                continue
+            kind = self._kind(int(free[0]), int(produced[free[0]]))
+            name = _name(key[0], kind)
+            used[name] += 1
+            if used[name] > 1:
+                name = f"{name}#{used[name]}"
+            if not _wanted(name, kind, include, exclude):
+                self._why |= {int(root): _EXCLUDED for root in free}
+                continue
+            reason = self._partition.inexact_reason(free)
+            self._group_of[free] = len(drafts)
+            self._unit_of[free] = np.arange(len(free))
+            drafts.append(_Draft(name, kind, free, self._tell(reason) if reason else None))
+        return drafts
+
+    def _signatures(self) -> tuple[Hashes, IntArray]:
+        """A hash of each class's multiset of (tensor, dim), and in how many producers it is."""
+        signature = np.zeros(self._size, dtype=np.uint64)
+        produced = np.zeros(self._size, dtype=np.int64)
+        for position, (key, table) in enumerate(self._tables.items()):
+            roots, counts = np.unique(table[table > 0], return_counts=True)
+            signature[roots] += _mix(counts.astype(np.uint64) + np.uint64(position << 32))
+            if self._flow.roles.get(key) == "producer":
+                produced[roots] += 1
+        return signature, produced
+
+    def _kind(self, root: int, producers: int) -> str:
+        marks = int(self._partition.marks(np.array(root)))
+        if marks & HEAD:
+            return "head"
+        if marks & HEAD_DIM:
+            return "head_dim"
+        if marks & BLOCK:
+            return "block"
+        return "residual" if marks & ADDED and producers > 1 else "channel"
+
+    def _tell(self, reason: int) -> str:
+        text, module = self._flow.reasons[reason]
+        return f"{text} at {module}" if module else text
+
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        members: list[list[Member]] = [[] for _ in self._drafts]
+        number = {draft.name: g for g, draft in enumerate(self._drafts)}
+        for name, dim in self._in_order():
+            role = self._flow.roles.get((name, dim), "follower")
+            for group, units in self.axis(self._flow.tensors[name].ways[dim], -1).parts:
+                members[number[group]].append(Member(name, dim, role, units))
+        return tuple(
+            ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(found), draft.inexact)
+            for draft, found in zip(self._drafts, members, strict=True)
+        )
+
+    def _in_order(self) -> list[tuple[str, int]]:
+        """(tensor, dim) pairs: those with a role in the order they were used, then the others."""
+        with_role = [key for key in self._flow.roles if key in self._tables]
+        return [*with_role, *(key for key in self._tables if key not in self._flow.roles)]
+
+    # Axes
+
+    def axis(self, way: Way, length: int) -> Axis:
+        """The axis of these labels; equal axes are one object."""
+        if isinstance(way, int):
+            return self._intern(length, np.zeros((length, 0), dtype=np.int64))
+        found = self._axis_of_way.get(id(way))
+        if found is None:
+            roots = self._partition.resolve(way)
+            roots = np.where(self._group_of[roots] >= 0, roots, 0)
+            found = self._axis_of_way[id(way)] = self._intern(len(way), roots[:, roots.any(axis=0)])
+        return found
+
+    def _intern(self, length: int, roots: Labels) -> Axis:
+        key = (length, roots.tobytes())
+        if key not in self._axes:
+            parts = []
+            groups, units = self._group_of[roots], self._unit_of[roots]
+            for g in np.unique(groups[groups >= 0]):
+                parts += [(self._drafts[g].name, part) for part in _columns_of(groups == g, units)]
+            self._axes[key] = Axis(length, tuple(parts))
+        return self._axes[key]
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        """The axes of every parameter and buffer."""
+        return {
+            name: tuple(self.axis(way, n) for way, n in zip(value.ways, value.shape, strict=True))
+            for name, value in self._flow.tensors.items()
+        }
+
+    def operation(self, step_index: int) -> Operation:
+        step = self._flow.steps[step_index]
+        return Operation(
+            name=step.call.op,
+            module=step.call.module,
+            outputs=tuple(tuple(self._span(span) for span in out) for out in step.outputs),
+            macs=tuple(f if isinstance(f, int) else self._span(f) for f in step.macs),
+            constants=tuple(
+                Constant(argument, value, axis)
+                for argument, value, span in step.constants
+                if (axis := self._span(span)).parts
+            ),
+        )
+
+    def _span(self, span: Span) -> Axis:
+        return self.axis(span.way, span.length)
+
+    # What is left alone
+
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Every weight axis, or part of one, that no group can change, with the reason."""
+        found: dict[Frozen, None] = {}
+        for name, dim in self._flow.roles:
+            table = self._tables[name, dim]
+            free = (
+                (self._group_of[table] >= 0).any(axis=1)
+                if table.shape[1]
+                else np.zeros(len(table), dtype=bool)
+            )
+            for root in np.unique(table[~free]):
+                reason = self._partition.frozen_reason(int(root)) if root else 0
+                text, module = (
+                    self._flow.reasons[reason] if reason else (self._why.get(int(root), _NO_PRODUCER), "")
+                )
+                if root:
+                    found[Frozen(name, dim, text, module)] = None
+        return tuple(found)
+
+
+def _mix(x: Hashes) -> Hashes:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection that spreads every bit."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Hashes = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
+    """The units of one group as few (length,) arrays: one, unless an index belongs to several of its
+    units."""
+    several = int(mine.sum(axis=1).max())
+    order = np.argsort(~mine, axis=1, kind="stable")[:, :several]
+    sorted_mine, sorted_units = np.take_along_axis(mine, order, 1), np.take_along_axis(units, order, 1)
+    return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]
+
+
+def _name(tensor: str, kind: str) -> str:
+    path = tensor.removesuffix(".weight")
+    return path if kind == "channel" else f"{path}[{kind}]"
+
+
+def _wanted(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
+    def matches(globs: Sequence[str]) -> bool:
+        return any(glob in (kind, name) or fnmatchcase(name, glob) for glob in globs)
+
+    return (include is None or matches(include)) and not (exclude is not None and matches(exclude))

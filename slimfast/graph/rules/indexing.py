@@ -1,0 +1,157 @@
+"""Selections: by position, by a range, by the values of an index tensor."""
+
+from __future__ import annotations
+
+from slimfast.graph.flow import FIXED, Flow, Way
+from slimfast.graph.record import Call
+from slimfast.graph.rules.registry import Ways, rule
+
+
+@rule("select")
+def select(flow: Flow, call: Call) -> list[Ways]:
+    ways = list(flow.ways(call.arguments["self"]))
+    flow.freeze(ways.pop(call.arguments["dim"]), f"{call.op} takes one index of it")
+    return [ways]
+
+
+@rule("unbind")
+def unbind(flow: Flow, call: Call) -> list[Ways]:
+    ways = list(flow.ways(call.arguments["self"]))
+    flow.freeze(ways.pop(call.arguments["dim"]), f"{call.op} takes it apart index by index")
+    return [list(ways) for _ in call.outputs]
+
+
+@rule("slice")
+def slice_(flow: Flow, call: Call) -> list[Ways]:
+    source = call.arguments["self"]
+    ways = list(flow.ways(source))
+    dim = call.arguments["dim"] % len(ways)
+    way, length = ways[dim], source.shape[dim]
+    start, end, step = slice(call.arguments["start"], call.arguments["end"], call.arguments["step"]).indices(
+        length
+    )
+    if isinstance(way, int) or (start, end, step) == (0, length, 1):
+        return [ways]
+    if step != 1:
+        flow.freeze(way, f"{call.op} takes every {step}th index of it")
+        ways[dim] = FIXED
+        return [ways]
+    if start:
+        flow.constant("start", start, way[:start], start)
+    if end < length:
+        flow.constant("end", end, way[:end], end)
+    ways[dim] = way[start:end]
+    return [ways]
+
+
+@rule("flip")
+def flip(flow: Flow, call: Call) -> list[Ways]:
+    ways = list(flow.ways(call.arguments["self"]))
+    for dim in call.arguments["dims"]:
+        way = ways[dim]
+        ways[dim] = way if isinstance(way, int) else way[::-1]
+    return [ways]
+
+
+@rule("roll")
+def roll(flow: Flow, call: Call) -> list[Ways]:
+    ways = list(flow.ways(call.arguments["self"]))
+    for dim in call.arguments["dims"] or range(len(ways)):
+        flow.freeze(ways[dim], f"{call.op} shifts it by a fixed number")
+    return [ways]
+
+
+@rule("index")
+def index(flow: Flow, call: Call) -> list[Ways]:
+    """``self[indices]`` with tensors of positions: what they point into stays, their own axes pass on."""
+    ways = flow.ways(call.arguments["self"])
+    given = [*call.arguments["indices"], *[None] * (len(ways) - len(call.arguments["indices"]))]
+    out = call.outputs[0]
+    at = [dim for dim, ref in enumerate(given) if ref is not None]
+    for dim in at:
+        flow.freeze(ways[dim], f"{call.op} looks it up by value")
+    tensors = [given[dim] for dim in at]
+    kept: list[Way] = [way for dim, way in enumerate(ways) if given[dim] is None]
+    extra = len(out.shape) - len(kept)
+    # adjacent index tensors put their axes where they stand, others in front
+    first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
+    own: list[Way] = [FIXED] * extra
+    if len(tensors) == 1 and len(tensors[0].shape) == extra:
+        own = list(flow.ways(tensors[0]))
+    else:
+        for ref in tensors:
+            for way in flow.ways(ref):
+                flow.freeze(way, f"{call.op} indexes with it")
+    return [[*kept[:first], *own, *kept[first:]]]
+
+
+@rule("index_select")
+def index_select(flow: Flow, call: Call) -> list[Ways]:
+    ways = list(flow.ways(call.arguments["self"]))
+    dim = call.arguments["dim"]
+    flow.freeze(ways[dim], f"{call.op} looks it up by value")
+    own = flow.ways(call.arguments["index"])
+    ways[dim] = own[0] if own else FIXED
+    return [ways]
+
+
+@rule("gather")
+def gather(flow: Flow, call: Call) -> list[Ways]:
+    source, positions = call.arguments["self"], call.arguments["index"]
+    ways = list(flow.ways(source))
+    dim = call.arguments["dim"] % max(len(ways), 1)
+    for d, way in enumerate(flow.ways(positions)):
+        if d == dim:
+            flow.freeze(ways[d], f"{call.op} looks it up by value")
+        elif source.shape[d] == positions.shape[d]:
+            flow.unify(ways[d], way)
+        else:
+            flow.freeze(ways[d], f"{call.op} reads a part of it")
+    return [list(flow.ways(positions))]
+
+
+@rule("embedding")
+def embedding(flow: Flow, call: Call) -> list[Ways]:
+    weight = call.arguments["weight"]
+    rows, columns = flow.ways(weight)
+    flow.produce(weight, columns)
+    flow.freeze(rows, f"{call.op} looks it up by value")
+    return [[*flow.ways(call.arguments["indices"]), columns]]
+
+
+@rule(
+    "sort",
+    "topk",
+    "argsort",
+    "argmax",
+    "argmin",
+    "max",
+    "min",
+    "cumsum",
+    "cumprod",
+    "kthvalue",
+    "median",
+    "mode",
+)
+def along(flow: Flow, call: Call) -> list[Ways]:
+    """Operations whose result at an index depends on the order or number of the others."""
+    source = call.arguments["self"]
+    ways = list(flow.ways(source))
+    dim = call.arguments.get("dim")
+    if "other" in call.arguments:
+        from slimfast.graph.rules.pointwise import elementwise
+
+        return elementwise(flow, call)
+    for way in ways if dim is None else [ways[dim]]:
+        flow.freeze(way)
+    results: list[Ways] = []
+    for out in call.outputs:
+        if dim is None:
+            results.append([FIXED] * len(out.shape))
+        elif len(out.shape) == len(ways):
+            changed = list(ways)
+            changed[dim] = FIXED
+            results.append(changed)
+        else:
+            results.append([way for d, way in enumerate(ways) if d != dim % len(ways)])
+    return results

@@ -1,0 +1,61 @@
+"""Pooling, resampling, padding and unfolding: operations along trailing positions that leave the channels
+alone."""
+
+from __future__ import annotations
+
+from slimfast.graph.flow import FIXED, Flow
+from slimfast.graph.record import Call
+from slimfast.graph.rules.registry import Ways, rule
+
+_POOLS = ("max_pool{n}d_with_indices", "max_pool{n}d", "avg_pool{n}d", "adaptive_avg_pool{n}d",
+          "_adaptive_avg_pool{n}d", "adaptive_max_pool{n}d", "fractional_max_pool{n}d", "reflection_pad{n}d",
+          "replication_pad{n}d", "grid_sampler_{n}d")  # fmt: skip
+_RESAMPLERS = ("upsample_nearest{n}d", "_upsample_nearest_exact{n}d", "upsample_linear{n}d",
+               "upsample_bilinear{n}d", "_upsample_bilinear{n}d_aa", "upsample_bicubic{n}d",
+               "_upsample_bicubic{n}d_aa", "upsample_trilinear{n}d")  # fmt: skip
+
+
+def _register(n: int) -> None:
+    @rule(*(name.format(n=n) for name in [*_POOLS, *_RESAMPLERS]))
+    def positions(flow: Flow, call: Call) -> list[Ways]:
+        source = call.arguments["input"] if "input" in call.arguments else call.arguments["self"]
+        ways = flow.ways(source)
+        for way in ways[-n:]:
+            flow.freeze(way)
+        return [[*ways[:-n], *[FIXED] * n] for _ in call.outputs]
+
+
+for _dims in (1, 2, 3):
+    _register(_dims)
+
+
+@rule("im2col")
+def im2col(flow: Flow, call: Call) -> list[Ways]:
+    """(..., C, H, W) to (..., C k, L)."""
+    source, out = call.arguments["self"], call.outputs[0]
+    ways = flow.ways(source)
+    for way in ways[-2:]:
+        flow.freeze(way)
+    channels = source.shape[-3]
+    return [[*ways[:-3], flow.merge(ways[-3], channels, FIXED, out.shape[-2] // channels), FIXED]]
+
+
+@rule("col2im")
+def col2im(flow: Flow, call: Call) -> list[Ways]:
+    """(..., C k, L) to (..., C, H, W)."""
+    source, out = call.arguments["self"], call.outputs[0]
+    ways = flow.ways(source)
+    channels = out.shape[-3]
+    outer, inner = flow.split(ways[-2], channels, source.shape[-2] // channels)
+    flow.freeze(inner)
+    flow.freeze(ways[-1])
+    return [[*ways[:-2], outer, FIXED, FIXED]]
+
+
+@rule("unfold")
+def unfold(flow: Flow, call: Call) -> list[Ways]:
+    ways = list(flow.ways(call.arguments["self"]))
+    dim = call.arguments["dimension"]
+    flow.freeze(ways[dim])
+    ways[dim] = FIXED
+    return [[*ways, FIXED]]

@@ -1,0 +1,87 @@
+"""From a model and an example of its arguments to its channel graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, refs_in
+from slimfast.graph.grouping import Grouping
+from slimfast.graph.groups import ChannelGraph
+from slimfast.graph.inputs import InputSpec, arguments
+from slimfast.graph.record import Recording, record, tensor_names
+from slimfast.graph.rules import find_rule
+
+
+def trace_channels(
+    model: nn.Module,
+    example: Any,
+    *,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+) -> ChannelGraph:
+    """The channel groups of ``model``, found by running it once on tensors without data.
+
+    ``example``: a tensor, a tuple or a dict of the model's arguments. ``include`` and ``exclude`` are globs
+    over the names of groups (``layer3.*``) or their kinds (``head``): only included and not excluded groups
+    are returned, and what the others would have changed stays as it is.
+
+    Raises UnsupportedGraph when the forward fails, naming the module, and TypeError for an example that is
+    not made of tensors and plain values.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
+    inputs = InputSpec.of(example)
+    args, kwargs = arguments(example)
+    flow = propagate(model, record(model, args, kwargs))
+    grouping = Grouping(flow, include, exclude)
+    return ChannelGraph(
+        groups=grouping.groups(),
+        axes=grouping.axes(),
+        parameters=frozenset(name for name, _ in model.named_parameters()),
+        operations=tuple(grouping.operation(i) for i in range(len(flow.steps))),
+        frozen=grouping.frozen(),
+        inputs=inputs,
+        tied=tensor_names(model)[1],
+        itemsize={name: tensor.element_size() for name, tensor in tensor_names(model)[0].items()},
+    )
+
+
+def propagate(model: nn.Module, recording: Recording) -> Flow:
+    """Follow the labels of every parameter and buffer through the recorded operations."""
+    flow = Flow()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(model)[0].items()}
+    for value, name in recording.names.items():
+        flow.values[value] = flow.tensors[name] = Value(
+            flow.fresh(shapes[name]), False, frozenset({name}), shapes[name]
+        )
+    given = flow.reason("network input", "")
+    for ref in recording.inputs:
+        flow.values[ref.value] = Value([given] * len(ref.shape), True)
+    for call in recording.calls:
+        _follow(flow, call)
+    result = flow.reason("network output", "")
+    for ref in recording.outputs:
+        if ref.value in flow.values:
+            for way in flow.ways(ref):
+                if not isinstance(way, int):
+                    flow.partition.freeze(way, result)
+    return flow
+
+
+def _follow(flow: Flow, call: Any) -> None:
+    flow.step = Step(call)
+    operands = list(refs_in(call.arguments))
+    for ref in operands:
+        # a tensor that the model keeps outside its parameters and buffers is a constant nobody can cut
+        if ref.value not in flow.values:
+            flow.values[ref.value] = Value([FIXED] * len(ref.shape), False)
+    data = any(flow.value(ref).data for ref in operands)
+    sources = frozenset() if data else frozenset().union(*(flow.value(ref).sources for ref in operands))
+    ways = find_rule(call)(flow, call)
+    for ref, found in zip(call.outputs, ways, strict=True):
+        flow.step.outputs.append([Span(way, n) for way, n in zip(found, ref.shape, strict=True)])
+        flow.values[ref.value] = Value(found, data, sources)
+    flow.steps.append(flow.step)

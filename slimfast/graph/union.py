@@ -1,0 +1,320 @@
+"""Labels of tensor indices: a union-find whose classes can be split into an outer and an inner label.
+
+An axis of length n is a label matrix (n, k): index i survives a cut when each of its labels does; 0 says "no
+label". Every operation takes whole arrays: there is no Python loop over indices.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+# Marks a class can carry; a union carries the marks of both.
+ADDED = 1  # joined with another computed tensor by an addition
+HEAD = 2  # a batch axis of a product of two computed tensors
+HEAD_DIM = 4  # an axis of such a product that lies inside a head
+BLOCK = 8  # a group of a grouped convolution or a group norm
+
+_NONE = np.iinfo(np.int64).max
+
+
+class Partition:
+    """The classes of labels, with what is known of each: its split, its marks, why it is frozen or inexact.
+
+    Reasons are small integers that the caller numbers in the order it finds them; the earliest wins.
+    """
+
+    def __init__(self) -> None:
+        self._size = 1
+        self._parent = np.zeros(1024, dtype=np.int64)
+        self._split = np.zeros((1024, 2), dtype=np.int64)
+        self._marks = np.zeros(1024, dtype=np.int64)
+        self._frozen = np.full(1024, _NONE, dtype=np.int64)
+        self._inexact = np.full(1024, _NONE, dtype=np.int64)
+
+    @property
+    def size(self) -> int:
+        """Labels are smaller than this."""
+        return self._size
+
+    def fresh(self, n: int) -> Labels:
+        """n new labels, each its own class: (n,)."""
+        start, end = self._size, self._size + n
+        if end > len(self._parent):
+            grow = max(end, 2 * len(self._parent)) - len(self._parent)
+            self._parent = np.concatenate([self._parent, np.zeros(grow, dtype=np.int64)])
+            self._split = np.concatenate([self._split, np.zeros((grow, 2), dtype=np.int64)])
+            self._marks = np.concatenate([self._marks, np.zeros(grow, dtype=np.int64)])
+            self._frozen = np.concatenate([self._frozen, np.full(grow, _NONE, dtype=np.int64)])
+            self._inexact = np.concatenate([self._inexact, np.full(grow, _NONE, dtype=np.int64)])
+        self._parent[start:end] = np.arange(start, end)
+        self._size = end
+        return np.arange(start, end, dtype=np.int64)
+
+    def find(self, labels: Labels) -> Labels:
+        """The representative of each label's class, same shape."""
+        root: Labels = self._parent[labels]
+        while True:
+            further = self._parent[root]
+            if np.array_equal(further, root):
+                break
+            root = further
+        self._parent[labels] = root
+        return root
+
+    def resolve(self, labels: Labels) -> Labels:
+        """The label matrix (n, k') in terms of representatives that are not split; duplicates in a row
+        become 0.
+
+        The order of a row's labels (outer before inner) is kept and zeros stand last.
+        """
+        root = self.find(labels)
+        while True:
+            split = self._split[root]
+            outer = split[:, :, 0]
+            if not outer.any():
+                break
+            columns = []
+            for c in range(root.shape[1]):
+                if outer[:, c].any():
+                    columns.append(np.where(outer[:, c] > 0, outer[:, c], root[:, c]))
+                    columns.append(split[:, c, 1])
+                else:
+                    columns.append(root[:, c])
+            root = self.find(np.stack(columns, axis=1))
+        return _tidy(root)
+
+    def frozen(self, roots: Labels) -> Mask:
+        """Which of these representatives can never be removed."""
+        found: Mask = self._frozen[roots] != _NONE
+        return found
+
+    def frozen_reason(self, root: int) -> int:
+        """The reason a representative is frozen for, 0 where it is not."""
+        reason = int(self._frozen[root])
+        return 0 if reason == _NONE else reason
+
+    def inexact_reason(self, roots: Labels) -> int:
+        """The earliest reason any of these representatives is inexact for, 0 where none is."""
+        reason = int(self._inexact[roots].min(initial=_NONE))
+        return 0 if reason == _NONE else reason
+
+    def marks(self, roots: Labels) -> Labels:
+        """The marks of each representative."""
+        found: Labels = self._marks[roots]
+        return found
+
+    def freeze(self, labels: Labels, reason: int) -> None:
+        """Nothing in this label matrix may be removed."""
+        roots = self._classes(labels)
+        self._frozen[roots] = np.minimum(self._frozen[roots], reason)
+
+    def make_inexact(self, labels: Labels, reason: int) -> None:
+        """Removing any of these changes what the rest computes."""
+        roots = self._classes(labels)
+        self._inexact[roots] = np.minimum(self._inexact[roots], reason)
+
+    def mark(self, labels: Labels, mark: int) -> None:
+        """Add a mark to the class of every label in this label matrix."""
+        self._marks[self._classes(labels)] |= mark
+
+    def _classes(self, labels: Labels) -> Labels:
+        roots = np.unique(self.resolve(labels))
+        return roots[roots > 0]
+
+    def union(self, a: Labels, b: Labels) -> None:
+        """Join the classes of a[i] and b[i] (representatives that are not split), for every i."""
+        while True:
+            a, b = self.find(a), self.find(b)
+            differ = a != b
+            if not differ.any():
+                return
+            a, b = a[differ], b[differ]
+            low, high = np.minimum(a, b), np.maximum(a, b)
+            # a representative that appears several times takes the smallest partner now, the others next
+            # round
+            np.minimum.at(self._parent, high, low)
+            self._inherit(high, high, ~0)
+
+    def _inherit(self, heirs: Labels, ancestors: Labels, kept_marks: int) -> None:
+        """The classes that heirs[i] are in take over what was known of ancestors[i]."""
+        roots = self.find(heirs)
+        np.bitwise_or.at(self._marks, roots, self._marks[ancestors] & kept_marks)
+        np.minimum.at(self._frozen, roots, self._frozen[ancestors])
+        np.minimum.at(self._inexact, roots, self._inexact[ancestors])
+
+    def expand(self, labels: Labels, outer: Labels, inner: Labels) -> None:
+        """Split the classes of distinct representatives labels[i] into the pair (outer[i], inner[i])."""
+        self._split[labels, 0] = outer
+        self._split[labels, 1] = inner
+        self._inherit(outer, labels, ADDED)
+        self._inherit(inner, labels, ADDED)
+
+    def unify(self, a: Labels, b: Labels, reason: int) -> None:
+        """Make index i of two label matrices (n, ka) and (n, kb) survive together, for every i.
+
+        A label that meets no label is frozen for ``reason``; one label that meets a pair is split into that
+        pair; sets of one size are matched in the order that joins fewest classes; whatever does not fit
+        becomes a single class.
+        """
+        if a.shape == b.shape and np.array_equal(self.find(a), self.find(b)):
+            return
+        while True:
+            left, right = _remove_common(self.resolve(a), self.resolve(b))
+            # a frozen label says nothing: rows that differ in frozen labels only are equal
+            differ: Mask = self._says(left) | self._says(right)
+            if not differ.any():
+                return
+            rows = _like_first(left, right, differ)
+            left, right = left[rows], right[rows]
+            if (left[0] > 0).sum() == (right[0] > 0).sum():
+                self._pair(left, right)
+            else:
+                self._unify_unequal(left, right, reason)
+
+    def _says(self, labels: Labels) -> Mask:
+        """Which rows have a label that can be removed."""
+        free: Mask = ((labels > 0) & ~self.frozen(labels)).any(axis=1)
+        return free
+
+    def _pair(self, left: Labels, right: Labels) -> None:
+        left, right = left[:, left[0] > 0], right[:, right[0] > 0]
+        for c, d in enumerate(_fewest_pairs(left, right)):
+            self.union(left[:, c], right[:, d])
+
+    def _unify_unequal(self, left: Labels, right: Labels, reason: int) -> None:
+        """One round for rows whose sets differ in size; every call joins, splits or freezes something."""
+        reason = self._earliest(left, right, reason)
+        left, right = self._without_frozen(left), self._without_frozen(right)
+        rows = _like_first(left, right, left.any(1) | right.any(1))
+        left, right = left[rows], right[rows]
+        sizes = int((left[0] > 0).sum()), int((right[0] > 0).sum())
+        few, many = (left, right) if sizes[0] <= sizes[1] else (right, left)
+        if min(sizes) == 0:
+            self.freeze(many, reason)
+        elif sizes[0] == sizes[1]:
+            self._pair(left, right)
+        elif sorted(sizes) == [1, 2] and not np.isin(few[:, 0], many).any():
+            labels, at = np.unique(few[:, 0], return_index=True)
+            self.expand(labels, many[at, 0], many[at, 1])
+        else:
+            self._join_rows(few, many)
+
+    def _earliest(self, left: Labels, right: Labels, reason: int) -> int:
+        known = min(self._frozen[left].min(initial=_NONE), self._frozen[right].min(initial=_NONE))
+        return reason if known == _NONE else int(known)
+
+    def _without_frozen(self, labels: Labels) -> Labels:
+        return _tidy(np.where(self.frozen(labels), 0, labels))
+
+    def _join_rows(self, left: Labels, right: Labels) -> None:
+        both = np.concatenate([left, right], axis=1)
+        first = both.max(axis=1, keepdims=True)
+        everything = np.where(both > 0, both, first)
+        for c in range(1, everything.shape[1]):
+            self.union(everything[:, 0], everything[:, c])
+
+    def split(self, labels: Labels, outer: int, inner: int, reason: int) -> tuple[Labels, Labels]:
+        """Label matrices of the axes (outer,) and (inner,) that an axis (outer * inner, k) is reshaped to.
+
+        A column that is constant along one of the two belongs to the other. Anything else is a grid of
+        labels, each of which is split into a fresh outer and a fresh inner label, so that what survives
+        stays a rectangle.
+        """
+        grid = self.resolve(labels).reshape(outer, inner, -1)
+        rows: list[Labels] = []
+        columns: list[Labels] = []
+        for c in range(grid.shape[2]):
+            plane = grid[:, :, c]
+            if not plane.any():
+                continue
+            if (plane == plane[:, :1]).all():
+                rows.append(plane[:, 0])
+            elif (plane == plane[:1]).all():
+                columns.append(plane[0])
+            else:
+                a, b = self._factor(plane, reason)
+                rows.append(a)
+                columns.append(b)
+        return _join_columns(rows, outer), _join_columns(columns, inner)
+
+    def _factor(self, plane: Labels, reason: int) -> tuple[Labels, Labels]:
+        """Fresh outer (a,) and inner (b,) labels for a grid (a, b) of representatives (0: never removed)."""
+        a, b = plane.shape
+        outer, inner = self.fresh(a), self.fresh(b)
+        fixed = plane == 0
+        if fixed.any():
+            self.freeze(np.concatenate([outer[fixed.any(1)], inner[fixed.any(0)]])[:, None], reason)
+        flat = plane.ravel()
+        labels, at, inverse = np.unique(flat, return_index=True, return_inverse=True)
+        rows, columns = np.divmod(np.arange(a * b), b)
+        if len(labels) < a * b:
+            # a label at several places has one outer and one inner label, shared by those places
+            several = flat > 0
+            self.union(outer[rows][several], outer[rows[at]][inverse][several])
+            self.union(inner[columns][several], inner[columns[at]][inverse][several])
+        real = labels > 0
+        self.expand(labels[real], outer[rows[at]][real], inner[columns[at]][real])
+        return outer, inner
+
+
+def merge(outer: Labels, inner: Labels) -> Labels:
+    """The label matrix of an axis made of the axes (a, ka) and (b, kb): (a * b, ka + kb)."""
+    return np.concatenate([np.repeat(outer, len(inner), axis=0), np.tile(inner, (len(outer), 1))], axis=1)
+
+
+def widen(labels: Labels, k: int) -> Labels:
+    """The same label matrix with k columns."""
+    missing = k - labels.shape[1]
+    return labels if missing == 0 else np.pad(labels, ((0, 0), (0, missing)))
+
+
+def _tidy(labels: Labels) -> Labels:
+    """Duplicates in a row become 0, zeros go last, and columns of zeros go away."""
+    k = labels.shape[1]
+    if k > 1:
+        labels = labels.copy()
+        for c in range(1, k):
+            repeated = (labels[:, :c] == labels[:, c : c + 1]).any(axis=1)
+            labels[repeated, c] = 0
+        empty = labels == 0
+        if (empty[:, :-1] & ~empty[:, 1:]).any():
+            labels = np.take_along_axis(labels, np.argsort(empty, axis=1, kind="stable"), axis=1)
+    used = labels.any(axis=0)
+    return labels if used.all() else labels[:, used]
+
+
+def _like_first(left: Labels, right: Labels, candidates: Mask) -> Mask:
+    """The candidate rows whose two sets have as many labels as those of the first candidate."""
+    sizes = np.stack([(left > 0).sum(1), (right > 0).sum(1)], axis=1)
+    like: Mask = candidates & (sizes == sizes[np.argmax(candidates)]).all(1)
+    return like
+
+
+def _remove_common(a: Labels, b: Labels) -> tuple[Labels, Labels]:
+    """Both label matrices without the labels that a row has on both sides."""
+    if a.shape[1] == 0 or b.shape[1] == 0:
+        return a, b
+    shared = a[:, :, None] == b[:, None, :]
+    return _tidy(np.where(shared.any(2), 0, a)), _tidy(np.where(shared.any(1), 0, b))
+
+
+def _fewest_pairs(left: Labels, right: Labels) -> tuple[int, ...]:
+    """The order of right's columns that meets left's columns in the fewest distinct pairs of labels."""
+    k = left.shape[1]
+    if k == 1:
+        return (0,)
+    span = int(max(left.max(), right.max())) + 1
+    pairs = np.array([[len(np.unique(left[:, c] * span + right[:, d])) for d in range(k)] for c in range(k)])
+    # beyond four labels on an index an exhaustive search is not worth it, and no network comes near
+    orders = permutations(range(k)) if k <= 4 else [tuple(range(k))]
+    return min(orders, key=lambda order: sum(pairs[c, d] for c, d in enumerate(order)))
+
+
+def _join_columns(columns: list[Labels], length: int) -> Labels:
+    return np.stack(columns, axis=1) if columns else np.zeros((length, 0), dtype=np.int64)
