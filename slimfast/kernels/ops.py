@@ -2,6 +2,7 @@
 
 Inputs are checked here, once, before dispatch; backends assume they are right. Inputs are never mutated. Every op
 takes ``backend="auto" | "reference" | "cpu" | "cuda" | "triton"`` and, for messages, the ``names`` of its layers.
+The layers of a call are ragged: axis names that begin with an underscore differ from one to the next.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class SpectraValues(NamedTuple):
 
 
 def grouped_covariance(
-    xs: Sequence[Float[Tensor, "n d"]],
+    xs: Sequence[Float[Tensor, "_n _d"]],
     *,
     side: Side = "auto",
     dtype: torch.dtype | None = None,
@@ -88,11 +89,11 @@ def grouped_covariance(
 
 
 def grouped_eigvalsh(
-    mats: Sequence[Float[Tensor, "m m"]],
+    mats: Sequence[Float[Tensor, "_m _m"]],
     *,
     names: Sequence[str] | None = None,
     backend: str = "auto",
-) -> list[Float[Tensor, "m"]]:
+) -> list[Float[Tensor, "_m"]]:
     """Eigenvalues, ascending, of every symmetric matrix (m_i, m_i) float32 or float64, in its dtype and device.
 
     Only the lower triangle is read. Raises ``ValueError`` naming the layer for a matrix that is not square, is empty,
@@ -115,7 +116,7 @@ def grouped_eigvalsh(
 
 
 def grouped_pivoted_cholesky(
-    mats: Sequence[Float[Tensor, "n n"]],
+    mats: Sequence[Float[Tensor, "_n _n"]],
     ranks: Sequence[int],
     *,
     names: Sequence[str] | None = None,
@@ -150,7 +151,7 @@ def grouped_pivoted_cholesky(
 
 def grouped_gather(
     tensors: Sequence[Tensor],
-    keeps: Sequence[Mapping[int, Int[Tensor, "k"]]],
+    keeps: Sequence[Mapping[int, Int[Tensor, "_k"]]],
     *,
     names: Sequence[str] | None = None,
     backend: str = "auto",
@@ -181,7 +182,7 @@ def grouped_gather(
 
 
 def grouped_spectra(
-    xs: Sequence[Float[Tensor, "n d"]],
+    xs: Sequence[Float[Tensor, "_n _d"]],
     *,
     dtype: torch.dtype | None = None,
     names: Sequence[str] | None = None,
