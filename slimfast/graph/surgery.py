@@ -1,0 +1,302 @@
+"""Cutting a traced network's structure: which indices of which tensor survive, which Python constants change.
+
+Nothing here reads a weight. A network is described by its :class:`ChannelGraph`, a cut by the units each
+group keeps; both are data, so that the same functions serve pruning, loading and a trial on meta tensors.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.copies import named_tensors
+from slimfast.graph.groups import Attribute, Axis, ChannelGraph, IntArray, Operation
+from slimfast.graph.record import Call, record
+
+Shape: TypeAlias = tuple[int, ...]
+# What a patched attribute may hold: an int, or a tuple or list of ints among other plain values.
+Value: TypeAlias = Any
+
+STOPPED = "nothing more"
+COPIES = ("aten.clone", "aten.contiguous", "aten.alias")
+# One reshape, under the names it has with and without a copy before it.
+_VIEWS = {name: "aten.view" for name in ("aten._unsafe_view", "aten._reshape_alias", "aten.reshape")}
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """``attribute`` of ``module`` held ``before`` and must hold ``after``: ints, or tuples where it is a
+    sequence.
+
+    ``attribute`` is ``config.name`` for one of an object that the module holds; that object is then copied
+    first, because modules share it.
+    """
+
+    module: str
+    attribute: str
+    before: Value
+    after: Value
+
+
+def survivors(keeps: Mapping[str, IntArray]) -> Callable[[Axis], IntArray]:
+    """The surviving indices of an axis under a cut, as a function that remembers the axes it has seen."""
+    return functools.cache(lambda axis: axis.kept(keeps))
+
+
+def check_keeps(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
+    """``ValueError`` unless every key is a group and every value its sorted, distinct units, at least one."""
+    sizes = {group.name: group.n for group in graph}
+    for name, keep in keeps.items():
+        if name not in sizes:
+            raise ValueError(f"keeps: the network has no group {name!r}")
+        units = np.asarray(keep)
+        if units.ndim != 1 or units.size == 0 or not np.issubdtype(units.dtype, np.integer):
+            raise ValueError(f"keeps: expected at least one unit, got {keep!r} ({name})")
+        if units[0] < 0 or units[-1] >= sizes[name] or bool((np.diff(units) <= 0).any()):
+            raise ValueError(
+                f"keeps: expected sorted, distinct units in 0..{sizes[name] - 1}, "
+                f"got {units.size} in {units.min()}..{units.max()} ({name})"
+            )
+
+
+def cut(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> dict[str, dict[int, IntArray]]:
+    """The kept indices of each dim of each tensor that a cut changes, tensors under the first of their names.
+
+    A group that ``keeps`` does not name keeps all of its units. Raises ``ValueError`` as :func:`check_keeps`
+    does.
+    """
+    check_keeps(graph, keeps)
+    kept = survivors(keeps)
+    tensors: dict[str, dict[int, IntArray]] = {}
+    for tensor, axes in graph.axes.items():
+        dims = {dim: kept(axis) for dim, axis in enumerate(axes) if axis.parts}
+        changed = {dim: index for dim, index in dims.items() if len(index) < axes[dim].length}
+        if changed:
+            tensors[graph.tied.get(tensor, tensor)] = changed
+    return tensors
+
+
+def predicted_shapes(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[tuple[Shape, ...]]:
+    """The shapes of the outputs of every recorded operation after a cut."""
+    kept = survivors(keeps)
+    return [_shapes(operation, kept) for operation in graph.operations]
+
+
+def _shapes(operation: Operation, kept: Callable[[Axis], IntArray]) -> tuple[Shape, ...]:
+    return tuple(tuple(len(kept(axis)) for axis in axes) for axes in operation.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Operation number ``index`` of a recording is not what was predicted; ``str`` says it in one line."""
+
+    index: int
+    operation: str
+    module: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        where = self.module or "the model itself"
+        return f"{self.operation} at {where}: expected {self.expected}, got {self.found}"
+
+
+def mismatches(
+    graph: ChannelGraph, kept: Callable[[Axis], IntArray], calls: Sequence[Call]
+) -> Iterator[Mismatch]:
+    """Where a recording differs from the prediction in an operation, a shape or a constant, in order.
+
+    ``kept`` is the cut, as :func:`survivors` gives it. What is missing at the end is ``found`` as
+    :data:`STOPPED`.
+
+    A reshape that needs a copy may do without one when a length becomes 1, so that such copies are not
+    compared.
+    """
+    steps = [(i, operation) for i, operation in enumerate(graph.operations) if operation.name not in COPIES]
+    found = [call for call in calls if call.op not in COPIES]
+    for (i, operation), call in zip(steps, found, strict=False):
+        shapes = _shapes(operation, kept)
+        got = tuple(ref.shape for ref in call.outputs)
+        if _VIEWS.get(call.op, call.op) != _VIEWS.get(operation.name, operation.name):
+            yield Mismatch(i, operation.name, operation.module, operation.name, call.op)
+        elif shapes != got:
+            yield Mismatch(i, operation.name, operation.module, f"shapes {shapes}", f"{got}")
+        else:
+            for constant in operation.constants:
+                value, length = argument_of(call, constant.argument), len(kept(constant.axis))
+                if value != length:
+                    told = f"{constant.argument} = {length}"
+                    yield Mismatch(i, operation.name, operation.module, told, str(value))
+    if len(steps) > len(found):
+        i, operation = steps[len(found)]
+        yield Mismatch(i, operation.name, operation.module, operation.name, STOPPED)
+    elif len(found) > len(steps):
+        extra = found[len(steps)]
+        yield Mismatch(len(graph.operations), extra.op, extra.module, STOPPED, extra.op)
+
+
+def check_thin(thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[Mismatch]:
+    """Record the thin network and compare every operation with the prediction; empty where all is well.
+
+    Raises :class:`UnsupportedGraph` when its forward fails, naming the module.
+    """
+    args, kwargs = graph.inputs.example()
+    return list(mismatches(graph, survivors(keeps), record(thin, args, kwargs).calls))
+
+
+def split_argument(argument: str) -> tuple[str, int | None]:
+    """``size[2]`` as ("size", 2), ``groups`` as ("groups", None)."""
+    name, _, rest = argument.partition("[")
+    return name, int(rest[:-1]) if rest else None
+
+
+def argument_of(call: Call, argument: str) -> Any:
+    """The value that a recorded call was given for ``size[2]`` or ``groups``; None where it has none."""
+    name, index = split_argument(argument)
+    return item_of(call.arguments.get(name), index)
+
+
+def item_of(value: Any, index: int | None) -> Any:
+    """The value itself, or the item at ``index`` of a tuple or list; None where there is none."""
+    if index is None:
+        return value
+    return value[index] if isinstance(value, (tuple, list)) and index < len(value) else None
+
+
+def thin_shape(shape: Shape, dims: Mapping[int, IntArray]) -> Shape:
+    """``shape`` with the lengths of the cut dims."""
+    return tuple(len(dims[dim]) if dim in dims else length for dim, length in enumerate(shape))
+
+
+def patches(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> tuple[Patch, ...]:
+    """The Python attributes of ``model`` that a cut changes, in order of module and name."""
+    kept = survivors(keeps)
+    lengths = [(attribute, len(kept(attribute.axis))) for attribute in graph.attributes or ()]
+    return patches_of(model, cut(graph, keeps), lengths)
+
+
+def patches_of(
+    model: nn.Module, cuts: Mapping[str, Mapping[int, IntArray]], lengths: Iterable[tuple[Attribute, int]]
+) -> tuple[Patch, ...]:
+    """The patches that a cut of these tensors and these attribute lengths call for, in order of module and
+    name.
+
+    The attributes of PyTorch's own layers follow from the shapes of their thin tensors.
+    """
+    values: dict[tuple[str, str], list[Value]] = {}
+    for attribute, length in lengths:
+        _set(values, model, attribute, length)
+    for prefix, shapes in _thin_shapes_by_module(model, cuts).items():
+        module = model.get_submodule(prefix)
+        groups = values.get((prefix, "groups"), [getattr(module, "groups", 1)])[-1]
+        for name, value in standard_attributes(module, shapes, groups).items():
+            values[prefix, name] = [read_attribute(module, name), value]
+    return tuple(
+        Patch(module, name, before, after)
+        for (module, name), (before, after) in sorted(values.items())
+        if before != after
+    )
+
+
+def standard_attributes(module: nn.Module, shapes: Mapping[str, Shape], groups: int = 1) -> dict[str, Value]:
+    """What the attributes of one of PyTorch's own layers must be for tensors of these shapes (those known)."""
+    weight = shapes.get("weight", ())
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and weight:
+        return {"in_channels": weight[0], "out_channels": weight[1] * groups}
+    if isinstance(module, nn.modules.conv._ConvNd) and weight:
+        return {"out_channels": weight[0], "in_channels": weight[1] * groups}
+    if isinstance(module, nn.Linear) and weight:
+        return {"out_features": weight[0], "in_features": weight[1]}
+    if isinstance(module, nn.Bilinear) and weight:
+        return {"out_features": weight[0], "in1_features": weight[1], "in2_features": weight[2]}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and weight:
+        return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": (weight or shapes["running_mean"])[0]}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight:
+        return {"normalized_shape": weight}
+    if isinstance(module, nn.GroupNorm) and weight:
+        return {"num_channels": weight[0]}
+    if isinstance(module, nn.PReLU) and weight:
+        return {"num_parameters": weight[0]}
+    return {}
+
+
+def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
+    """Set the attributes of ``model`` in place; :class:`SlimfastError` where one does not hold its
+    ``before``.
+    """
+    for patch in patches:
+        module = model.get_submodule(patch.module)
+        found = read_attribute(module, patch.attribute)
+        if found != patch.before:
+            raise SlimfastError(
+                f"{patch.module or type(model).__name__}: expected {patch.attribute} = {patch.before}, got {found}"
+            )
+        _write_attribute(module, patch.attribute, patch.after)
+
+
+def read_attribute(module: nn.Module, name: str) -> Value:
+    """The value of ``name`` or ``holder.name``, sequences as tuples; None where there is none."""
+    owner: Any = module
+    *holders, last = name.split(".")
+    for holder in holders:
+        owner = getattr(owner, holder, None)
+    return plain(getattr(owner, last, None))
+
+
+def plain(value: Any) -> Value:
+    """A value with its lists and ``torch.Size`` as tuples, as it is compared and written to JSON."""
+    return tuple(plain(item) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def _write_attribute(module: nn.Module, name: str, value: Value) -> None:
+    owner: Any = module
+    *holders, last = name.split(".")
+    for holder in holders:
+        alone = copy.copy(getattr(owner, holder))
+        setattr(owner, holder, alone)
+        owner = alone
+    kind = type(getattr(owner, last))
+    setattr(owner, last, value if kind is int else kind(value))
+
+
+def _set(
+    values: dict[tuple[str, str], list[Value]], model: nn.Module, attribute: Attribute, length: int
+) -> None:
+    """Note that ``attribute`` becomes ``length``: [value before, value after] of it, whole where it is a
+    tuple.
+    """
+    key = (attribute.module, attribute.name)
+    if key not in values:
+        before = read_attribute(model.get_submodule(attribute.module), attribute.name)
+        values[key] = [before, before]
+    if attribute.index is None:
+        values[key][1] = length
+    else:
+        after = list(values[key][1])
+        after[attribute.index] = length
+        values[key][1] = tuple(after)
+
+
+def _thin_shapes_by_module(
+    model: nn.Module, cuts: Mapping[str, Mapping[int, IntArray]]
+) -> dict[str, dict[str, Shape]]:
+    """Module path -> name of each of its own cut tensors -> thin shape."""
+    tensors: Mapping[str, Tensor] = named_tensors(model)
+    first = {id(tensor): name for name, tensor in tensors.items() if name in cuts}
+    modules: dict[str, dict[str, Shape]] = {}
+    for prefix, module in model.named_modules():
+        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        for name, tensor in own:
+            if id(tensor) in first:
+                dims = cuts[first[id(tensor)]]
+                modules.setdefault(prefix, {})[name] = thin_shape(tuple(tensor.shape), dims)
+    return modules

@@ -1,0 +1,445 @@
+"""The trial cut: every group is cut once on tensors without data, to learn which Python attributes must
+follow.
+
+Reshapes, splits and pads take Python integers, and where one of them came from cannot be seen in a recording.
+So the network is cut, recorded again and compared with the prediction; at the first operation that disagrees,
+attributes of the modules around it that hold the old number are set to the new one, until it agrees. What
+works for one module is tried on all others of its class. Groups that nothing makes right are given back with
+the reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.graph.copies import copy_with, named_tensors
+from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Frozen, IntArray, Operation
+from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record, record_at
+from slimfast.graph.surgery import (
+    COPIES,
+    STOPPED,
+    apply_patches,
+    cut,
+    item_of,
+    mismatches,
+    patches_of,
+    read_attribute,
+    split_argument,
+    survivors,
+)
+
+# Sets of attributes tried at one operation before its groups are given up; each try records up to that
+# operation.
+_MAX_TRIES = 96
+# Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
+_FACTORS = ("other", "alpha", "beta", "exponent", "value", "scale")
+
+# An attribute: (module path, attribute or holder.attribute, index in it or None).
+Key: TypeAlias = tuple[str, str, int | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """What a trial cut found: attributes that follow axes, groups that cannot be cut, groups that change
+    factors.
+    """
+
+    attributes: tuple[Attribute, ...]
+    uncuttable: Mapping[str, str]
+    inexact: Mapping[str, str]
+
+
+def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = None) -> ChannelGraph:
+    """The graph after a trial cut: with its attributes, without the groups that cannot be cut.
+
+    Those join the frozen axes with their reason; groups whose width changes a factor of the network become
+    inexact. ``recording`` is the one that ``graph`` was made of, recorded again where it is not at hand.
+    """
+    trial = try_cut(model, graph, recording)
+    groups, frozen = [], list(graph.frozen)
+    for group in graph:
+        reason = trial.uncuttable.get(group.name)
+        if reason is None:
+            inexact = group.inexact or trial.inexact.get(group.name)
+            groups.append(replace(group, inexact=inexact))
+            continue
+        for member in group.members:
+            frozen.append(Frozen(member.tensor, member.dim, reason, member.tensor.rpartition(".")[0]))
+    without = _Without(frozenset(trial.uncuttable))
+    return replace(
+        graph,
+        groups=tuple(groups),
+        frozen=tuple(frozen),
+        axes={name: tuple(map(without.axis, axes)) for name, axes in graph.axes.items()},
+        operations=tuple(map(without.operation, graph.operations)),
+        attributes=tuple(replace(a, axis=without.axis(a.axis)) for a in trial.attributes),
+    )
+
+
+def uncuttable(model: nn.Module, graph: ChannelGraph, recording: Recording | None = None) -> dict[str, str]:
+    """Group name -> why the network does not run when that group is cut, for the groups where that is so."""
+    return dict(try_cut(model, graph, recording).uncuttable)
+
+
+def try_cut(model: nn.Module, graph: ChannelGraph, recording: Recording | None = None) -> Trial:
+    """Cut every group to its own width on a copy without data, and find what has to change for it to run."""
+    if recording is None:
+        recording = record(model, *graph.inputs.example())
+    search = _Search(model, graph, recording)
+    search.run()
+    return Trial(
+        tuple(
+            Attribute(*key, axis)
+            for key, axis in sorted(search.attributes.items(), key=lambda item: str(item[0]))
+        ),
+        search.uncuttable,
+        search.inexact,
+    )
+
+
+def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
+    """Kept units of every group of two units or more, about two thirds of them.
+
+    Widths differ between groups of the same size, so that a number that means two things is seen to mean two.
+    """
+    keeps = {}
+    for i, group in enumerate(graph):
+        # Golden-ratio steps spread the shares evenly, however many groups there are.
+        share = 0.45 + 0.5 * (i * 0.6180339887 % 1.0)
+        width = min(max(2, round(group.n * share)), group.n - 1)
+        if width >= 1:
+            keeps[group.name] = np.flatnonzero(np.arange(group.n) * width % group.n < width).astype(np.int64)
+    return keeps
+
+
+class _Without:
+    """Axes and what is made of them, with some groups' say taken out; unchanged objects stay the same
+    objects.
+    """
+
+    def __init__(self, groups: frozenset[str]) -> None:
+        self._groups = groups
+        self._axes: dict[Axis, Axis] = {}
+
+    def axis(self, axis: Axis) -> Axis:
+        if axis not in self._axes:
+            parts = tuple(part for part in axis.parts if part[0] not in self._groups)
+            self._axes[axis] = axis if len(parts) == len(axis.parts) else Axis(axis.length, parts)
+        return self._axes[axis]
+
+    def operation(self, operation: Operation) -> Operation:
+        if not self._groups:
+            return operation
+        return replace(
+            operation,
+            outputs=tuple(tuple(map(self.axis, axes)) for axes in operation.outputs),
+            macs=tuple(self.axis(m) if isinstance(m, Axis) else m for m in operation.macs),
+            constants=tuple(replace(c, axis=self.axis(c.axis)) for c in operation.constants),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """How far a trial got: the first operation that disagrees (None: none does), and the module that was
+    running.
+    """
+
+    index: int | None
+    module: str
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wanted:
+    """A number that must become ``new``: the length of ``axis``, a constant or a dim of an output of an
+    operation.
+    """
+
+    axis: Axis
+    new: int
+    operation: int
+    constant: str | None = None
+    output: tuple[int, int] = (0, 0)
+
+
+class _Search:
+    """The state of one trial cut: what is cut, which attributes follow which axes, what has been given up."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, recording: Recording) -> None:
+        self.graph = graph
+        self.place = recording.place
+        self.wide = recording.calls
+        self.arguments = graph.inputs.example()
+        self.base = model if self.place == "real" else hollow_copy(model)
+        self.modules = dict(self.base.named_modules())
+        self.inside: dict[str, list[int]] = {}
+        for i, operation in enumerate(graph.operations):
+            for path in _stack(operation.module):
+                self.inside.setdefault(path, []).append(i)
+        self.attributes: dict[Key, Axis] = {}
+        self.settled: set[Key] = set()
+        self.uncuttable: dict[str, str] = {}
+        self.inexact: dict[str, str] = {}
+        self.keeps = trial_keeps(graph)
+        self._cut_groups: set[str] = set()
+        self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
+        self.kept = survivors({})
+
+    def run(self) -> None:
+        self._adopt_by_name()
+        reach = self._probe(self.keeps, self.attributes)
+        while reach.index is not None and self.keeps:
+            found = self._explain(reach, reach.index)
+            if found is None:
+                self._give_up(reach.index)
+                found = self._probe(self.keeps, self.attributes)
+            reach = found
+        self._find_factors(reach.calls)
+
+    def _adopt_by_name(self) -> None:
+        """Attributes of the running module that are called as the argument they are passed for need no trial."""
+        for operation in self.graph.operations:
+            for constant in operation.constants:
+                name, index = split_argument(constant.argument)
+                name = "num_groups" if name == "group" else name
+                value = getattr(self.modules[operation.module], name, None)
+                held = item_of(value, index)
+                if constant.axis.parts and held == constant.value and not isinstance(held, bool):
+                    self.attributes[operation.module, name, index] = constant.axis
+
+    def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> _Reach:
+        """Cut, patch, record, and compare with the prediction."""
+        if keeps.keys() != self._cut_groups:
+            self._cut_groups, self._cuts, self.kept = set(keeps), cut(self.graph, keeps), survivors(keeps)
+        lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
+        wide = named_tensors(self.base)
+        thin = copy_with(self.base, {name: _select(wide[name], dims) for name, dims in self._cuts.items()})
+        apply_patches(thin, patches_of(self.base, self._cuts, lengths))
+        args, kwargs = self.arguments
+        try:
+            calls, module = record_at(thin, args, kwargs, self.place).calls, None
+        except ForwardFailed as failure:
+            calls, module = failure.calls, failure.module
+        first = next(mismatches(self.graph, self.kept, calls), None)
+        if first is None:
+            return (
+                _Reach(None, "", calls)
+                if module is None
+                else _Reach(len(self.graph.operations), module, calls)
+            )
+        stopped = module is not None and first.found == STOPPED
+        return _Reach(first.index, (module or "") if stopped else first.module, calls)
+
+    def _explain(self, reach: _Reach, index: int) -> _Reach | None:
+        """Find attributes that make operation ``index`` right and adopt them; None where none do."""
+        for assignment in itertools.islice(self._assignments(reach.module, index), _MAX_TRIES):
+            chosen = {key: wanted.axis for key, wanted in assignment.items()}
+            attributes = {**self.attributes, **self._generalised(assignment), **chosen}
+            found = self._probe(self.keeps, attributes)
+            if found.index is None or found.index > index:
+                self.attributes = attributes
+                self.settled |= chosen.keys()
+                return found
+        return None
+
+    def _assignments(self, module: str, index: int) -> Iterator[dict[Key, _Wanted]]:
+        """Attributes to set to new lengths, likeliest first: those the operation's own constants may come
+        from.
+        """
+        kept = survivors(self.keeps)
+        operation = self.graph.operations[index] if index < len(self.graph.operations) else None
+        stack = list(dict.fromkeys([*_stack(operation.module if operation else module), *_stack(module)]))
+        constants = self._wanted([index], kept, constants_only=True) if operation else []
+        choices: list[list[tuple[Key, _Wanted] | None]] = []
+        for wanted in constants:
+            keys = [key for path in stack for key in self._keys(path, wanted)]
+            choices.append([None, *((key, wanted) for key in keys)])
+        # A number given from the shapes of tensors needs no attribute, so that each constant may go without.
+        for picks in sorted(
+            itertools.product(*choices[:4]), key=lambda p: sum(pick is not None for pick in p)
+        ):
+            assignment = {pick[0]: pick[1] for pick in picks if pick is not None}
+            if assignment and len(assignment) == sum(pick is not None for pick in picks):
+                yield assignment
+        nearby: list[tuple[Key, _Wanted]] = []
+        for path in stack:
+            for wanted in self._wanted(self.inside.get(path, []), kept):
+                nearby += [(key, wanted) for key in self._keys(path, wanted)]
+        for single in nearby:
+            yield dict([single])
+        for first, second in itertools.combinations(nearby[:10], 2):
+            if first[0] != second[0]:
+                yield dict([first, second])
+
+    def _wanted(self, indices: list[int], kept: Any, *, constants_only: bool = False) -> list[_Wanted]:
+        """The numbers that change at these operations; outside of one operation's constants, each change
+        once.
+        """
+        found: dict[Any, _Wanted] = {}
+        for i in indices:
+            operation = self.graph.operations[i]
+            for constant in operation.constants:
+                wanted = _Wanted(constant.axis, len(kept(constant.axis)), i, constant.argument)
+                found.setdefault(
+                    constant.argument if constants_only else (constant.value, wanted.new), wanted
+                )
+            if constants_only:
+                continue
+            for o, axes in enumerate(operation.outputs):
+                for d, axis in enumerate(axes):
+                    wanted = _Wanted(axis, len(kept(axis)), i, None, (o, d))
+                    found.setdefault((axis.length, wanted.new), wanted)
+        return [wanted for wanted in found.values() if wanted.new != wanted.axis.length]
+
+    def _keys(self, path: str, wanted: _Wanted) -> Iterator[Key]:
+        """The attributes of a module that hold the old length and are not known to follow an axis."""
+        for name, index, value in _integers(self.modules[path]):
+            if value == wanted.axis.length and (path, name, index) not in self.settled:
+                yield path, name, index
+
+    def _generalised(self, assignment: Mapping[Key, _Wanted]) -> dict[Key, Axis]:
+        """The same attributes of other modules of the same class, where the same operation takes their
+        number.
+        """
+        more: dict[Key, Axis] = {}
+        for (path, name, index), wanted in assignment.items():
+            for other, operation in self._counterparts(path, wanted.operation):
+                axis = _axis_at(operation, wanted)
+                key = (other, name, index)
+                held = item_of(read_attribute(self.modules[other], name), index)
+                if axis is not None and held == axis.length and key not in self.attributes:
+                    more[key] = axis
+        return more
+
+    def _counterparts(self, path: str, index: int) -> Iterator[tuple[str, Operation]]:
+        """Other modules of the class of ``path``, with the operation that runs there as ``index`` runs in
+        ``path``.
+        """
+        steps = self.inside.get(path, [])
+        if index not in steps:
+            return
+        step, name = steps.index(index), self.graph.operations[index].name
+        for other, module in self.modules.items():
+            there = self.inside.get(other, [])
+            if type(module) is type(self.modules[path]) and other != path and step < len(there):
+                operation = self.graph.operations[there[step]]
+                if operation.name == name:
+                    yield other, operation
+
+    def _give_up(self, index: int) -> None:
+        """Leave alone the groups that operation ``index`` cannot follow, there and in modules of the same
+        class.
+        """
+        kept = survivors(self.keeps)
+        last = len(self.graph.operations) - 1
+        operation = self.graph.operations[min(index, last)]
+        changed = [c for c in operation.constants if len(kept(c.axis)) != c.value]
+        told = ", ".join(f"{c.argument} = {c.value}" for c in changed) or "its shape"
+        reason = f"{told} of {operation.name} follows no attribute that could be changed"
+        names = self._groups_in([c.axis for c in changed])
+        if names:
+            for _, other in self._counterparts(operation.module, index):
+                names += self._groups_in(
+                    [c.axis for c in other.constants if c.argument in {d.argument for d in changed}]
+                )
+        names = (
+            names
+            or self._groups_in([axis for axes in operation.outputs for axis in axes])
+            or [self._culprit()]
+        )
+        for name in names:
+            if self.keeps.pop(name, None) is not None:
+                self.uncuttable[name] = f"{reason} at {operation.module or 'the model itself'}"
+
+    def _groups_in(self, axes: list[Axis]) -> list[str]:
+        return [name for axis in axes for name, _ in axis.parts if name in self.keeps]
+
+    def _culprit(self) -> str:
+        """The first group whose cut, on top of those before it, makes the network disagree: found by halving."""
+        names = list(self.keeps)
+        low, high = 0, len(names)
+        while high - low > 1:
+            middle = (low + high) // 2
+            some = {name: self.keeps[name] for name in names[:middle]}
+            low, high = (
+                (low, middle) if self._probe(some, self.attributes).index is not None else (middle, high)
+            )
+        return names[low]
+
+    def _find_factors(self, calls: tuple[Call, ...]) -> None:
+        """Groups whose width changes a number in the arithmetic: removing their units is not masking them."""
+        drifted = _drifted(self.wide, calls)
+        for kind in (
+            sorted({group.kind for group in self.graph if group.name in self.keeps}) if drifted else ()
+        ):
+            some = {g.name: self.keeps[g.name] for g in self.graph if g.kind == kind and g.name in self.keeps}
+            for i, (before, after) in _drifted(self.wide, self._probe(some, self.attributes).calls).items():
+                operation = self.graph.operations[i]
+                axes = [axis for axes in operation.outputs for axis in axes]
+                axes += [a for key, a in self.attributes.items() if key[0] in _stack(operation.module)]
+                where = operation.module or "the model itself"
+                for name in self._groups_in(axes):
+                    if name in some:
+                        reason = f"the width changes a factor of {operation.name} at {where}: {before:g} to {after:g}"
+                        self.inexact.setdefault(name, reason)
+
+
+def _stack(module: str) -> list[str]:
+    """A module's path and those of the modules around it, innermost first; the model itself is ``""``."""
+    parts = module.split(".") if module else []
+    return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
+
+
+def _select(tensor: Tensor, dims: Mapping[int, IntArray]) -> Tensor:
+    for dim, index in dims.items():
+        tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+    return tensor
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """(attribute, index, value) of the integers a module holds: its own first, then those of objects it
+    holds.
+    """
+    own = {name: value for name, value in vars(module).items() if not isinstance(value, (Tensor, nn.Module))}
+    yield from _plain_integers(own, "")
+    for name, value in own.items():
+        if not isinstance(value, type) and not callable(value) and hasattr(value, "__dict__"):
+            yield from _plain_integers(vars(value), f"{name}.")
+
+
+def _plain_integers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int | None, int]]:
+    for name, value in values.items():
+        if type(value) is int:
+            yield prefix + name, None, value
+        elif isinstance(value, (tuple, list)):
+            for index, item in enumerate(value):
+                if type(item) is int:
+                    yield prefix + name, index, item
+
+
+def _axis_at(operation: Operation, wanted: _Wanted) -> Axis | None:
+    """The axis of ``operation`` at the place where ``wanted`` was found in another."""
+    if wanted.constant is not None:
+        return next((c.axis for c in operation.constants if c.argument == wanted.constant), None)
+    o, d = wanted.output
+    return operation.outputs[o][d] if o < len(operation.outputs) and d < len(operation.outputs[o]) else None
+
+
+def _drifted(wide: tuple[Call, ...], thin: tuple[Call, ...]) -> dict[int, tuple[float, float]]:
+    """Operation -> the first number in its arithmetic that differs between two recordings, before and after."""
+    found: dict[int, tuple[float, float]] = {}
+    steps = [(i, call) for i, call in enumerate(wide) if call.op not in COPIES]
+    for (i, before), after in zip(steps, (call for call in thin if call.op not in COPIES), strict=False):
+        for name, old in before.arguments.items():
+            new = after.arguments.get(name)
+            counts = isinstance(old, float) or (type(old) is int and name in _FACTORS)
+            if counts and isinstance(new, (int, float)) and new != old:
+                found.setdefault(i, (float(old), float(new)))
+    return found
