@@ -1,5 +1,4 @@
 #include "covariance.hpp"
-
 #include "reduce.cuh"
 
 namespace slimfast::cuda {
@@ -33,7 +32,8 @@ __device__ inline float to_float(double x) { return static_cast<float>(x); }
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float to_float(__half x) { return __half2float(x); }
 
-// x - mean. In float32 the mean comes in two parts, so that a mean far larger than the deviations costs no digits.
+// x - mean. In float32 the mean comes in two parts, so that a mean far larger than the deviations costs no
+// digits.
 template <class X>
 __device__ inline float centred(X x, double mean, float) {
     const float high = static_cast<float>(mean);
@@ -48,10 +48,14 @@ __device__ inline double centred(X x, double mean, double) {
 template <class Action>
 __device__ inline void with_elements(const std::int64_t* layer, Action action) {
     switch (layer[kCovXType]) {
-        case kFloat32: return action(reinterpret_cast<const float*>(layer[kCovX]));
-        case kFloat64: return action(reinterpret_cast<const double*>(layer[kCovX]));
-        case kBfloat16: return action(reinterpret_cast<const __nv_bfloat16*>(layer[kCovX]));
-        default: return action(reinterpret_cast<const __half*>(layer[kCovX]));
+        case kFloat32:
+            return action(reinterpret_cast<const float*>(layer[kCovX]));
+        case kFloat64:
+            return action(reinterpret_cast<const double*>(layer[kCovX]));
+        case kBfloat16:
+            return action(reinterpret_cast<const __nv_bfloat16*>(layer[kCovX]));
+        default:
+            return action(reinterpret_cast<const __half*>(layer[kCovX]));
     }
 }
 
@@ -82,8 +86,9 @@ __device__ inline Place find_place(const std::int64_t* table, int count, bool wi
 // Kernels.
 
 // A warp to each row where rows are contiguous; else a lane to each row, and the warps share its length.
-__global__ void __launch_bounds__(kThreads) moments(const std::int64_t* __restrict__ table, int count,
-                                                    double* __restrict__ means, double* __restrict__ squares) {
+__global__ void __launch_bounds__(kThreads)
+    moments(const std::int64_t* __restrict__ table, int count, double* __restrict__ means,
+            double* __restrict__ squares) {
     auto* partial = reinterpret_cast<double*>(shared_memory());
     const int index = find_segment(table, count, blockIdx.x);
     const std::int64_t* layer = table + count + 1 + std::int64_t{index} * kCovFields;
@@ -101,7 +106,8 @@ __global__ void __launch_bounds__(kThreads) moments(const std::int64_t* __restri
         if (stride <= row_stride) {
             for (int r = warp; r < rows; r += kWarps) {
                 double sum = 0;
-                for (std::int64_t i = lane; i < length; i += 32) sum += to_double(x[r * row_stride + i * stride]);
+                for (std::int64_t i = lane; i < length; i += 32)
+                    sum += to_double(x[r * row_stride + i * stride]);
                 const double mean = warp_sum(sum) / static_cast<double>(length);
                 double square = 0;
                 for (std::int64_t i = lane; i < length; i += 32) {
@@ -130,18 +136,21 @@ __global__ void __launch_bounds__(kThreads) moments(const std::int64_t* __restri
             for (int w = 0; w < kWarps; ++w) total += partial[w * 32 + lane];
             __syncthreads();
             if (pass == 0) mean = total / static_cast<double>(length);
-            if (warp == 0 && lane < rows) (pass == 0 ? mean_out : square_out)[lane] = pass == 0 ? mean : total;
+            if (warp == 0 && lane < rows)
+                (pass == 0 ? mean_out : square_out)[lane] = pass == 0 ? mean : total;
         }
     });
 }
 
-__global__ void __launch_bounds__(kThreads) traces_of(const std::int64_t* __restrict__ layers,
-                                                      const double* __restrict__ squares, double* traces) {
+__global__ void __launch_bounds__(kThreads)
+    traces_of(const std::int64_t* __restrict__ layers, const double* __restrict__ squares, double* traces) {
     const std::int64_t* layer = layers + std::int64_t{blockIdx.x} * kCovFields;
     double sum = 0;
-    for (std::int64_t r = threadIdx.x; r < layer[kCovRows]; r += kThreads) sum += squares[layer[kCovFirstRow] + r];
+    for (std::int64_t r = threadIdx.x; r < layer[kCovRows]; r += kThreads)
+        sum += squares[layer[kCovFirstRow] + r];
     sum = block_sum(sum, reinterpret_cast<double*>(shared_memory()));
-    if (threadIdx.x == 0) traces[blockIdx.x] = sum / static_cast<double>(max(layer[kCovColumns] - 1, std::int64_t{1}));
+    if (threadIdx.x == 0)
+        traces[blockIdx.x] = sum / static_cast<double>(max(layer[kCovColumns] - 1, std::int64_t{1}));
 }
 
 // The working set of one block: loads of the next stage in registers, sums of the patch.
@@ -153,8 +162,8 @@ struct Tile {
 
     // Variables first .. first + kTile of the layer, samples from `sample` on; zero beyond the end.
     template <class X>
-    __device__ void fetch(T* into, const X* x, const std::int64_t* layer, const double* means, std::int64_t first,
-                          std::int64_t sample, std::int64_t sample_end) {
+    __device__ void fetch(T* into, const X* x, const std::int64_t* layer, const double* means,
+                          std::int64_t first, std::int64_t sample, std::int64_t sample_end) {
         const bool by_rows = layer[kCovByRows] != 0;
         const std::int64_t variables = by_rows ? layer[kCovRows] : layer[kCovColumns];
         const std::int64_t variable_stride = layer[by_rows ? kCovRowStride : kCovColumnStride];
@@ -165,9 +174,9 @@ struct Tile {
             const int element = static_cast<int>(threadIdx.x + i * kThreads);
             const std::int64_t v = first + variable_of(element, along_samples);
             const std::int64_t s = sample + depth_of(element, along_samples);
-            into[i] = v < variables && s < sample_end
-                          ? centred(x[v * variable_stride + s * sample_stride], __ldg(means + (by_rows ? v : s)), T{})
-                          : T{0};
+            into[i] = v < variables && s < sample_end ? centred(x[v * variable_stride + s * sample_stride],
+                                                                __ldg(means + (by_rows ? v : s)), T{})
+                                                      : T{0};
         }
     }
 
@@ -175,7 +184,8 @@ struct Tile {
 #pragma unroll
         for (int i = 0; i < Sizes::kLoads; ++i) {
             const int element = static_cast<int>(threadIdx.x + i * kThreads);
-            shared[depth_of(element, along_samples) * Sizes::kPitch + variable_of(element, along_samples)] = from[i];
+            shared[depth_of(element, along_samples) * Sizes::kPitch + variable_of(element, along_samples)] =
+                from[i];
         }
     }
 
@@ -207,7 +217,8 @@ struct Tile {
     }
 };
 
-// Writes a tile and its mirror image, from shared memory (kTile, kTile + 1), so that both are written along rows.
+// Writes a tile and its mirror image, from shared memory (kTile, kTile + 1), so that both are written along
+// rows.
 template <class T, int kTile>
 __device__ void store_tile(const T* shared, const std::int64_t* layer, const Place& place, double scale) {
     const std::int64_t size = layer[kCovByRows] ? layer[kCovRows] : layer[kCovColumns];
@@ -241,8 +252,8 @@ __device__ inline double scale_of(const std::int64_t* layer) {
 }
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(kThreads, 1)
-    tiles_of(const std::int64_t* __restrict__ table, int count, const double* __restrict__ means, T* workspace) {
+__global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __restrict__ table, int count,
+                                                        const double* __restrict__ means, T* workspace) {
     using Sizes = Tiling<T, kTile>;
     constexpr int kSide = Sizes::kGroups * kPatch;
     auto* shared = reinterpret_cast<T*>(shared_memory());
@@ -250,8 +261,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
     const bool by_rows = layer[kCovByRows] != 0;
     const std::int64_t samples = by_rows ? layer[kCovColumns] : layer[kCovRows];
-    const bool along_samples =
-        layer[by_rows ? kCovColumnStride : kCovRowStride] <= layer[by_rows ? kCovRowStride : kCovColumnStride];
+    const bool along_samples = layer[by_rows ? kCovColumnStride : kCovRowStride] <=
+                               layer[by_rows ? kCovRowStride : kCovColumnStride];
     const std::int64_t splits = layer[kCovSplits];
     const std::int64_t chunks = (samples + kCovarianceChunk - 1) / kCovarianceChunk;
     const std::int64_t begin = chunks * place.split / splits * kCovarianceChunk;
@@ -269,9 +280,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     const auto fetch = [&](std::int64_t sample) {
         with_elements(layer, [&](auto* x) {
-            tile.fetch(tile.next[0], x, layer, means + layer[kCovFirstRow], place.tile_row * kTile, sample, end);
+            tile.fetch(tile.next[0], x, layer, means + layer[kCovFirstRow], place.tile_row * kTile, sample,
+                       end);
             if (!diagonal) {
-                tile.fetch(tile.next[1], x, layer, means + layer[kCovFirstRow], place.tile_column * kTile, sample, end);
+                tile.fetch(tile.next[1], x, layer, means + layer[kCovFirstRow], place.tile_column * kTile,
+                           sample, end);
             }
         });
     };
@@ -299,8 +312,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int i = 0; i < kSide * kSide; ++i) {
         const int r = i / kSide;
         const int c = i % kSide;
-        shared[(row + r / kPatch * kGrid * kPatch + r % kPatch) * (kTile + 1) + column + c / kPatch * kGrid * kPatch +
-               c % kPatch] = total[r][c];
+        shared[(row + r / kPatch * kGrid * kPatch + r % kPatch) * (kTile + 1) + column +
+               c / kPatch * kGrid * kPatch + c % kPatch] = total[r][c];
     }
     __syncthreads();
     if (splits == 1) return store_tile<T, kTile>(shared, layer, place, scale_of(layer));
@@ -311,8 +324,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(kThreads) finish_of(const std::int64_t* __restrict__ table, int count,
-                                                      const T* __restrict__ workspace) {
+__global__ void __launch_bounds__(kThreads)
+    finish_of(const std::int64_t* __restrict__ table, int count, const T* __restrict__ workspace) {
     auto* shared = reinterpret_cast<double*>(shared_memory());
     const Place place = find_place(table, count, false);
     const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
@@ -330,16 +343,19 @@ __global__ void __launch_bounds__(kThreads) finish_of(const std::int64_t* __rest
 // Launch.
 
 template <class T, int kTile>
-void launch_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, const double* means,
-                  void* workspace) {
-    launch("covariance_tiles", tiles_of<T, kTile>, stream, Shape{blocks, kThreads, Tiling<T, kTile>::kSharedBytes}, table,
-           count, means, static_cast<T*>(workspace));
+void launch_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
+                  const double* means, void* workspace) {
+    launch("covariance_tiles", tiles_of<T, kTile>, stream,
+           Shape{blocks, kThreads, Tiling<T, kTile>::kSharedBytes}, table, count, means,
+           static_cast<T*>(workspace));
 }
 
 template <class T, int kTile>
-void launch_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, const void* workspace) {
+void launch_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
+                   const void* workspace) {
     launch("covariance_finish", finish_of<T, kTile>, stream,
-           Shape{blocks, kThreads, sizeof(double) * kTile * (kTile + 1)}, table, count, static_cast<const T*>(workspace));
+           Shape{blocks, kThreads, sizeof(double) * kTile * (kTile + 1)}, table, count,
+           static_cast<const T*>(workspace));
 }
 
 }  // namespace
@@ -348,27 +364,30 @@ void launch_finish(Stream stream, const std::int64_t* table, int count, std::int
 
 void row_moments(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, double* means,
                  double* squares) {
-    launch("row_moments", moments, stream, Shape{blocks, kThreads, kThreads * sizeof(double)}, table, count, means,
-           squares);
+    launch("row_moments", moments, stream, Shape{blocks, kThreads, kThreads * sizeof(double)}, table, count,
+           means, squares);
 }
 
-void covariance_traces(Stream stream, const std::int64_t* layers, int count, const double* squares, double* traces) {
-    launch("covariance_traces", traces_of, stream, Shape{count, kThreads, kWarps * sizeof(double)}, layers, squares,
-           traces);
+void covariance_traces(Stream stream, const std::int64_t* layers, int count, const double* squares,
+                       double* traces) {
+    launch("covariance_traces", traces_of, stream, Shape{count, kThreads, kWarps * sizeof(double)}, layers,
+           squares, traces);
 }
 
-void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, bool in_double,
-                      int tile, const double* means, void* workspace) {
-    if (in_double) return launch_tiles<double, kCovarianceSmallTile>(stream, table, count, blocks, means, workspace);
+void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
+                      bool in_double, int tile, const double* means, void* workspace) {
+    if (in_double)
+        return launch_tiles<double, kCovarianceSmallTile>(stream, table, count, blocks, means, workspace);
     if (tile == kCovarianceSmallTile) {
         return launch_tiles<float, kCovarianceSmallTile>(stream, table, count, blocks, means, workspace);
     }
     launch_tiles<float, kCovarianceLargeTile>(stream, table, count, blocks, means, workspace);
 }
 
-void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, bool in_double,
-                       int tile, const void* workspace) {
-    if (in_double) return launch_finish<double, kCovarianceSmallTile>(stream, table, count, blocks, workspace);
+void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
+                       bool in_double, int tile, const void* workspace) {
+    if (in_double)
+        return launch_finish<double, kCovarianceSmallTile>(stream, table, count, blocks, workspace);
     if (tile == kCovarianceSmallTile) {
         return launch_finish<float, kCovarianceSmallTile>(stream, table, count, blocks, workspace);
     }

@@ -7,21 +7,22 @@
 
 namespace slimfast::cuda {
 
-// x (n, d), each row centred on its mean over d. The result is over p variables and q samples: the rows and the
-// positions, or the other way round. Strides count elements; places count float64 or float32 elements of a buffer.
+// x (n, d), each row centred on its mean over d. The result is over p variables and q samples: the rows and
+// the positions, or the other way round. Strides count elements; places count float64 or float32 elements of
+// a buffer.
 enum CovarianceField {
     kCovX,
-    kCovXType,           // an ElementType
-    kCovRows,            // n
-    kCovColumns,         // d
+    kCovXType,    // an ElementType
+    kCovRows,     // n
+    kCovColumns,  // d
     kCovRowStride,
     kCovColumnStride,
-    kCovByRows,          // 1: p = n variables; 0: p = d
-    kCovFirstRow,        // place of row 0 in the means and the sums of squares of all layers
-    kCovOut,             // (p, p), contiguous
+    kCovByRows,    // 1: p = n variables; 0: p = d
+    kCovFirstRow,  // place of row 0 in the means and the sums of squares of all layers
+    kCovOut,       // (p, p), contiguous
     kCovOutIsDouble,
-    kCovSplits,          // parts of the samples, each a whole number of kCovarianceChunk
-    kCovPartial,         // place of the partial sums in the workspace; unused for one split
+    kCovSplits,   // parts of the samples, each a whole number of kCovarianceChunk
+    kCovPartial,  // place of the partial sums in the workspace; unused for one split
     kCovFields
 };
 
@@ -40,16 +41,18 @@ void row_moments(Stream stream, const std::int64_t* table, int count, std::int64
                  double* squares);
 
 // traces[i] = sum of squares / max(d - 1, 1).
-void covariance_traces(Stream stream, const std::int64_t* layers, int count, const double* squares, double* traces);
+void covariance_traces(Stream stream, const std::int64_t* layers, int count, const double* squares,
+                       double* traces);
 
-// The matrices of layers that share the working precision and the tile; starts count tiles of the lower triangle
-// times splits. A layer of one split is finished here, others leave partial sums in `workspace` (elements of the
-// working precision), tile by tile.
-void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, bool in_double,
-                      int tile, const double* means, void* workspace);
+// The matrices of layers that share the working precision and the tile; starts count tiles of the lower
+// triangle times splits. A layer of one split is finished here, others leave partial sums in `workspace`
+// (elements of the working precision), tile by tile.
+void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
+                      bool in_double, int tile, const double* means, void* workspace);
 
-// Adds the partial sums in the order of the splits, in float64; starts count tiles of the lower triangle, once.
-void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, bool in_double,
-                       int tile, const void* workspace);
+// Adds the partial sums in the order of the splits, in float64; starts count tiles of the lower triangle,
+// once.
+void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
+                       bool in_double, int tile, const void* workspace);
 
 }  // namespace slimfast::cuda

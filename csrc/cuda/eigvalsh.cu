@@ -1,13 +1,16 @@
-#include "eigvalsh.hpp"
+#include <initializer_list>
+#include <type_traits>
 
+#include "eigvalsh.hpp"
 #include "sturm.cuh"
 #include "tridiagonal.cuh"
 
 namespace slimfast::cuda {
 namespace {
 
-// Traits: the lower triangle is stored by row blocks of 4 rows, block R as 4 rows of 4 (R + 1) entries, so that a
-// lane's 4 x 4 tile is four 16-byte loads without bank conflicts; the tile on the diagonal is stored whole.
+// Traits: the lower triangle is stored by row blocks of 4 rows, block R as 4 rows of 4 (R + 1) entries, so
+// that a lane's 4 x 4 tile is four 16-byte loads without bank conflicts; the tile on the diagonal is stored
+// whole.
 
 constexpr int kWarps = 12;
 constexpr unsigned kThreads = kWarps * 32;
@@ -20,8 +23,10 @@ struct alignas(16) Quad {
     T x[kBlock];
 };
 
-// Row blocks R = rank, rank + cluster, ... belong to one block of the cluster; this is where R starts in its memory.
-__host__ __device__ inline std::int64_t row_block_start(std::int64_t row_block, unsigned rank, unsigned cluster) {
+// Row blocks R = rank, rank + cluster, ... belong to one block of the cluster; this is where R starts in its
+// memory.
+__host__ __device__ inline std::int64_t row_block_start(std::int64_t row_block, unsigned rank,
+                                                        unsigned cluster) {
     const std::int64_t before = row_block / cluster;
     return kBlock * kBlock * (cluster * before * (before - 1) / 2 + before * (rank + 1));
 }
@@ -34,8 +39,10 @@ __host__ __device__ inline std::int64_t storage_elements(std::int64_t size, unsi
     return row_block_start(owned * cluster, cluster - 1, cluster);
 }
 
-// One block's shared memory, carved in this order. Vectors are padded to whole row blocks.
-template <class T>
+// What one block of the cluster works with, carved in this order: the vectors, padded to whole row blocks,
+// and the packed rows. A prefix of it is in shared memory and the rest at the same offsets in the block's
+// workspace. What is only for peers comes last among the vectors and, without peers, has no room.
+template <class T, bool kPeers>
 struct Memory {
     double* norms;    // (warps,) sums of squares
     double* dots;     // (warps,) u^T A u
@@ -44,56 +51,60 @@ struct Memory {
     T* vector[2];     // the pending reflection's vector and the new one, taking turns
     T* companion;     // w of the pending update A - v w^T - w v^T
     T* rows;          // A u by rows
+    T* share[2];      // this block's share of A u, for its peers, taking turns
+    T* row[2];        // the next row to eliminate, for its peers, taking turns
     T* columns;       // (warps, padded) A u by columns
-    T* share[2];      // this block's share of A u, for its peers
-    T* row[2];        // the next row to eliminate, for its peers
-    T* storage;       // the packed rows, where they live here
+    T* storage;       // the packed rows
 
-    __device__ Memory(unsigned char* at, std::int64_t padded, bool with_peers) {
-        norms = reinterpret_cast<double*>(at);
+    __device__ Memory(unsigned char* vectors, unsigned char* matrix, std::int64_t padded) {
+        norms = reinterpret_cast<double*>(vectors);
         dots = norms + kWarps;
         sent[0] = dots + kWarps;
         sent[1] = sent[0] + 1;
         largest = sent[1] + 1;
-        // A multiple of 16 bytes from the start.
-        vector[0] = reinterpret_cast<T*>(at + kScalarBytes);
-        vector[1] = vector[0] + padded;
-        companion = vector[1] + padded;
-        rows = companion + padded;
-        columns = rows + padded;
-        storage = columns + kWarps * padded;
-        for (int i = 0; i < 2 && with_peers; ++i) {
-            share[i] = storage;
-            row[i] = storage + padded;
-            storage += 2 * padded;
+        T* next = reinterpret_cast<T*>(vectors + kScalarBytes);
+        for (T** field :
+             {&vector[0], &vector[1], &companion, &rows, &share[0], &share[1], &row[0], &row[1]}) {
+            *field = next;
+            next += padded;
         }
+        columns = reinterpret_cast<T*>(matrix + vector_bytes(padded));
+        storage = columns + kWarps * padded;
     }
 
+    // A multiple of 16.
     static constexpr std::size_t kScalarBytes = (2 * kWarps + 4) * sizeof(double);
 
-    __host__ static std::size_t bytes(std::int64_t padded, std::int64_t stored, bool with_peers) {
-        return kScalarBytes + static_cast<std::size_t>((4 + kWarps + (with_peers ? 4 : 0)) * padded + stored) * sizeof(T);
+    __host__ __device__ static std::size_t vector_bytes(std::int64_t padded) {
+        return kScalarBytes + (kPeers ? 8 : 4) * static_cast<std::size_t>(padded) * sizeof(T);
+    }
+    __host__ __device__ static std::size_t all_bytes(std::int64_t size, unsigned cluster) {
+        const std::int64_t padded = row_blocks(size) * kBlock;
+        return vector_bytes(padded) +
+               static_cast<std::size_t>(kWarps * padded + storage_elements(size, cluster)) * sizeof(T);
     }
 };
 
-// Kernel. Rows are eliminated from the last to the second. In a column's step, first every thread forms the companion
-// of the pending reflection and with it the updated row s; then one pass over the triangle applies the pending update
-// and multiplies the result by the new vector. Two barriers a step; with peers one more, and one of the cluster.
+// Kernel. Rows are eliminated from the last to the second. In a column's step, first every thread forms the
+// companion of the pending reflection and with it the updated row s; then one pass over the triangle applies
+// the pending update and multiplies the result by the new vector. Two barriers a step; with peers one more,
+// and one of the cluster.
 
 template <class T, bool kPeers>
 class Reduction {
   public:
-    __device__ Reduction(const std::int64_t* layer, bool in_shared, unsigned cluster)
+    __device__ Reduction(const std::int64_t* layer, int placement, unsigned cluster)
         : layer_(layer),
           size_(static_cast<int>(layer[kEigSize])),
           padded_(static_cast<int>(row_blocks(size_)) * kBlock),
           cluster_(kPeers ? cluster : 1),
           rank_(kPeers ? cluster_rank() : 0),
-          memory_(shared_memory(), padded_, kPeers),
-          tridiagonal_(reinterpret_cast<double*>(layer[kEigTridiagonal])) {
-        a_ = in_shared ? memory_.storage
-                       : reinterpret_cast<T*>(layer[kEigStorage]) + rank_ * storage_elements(size_, cluster_);
-    }
+          in_workspace_(placement == kInWorkspace),
+          slot_bytes_(static_cast<std::int64_t>(Memory<T, kPeers>::all_bytes(size_, cluster_))),
+          memory_(in_workspace_ ? slot() : shared_memory(), placement == kInShared ? shared_memory() : slot(),
+                  padded_),
+          tridiagonal_(reinterpret_cast<double*>(layer[kEigTridiagonal])),
+          a_(memory_.storage) {}
 
     __device__ void run() {
         const double largest = largest_entry();
@@ -130,6 +141,19 @@ class Reduction {
     }
 
   private:
+    __device__ unsigned char* slot() const {
+        return reinterpret_cast<unsigned char*>(layer_[kEigStorage]) + rank_ * slot_bytes_;
+    }
+
+    // What `mine` is in the block of `rank`.
+    template <class V>
+    __device__ V read_peer(const V* mine, unsigned rank) const {
+        if (!in_workspace_) return *peer_shared(mine, rank);
+        const std::int64_t away = (static_cast<std::int64_t>(rank) - rank_) * slot_bytes_;
+        // Past the first-level cache, which does not see what other blocks write.
+        return __ldcg(reinterpret_cast<const V*>(reinterpret_cast<const unsigned char*>(mine) + away));
+    }
+
     // The largest magnitude of the whole lower triangle, or infinity; known to every thread.
     __device__ double largest_entry() {
         const T* matrix = reinterpret_cast<const T*>(layer_[kEigMatrix]);
@@ -144,14 +168,15 @@ class Reduction {
         if (!kPeers) return all;
         if (threadIdx.x == 0) *memory_.largest = all;
         cluster_barrier();
-        for (unsigned r = 0; r < cluster_; ++r) all = fmax(all, *peer_shared(memory_.largest, r));
+        for (unsigned r = 0; r < cluster_; ++r) all = fmax(all, read_peer(memory_.largest, r));
         return all;
     }
 
     // Scaled rows of this block, and zeros wherever a sum of products is read before it was first formed.
     __device__ void load(Scale scale) {
         const T* matrix = reinterpret_cast<const T*>(layer_[kEigMatrix]);
-        for (std::int64_t r = rank_ + cluster_ * warp_index(); r < row_blocks(size_); r += cluster_ * kWarps) {
+        for (std::int64_t r = rank_ + cluster_ * warp_index(); r < row_blocks(size_);
+             r += cluster_ * kWarps) {
             T* block = a_ + row_block_start(r, rank_, cluster_);
             const std::int64_t length = kBlock * (r + 1);
             for (int i = 0; i < kBlock; ++i) {
@@ -159,8 +184,10 @@ class Reduction {
                     const std::int64_t high = max(c, kBlock * r + i);
                     const std::int64_t low = min(c, kBlock * r + i);
                     block[i * length + c] =
-                        high < size_ ? scale.apply(matrix[high * layer_[kEigRowStride] + low * layer_[kEigColumnStride]])
-                                     : T{0};
+                        high < size_
+                            ? scale.apply(
+                                  matrix[high * layer_[kEigRowStride] + low * layer_[kEigColumnStride]])
+                            : T{0};
                 }
             }
         }
@@ -173,23 +200,20 @@ class Reduction {
         if (kPeers) publish(size_);
     }
 
-    // Element c of A u, and of the row s that is eliminated next, from this block or from all of them.
+    // Element c of A u, where row s is the next to be eliminated.
     __device__ T product(int s, int c) const {
         T sum = 0;
         if (kPeers) {
-            for (unsigned r = 0; r < cluster_; ++r) sum += *peer_shared(memory_.share[s % 2] + c, r);
+            for (unsigned r = 0; r < cluster_; ++r) sum += read_peer(memory_.share[s % 2] + c, r);
             return sum;
         }
-        return own_product(c);
-    }
-    __device__ T own_product(int c) const {
-        T sum = memory_.rows[c];
+        sum = memory_.rows[c];
         for (int w = 0; w < kWarps; ++w) sum += memory_.columns[w * padded_ + c];
         return sum;
     }
-    __device__ const T* row(int s) const {
-        if (kPeers) return peer_shared(memory_.row[s % 2], s / kBlock % cluster_);
-        return own_row(s);
+    // Element c of row s, the next to be eliminated.
+    __device__ T entry(int s, int c) const {
+        return kPeers ? read_peer(memory_.row[s % 2] + c, s / kBlock % cluster_) : own_row(s)[c];
     }
     __device__ const T* own_row(int s) const {
         const int r = s / kBlock;
@@ -200,13 +224,12 @@ class Reduction {
     __device__ double form_row(int s, const Reflection& pending, const T* old, T* fresh) {
         double dot = 0;
         if (kPeers) {
-            for (unsigned r = 0; r < cluster_; ++r) dot += *peer_shared(memory_.sent[s % 2], r);
+            for (unsigned r = 0; r < cluster_; ++r) dot += read_peer(memory_.sent[s % 2], r);
         } else {
             for (int w = 0; w < kWarps; ++w) dot += memory_.dots[w];
         }
         const T t = static_cast<T>(pending.t);
         const T gamma = static_cast<T>(0.5 * pending.t * pending.t * dot);
-        const T* current = row(s);
         const T v_s = static_cast<T>(pending.head);
         const T w_s = t * product(s, s) - gamma * v_s;
         double square = 0;
@@ -216,14 +239,14 @@ class Reduction {
             if (c < s) {
                 const T w_c = t * product(s, c) - gamma * old[c];
                 memory_.companion[c] = w_c;
-                x = current[c] - v_s * w_c - w_s * old[c];
+                x = entry(s, c) - v_s * w_c - w_s * old[c];
             }
             fresh[c] = x;
             if (c < s - 1) square += static_cast<double>(x) * static_cast<double>(x);
         }
         square = warp_sum(square);
         if (lane_index() == 0) memory_.norms[warp_index()] = square;
-        return static_cast<double>(current[s] - 2 * v_s * w_s);
+        return static_cast<double>(entry(s, s) - 2 * v_s * w_s);
     }
 
     __device__ static Quad<T> load_quad(const T* from) { return *reinterpret_cast<const Quad<T>*>(from); }
@@ -235,7 +258,8 @@ class Reduction {
         return quad;
     }
 
-    // Applies the pending update to all entries before row and column s, and multiplies them by the new vector.
+    // Applies the pending update to all entries before row and column s, and multiplies them by the new
+    // vector.
     __device__ void sweep(int s, const T* old, const T* fresh, T head) {
         const int last_block = (s - 1) / kBlock;
         const int lane = lane_index();
@@ -288,8 +312,8 @@ class Reduction {
         if (lane == 0) memory_.dots[warp_index()] = total;
     }
 
-    // rows[4 r + i] is the sum of across.x[i] over the lanes, and over the slabs of the same warp. Halving the number
-    // of sums a lane carries with each exchange takes 6 shuffles instead of 20.
+    // rows[4 r + i] is the sum of across.x[i] over the lanes, and over the slabs of the same warp. Halving
+    // the number of sums a lane carries with each exchange takes 6 shuffles instead of 20.
     __device__ void add_rows(int r, int slab, const Quad<T>& across) {
         const int lane = lane_index();
         const bool high = (lane & 16) != 0;
@@ -306,7 +330,8 @@ class Reduction {
         *sum = slab == 0 ? one : *sum + one;
     }
 
-    // After the pass of row s: this block's share of the product, and row s - 1 where it is here, for all peers.
+    // After the pass of row s: this block's share of the product, and row s - 1 where it is here, for all
+    // peers.
     __device__ void publish(int s) {
         const int next = s - 1;
         const int turn = next % 2;
@@ -317,7 +342,8 @@ class Reduction {
         }
         if (next / kBlock % cluster_ == rank_) {
             const T* current = own_row(next);
-            for (int c = static_cast<int>(threadIdx.x); c <= next; c += kThreads) memory_.row[turn][c] = current[c];
+            for (int c = static_cast<int>(threadIdx.x); c <= next; c += kThreads)
+                memory_.row[turn][c] = current[c];
         }
         if (threadIdx.x == 0) {
             double dot = 0;
@@ -332,7 +358,8 @@ class Reduction {
         double* const off = tridiagonal_ + size_;
         double reach = 0;
         for (int i = static_cast<int>(threadIdx.x); i < size_; i += kThreads) {
-            reach = fmax(reach, fabs(tridiagonal_[i]) + fabs(off[i]) + (i + 1 < size_ ? fabs(off[i + 1]) : 0.0));
+            reach =
+                fmax(reach, fabs(tridiagonal_[i]) + fabs(off[i]) + (i + 1 < size_ ? fabs(off[i + 1]) : 0.0));
         }
         const double bound = block_max(reach, memory_.norms) * kBoundSlack;
         const double unit = bound > 0.0 ? 1.0 / bound : 0.0;
@@ -346,49 +373,67 @@ class Reduction {
     const std::int64_t* layer_;
     int size_, padded_;
     unsigned cluster_, rank_;
-    Memory<T> memory_;
+    bool in_workspace_;
+    std::int64_t slot_bytes_;
+    Memory<T, kPeers> memory_;
     double* tridiagonal_;
     T* a_;
 };
 
 template <class T, bool kPeers>
-__global__ void __launch_bounds__(kThreads) reduce_to_tridiagonal(const std::int64_t* __restrict__ layers,
-                                                                  unsigned cluster, bool in_shared) {
+__global__ void __launch_bounds__(kThreads)
+    reduce_to_tridiagonal(const std::int64_t* __restrict__ layers, unsigned cluster, int placement) {
     const std::int64_t matrix = blockIdx.x / cluster;
-    Reduction<T, kPeers>(layers + matrix * kEigFields, in_shared, cluster).run();
+    Reduction<T, kPeers>(layers + matrix * kEigFields, placement, cluster).run();
 }
 
 // Launch.
 
-template <class T>
-void launch_reduction(Stream stream, const std::int64_t* layers, int count, std::size_t shared_bytes, unsigned cluster,
-                      bool in_shared) {
-    const auto kernel = cluster > 1 ? reduce_to_tridiagonal<T, true> : reduce_to_tridiagonal<T, false>;
-    launch("tridiagonalise", kernel, stream, Shape{std::int64_t{count} * cluster, kThreads, shared_bytes, cluster},
-           layers, cluster, in_shared);
+template <class T, bool kPeers>
+std::size_t shared_bytes(std::int64_t size, unsigned cluster, int placement) {
+    if (placement == kInShared) return Memory<T, kPeers>::all_bytes(size, cluster);
+    return placement == kVectorsInShared ? Memory<T, kPeers>::vector_bytes(row_blocks(size) * kBlock) : 0;
+}
+
+template <class T, bool kPeers>
+void launch_reduction(Stream stream, const std::int64_t* layers, int count, std::int64_t largest,
+                      unsigned cluster, int placement) {
+    launch("tridiagonalise", reduce_to_tridiagonal<T, kPeers>, stream,
+           Shape{std::int64_t{count} * cluster, kThreads,
+                 shared_bytes<T, kPeers>(largest, cluster, placement), cluster},
+           layers, cluster, placement);
+}
+
+// Calls action(T, with peers) with the types the arguments name.
+template <class Action>
+auto with_kernel(bool is_double, unsigned cluster, Action action) {
+    if (is_double)
+        return cluster > 1 ? action(double{}, std::true_type{}) : action(double{}, std::false_type{});
+    return cluster > 1 ? action(float{}, std::true_type{}) : action(float{}, std::false_type{});
 }
 
 }  // namespace
 
 // Entry.
 
-std::int64_t packed_elements(std::int64_t m, unsigned cluster) { return cluster * storage_elements(m, cluster); }
-
-std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned cluster, bool in_shared) {
-    const std::int64_t padded = row_blocks(m) * kBlock;
-    const std::int64_t stored = in_shared ? storage_elements(m, cluster) : 0;
-    return is_double ? Memory<double>::bytes(padded, stored, cluster > 1)
-                     : Memory<float>::bytes(padded, stored, cluster > 1);
+std::size_t tridiagonalise_workspace_bytes(std::int64_t m, bool is_double, unsigned cluster) {
+    return with_kernel(is_double, cluster, [=](auto t, auto peers) {
+        return cluster * Memory<decltype(t), decltype(peers)::value>::all_bytes(m, cluster);
+    });
 }
 
-void tridiagonalise(Stream stream, const std::int64_t* layers, int count, bool is_double, std::int64_t largest,
-                    unsigned cluster, bool in_shared) {
-    const std::size_t bytes = tridiagonalise_shared_bytes(largest, is_double, cluster, in_shared);
-    if (is_double) {
-        launch_reduction<double>(stream, layers, count, bytes, cluster, in_shared);
-    } else {
-        launch_reduction<float>(stream, layers, count, bytes, cluster, in_shared);
-    }
+std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned cluster, int placement) {
+    return with_kernel(is_double, cluster, [=](auto t, auto peers) {
+        return shared_bytes<decltype(t), decltype(peers)::value>(m, cluster, placement);
+    });
+}
+
+void tridiagonalise(Stream stream, const std::int64_t* layers, int count, bool is_double,
+                    std::int64_t largest, unsigned cluster, int placement) {
+    with_kernel(is_double, cluster, [=](auto t, auto peers) {
+        launch_reduction<decltype(t), decltype(peers)::value>(stream, layers, count, largest, cluster,
+                                                              placement);
+    });
 }
 
 }  // namespace slimfast::cuda

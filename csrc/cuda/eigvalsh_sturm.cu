@@ -41,13 +41,16 @@ __global__ void __launch_bounds__(kThreads)
     double x[kShifts];
     int below[kShifts];
 #pragma unroll
-    for (int j = 0; j < kShifts; ++j) x[j] = -1.0 + kWidth * (static_cast<int>(threadIdx.x) + j * static_cast<int>(kThreads));
+    for (int j = 0; j < kShifts; ++j)
+        x[j] = -1.0 + kWidth * (static_cast<int>(threadIdx.x) + j * static_cast<int>(kThreads));
     sturm_counts<kShifts>(tridiagonal, squares, size, x, below);
 #pragma unroll
-    for (int j = 0; j < kShifts; ++j) shared.below[static_cast<int>(threadIdx.x) + j * static_cast<int>(kThreads)] = below[j];
+    for (int j = 0; j < kShifts; ++j)
+        shared.below[static_cast<int>(threadIdx.x) + j * static_cast<int>(kThreads)] = below[j];
     __syncthreads();
 
-    const int rank = static_cast<int>(blockIdx.x - table[index]) * static_cast<int>(kThreads) + static_cast<int>(threadIdx.x);
+    const int rank = static_cast<int>(blockIdx.x - table[index]) * static_cast<int>(kThreads) +
+                     static_cast<int>(threadIdx.x);
     if (rank >= size) return;
     // The last point with at most `rank` eigenvalues under it; point 0 has none.
     int point = 0;
@@ -64,8 +67,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Launch and entry.
 
-void sturm_eigenvalues(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, bool is_double,
-                       std::int64_t largest) {
+void sturm_eigenvalues(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
+                       bool is_double, std::int64_t largest) {
     const std::size_t with_matrix = sizeof(Shared) + 2 * sizeof(double) * static_cast<std::size_t>(largest);
     const bool staged = with_matrix <= device_limits(stream.device).shared_bytes;
     const Shape shape{blocks, kThreads, staged ? with_matrix : sizeof(Shared)};

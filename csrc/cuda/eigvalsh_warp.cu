@@ -20,7 +20,8 @@ struct WarpShared {
 // Kernel: lane i keeps row i in registers; whatever all lanes need goes through shared memory.
 
 template <class T>
-__global__ void __launch_bounds__(kWarps * 32) warp_per_matrix(const std::int64_t* __restrict__ layers, int count) {
+__global__ void __launch_bounds__(kWarps * 32)
+    warp_per_matrix(const std::int64_t* __restrict__ layers, int count) {
     const int index = static_cast<int>(blockIdx.x) * kWarps + warp_index();
     if (index >= count) return;
     WarpShared<T>& shared = reinterpret_cast<WarpShared<T>*>(shared_memory())[warp_index()];
@@ -81,7 +82,8 @@ __global__ void __launch_bounds__(kWarps * 32) warp_per_matrix(const std::int64_
     }
 
     const double next_below = __shfl_down_sync(kAllLanes, below, 1);
-    const double reach = lane < size ? fabs(diagonal) + fabs(below) + (lane + 1 < size ? fabs(next_below) : 0.0) : 0.0;
+    const double reach =
+        lane < size ? fabs(diagonal) + fabs(below) + (lane + 1 < size ? fabs(next_below) : 0.0) : 0.0;
     const double bound = warp_max(reach) * kBoundSlack;
     const double unit = bound > 0.0 ? 1.0 / bound : 0.0;
     shared.d[lane] = diagonal * unit;

@@ -1,5 +1,4 @@
 #include "gather.hpp"
-
 #include "reduce.cuh"
 
 namespace slimfast::cuda {
@@ -11,8 +10,9 @@ constexpr unsigned kThreads = 256;
 constexpr int kInFlight = 4;
 static_assert(kGatherTile % (kThreads * kInFlight) == 0, "a tile is whole rounds of loads in flight");
 
-// n / d as a multiplication and a shift, for 0 <= n < 2^31 and 1 <= d < 2^31 (Granlund and Montgomery, 1994): with
-// shift = ceil(log2 d), the multiplier is floor(2^32 (2^shift - d) / d) + 1. A table entry packs shift << 32 over it.
+// n / d as a multiplication and a shift, for 0 <= n < 2^31 and 1 <= d < 2^31 (Granlund and Montgomery, 1994):
+// with shift = ceil(log2 d), the multiplier is floor(2^32 (2^shift - d) / d) + 1. A table entry packs shift
+// << 32 over it.
 struct Divisor {
     unsigned multiplier, shift;
 
@@ -48,8 +48,9 @@ class Addresses {
         rest -= middle * middle_length_;
         const unsigned b = inner_units_.divide(rest);
         const unsigned inner = rest - b * inner_length_;
-        return outer * strides_[0] + (index_a_ ? __ldg(index_a_ + a) : a) * strides_[1] + middle * strides_[2] +
-               (index_b_ ? __ldg(index_b_ + b) : b) * strides_[3] + inner * strides_[4];
+        return outer * strides_[0] + (index_a_ ? __ldg(index_a_ + a) : a) * strides_[1] +
+               middle * strides_[2] + (index_b_ ? __ldg(index_b_ + b) : b) * strides_[3] +
+               inner * strides_[4];
     }
 
     __device__ std::int64_t row_length() const { return row_length_; }
@@ -84,7 +85,8 @@ __device__ void copy_tile(const std::int64_t* fields, const std::int64_t* table,
             if (first + local >= units) continue;
             const unsigned unit = first_rest + local;
             const unsigned row = address.row_of(unit);
-            moved[i] = source[address(first_row + row, unit - row * static_cast<unsigned>(address.row_length()))];
+            moved[i] =
+                source[address(first_row + row, unit - row * static_cast<unsigned>(address.row_length()))];
         }
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i) {
@@ -99,11 +101,16 @@ __global__ void __launch_bounds__(kThreads) gather_tiles(const std::int64_t* __r
     const std::int64_t* fields = table + count + 1 + std::int64_t{tensor} * kGatherFields;
     const std::int64_t first = (blockIdx.x - table[tensor]) * kGatherTile;
     switch (fields[kGatherUnitBytes]) {
-        case 16: return copy_tile<uint4>(fields, table, first);
-        case 8: return copy_tile<uint2>(fields, table, first);
-        case 4: return copy_tile<std::uint32_t>(fields, table, first);
-        case 2: return copy_tile<std::uint16_t>(fields, table, first);
-        default: return copy_tile<std::uint8_t>(fields, table, first);
+        case 16:
+            return copy_tile<uint4>(fields, table, first);
+        case 8:
+            return copy_tile<uint2>(fields, table, first);
+        case 4:
+            return copy_tile<std::uint32_t>(fields, table, first);
+        case 2:
+            return copy_tile<std::uint16_t>(fields, table, first);
+        default:
+            return copy_tile<std::uint8_t>(fields, table, first);
     }
 }
 

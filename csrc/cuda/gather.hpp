@@ -7,22 +7,22 @@
 
 namespace slimfast::cuda {
 
-// A tensor is seen as [outer, a, middle, b, inner] and moved in units of 1, 2, 4, 8 or 16 bytes; sizes (of the
-// result) and strides (of the source) count units. `a` and `b` are the kept dims; one that is not kept whole has the
-// place of its indices in the table, else -1.
+// A tensor is seen as [outer, a, middle, b, inner] and moved in units of 1, 2, 4, 8 or 16 bytes; sizes (of
+// the result) and strides (of the source) count units. `a` and `b` are the kept dims; one that is not kept
+// whole has the place of its indices in the table, else -1.
 enum GatherField {
     kGatherSource,
     kGatherTarget,
     kGatherUnitBytes,
-    kGatherUnits,                            // of the result
-    kGatherSizeA,                            // kept
-    kGatherRowLength,                        // middle * b * inner, below 2^31 - kGatherTile
-    kGatherMiddleLength,                     // b * inner
-    kGatherInnerLength,                      // inner
-    kGatherStrides,                          // outer, a, middle, b, inner
+    kGatherUnits,         // of the result
+    kGatherSizeA,         // kept
+    kGatherRowLength,     // middle * b * inner, below 2^31 - kGatherTile
+    kGatherMiddleLength,  // b * inner
+    kGatherInnerLength,   // inner
+    kGatherStrides,       // outer, a, middle, b, inner
     kGatherIndexA = kGatherStrides + 5,
     kGatherIndexB,
-    kGatherDivisors,                         // of the last three and of size a: see Divisor in gather.cu
+    kGatherDivisors,  // of the last three and of size a: see Divisor in gather.cu
     kGatherFields = kGatherDivisors + 4
 };
 

@@ -1,5 +1,6 @@
-// The one way to start a kernel: on a stream, with every error checked and named. Also what the CUDA build and the
-// CPU build (SLIMFAST_CUDA_EMULATION) each say in their own words: shared memory, clusters, copies to registers.
+// The one way to start a kernel: on a stream, with every error checked and named. Also what the CUDA build
+// and the CPU build (SLIMFAST_CUDA_EMULATION) each say in their own words: shared memory, clusters, copies to
+// registers.
 #pragma once
 
 #ifdef SLIMFAST_CUDA_EMULATION
@@ -44,11 +45,12 @@ inline void cluster_barrier(EMULATION_SITE) { emulation::sync_cluster({file, lin
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), Stream, Shape shape, Arguments... arguments) {
     if (shape.blocks == 0) return;
-    if (shape.shared_bytes > emulation::settings().shared_limit || (shape.cluster > 1 && !emulation::settings().clusters)) {
+    if (shape.shared_bytes > emulation::settings().shared_limit ||
+        (shape.cluster > 1 && !emulation::settings().clusters)) {
         throw std::runtime_error(std::string(name) + ": the launch is beyond the emulated device");
     }
-    emulation::run_grid(name, static_cast<unsigned>(shape.blocks), shape.threads, shape.shared_bytes, shape.cluster,
-                        [=] { kernel(arguments...); });
+    emulation::run_grid(name, static_cast<unsigned>(shape.blocks), shape.threads, shape.shared_bytes,
+                        shape.cluster, [=] { kernel(arguments...); });
 }
 
 #else
@@ -81,7 +83,8 @@ __device__ const T* peer_shared(const T* mine, unsigned rank) {
 // All threads of the cluster; what they wrote before it, their peers see after it.
 __device__ inline void cluster_barrier() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
 #else
     __syncthreads();
 #endif
@@ -91,12 +94,13 @@ inline void check(cudaError_t status, const char* name, Shape shape) {
     if (status == cudaSuccess) return;
     throw std::runtime_error(std::string(name) + ": CUDA error " + cudaGetErrorString(status) + " (" +
                              std::to_string(shape.blocks) + " blocks of " + std::to_string(shape.threads) +
-                             " threads, " + std::to_string(shape.shared_bytes) + " bytes of shared memory, clusters of " +
-                             std::to_string(shape.cluster) + ")");
+                             " threads, " + std::to_string(shape.shared_bytes) +
+                             " bytes of shared memory, clusters of " + std::to_string(shape.cluster) + ")");
 }
 
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), Stream stream, Shape shape, Arguments... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), Stream stream, Shape shape,
+            Arguments... arguments) {
     if (shape.blocks == 0) return;
     check(cudaSetDevice(stream.device), name, shape);
     // Above 48 KiB a block has to ask.

@@ -1,6 +1,6 @@
-// slimfast._cuda: the kernels' entries for Python. Pointers and places are integers, a stream is (device, handle),
-// and what a table holds is said in the op's header. Built against the CPU header, the same module is
-// slimfast._cuda_emulated, with the emulation's controls.
+// slimfast._cuda: the kernels' entries for Python. Pointers and places are integers, a stream is (device,
+// handle), and what a table holds is said in the op's header. Built against the CPU header, the same module
+// is slimfast._cuda_emulated, with the emulation's controls.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -59,12 +59,16 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
     module.doc() = "CUDA kernels of slimfast; see slimfast/_cuda.pyi";
 
     module.attr("GATHER_TILE") = cuda::kGatherTile;
+    module.attr("GATHER_FIELDS") = static_cast<int>(cuda::kGatherFields);
     module.attr("COVARIANCE_SMALL_TILE") = cuda::kCovarianceSmallTile;
     module.attr("COVARIANCE_LARGE_TILE") = cuda::kCovarianceLargeTile;
     module.attr("COVARIANCE_CHUNK") = cuda::kCovarianceChunk;
     module.attr("MOMENT_ROWS") = cuda::kMomentRows;
     module.attr("WARP_MATRIX") = cuda::kWarpMatrix;
     module.attr("MAX_CLUSTER") = cuda::kMaxCluster;
+    module.attr("IN_SHARED") = static_cast<int>(cuda::kInShared);
+    module.attr("VECTORS_IN_SHARED") = static_cast<int>(cuda::kVectorsInShared);
+    module.attr("IN_WORKSPACE") = static_cast<int>(cuda::kInWorkspace);
     module.attr("STURM_VALUES") = cuda::kSturmValues;
 
     module.def("device_limits", [](int device) {
@@ -79,7 +83,8 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         Free());
     module.def(
         "row_moments",
-        [](int device, Address stream, Address table, int count, std::int64_t blocks, Address means, Address squares) {
+        [](int device, Address stream, Address table, int count, std::int64_t blocks, Address means,
+           Address squares) {
             cuda::row_moments({device, stream}, table_at(table), count, blocks, pointer<double>(means),
                               pointer<double>(squares));
         },
@@ -93,16 +98,16 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         Free());
     module.def(
         "covariance_tiles",
-        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double, int tile,
-           Address means, Address workspace) {
+        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double,
+           int tile, Address means, Address workspace) {
             cuda::covariance_tiles({device, stream}, table_at(table), count, blocks, in_double, tile,
                                    pointer<const double>(means), pointer<void>(workspace));
         },
         Free());
     module.def(
         "covariance_finish",
-        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double, int tile,
-           Address workspace) {
+        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double,
+           int tile, Address workspace) {
             cuda::covariance_finish({device, stream}, table_at(table), count, blocks, in_double, tile,
                                     pointer<const void>(workspace));
         },
@@ -116,8 +121,9 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
     module.def(
         "tridiagonalise",
         [](int device, Address stream, Address layers, int count, bool is_double, std::int64_t largest,
-           unsigned cluster, bool in_shared) {
-            cuda::tridiagonalise({device, stream}, table_at(layers), count, is_double, largest, cluster, in_shared);
+           unsigned cluster, int placement) {
+            cuda::tridiagonalise({device, stream}, table_at(layers), count, is_double, largest, cluster,
+                                 placement);
         },
         Free());
     module.def(
@@ -128,7 +134,7 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         },
         Free());
     module.def("tridiagonalise_shared_bytes", cuda::tridiagonalise_shared_bytes);
-    module.def("packed_elements", cuda::packed_elements);
+    module.def("tridiagonalise_workspace_bytes", cuda::tridiagonalise_workspace_bytes);
     module.def(
         "pivoted_cholesky",
         [](int device, Address stream, Address layers, int count, bool is_double, unsigned cluster) {

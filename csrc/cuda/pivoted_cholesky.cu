@@ -1,7 +1,6 @@
-#include "pivoted_cholesky.hpp"
-
 #include <limits>
 
+#include "pivoted_cholesky.hpp"
 #include "reduce.cuh"
 
 namespace slimfast::cuda {
@@ -42,7 +41,8 @@ struct Shared {
 __device__ Candidate best_row(Candidate mine, Shared& shared, unsigned cluster, int step) {
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) {
-        const Candidate other{__shfl_xor_sync(kAllLanes, mine.left, mask), __shfl_xor_sync(kAllLanes, mine.row, mask),
+        const Candidate other{__shfl_xor_sync(kAllLanes, mine.left, mask),
+                              __shfl_xor_sync(kAllLanes, mine.row, mask),
                               __shfl_xor_sync(kAllLanes, mine.sum, mask)};
         mine = better(mine, other);
     }
@@ -90,7 +90,8 @@ __global__ void __launch_bounds__(kThreads)
     for (; step <= rank; ++step) {
         const Candidate pick = best_row(mine, shared, cluster, static_cast<int>(step % 2));
         if (step == 0) {
-            floor = static_cast<double>(size) * static_cast<double>(std::numeric_limits<T>::epsilon()) * pick.left;
+            floor = static_cast<double>(size) * static_cast<double>(std::numeric_limits<T>::epsilon()) *
+                    pick.left;
         } else if (leader) {
             residual[step - 1] = static_cast<T>(pick.sum);
         }
@@ -134,7 +135,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // Launch and entry.
 
-void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, bool is_double, unsigned cluster) {
+void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, bool is_double,
+                      unsigned cluster) {
     const Shape shape{std::int64_t{count} * cluster, kThreads, sizeof(Shared), cluster};
     if (is_double) {
         launch("pivoted_cholesky", factorise<double>, stream, shape, layers, cluster);

@@ -10,19 +10,20 @@ namespace slimfast::cuda {
 // The matrix (n, n) has element (i, j) at i * row stride + j, and is symmetric. All arithmetic is float64.
 enum PivotField {
     kPivotMatrix,
-    kPivotSize,        // n
-    kPivotRank,        // at most this many picks
+    kPivotSize,  // n
+    kPivotRank,  // at most this many picks
     kPivotRowStride,
-    kPivotLeft,        // (n,) float64: variance not yet explained
-    kPivotColumns,     // (rank, n) float64: the factor, transposed
-    kPivotFactor,      // (rank, n) in the matrix's type: its copy; unused for float64
-    kPivotResidual,    // (rank,) in the matrix's type
-    kPivotOrder,       // (rank,) int64
-    kPivotPicked,      // int64: the number of picks
+    kPivotLeft,      // (n,) float64: variance not yet explained
+    kPivotColumns,   // (rank, n) float64: the factor, transposed
+    kPivotFactor,    // (rank, n) in the matrix's type: its copy; unused for float64
+    kPivotResidual,  // (rank,) in the matrix's type
+    kPivotOrder,     // (rank,) int64
+    kPivotPicked,    // int64: the number of picks
     kPivotFields
 };
 
-// `layers` (on the device) holds kPivotFields per matrix, all float64 or all float32; `cluster` blocks share one.
+// `layers` (on the device) holds kPivotFields per matrix, all float64 or all float32; `cluster` blocks share
+// one.
 void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, bool is_double, unsigned cluster);
 
 }  // namespace slimfast::cuda

@@ -26,7 +26,8 @@ __device__ inline T warp_max(T value) {
     return value;
 }
 
-// Sum over the block in the order of the warps; `scratch` holds one value per warp and is free again at the return.
+// Sum over the block in the order of the warps; `scratch` holds one value per warp and is free again at the
+// return.
 template <class T>
 __device__ inline T block_sum(T value, T* scratch) {
     value = warp_sum(value);

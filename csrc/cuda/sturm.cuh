@@ -14,12 +14,13 @@ __device__ inline double square_for_sturm(double e) {
     return square > 1e-40 ? square : 1e-40;
 }
 
-// below[j] = number of eigenvalues less than x[j]. The terms of p_i = (d_i - x) p_{i-1} - e_i^2 p_{i-2} change sign as
-// often as there are; no division, two dependent operations a row, and kShifts chains to hide their latency.
-// Eight rows change the size of a term by a factor between 1e-160 and 3^8, hence the thresholds.
+// below[j] = number of eigenvalues less than x[j]. The terms of p_i = (d_i - x) p_{i-1} - e_i^2 p_{i-2}
+// change sign as often as there are; no division, two dependent operations a row, and kShifts chains to hide
+// their latency. Eight rows change the size of a term by a factor between 1e-160 and 3^8, hence the
+// thresholds.
 template <int kShifts>
-__device__ inline void sturm_counts(const double* d, const double* squares, int size, const double (&x)[kShifts],
-                                    int (&below)[kShifts]) {
+__device__ inline void sturm_counts(const double* d, const double* squares, int size,
+                                    const double (&x)[kShifts], int (&below)[kShifts]) {
     double term[kShifts], before[kShifts];
 #pragma unroll
     for (int j = 0; j < kShifts; ++j) {
@@ -57,8 +58,8 @@ __device__ constexpr int sturm_bits() {
 }
 
 // The eigenvalue of rank `index` (from 0), known to lie in [low, low + width): two bits a pass.
-__device__ inline double quarter_interval(const double* d, const double* squares, int size, int index, double low,
-                                          double width, int passes) {
+__device__ inline double quarter_interval(const double* d, const double* squares, int size, int index,
+                                          double low, double width, int passes) {
     for (int pass = 0; pass < passes; ++pass) {
         width *= 0.25;
         const double x[3] = {low + width, low + 2 * width, low + 3 * width};

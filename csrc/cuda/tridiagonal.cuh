@@ -7,14 +7,16 @@
 
 namespace slimfast::cuda {
 
-// |x|, or infinity where x is not finite: the maximum over a matrix tells both its scale and whether it is sound.
+// |x|, or infinity where x is not finite: the maximum over a matrix tells both its scale and whether it is
+// sound.
 template <class T>
 __device__ inline T magnitude(T x) {
     const T positive = x < T{0} ? -x : x;
     return positive <= std::numeric_limits<T>::max() ? positive : std::numeric_limits<T>::infinity();
 }
 
-// The power of two that brings a largest magnitude into [1, 2); the eigenvalues are multiplied back by `undo`.
+// The power of two that brings a largest magnitude into [1, 2); the eigenvalues are multiplied back by
+// `undo`.
 struct Scale {
     int exponent;
 
@@ -33,8 +35,8 @@ struct Scale {
 struct Reflection {
     double t, head, beta;
 
-    // `rest` is the sum of squares of x_0 .. x_{k-1}, of a matrix whose entries are below 2: what lies under the
-    // floor is far below the rounding of the matrix and is left out, which keeps t within the range of T.
+    // `rest` is the sum of squares of x_0 .. x_{k-1}, of a matrix whose entries are below 2: what lies under
+    // the floor is far below the rounding of the matrix and is left out, which keeps t within the range of T.
     template <class T>
     __device__ static Reflection of(double alpha, double rest, T) {
         const double negligible = 1e-4 * static_cast<double>(std::numeric_limits<T>::epsilon());

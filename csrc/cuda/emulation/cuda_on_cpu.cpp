@@ -52,7 +52,8 @@ slimfast_switch_stack:
 )");
 void enter(Context& from, Context& to) { slimfast_switch_stack(&from.stack_pointer, to.stack_pointer); }
 void prepare(Context& context, unsigned char* stack, void (*start)()) {
-    // Six zero registers, then the address to return to; the ABI wants rsp + 8 on a 16-byte boundary at entry.
+    // Six zero registers, then the address to return to; the ABI wants rsp + 8 on a 16-byte boundary at
+    // entry.
     auto* top = reinterpret_cast<void**>(stack + kStackBytes - 64);
     top[6] = reinterpret_cast<void*>(start);
     std::fill(top, top + 6, nullptr);
@@ -101,7 +102,9 @@ struct Block {
     std::vector<unsigned char> shared;
 };
 
-bool same(Site a, Site b) { return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0); }
+bool same(Site a, Site b) {
+    return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
+}
 
 std::string text(Site site) {
     const std::string file = site.file;
@@ -148,8 +151,8 @@ void run_body() {
 unsigned char* stack(std::size_t index) {
     Machine& m = machine();
     while (m.stacks.size() <= index) {
-        void* memory =
-            mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* memory = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (memory == MAP_FAILED) throw std::bad_alloc();
         m.stacks.push_back(static_cast<unsigned char*>(memory));
     }
@@ -166,8 +169,8 @@ bool arrive(Meeting& meeting, Site site, unsigned expected, const char* what) {
     Fiber& me = *machine().current;
     me.site = site;
     if (meeting.arrived > 0 && !same(meeting.site, site)) {
-        fail(std::string(what) + " at " + text(meeting.site) + " for some threads and at " + text(site) + " for " +
-             who(me));
+        fail(std::string(what) + " at " + text(meeting.site) + " for some threads and at " + text(site) +
+             " for " + who(me));
     }
     meeting.site = site;
     if (++meeting.arrived < expected) return false;
@@ -193,7 +196,8 @@ std::string deadlock() {
     for (const Fiber& fiber : machine().fibers) {
         if (fiber.state == last) continue;
         last = fiber.state;
-        message += " " + who(fiber) + (last == State::kDone ? " has exited;" : " waits at " + text(fiber.site) + ";");
+        message += " " + who(fiber) +
+                   (last == State::kDone ? " has exited;" : " waits at " + text(fiber.site) + ";");
     }
     return message;
 }
@@ -226,7 +230,8 @@ void run_resident() {
         }
         if (progress) continue;
         for (const Fiber& fiber : m.fibers) {
-            if (fiber.state != State::kDone) throw std::runtime_error(std::string(m.name) + ": " + deadlock());
+            if (fiber.state != State::kDone)
+                throw std::runtime_error(std::string(m.name) + ": " + deadlock());
         }
         return;
     }

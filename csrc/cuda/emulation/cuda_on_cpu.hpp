@@ -1,11 +1,13 @@
 // CUDA on the CPU, for tests: enough of the language to build the kernels of this folder as C++ and run them.
 //
-// A block's threads run as fibers, one at a time, each until it reaches a barrier or a warp collective. What stands
-// between two barriers must therefore not depend on the order of the threads: the order can be forward, reverse or
-// shuffled, shared memory starts as NaN, and any single barrier can be left out (`skip_barrier`), so that a missing
-// one changes the result. A barrier that not all threads reach, or that they reach at different lines, is an error.
+// A block's threads run as fibers, one at a time, each until it reaches a barrier or a warp collective. What
+// stands between two barriers must therefore not depend on the order of the threads: the order can be
+// forward, reverse or shuffled, shared memory starts as NaN, and any single barrier can be left out
+// (`skip_barrier`), so that a missing one changes the result. A barrier that not all threads reach, or that
+// they reach at different lines, is an error.
 //
-// Only one-dimensional grids and blocks of whole warps, dynamic shared memory, and collectives of a whole warp.
+// Only one-dimensional grids and blocks of whole warps, dynamic shared memory, and collectives of a whole
+// warp.
 #pragma once
 
 #include <algorithm>
@@ -51,7 +53,8 @@ struct Site {
     int line;
 };
 
-// Runs a grid to its end on the calling thread; throws std::runtime_error naming `name` where threads diverge.
+// Runs a grid to its end on the calling thread; throws std::runtime_error naming `name` where threads
+// diverge.
 void run_grid(const char* name, unsigned blocks, unsigned threads, std::size_t shared_bytes, unsigned cluster,
               const std::function<void()>& body);
 
