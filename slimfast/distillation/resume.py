@@ -50,12 +50,15 @@ def load_training(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        stream = path.open("rb")
     except OSError as error:
         raise SlimfastError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
-    # Damage shows as any of a dozen types, from zip to unpickling errors.
-    except Exception as error:
-        raise SlimfastError(f"{os.fspath(path)} is damaged or not a training checkpoint") from error
+    with stream:
+        try:
+            state = torch.load(stream, map_location="cpu", weights_only=True)
+        # Damage shows as any of a dozen types, from seek errors to unpickling errors.
+        except Exception as error:
+            raise SlimfastError(f"{os.fspath(path)} is damaged or not a training checkpoint") from error
     if not isinstance(state, dict) or set(state) != _KEYS:
         raise SlimfastError(f"{os.fspath(path)} is not a training checkpoint of slimfast")
     if state["schema"] != SCHEMA:

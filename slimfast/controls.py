@@ -1,0 +1,36 @@
+"""Plans to compare a plan with: the same cost, spent without looking at the spectra."""
+
+from __future__ import annotations
+
+import bisect
+import glob
+from collections.abc import Mapping
+
+import numpy as np
+
+from slimfast.costs import CostModel
+from slimfast.graph import ChannelGraph
+from slimfast.plans import Plan, plan_widths
+from slimfast.spectrum import Spectrum
+
+
+def uniform_like(plan: Plan, graph: ChannelGraph, spectra: Mapping[str, Spectrum]) -> Plan:
+    """The same share of the units of every group whose width ``plan`` chose by tau, at no more MACs than it.
+
+    As close below the MACs of ``plan`` as one unit allows: among groups that would get their next unit at the
+    same share, those that come first in the graph get it. ``spectra`` only fill in what this plan explains.
+    """
+    costs = CostModel(graph)
+    chosen = [i for i, group in enumerate(plan.groups) if group.chosen == "tau"]
+    ladder = sorted((unit / plan.groups[i].n, i) for i in chosen for unit in range(2, plan.groups[i].n + 1))
+    rungs = np.array([i for _, i in ladder], dtype=np.int64)
+    least = costs.vector({group.name: group.width for group in plan.groups})
+    least[chosen] = 1
+
+    def macs(height: int) -> int:
+        return costs.cost(least + np.bincount(rungs[:height], minlength=len(least))).macs
+
+    height = bisect.bisect_right(range(len(ladder) + 1), plan.cost_after.macs, key=macs) - 1
+    widths = least + np.bincount(rungs[:height], minlength=len(least))
+    overrides = {glob.escape(group.name): int(w) for group, w in zip(plan.groups, widths, strict=True)}
+    return plan_widths(graph, spectra, overrides=overrides)
