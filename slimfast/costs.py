@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from slimfast.graph.groups import Axis, ChannelGraph, IntArray
+from slimfast.graph import Axis, ChannelGraph, trace_channels
+from slimfast.graph.groups import IntArray
 
 FloatArray = NDArray[np.float64]
 Terms = tuple[tuple[tuple[int, ...], int], ...]
@@ -39,8 +40,6 @@ def count_module(model: nn.Module, example: Any) -> Cost:
 
     ``example`` as for :func:`slimfast.trace_channels`.
     """
-    from slimfast.graph import trace_channels
-
     graph = trace_channels(model, example)
     macs = sum(
         math.prod(f.length if isinstance(f, Axis) else f for f in op.macs)

@@ -41,7 +41,7 @@ class Options:
 def measure_layers(
     layers: Sequence[Layer], weights: Weights, options: Options
 ) -> Iterator[tuple[Layer, Tensor, float, torch.dtype]]:
-    """(layer, eigenvalues ascending (m,) float64 on the CPU, trace, dtype of the arithmetic), in some order."""
+    """(layer, ascending eigenvalues (m,) float64 on the CPU, trace, arithmetic's dtype) of each, in any order."""
     by_rows = [layer for layer in layers if _by_rows(layer, options)]
     whole = [layer for layer in layers if not _by_rows(layer, options)]
     try:
@@ -83,7 +83,7 @@ def _joined(members: list[Tensor], options: Options) -> Tensor:
     """One matrix (n, d) of the members side by side, each centred on its own and scaled as asked."""
     if len(members) == 1 and options.scaling == "raw":
         return members[0]
-    dtype = torch.float64 if torch.float64 in {m.dtype for m in members} else torch.float32
+    double = torch.float64 in {options.dtype, *(m.dtype for m in members)}
     samples = max(sum(m.shape[1] for m in members) - 1, 1)
     centred = [m.to(members[0].device, torch.float64) for m in members]
     centred = [m - m.mean(1, keepdim=True) for m in centred]
@@ -92,7 +92,7 @@ def _joined(members: list[Tensor], options: Options) -> Tensor:
     joined = torch.cat(centred, dim=1)
     if options.scaling == "unit":
         joined *= _inverse_root(joined.square().sum(1, keepdim=True) / samples)
-    return joined.to(dtype)
+    return joined if double else joined.float()
 
 
 def _measure_by_rows(

@@ -9,17 +9,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from slimfast._json import Fields, parse_object, read_text
 from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path
-from slimfast.graph.groups import ChannelGraph
+from slimfast.graph import ChannelGraph, InputSpec
 from slimfast.plan_text import explanation, table
-
-if TYPE_CHECKING:
-    from slimfast.graph.inputs import InputSpec
 
 KIND = "slimfast.plan"
 SCHEMA = 1
@@ -220,8 +217,6 @@ def _shapes_from_json(fields: Fields) -> dict[str, tuple[int, ...]]:
 
 
 def _inputs_from_json(value: Any, what: str) -> InputSpec:
-    from slimfast.graph.inputs import InputSpec
-
     try:
         return InputSpec.from_json(value)
     except (SlimfastError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -13,7 +13,8 @@ from torch import nn
 from slimfast.budget import Rounding, Solution, settled, widths_at, widths_within
 from slimfast.costs import CostModel
 from slimfast.errors import SlimfastError
-from slimfast.graph.groups import ChannelGraph, IntArray
+from slimfast.graph import ChannelGraph, trace_channels
+from slimfast.graph.groups import IntArray
 from slimfast.measuring import Progress, Scaling
 from slimfast.plan_data import GroupPlan, Plan
 from slimfast.plan_request import Choice, Request, check_request, choose, rounding_of
@@ -94,8 +95,6 @@ def plan(
     ``spectra`` saves the first measurement where it was made before. Arguments as for :func:`plan_widths` and
     :func:`measure_spectra`.
     """
-    from slimfast.graph import trace_channels
-
     request = check_request(
         explained_variance=explained_variance,
         params=params,

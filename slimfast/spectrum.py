@@ -1,4 +1,4 @@
-"""Spectrum: the eigenvalues of one layer's covariance, and the width that preserves a share of the variance."""
+"""Spectrum: the eigenvalues of a layer's covariance, and the width that preserves a share of the variance."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Spectrum:
     member_scaling: bool = False
 
     def explained_variance_ratio(self) -> FloatArray:
-        """F(1), ..., F(m): the share of the variance in the k largest eigenvalues; all 1 where there is none."""
+        """F(1), ..., F(m): the share of the variance in the k largest eigenvalues; all 1 where none is."""
         total = float(self.eigenvalues.sum())
         if total <= 0.0:
             return np.ones_like(self.eigenvalues)
