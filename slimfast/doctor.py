@@ -97,15 +97,22 @@ def _settings() -> dict[str, str]:
 
 
 def _cpu_kernels() -> str:
+    """Whether they are built, and which of the instruction sets that run here is chosen."""
     native = _native.cpu()
     if native.module is None:
         return native.reason or "not built"
-    return native.module.__name__
+    there = ", ".join(native.module.available_isas())
+    try:
+        return f"built, running {native.module.isa()} (here: {there}; SLIMFAST_ISA chooses)"
+    except ValueError as error:
+        return f"built, but {error}"
 
 
 def _cuda_kernels() -> str:
     native = _native.cuda()
-    return native.reason or f"{native.module.__name__}" if native.module else native.reason or "not built"
+    if native.module is None:
+        return native.reason or "not built"
+    return "built, run on the CPU by SLIMFAST_CUDA_EMULATE=1" if _native.cuda_is_emulated() else "built"
 
 
 def _cuda_devices() -> str:

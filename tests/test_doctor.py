@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
+from slimfast import _native
 from slimfast.doctor import EXTRAS, diagnose, version
 from slimfast.kernels.dispatch import BACKENDS, OPS, select_backend, why_not
 from slimfast.reports import doctor_report
@@ -56,6 +58,30 @@ def test_the_report_shows_facts_choices_and_reasons():
         assert op.op in text
         for reason in op.against["cuda"]:
             assert reason[:40] in text
+
+
+@pytest.mark.skipif(_native.cpu().module is None, reason="slimfast._cpu is not built")
+def test_the_instruction_sets_are_named():
+    assert f"running {_native.cpu().module.isa()} " in diagnose().facts["cpu kernels"]
+
+
+def test_an_instruction_set_that_cannot_be_had_is_reported_and_not_raised(monkeypatch):
+    reason = "SLIMFAST_ISA: expected baseline or avx2, got 'nonsense'"
+
+    def isa() -> str:
+        raise ValueError(reason)
+
+    module = SimpleNamespace(isa=isa, available_isas=lambda: ["baseline", "avx2"])
+    monkeypatch.setattr(_native, "cpu", lambda: SimpleNamespace(module=module, reason=None))
+    assert diagnose().facts["cpu kernels"] == f"built, but {reason}"
+
+
+def test_kernels_that_do_not_load_say_why(monkeypatch):
+    missing = _native.Native(None, "slimfast._cpu does not load: for a reason")
+    monkeypatch.setattr(_native, "cpu", lambda: missing)
+    found = diagnose()
+    assert found.facts["cpu kernels"] == missing.reason
+    assert all(op.against["cpu"] == (missing.reason,) for op in found.ops if op.device == "cpu")
 
 
 def test_missing_packages_are_said_to_be_missing(monkeypatch):

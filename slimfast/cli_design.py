@@ -1,0 +1,127 @@
+"""The commands that decide: ``spectra`` and ``plan``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from slimfast import cli_options as options
+from slimfast.errors import SlimfastError
+from slimfast.graph import trace_channels
+from slimfast.models import build_model, default_inputs, is_weight_file, parse_inputs
+from slimfast.plans import plan as make_plan
+from slimfast.reports import TAUS, plan_figure, save_figure, spectra_table
+from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
+
+
+def spectra(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A model as in 'plan', or a file of weights.")
+    ],
+    input: options.Inputs = None,
+    weights: options.Weights = None,
+    explained_variance: Annotated[
+        list[float] | None, typer.Option(help="A share to show the widths for; repeat it for more.")
+    ] = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    backend: options.Backend = "auto",
+    output: options.Output = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure how much of a layer's variance its leading directions hold.
+
+    With --input these are the model's channel groups, which 'plan --spectra' reads; without it, all tensors
+    of two or more dims.
+    """
+    taus = tuple(explained_variance or TAUS)
+    options.check_outputs(output)
+    source: Any = model
+    graph = None
+    if is_weight_file(model):
+        if input or weights:
+            raise SlimfastError(f"{model}: a file of weights takes neither --input nor --weights")
+    else:
+        source = build_model(model, weights=weights, seed=seed, device=device)
+        graph = trace_channels(source, parse_inputs(input, seed=seed)) if input else None
+    with options.progress("measuring spectra") as advance:
+        found = measure_spectra(source, graph, taus=taus, backend=backend, progress=advance)
+    if output is not None:
+        save_spectra(found, output)
+    if as_json:
+        options.show_json({name: _to_json(spectrum, taus) for name, spectrum in found.items()})
+    else:
+        options.show(spectra_table(found, taus=taus))
+    options.tell_written(output)
+
+
+def plan(
+    model: options.Model,
+    input: options.Inputs = None,
+    weights: options.Weights = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    explained_variance: options.ExplainedVariance = None,
+    multiple_of: options.MultipleOf = 1,
+    min_width: options.MinWidth = 1,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    width: options.Widths = None,
+    spectra: Annotated[
+        Path | None,
+        typer.Option(help="Spectra saved by 'slimfast spectra --input': nothing is measured again."),
+    ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say what each group couples, and what is left alone and why.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of spectra and widths to write (.png, .pdf).")
+    ] = None,
+    seed: options.Seed = 0,
+    backend: options.Backend = "auto",
+    output: options.Output = None,
+    as_json: options.Json = False,
+) -> None:
+    """Choose one width per channel group, so that a budget is met."""
+    wishes = options.wishes(
+        macs, params, explained_variance, multiple_of, min_width, include, exclude, options.widths(width)
+    )
+    options.check_outputs(output, plot)
+    measured = None if spectra is None else load_spectra(spectra)
+    network = build_model(model, weights=weights, seed=seed, device=device)
+    example = parse_inputs(input or default_inputs(network, model), seed=seed)
+    with options.progress("measuring spectra") as advance:
+        if plot is not None and measured is None:
+            measured = measure_spectra(network, trace_channels(network, example), backend=backend)
+        found = make_plan(network, example, spectra=measured, backend=backend, progress=advance, **wishes)
+    if output is not None:
+        found.save(output)
+    if plot is not None and measured is not None:
+        save_figure(plan_figure(found, measured), plot)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        print(found)
+    if explain:
+        print(f"\n{found.explain()}", file=sys.stderr if as_json else sys.stdout)
+    options.tell_written(output, plot)
+
+
+def _to_json(spectrum: Spectrum, taus: tuple[float, ...]) -> dict[str, Any]:
+    return {
+        "n": spectrum.n,
+        "d": spectrum.d,
+        "dtype": spectrum.dtype,
+        "effective_rank": spectrum.effective_rank(),
+        "widths": [
+            {
+                "explained_variance": tau,
+                "width": spectrum.width(explained_variance=tau),
+                "certified": spectrum.certified(explained_variance=tau),
+            }
+            for tau in taus
+        ],
+    }

@@ -1,0 +1,52 @@
+"""The commands about this machine: ``doctor``, ``bench`` and ``demo``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from slimfast import cli_options as options
+from slimfast.comparison import RESNET18, compare_ops, random_layers, weight_matrices
+from slimfast.doctor import diagnose
+from slimfast.models import build_model, check_device
+from slimfast.reports import comparison_table, doctor_report
+
+
+def doctor_command(as_json: options.Json = False) -> None:
+    """Say what is built, found and chosen on this machine, and why not the rest."""
+    found = diagnose()
+    if as_json:
+        options.show_json(found.to_json())
+    else:
+        options.show(doctor_report(found))
+
+
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="As in 'plan'; the layers of a ResNet-18 without it."),
+    ] = None,
+    weights: options.Weights = None,
+    repeats: Annotated[int, typer.Option(help="Runs to take the median of.")] = 5,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")] = "cpu",
+    seed: options.Seed = 0,
+    backend: options.Backend = "auto",
+    as_json: options.Json = False,
+) -> None:
+    """Time the grouped ops beside plain PyTorch on this machine, on the layers of a network.
+
+    A quick look: runs in turn, medians, results compared with float64 first.
+    """
+    if model is None:
+        layers = random_layers(RESNET18, seed=seed)
+    else:
+        layers = weight_matrices(build_model(model, weights=weights, seed=seed))
+    layers = {name: x.to(check_device(device)) for name, x in layers.items()}
+    with options.progress("measuring") as advance:
+        rows = compare_ops(layers, repeats=repeats, backend=backend, progress=advance)
+    if as_json:
+        options.show_json([asdict(row) for row in rows])
+    else:
+        options.show(comparison_table(rows))

@@ -1,0 +1,164 @@
+"""The arguments that the commands share, and how they print: results on stdout, all the rest on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import Progress
+
+from slimfast.errors import SlimfastError
+from slimfast.files import check_writable
+
+
+class Method(str, Enum):
+    """The ways to choose units, by the names ``select`` knows them under."""
+
+    l1 = "l1"
+    l2 = "l2"
+    geometric_median = "geometric_median"
+    bn_scale = "bn_scale"
+    pivoted_cholesky = "pivoted_cholesky"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="package.module:factory (the current folder is searched too), timm:NAME or torchvision:NAME.",
+    ),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE[:DTYPE[:HIGH]]",
+        help="An input of the model; repeat it for more, in the order of its arguments. A batch of 1 comes "
+        "in front of floating inputs (3x224x224); integer ones are taken as written, with values below HIGH "
+        "(1x128:int64:30522).",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="The model's tensors: .safetensors, an index of its shards, or .pth (never unpickled)."
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Seed of random weights, inputs and training.")]
+Backend = Annotated[str, typer.Option(help="Kernels: auto, cpu, cuda, triton or reference.")]
+Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
+Select = Annotated[Method, typer.Option(help="Which units of a group stay.")]
+
+Macs = Annotated[float | None, typer.Option(help="Budget of multiply-adds: a share (0.5) or a number (2e9).")]
+Params = Annotated[float | None, typer.Option(help="Budget of parameters: a share (0.5) or a number (2e6).")]
+ExplainedVariance = Annotated[
+    float | None, typer.Option(help="Share of the variance that every group keeps, in (0, 1].")
+]
+MultipleOf = Annotated[int, typer.Option(help="Widths are multiples of this, or whole.")]
+MinWidth = Annotated[int, typer.Option(help="The smallest width.")]
+Include = Annotated[list[str] | None, typer.Option(help="Only groups whose name matches this pattern.")]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Leave groups whose name matches this pattern alone.")
+]
+Widths = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN=WIDTH", help="Width of groups by hand: units (64) or a share (0.5)."),
+]
+
+DATA_HELP = "package.module:function that returns a train loader, or (train, eval) loaders."
+Epochs = Annotated[int, typer.Option(help="Epochs of distillation.")]
+LearningRate = Annotated[float, typer.Option("--lr", help="Learning rate after the warm-up.")]
+Temperature = Annotated[float, typer.Option(help="Temperature of the soft targets.")]
+Resume = Annotated[
+    Path | None,
+    typer.Option(help="Folder of a training that was stopped: go on from there, and keep it there."),
+]
+
+
+def show(renderable: RenderableType, *, stderr: bool = False) -> None:
+    """Print a table; where that is not to a terminal, it is as wide as it needs to be."""
+    console = Console(highlight=False, stderr=stderr)
+    if not console.is_terminal:
+        console.width = 200
+    console.print(renderable)
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON document on stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def check_outputs(*paths: Path | None) -> None:
+    """An output that cannot be written is an error now, not after the work."""
+    for path in paths:
+        if path is not None:
+            check_writable(path)
+
+
+def tell(text: str) -> None:
+    """Say something that is not a result."""
+    print(text, file=sys.stderr)
+
+
+def tell_written(*paths: Path | None) -> None:
+    """Say which files were written."""
+    written = [str(path) for path in paths if path is not None]
+    if written:
+        tell(f"wrote {', '.join(written)}")
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where that is a terminal, moved by calls of (done, all)."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task(what, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def wishes(
+    macs: float | None,
+    params: float | None,
+    explained_variance: float | None,
+    multiple_of: int,
+    min_width: int,
+    include: list[str] | None,
+    exclude: list[str] | None,
+    overrides: dict[str, int | float],
+) -> dict[str, Any]:
+    """The keywords of ``plan_widths``; at least one budget, or a width by hand, must be among them."""
+    given = {"macs": macs, "params": params, "explained_variance": explained_variance}
+    budget = {name: value for name, value in given.items() if value is not None}
+    if not budget and not overrides:
+        raise SlimfastError("expected a budget: --macs, --params or --explained-variance, got none")
+    return {
+        **budget,
+        "multiple_of": multiple_of,
+        "min_width": min_width,
+        "include": include or None,
+        "exclude": exclude or None,
+        "overrides": overrides or None,
+    }
+
+
+def widths(texts: list[str] | None) -> dict[str, int | float]:
+    """Pattern -> width of ``--width PATTERN=WIDTH``: an int is a number of units, a float a share of them."""
+    found: dict[str, int | float] = {}
+    for text in texts or []:
+        pattern, equals, width = text.rpartition("=")
+        try:
+            found[pattern] = int(width) if width.isdecimal() else float(width)
+        except ValueError:
+            equals = ""
+        if not (equals and pattern):
+            raise SlimfastError(f"--width: expected PATTERN=WIDTH, as in 'layer1.*=16', got {text!r}")
+    return found

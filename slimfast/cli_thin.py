@@ -1,0 +1,183 @@
+"""The commands that make thin networks: ``prune``, ``distill`` and ``slim``, which is all of it."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from slimfast import cli_options as options
+from slimfast.checkpoints import load, save
+from slimfast.costs import Cost, count_module
+from slimfast.distillation import DistillationLoss, History
+from slimfast.distillation import distill as train_student
+from slimfast.distillation.resume import FILE
+from slimfast.errors import SlimfastError
+from slimfast.files import output_folder
+from slimfast.models import build_model, default_inputs, load_data, parse_inputs
+from slimfast.plans import Plan
+from slimfast.plans import plan as make_plan
+from slimfast.pruning import prune_channels
+from slimfast.reports import history_table
+
+Verify = Annotated[bool, typer.Option(help="Run both networks and compare what comes out.")]
+
+
+def prune(
+    model: options.Model,
+    plan: Annotated[Path, typer.Argument(help="A plan of this model, as 'slimfast plan' writes it.")],
+    weights: options.Weights = None,
+    select: options.Select = options.Method.l1,
+    verify: Verify = True,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    backend: options.Backend = "auto",
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("thin.safetensors"),
+    as_json: options.Json = False,
+) -> None:
+    """Cut a model to the widths of a plan."""
+    options.check_outputs(output)
+    found = Plan.load(plan)
+    network = build_model(model, weights=weights, seed=seed, device=device)
+    thin = prune_channels(network, found, select=select.value, verify=verify, backend=backend)
+    save(thin, output)
+    _show_costs(found.cost_before, count_module(thin, found.inputs), as_json=as_json)
+    options.tell_written(output)
+
+
+def distill(
+    model: options.Model,
+    thin: Annotated[Path, typer.Argument(help="The thin network, as 'slimfast prune' writes it.")],
+    data: Annotated[str, typer.Option(help=options.DATA_HELP)],
+    weights: options.Weights = None,
+    epochs: options.Epochs = 10,
+    lr: options.LearningRate = 0.05,
+    temperature: options.Temperature = 4.0,
+    resume: options.Resume = None,
+    seed: options.Seed = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
+        "distilled.safetensors"
+    ),
+    as_json: options.Json = False,
+) -> None:
+    """Train a thin network towards the model it was cut from.
+
+    The training is kept in OUTPUT.training, after every epoch and on Ctrl-C, until it is done.
+    """
+    options.check_outputs(output)
+    teacher = build_model(model, weights=weights, seed=seed)
+    student = load(thin, build_model(model, seed=seed))
+    history = _train(student, teacher, data, output, resume, epochs, lr, temperature, seed)
+    if as_json:
+        options.show_json(asdict(history))
+    else:
+        options.show(history_table(history))
+    options.tell_written(output)
+
+
+def slim(
+    model: options.Model,
+    input: options.Inputs = None,
+    weights: options.Weights = None,
+    macs: options.Macs = None,
+    params: options.Params = None,
+    explained_variance: options.ExplainedVariance = None,
+    multiple_of: options.MultipleOf = 1,
+    min_width: options.MinWidth = 1,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    width: options.Widths = None,
+    select: options.Select = options.Method.l1,
+    verify: Verify = True,
+    data: Annotated[str | None, typer.Option(help=f"Distil too. {options.DATA_HELP}")] = None,
+    epochs: options.Epochs = 10,
+    lr: options.LearningRate = 0.05,
+    temperature: options.Temperature = 4.0,
+    resume: options.Resume = None,
+    seed: options.Seed = 0,
+    device: options.Device = "cpu",
+    backend: options.Backend = "auto",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("slim"),
+    as_json: options.Json = False,
+) -> None:
+    """Plan, prune and, with --data, distil: all of it, into one folder.
+
+    It gets plan.json and thin.safetensors, and with --data distilled.safetensors too.
+    """
+    wishes = options.wishes(
+        macs, params, explained_variance, multiple_of, min_width, include, exclude, options.widths(width)
+    )
+    folder = output_folder(output)
+    network = build_model(model, weights=weights, seed=seed, device=device)
+    example = parse_inputs(input or default_inputs(network, model), seed=seed)
+    with options.progress("measuring spectra") as advance:
+        plan = make_plan(network, example, backend=backend, progress=advance, **wishes)
+    thin = prune_channels(network, plan, select=select.value, verify=verify, backend=backend)
+    plan.save(folder / "plan.json")
+    save(thin, folder / "thin.safetensors")
+    options.tell_written(folder / "plan.json", folder / "thin.safetensors")
+    if data is not None:
+        target = folder / "distilled.safetensors"
+        history = _train(thin, network, data, target, resume, epochs, lr, temperature, seed)
+        options.show(history_table(history), stderr=True)
+        options.tell_written(target)
+    if as_json:
+        print(plan.to_json(), end="")
+    else:
+        print(plan)
+
+
+def _train(
+    student: nn.Module,
+    teacher: nn.Module,
+    data: str,
+    output: Path,
+    resume: Path | None,
+    epochs: int,
+    lr: float,
+    temperature: float,
+    seed: int,
+) -> History:
+    """Distil and save the student; the training's folder goes when its result is safe."""
+    if resume is not None and not (resume / FILE).exists():
+        raise SlimfastError(f"{resume}: expected a folder that holds a training to go on with, got none")
+    folder = resume or output.with_name(f"{output.name}.training")
+    train, evaluate = load_data(data)
+    try:
+        history = train_student(
+            student,
+            teacher=teacher,
+            train=train,
+            evaluate=evaluate,
+            epochs=epochs,
+            lr=lr,
+            loss=DistillationLoss(temperature=temperature),
+            seed=seed,
+            checkpoint=folder,
+            resume=resume is not None,
+        )
+    except KeyboardInterrupt:
+        if (folder / FILE).exists():
+            options.tell(f"the training so far is kept in {folder}: go on with --resume {folder}")
+        raise
+    save(student, output)
+    (folder / FILE).unlink(missing_ok=True)
+    with suppress(OSError):
+        # Not ours to remove where it holds something else.
+        folder.rmdir()
+    return history
+
+
+def _show_costs(before: Cost, after: Cost, *, as_json: bool) -> None:
+    costs: dict[str, Any] = {"before": asdict(before), "after": asdict(after)}
+    if as_json:
+        options.show_json(costs)
+        return
+    for name in ("params", "macs"):
+        old, new = costs["before"][name], costs["after"][name]
+        share = f" ({100 * new / old:.1f} %)" if old else ""
+        print(f"{name}: {old:,} -> {new:,}{share}")

@@ -1,0 +1,523 @@
+"""The command line: what each command prints and writes, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import typing
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from slimfast import cli, cli_options, selection
+from slimfast.cli import main
+from slimfast.graph.inputs import InputSpec
+from slimfast.models import build_model
+from slimfast.plans import Plan
+from slimfast.spectra import load_spectra, measure_spectra
+
+NETS = "nets_of_a_test"
+NET = f"{NETS}:Net"
+
+SOURCE = """
+import time
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 16, 3, padding=1)
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.conv2(x))
+        return self.fc(x.mean((2, 3)))
+
+class Tokens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.hidden = nn.Linear(6, 12)
+        self.out = nn.Linear(12, 3)
+
+    def forward(self, ids):
+        return self.out(torch.relu(self.hidden(self.embed(ids))))
+
+class Broken(Net):
+    def forward(self, x):
+        raise RuntimeError("a size does not fit\\nsecond line")
+
+wide = lambda: Net(12)
+
+def batches(count=4, shape=(8, 3, 6, 6)):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(shape, generator=generator), torch.randint(0, 4, (shape[0],), generator=generator))
+        for _ in range(count)
+    ]
+
+data = lambda: (batches(), batches(2))
+wrong_data = lambda: batches(shape=(8, 1, 6, 6))
+no_data = lambda: []
+
+class Slow(list):
+    def __iter__(self):
+        for batch in super().__iter__():
+            time.sleep(0.05)
+            yield batch
+
+slow_data = lambda: Slow(batches(200))
+"""
+
+
+@pytest.fixture(autouse=True)
+def workshop(tmp_path, monkeypatch):
+    """A folder of the user's own with a module of networks, and random but fixed weights of one."""
+    (tmp_path / f"{NETS}.py").write_text(textwrap.dedent(SOURCE))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("SLIMFAST_BACKEND", raising=False)
+    yield tmp_path
+    sys.modules.pop(NETS, None)
+
+
+@pytest.fixture
+def weights(workshop) -> str:
+    save_file(build_model(NET, seed=5).state_dict(), "w.safetensors")
+    return "w.safetensors"
+
+
+@pytest.fixture
+def plan(weights, capsys) -> str:
+    assert (
+        main(["plan", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "-o", "plan.json"]) == 0
+    )
+    capsys.readouterr()
+    return "plan.json"
+
+
+@pytest.fixture
+def thin(plan, weights, capsys) -> str:
+    assert main(["prune", NET, plan, "--weights", weights, "-o", "thin.safetensors"]) == 0
+    capsys.readouterr()
+    return "thin.safetensors"
+
+
+def files() -> set[str]:
+    """What the commands left in the current folder."""
+    return {path.name for path in Path().iterdir()} - {f"{NETS}.py", "__pycache__"}
+
+
+def error_of(arguments: list[str], capsys) -> str:
+    """The one line of a command that must fail with status 2, write nothing and print nothing else."""
+    before = files()
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("slimfast: ")
+    assert printed.err.count("\n") == 1
+    assert files() == before
+    return printed.err
+
+
+# What the commands do.
+
+
+def test_spectra_of_a_file_shows_the_widths_of_every_matrix(weights, capsys):
+    assert (
+        main(["spectra", weights, "--json", "--explained-variance", "0.5", "--explained-variance", "0.9"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    spectra = measure_spectra(weights)
+    assert set(found) == set(spectra) == {"conv1.weight", "conv2.weight", "fc.weight"}
+    for name, spectrum in spectra.items():
+        assert [w["width"] for w in found[name]["widths"]] == [
+            spectrum.width(explained_variance=tau) for tau in (0.5, 0.9)
+        ]
+    assert main(["spectra", weights]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in found)
+
+
+def test_spectra_of_a_model_are_saved_and_planned_from(weights, capsys):
+    model = [NET, "--weights", weights, "--input", "3x6x6"]
+    assert main(["spectra", *model, "-o", "s.safetensors"]) == 0
+    assert "wrote s.safetensors" in capsys.readouterr().err
+    saved = load_spectra("s.safetensors")
+    assert {s.n for s in saved.values()} == {8, 16}
+    budget = ["--macs", "0.4", "--json"]
+    assert main(["plan", *model, *budget]) == 0
+    measured = capsys.readouterr().out
+    assert main(["plan", *model, *budget, "--spectra", "s.safetensors"]) == 0
+    assert capsys.readouterr().out == measured
+
+
+def test_plan_prints_the_table_and_writes_the_same_plan(weights, capsys):
+    arguments = [
+        "plan",
+        NET,
+        "--weights",
+        weights,
+        "--input",
+        "3x6x6",
+        "--params",
+        "0.5",
+        "--multiple-of",
+        "2",
+    ]
+    assert main([*arguments, "-o", "plan.json"]) == 0
+    printed = capsys.readouterr()
+    plan = Plan.load("plan.json")
+    assert printed.out == f"{plan}\n"
+    assert plan.cost_after.params <= 0.5 * plan.cost_before.params
+    assert all(width % 2 == 0 for width in plan.widths().values())
+    assert plan.inputs == InputSpec.of(torch.zeros(1, 3, 6, 6))
+    assert main([*arguments, "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out) == plan
+
+
+def test_plan_by_hand_and_by_name(weights, capsys):
+    arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--json"]
+    assert main([*arguments, "--explained-variance", "0.5", "--exclude", "conv1*", "--min-width", "3"]) == 0
+    excluded = Plan.from_json(capsys.readouterr().out).widths()
+    assert sorted(excluded.values())[1:] == [8] or 8 in excluded.values()
+    assert min(excluded.values()) >= 3
+    assert (
+        main([*arguments, "--explained-variance", "0.5", "--width", "conv1*=5", "--width", "conv2*=0.25"])
+        == 0
+    )
+    assert sorted(Plan.from_json(capsys.readouterr().out).widths().values()) == [4, 5]
+
+
+def test_plan_explains_and_draws(weights, capsys):
+    pytest.importorskip("matplotlib")
+    arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "--plot", "p.png"]
+    assert main([*arguments, "--explain"]) == 0
+    out = capsys.readouterr().out
+    assert "removed together in" in out
+    assert "conv2.weight dim 1" in out
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_prune_writes_the_network_that_load_gives_back(plan, weights, capsys):
+    assert (
+        main(["prune", NET, plan, "--weights", weights, "--select", "l2", "-o", "t.safetensors", "--json"])
+        == 0
+    )
+    costs = json.loads(capsys.readouterr().out)
+    found = Plan.load(plan)
+    assert costs["before"]["macs"] == found.cost_before.macs
+    assert costs["after"] == {
+        "params": found.cost_after.params,
+        "macs": found.cost_after.macs,
+        "bytes": found.cost_after.bytes,
+    }
+    kept = load_file("t.safetensors")
+    assert sum(t.numel() for name, t in kept.items() if "running" not in name and "num" not in name) == (
+        found.cost_after.params
+    )
+
+
+def test_distill_trains_and_cleans_up(thin, weights, capsys):
+    pytest.importorskip("accelerate")
+    arguments = [
+        "distill",
+        NET,
+        thin,
+        "--weights",
+        weights,
+        "--data",
+        f"{NETS}:data",
+        "--epochs",
+        "2",
+        "--lr",
+        "0.01",
+    ]
+    assert main([*arguments, "-o", "d.safetensors", "--json"]) == 0
+    history = json.loads(capsys.readouterr().out)
+    assert [epoch["epoch"] for epoch in history["epochs"]] == [1, 2]
+    assert history["epochs"][0]["score"] is not None
+    before, after = load_file(thin), load_file("d.safetensors")
+    assert before.keys() == after.keys()
+    assert not torch.equal(before["fc.weight"], after["fc.weight"])
+    assert "d.safetensors.training" not in files()
+
+
+def test_slim_does_all_of_it(weights, capsys):
+    pytest.importorskip("accelerate")
+    arguments = ["slim", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "-o", "out"]
+    assert main([*arguments, "--data", f"{NETS}:data", "--epochs", "1"]) == 0
+    assert {path.name for path in Path("out").iterdir()} == {
+        "plan.json",
+        "thin.safetensors",
+        "distilled.safetensors",
+    }
+    assert capsys.readouterr().out == f"{Plan.load('out/plan.json')}\n"
+
+
+def test_slim_is_plan_and_prune(thin, plan, weights):
+    assert main(["slim", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "-o", "out"]) == 0
+    assert Path("out/plan.json").read_text() == Path(plan).read_text()
+    assert Path("out/thin.safetensors").read_bytes() == Path(thin).read_bytes()
+
+
+def test_integer_inputs(capsys):
+    arguments = [
+        "slim",
+        f"{NETS}:Tokens",
+        "--input",
+        "2x5:int64:11",
+        "--explained-variance",
+        "0.8",
+        "--seed",
+        "1",
+    ]
+    assert main(arguments) == 0
+    assert Plan.load("slim/plan.json").inputs.args[0].high == 10
+
+
+def test_timm_knows_its_own_input(capsys):
+    pytest.importorskip("timm")
+    assert main(["plan", "timm:resnet18", "--macs", "0.5", "--json", "--backend", "reference"]) == 0
+    plan = Plan.from_json(capsys.readouterr().out)
+    assert plan.inputs.args[0].shape == (1, 3, 224, 224)
+    assert plan.cost_after.macs <= 0.5 * plan.cost_before.macs
+
+
+def test_bench(weights, capsys):
+    arguments = ["bench", NET, "--weights", weights, "--repeats", "1", "--backend", "reference"]
+    assert main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["backend"] for row in rows} == {"reference"}
+    assert main(arguments) == 0
+    assert "eigvalsh" in capsys.readouterr().out
+
+
+def test_doctor(capsys):
+    assert main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ops"][0]["chosen"]
+    assert main(["doctor"]) == 0
+    assert torch.__version__ in capsys.readouterr().out
+
+
+def test_help_and_version(capsys):
+    assert main(["--help"]) == 0
+    assert all(
+        name in capsys.readouterr().out for name in ("spectra", "plan", "prune", "distill", "slim", "demo")
+    )
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("slimfast ")
+
+
+def test_the_methods_are_those_of_select():
+    assert {method.value for method in cli_options.Method} == set(typing.get_args(selection.Method))
+
+
+# What bad input gets.
+
+PLAN = ["plan", NET, "--input", "3x6x6"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["plan"], "MODEL"),
+        ([*PLAN, "--macs", "half"], "half"),
+        (PLAN, "expected a budget: --macs, --params or --explained-variance"),
+        (
+            [*PLAN, "--macs", "0.5", "--width", "conv1"],
+            "expected PATTERN=WIDTH, as in 'layer1.*=16', got 'conv1'",
+        ),
+        ([*PLAN, "--macs", "0.5", "--width", "conv1*=0"], "got 0 (conv1"),
+        ([*PLAN, "--explained-variance", "1.5"], "expected explained_variance in (0, 1], got 1.5"),
+        ([*PLAN, "--explained-variance", "0"], "expected explained_variance in (0, 1], got 0"),
+        ([*PLAN, "--macs", "-1"], "expected macs in (0, 1] as a share or above 1 as a number, got -1"),
+        ([*PLAN, "--macs", "0.5", "--multiple-of", "0"], "multiple_of to be an integer >= 1, got 0"),
+        ([*PLAN, "--macs", "0.5", "--multiple-of", "32"], "got 32 (conv"),
+        ([*PLAN, "--macs", "0.5", "--exclude", "convv1"], "no group matches 'convv1'"),
+        (["plan", NET, "--macs", "0.5"], "expected an input, for example --input 3x224x224"),
+        (["plan", NET, "--macs", "0.5", "--input", "3,6"], "expected SHAPE[:DTYPE[:HIGH]]"),
+        (["plan", NET, "--macs", "0.5", "--input", "1x6x6"], "conv1"),
+        (["plan", f"{NETS}:Broken", "--macs", "0.5", "--input", "3x6x6"], "a size does not fit second line"),
+        (["plan", f"{NETS}:Missing", "--macs", "0.5"], f"{NETS} has no 'Missing'"),
+        ([*PLAN, "--macs", "0.5", "--weights", "no.safetensors"], "no.safetensors: no such file"),
+        ([*PLAN, "--macs", "0.5", "--spectra", "no.safetensors"], "no.safetensors"),
+        ([*PLAN, "--macs", "0.5", "--device", "nonsense"], "device 'nonsense'"),
+        ([*PLAN, "--macs", "0.5", "--backend", "nonsense"], "got 'nonsense'"),
+        ([*PLAN, "--macs", "0.5", "-o", "nowhere/plan.json"], "cannot write nowhere/plan.json: the folder"),
+        (["prune", NET, "no.json"], "no.json"),
+        (["prune", NET, "no.json", "--select", "best"], "'best' is not one of"),
+        (
+            ["slim", NET, "--input", "3x6x6", "--macs", "0.5", "-o", f"{NETS}.py/out"],
+            f"cannot make the folder {NETS}",
+        ),
+        (["spectra", "no.pth"], "no.pth: no such file"),
+        (["spectra", "w.pth", "--input", "3x6x6"], "takes neither --input nor --weights"),
+        (["bench", "--repeats", "0"], "at least one repeat, got 0"),
+    ],
+)
+def test_bad_arguments_get_one_line(arguments, message, capsys):
+    assert message in error_of(arguments, capsys)
+
+
+def test_a_budget_that_cannot_be_reached_names_the_nearest(capsys):
+    assert "0.0001" in error_of([*PLAN, "--macs", "0.0001"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
+        ("conv2.weight", float("nan"), "conv2"),
+        ("conv2.weight", float("inf"), "conv2"),
+    ],
+)
+def test_a_weight_that_is_not_finite_names_its_layer(tensor, value, message, capsys):
+    state = build_model(NET).state_dict()
+    state[tensor][3, 2, 1, 1] = value
+    save_file(state, "bad.safetensors")
+    for command in ([*PLAN, "--macs", "0.5", "--weights", "bad.safetensors"], ["spectra", "bad.safetensors"]):
+        line = error_of(command, capsys)
+        assert message in line
+        assert str(value) in line
+
+
+def test_a_layer_of_zeros_is_planned(capsys):
+    state = build_model(NET).state_dict()
+    state["conv2.weight"].zero_()
+    save_file(state, "zero.safetensors")
+    assert main([*PLAN, "--explained-variance", "0.9", "--weights", "zero.safetensors", "--json"]) == 0
+    assert 1 in Plan.from_json(capsys.readouterr().out).widths().values()
+
+
+def test_an_empty_layer_names_itself(capsys):
+    save_file({"empty.weight": torch.zeros(0, 3)}, "empty.safetensors")
+    assert "empty.weight" in error_of(["spectra", "empty.safetensors"], capsys)
+
+
+def test_weights_of_another_shape_or_cut_short(weights, capsys):
+    wide = ["plan", f"{NETS}:wide", "--input", "3x6x6", "--macs", "0.5", "--weights", weights]
+    assert "conv1.weight: expected shape (12, 3, 3, 3), got (8, 3, 3, 3)" in error_of(wide, capsys)
+    whole = Path(weights).read_bytes()
+    Path("short.safetensors").write_bytes(whole[: len(whole) // 2])
+    torch.save(load_file(weights), "whole.pth")
+    Path("short.pth").write_bytes(Path("whole.pth").read_bytes()[:1000])
+    for name in ("short.safetensors", "short.pth"):
+        assert name in error_of([*PLAN, "--macs", "0.5", "--weights", name], capsys)
+
+
+def test_a_plan_of_another_model(plan, capsys):
+    line = error_of(["prune", f"{NETS}:wide", plan], capsys)
+    assert "(8, 3, 3, 3)" in line
+    assert "(12, 3, 3, 3)" in line
+    Path("edited.json").write_text(Path(plan).read_text().replace('"schema": 1', '"schema": 99'))
+    assert "schema" in error_of(["prune", NET, "edited.json"], capsys)
+
+
+def test_data_that_does_not_fit(thin, weights, capsys):
+    pytest.importorskip("accelerate")
+    arguments = ["distill", NET, thin, "--weights", weights, "-o", "d.safetensors", "--data"]
+    assert "(8, 1, 6, 6)" in error_of([*arguments, f"{NETS}:wrong_data"], capsys)
+    assert "no batches" in error_of([*arguments, f"{NETS}:no_data"], capsys)
+    assert "expected package.module:function" in error_of([*arguments, "loader"], capsys)
+    assert "no_folder" in error_of([*arguments, f"{NETS}:data", "--resume", "no_folder"], capsys)
+
+
+def test_a_disk_that_fills_up_leaves_what_was_there(weights, plan, capsys):
+    resource = pytest.importorskip("resource")
+    Path("thin.safetensors").write_text("old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        line = error_of(["prune", NET, plan, "--weights", weights, "-o", "thin.safetensors"], capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "cannot write thin.safetensors" in line
+    assert Path("thin.safetensors").read_text() == "old"
+
+
+def test_an_error_inside_has_a_status_of_its_own_and_a_traceback_on_demand(monkeypatch, capsys):
+    def fail() -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr("slimfast.cli_machine.diagnose", fail)
+    assert main(["doctor"]) == 1
+    assert capsys.readouterr().err == "slimfast: internal error, KeyError: 'lost' (--debug shows where)\n"
+    assert main(["doctor", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ctrl_c_outside_of_a_training(monkeypatch, capsys):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("slimfast.cli_machine.diagnose", interrupt)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "slimfast: interrupted\n"
+
+
+# In a process of its own.
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    root = str(Path(cli.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "slimfast", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+
+
+def test_a_process_prints_json_alone_on_stdout_and_finds_the_folder_s_module():
+    done = run("plan", NET, "--input", "3x6x6", "--macs", "0.5", "--json", "-o", "plan.json")
+    assert done.returncode == 0
+    assert done.stdout == Path("plan.json").read_text()
+    assert done.stderr == "wrote plan.json\n"
+
+
+def test_a_process_that_fails_says_so_in_one_line():
+    done = run("plan", NET, "--input", "3x6x6", "--macs", "0.5", "--weights", "no.pth")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "slimfast: cannot read no.pth: no such file\n"
+
+
+def test_without_arguments_the_module_is_the_doctor():
+    done = run()
+    assert done.returncode == 0
+    assert "which backend runs an op" in done.stdout
+
+
+def test_ctrl_c_during_distillation_keeps_the_training_and_resume_ends_it(thin, weights):
+    pytest.importorskip("accelerate")
+    root = str(Path(cli.__file__).parent.parent)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    arguments = ["distill", NET, thin, "--weights", weights, "--epochs", "1", "-o", "d.safetensors"]
+    slow = [sys.executable, "-m", "slimfast", *arguments, "--data", f"{NETS}:slow_data"]
+    training = subprocess.Popen(slow, env=environment, stderr=subprocess.PIPE, text=True)
+    # The folder appears right before the first step.
+    deadline = time.monotonic() + 60
+    while not Path("d.safetensors.training").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    training.send_signal(signal.SIGINT)
+    _, error = training.communicate(timeout=60)
+    assert training.returncode == 130
+    assert "go on with --resume d.safetensors.training" in error
+    assert "Traceback" not in error
+    assert not Path("d.safetensors").exists()
+    fast = [*arguments, "--data", f"{NETS}:slow_data", "--resume", "d.safetensors.training"]
+    assert main(fast) == 0
+    with safe_open("d.safetensors", framework="pt") as file:
+        assert "slimfast" in file.metadata()
+    assert not Path("d.safetensors.training").exists()
