@@ -1,96 +1,25 @@
-#include <initializer_list>
 #include <type_traits>
 
 #include "eigvalsh.hpp"
+#include "packed.cuh"
 #include "sturm.cuh"
 #include "tridiagonal.cuh"
 
 namespace slimfast::cuda {
 namespace {
 
-// Traits: the lower triangle is stored by row blocks of 4 rows, block R as 4 rows of 4 (R + 1) entries, so
-// that a lane's 4 x 4 tile is four 16-byte loads without bank conflicts; the tile on the diagonal is stored
-// whole.
+// Traits.
 
-constexpr int kWarps = 12;
+constexpr int kWarps = kReductionWarps;
 constexpr unsigned kThreads = kWarps * 32;
-constexpr int kBlock = 4;
-// Columns that the lanes of a warp cover at a time.
-constexpr int kSlab = 32 * kBlock;
-
-template <class T>
-struct alignas(16) Quad {
-    T x[kBlock];
-};
-
-// Row blocks R = rank, rank + cluster, ... belong to one block of the cluster; this is where R starts in its
-// memory.
-__host__ __device__ inline std::int64_t row_block_start(std::int64_t row_block, unsigned rank,
-                                                        unsigned cluster) {
-    const std::int64_t before = row_block / cluster;
-    return kBlock * kBlock * (cluster * before * (before - 1) / 2 + before * (rank + 1));
-}
-
-__host__ __device__ inline std::int64_t row_blocks(std::int64_t size) { return (size + kBlock - 1) / kBlock; }
-
-// The most entries a block of the cluster stores: the last rank owns the longest rows.
-__host__ __device__ inline std::int64_t storage_elements(std::int64_t size, unsigned cluster) {
-    const std::int64_t owned = (row_blocks(size) + cluster - 1) / cluster;
-    return row_block_start(owned * cluster, cluster - 1, cluster);
-}
-
-// What one block of the cluster works with, carved in this order: the vectors, padded to whole row blocks,
-// and the packed rows. A prefix of it is in shared memory and the rest at the same offsets in the block's
-// workspace. What is only for peers comes last among the vectors and, without peers, has no room.
-template <class T, bool kPeers>
-struct Memory {
-    double* norms;    // (warps,) sums of squares
-    double* dots;     // (warps,) u^T A u
-    double* sent[2];  // this block's share of u^T A u, for its peers, taking turns
-    double* largest;  // the largest entry of this block's rows, for its peers
-    T* vector[2];     // the pending reflection's vector and the new one, taking turns
-    T* companion;     // w of the pending update A - v w^T - w v^T
-    T* rows;          // A u by rows
-    T* share[2];      // this block's share of A u, for its peers, taking turns
-    T* row[2];        // the next row to eliminate, for its peers, taking turns
-    T* columns;       // (warps, padded) A u by columns
-    T* storage;       // the packed rows
-
-    __device__ Memory(unsigned char* vectors, unsigned char* matrix, std::int64_t padded) {
-        norms = reinterpret_cast<double*>(vectors);
-        dots = norms + kWarps;
-        sent[0] = dots + kWarps;
-        sent[1] = sent[0] + 1;
-        largest = sent[1] + 1;
-        T* next = reinterpret_cast<T*>(vectors + kScalarBytes);
-        for (T** field :
-             {&vector[0], &vector[1], &companion, &rows, &share[0], &share[1], &row[0], &row[1]}) {
-            *field = next;
-            next += padded;
-        }
-        columns = reinterpret_cast<T*>(matrix + vector_bytes(padded));
-        storage = columns + kWarps * padded;
-    }
-
-    // A multiple of 16.
-    static constexpr std::size_t kScalarBytes = (2 * kWarps + 4) * sizeof(double);
-
-    __host__ __device__ static std::size_t vector_bytes(std::int64_t padded) {
-        return kScalarBytes + (kPeers ? 8 : 4) * static_cast<std::size_t>(padded) * sizeof(T);
-    }
-    __host__ __device__ static std::size_t all_bytes(std::int64_t size, unsigned cluster) {
-        const std::int64_t padded = row_blocks(size) * kBlock;
-        return vector_bytes(padded) +
-               static_cast<std::size_t>(kWarps * padded + storage_elements(size, cluster)) * sizeof(T);
-    }
-};
 
 // Kernel. Rows are eliminated from the last to the second. In a column's step, first every thread forms the
 // companion of the pending reflection and with it the updated row s; then one pass over the triangle applies
 // the pending update and multiplies the result by the new vector. Two barriers a step; with peers one more,
 // and one of the cluster.
 
-template <class T, bool kPeers>
+// kInBlock: everything is in shared memory, which the compiler must know to use its instructions.
+template <class T, bool kPeers, bool kInBlock>
 class Reduction {
   public:
     __device__ Reduction(const std::int64_t* layer, int placement, unsigned cluster)
@@ -99,23 +28,22 @@ class Reduction {
           padded_(static_cast<int>(row_blocks(size_)) * kBlock),
           cluster_(kPeers ? cluster : 1),
           rank_(kPeers ? cluster_rank() : 0),
-          in_workspace_(placement == kInWorkspace),
-          slot_bytes_(static_cast<std::int64_t>(Memory<T, kPeers>::all_bytes(size_, cluster_))),
-          memory_(in_workspace_ ? slot() : shared_memory(), placement == kInShared ? shared_memory() : slot(),
-                  padded_),
+          in_workspace_(!kInBlock && placement == kInWorkspace),
+          slot_bytes_(static_cast<std::int64_t>(ReductionMemory<T, kPeers>::all_bytes(size_, cluster_))),
+          memory_(in_workspace_ ? slot() : shared_memory(), kInBlock ? shared_memory() : slot(), padded_),
           tridiagonal_(reinterpret_cast<double*>(layer[kEigTridiagonal])),
           a_(memory_.storage) {}
 
     __device__ void run() {
         const double largest = largest_entry();
-        const bool sound = largest <= static_cast<double>(std::numeric_limits<T>::max());
+        const bool sound = largest <= static_cast<double>(Limits<T>::kMax);
         const Scale scale(sound ? largest : 0.0);
         const bool leader = rank_ == 0 && threadIdx.x == 0;
         load(scale);
         Reflection pending{0.0, 0.0, 0.0};
         for (int s = size_ - 1; s > 0; --s) {
-            T* const old = memory_.vector[s % 2];
-            T* const fresh = memory_.vector[1 - s % 2];
+            T* const old = memory_.vectors + s % 2 * padded_;
+            T* const fresh = memory_.vectors + (1 - s % 2) * padded_;
             const double diagonal = form_row(s, pending, old, fresh);
             __syncthreads();
             double rest = 0;
@@ -135,7 +63,7 @@ class Reduction {
             tridiagonal_[size_] = 0.0;
         }
         __syncthreads();
-        if (rank_ == 0) normalise(sound ? scale.undo() : std::numeric_limits<double>::quiet_NaN());
+        if (rank_ == 0) normalise(sound ? scale.undo() : Limits<double>::kNan);
         // Peers may still read this block's memory.
         if (kPeers) cluster_barrier();
     }
@@ -192,7 +120,7 @@ class Reduction {
             }
         }
         for (int c = static_cast<int>(threadIdx.x); c < padded_; c += kThreads) {
-            memory_.vector[0][c] = memory_.vector[1][c] = memory_.companion[c] = memory_.rows[c] = T{0};
+            memory_.vectors[c] = memory_.vectors[padded_ + c] = memory_.companion[c] = memory_.rows[c] = T{0};
             for (int w = 0; w < kWarps; ++w) memory_.columns[w * padded_ + c] = T{0};
         }
         if (threadIdx.x < kWarps) memory_.dots[threadIdx.x] = 0.0;
@@ -204,7 +132,7 @@ class Reduction {
     __device__ T product(int s, int c) const {
         T sum = 0;
         if (kPeers) {
-            for (unsigned r = 0; r < cluster_; ++r) sum += read_peer(memory_.share[s % 2] + c, r);
+            for (unsigned r = 0; r < cluster_; ++r) sum += read_peer(memory_.share + s % 2 * padded_ + c, r);
             return sum;
         }
         sum = memory_.rows[c];
@@ -213,7 +141,8 @@ class Reduction {
     }
     // Element c of row s, the next to be eliminated.
     __device__ T entry(int s, int c) const {
-        return kPeers ? read_peer(memory_.row[s % 2] + c, s / kBlock % cluster_) : own_row(s)[c];
+        return kPeers ? read_peer(memory_.next_row + s % 2 * padded_ + c, s / kBlock % cluster_)
+                      : own_row(s)[c];
     }
     __device__ const T* own_row(int s) const {
         const int r = s / kBlock;
@@ -224,7 +153,7 @@ class Reduction {
     __device__ double form_row(int s, const Reflection& pending, const T* old, T* fresh) {
         double dot = 0;
         if (kPeers) {
-            for (unsigned r = 0; r < cluster_; ++r) dot += read_peer(memory_.sent[s % 2], r);
+            for (unsigned r = 0; r < cluster_; ++r) dot += read_peer(memory_.sent + s % 2, r);
         } else {
             for (int w = 0; w < kWarps; ++w) dot += memory_.dots[w];
         }
@@ -338,17 +267,17 @@ class Reduction {
         for (int c = static_cast<int>(threadIdx.x); c <= next; c += kThreads) {
             T sum = c / kBlock % cluster_ == rank_ ? memory_.rows[c] : T{0};
             for (int w = 0; w < kWarps; ++w) sum += memory_.columns[w * padded_ + c];
-            memory_.share[turn][c] = sum;
+            memory_.share[turn * padded_ + c] = sum;
         }
         if (next / kBlock % cluster_ == rank_) {
             const T* current = own_row(next);
             for (int c = static_cast<int>(threadIdx.x); c <= next; c += kThreads)
-                memory_.row[turn][c] = current[c];
+                memory_.next_row[turn * padded_ + c] = current[c];
         }
         if (threadIdx.x == 0) {
             double dot = 0;
             for (int w = 0; w < kWarps; ++w) dot += memory_.dots[w];
-            *memory_.sent[turn] = dot;
+            memory_.sent[turn] = dot;
         }
         cluster_barrier();
     }
@@ -375,30 +304,33 @@ class Reduction {
     unsigned cluster_, rank_;
     bool in_workspace_;
     std::int64_t slot_bytes_;
-    Memory<T, kPeers> memory_;
+    ReductionMemory<T, kPeers> memory_;
     double* tridiagonal_;
     T* a_;
 };
 
-template <class T, bool kPeers>
-__global__ void __launch_bounds__(kThreads)
+template <class T, bool kPeers, bool kInBlock>
+__global__ void __launch_bounds__(kThreads, 1)
     reduce_to_tridiagonal(const std::int64_t* __restrict__ layers, unsigned cluster, int placement) {
     const std::int64_t matrix = blockIdx.x / cluster;
-    Reduction<T, kPeers>(layers + matrix * kEigFields, placement, cluster).run();
+    Reduction<T, kPeers, kInBlock>(layers + matrix * kEigFields, placement, cluster).run();
 }
 
 // Launch.
 
 template <class T, bool kPeers>
 std::size_t shared_bytes(std::int64_t size, unsigned cluster, int placement) {
-    if (placement == kInShared) return Memory<T, kPeers>::all_bytes(size, cluster);
-    return placement == kVectorsInShared ? Memory<T, kPeers>::vector_bytes(row_blocks(size) * kBlock) : 0;
+    if (placement == kInShared) return ReductionMemory<T, kPeers>::all_bytes(size, cluster);
+    return placement == kVectorsInShared ? ReductionMemory<T, kPeers>::vector_bytes(row_blocks(size) * kBlock)
+                                         : 0;
 }
 
 template <class T, bool kPeers>
 void launch_reduction(Stream stream, const std::int64_t* layers, int count, std::int64_t largest,
                       unsigned cluster, int placement) {
-    launch("tridiagonalise", reduce_to_tridiagonal<T, kPeers>, stream,
+    const auto kernel = placement == kInShared ? reduce_to_tridiagonal<T, kPeers, true>
+                                               : reduce_to_tridiagonal<T, kPeers, false>;
+    launch("tridiagonalise", kernel, stream,
            Shape{std::int64_t{count} * cluster, kThreads,
                  shared_bytes<T, kPeers>(largest, cluster, placement), cluster},
            layers, cluster, placement);
@@ -418,7 +350,7 @@ auto with_kernel(bool is_double, unsigned cluster, Action action) {
 
 std::size_t tridiagonalise_workspace_bytes(std::int64_t m, bool is_double, unsigned cluster) {
     return with_kernel(is_double, cluster, [=](auto t, auto peers) {
-        return cluster * Memory<decltype(t), decltype(peers)::value>::all_bytes(m, cluster);
+        return cluster * ReductionMemory<decltype(t), decltype(peers)::value>::all_bytes(m, cluster);
     });
 }
 

@@ -20,7 +20,7 @@ struct Shared {
 // Kernel. Where the tridiagonal matrix does not fit into shared memory it is read from where it is.
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     eigenvalues_of(const std::int64_t* __restrict__ table, int count, bool staged) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
     const int index = find_segment(table, count, blockIdx.x);

@@ -20,7 +20,7 @@ struct WarpShared {
 // Kernel: lane i keeps row i in registers; whatever all lanes need goes through shared memory.
 
 template <class T>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps * 32, 1)
     warp_per_matrix(const std::int64_t* __restrict__ layers, int count) {
     const int index = static_cast<int>(blockIdx.x) * kWarps + warp_index();
     if (index >= count) return;
@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(kWarps * 32)
         largest = m > largest ? m : largest;
     }
     largest = warp_max(largest);
-    if (largest > std::numeric_limits<T>::max()) {
-        if (lane < size) out[lane] = std::numeric_limits<T>::quiet_NaN();
+    if (largest > Limits<T>::kMax) {
+        if (lane < size) out[lane] = Limits<T>::kNan;
         return;
     }
     const Scale scale(largest);

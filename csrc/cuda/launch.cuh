@@ -11,6 +11,7 @@
 #include <cuda_runtime.h>
 #endif
 
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -27,6 +28,15 @@ struct Shape {
 };
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+// std::numeric_limits as values, which device code may use where it may not call.
+template <class T>
+struct Limits {
+    static constexpr T kMax = std::numeric_limits<T>::max();
+    static constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
+    static constexpr T kInfinity = std::numeric_limits<T>::infinity();
+    static constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
+};
 
 #ifdef SLIMFAST_CUDA_EMULATION
 

@@ -1,5 +1,3 @@
-#include <limits>
-
 #include "pivoted_cholesky.hpp"
 #include "reduce.cuh"
 
@@ -12,7 +10,6 @@ constexpr unsigned kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 // Entries of the picked row of the factor that are in shared memory at a time.
 constexpr int kStaged = 1024;
-constexpr unsigned kMaxCluster = 8;
 // In place of the variance left to a row that was picked.
 constexpr double kPicked = -1.0;
 
@@ -90,8 +87,7 @@ __global__ void __launch_bounds__(kThreads)
     for (; step <= rank; ++step) {
         const Candidate pick = best_row(mine, shared, cluster, static_cast<int>(step % 2));
         if (step == 0) {
-            floor = static_cast<double>(size) * static_cast<double>(std::numeric_limits<T>::epsilon()) *
-                    pick.left;
+            floor = static_cast<double>(size) * static_cast<double>(Limits<T>::kEpsilon) * pick.left;
         } else if (leader) {
             residual[step - 1] = static_cast<T>(pick.sum);
         }

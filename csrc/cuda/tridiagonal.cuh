@@ -1,8 +1,6 @@
 // What the reductions to tridiagonal form share: the scale of a matrix and one Householder reflection.
 #pragma once
 
-#include <limits>
-
 #include "reduce.cuh"
 
 namespace slimfast::cuda {
@@ -12,7 +10,7 @@ namespace slimfast::cuda {
 template <class T>
 __device__ inline T magnitude(T x) {
     const T positive = x < T{0} ? -x : x;
-    return positive <= std::numeric_limits<T>::max() ? positive : std::numeric_limits<T>::infinity();
+    return positive <= Limits<T>::kMax ? positive : Limits<T>::kInfinity;
 }
 
 // The power of two that brings a largest magnitude into [1, 2); the eigenvalues are multiplied back by
@@ -39,7 +37,7 @@ struct Reflection {
     // the floor is far below the rounding of the matrix and is left out, which keeps t within the range of T.
     template <class T>
     __device__ static Reflection of(double alpha, double rest, T) {
-        const double negligible = 1e-4 * static_cast<double>(std::numeric_limits<T>::epsilon());
+        const double negligible = 1e-4 * static_cast<double>(Limits<T>::kEpsilon);
         if (!(rest > negligible * negligible)) return {0.0, 0.0, alpha};
         const double beta = alpha > 0.0 ? -sqrt(alpha * alpha + rest) : sqrt(alpha * alpha + rest);
         return {1.0 / (beta * (beta - alpha)), alpha - beta, beta};

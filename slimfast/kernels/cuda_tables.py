@@ -1,4 +1,4 @@
-"""What the CUDA kernels are told: int64 tables, one row per layer, laid out by the enums of ``csrc/cuda/*.hpp``.
+"""What the CUDA kernels are told: int64 tables, one row per layer, laid out by the enums of csrc/cuda/*.hpp.
 
 Plain numbers only: nothing here touches a device.
 """
@@ -43,7 +43,7 @@ class Tables:
 
 @dataclass(slots=True)
 class CovarianceBin:
-    """Layers that one kernel takes together; ``partial`` elements of workspace hold the sums of split ones."""
+    """Layers that one kernel takes together; ``partial`` elements of workspace hold sums of split ones."""
 
     in_double: bool
     tile: int

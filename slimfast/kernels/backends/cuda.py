@@ -1,8 +1,8 @@
 """The CUDA kernels of ``slimfast._cuda``: tensors on one CUDA device, its current stream, no synchronisation.
 
 Every op writes what its kernels need to know into int64 tables, copies them to the device once and launches
-over all layers together. Memory comes from torch alone. With ``SLIMFAST_CUDA_EMULATE=1`` the same kernels run on
-the CPU, on CPU tensors.
+over all layers together. Memory comes from torch alone. With ``SLIMFAST_CUDA_EMULATE=1`` the same kernels run
+on the CPU, on CPU tensors.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Device:
     """Where a call runs: the module, the torch device, and the kernels' names for it and the stream."""
 
     module: ModuleType
-    torch: torch.device
+    kind: torch.device
     index: int
     stream: int
 
@@ -76,10 +76,10 @@ class _Device:
     def table(self, numbers: list[int], *more: Tensor) -> Tensor:
         """The numbers, then the other int64 tensors, on the device: one copy, not waited for."""
         table = torch.cat([torch.tensor(numbers, dtype=torch.int64), *more])
-        return table if self.torch.type == "cpu" else table.pin_memory().to(self.torch, non_blocking=True)
+        return table if self.kind.type == "cpu" else table.pin_memory().to(self.kind, non_blocking=True)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.torch)
+        return torch.empty(shape, dtype=dtype, device=self.kind)
 
 
 @contextlib.contextmanager
@@ -97,11 +97,11 @@ def _device_of(tensor: Tensor) -> Iterator[_Device]:
 @contextlib.contextmanager
 def _side_streams(device: _Device, count: int) -> Iterator[list[tuple[int, int]]]:
     """``count`` streams that start after the current one and that it waits for; itself if one will do."""
-    if device.torch.type == "cpu" or count < 2:
+    if device.kind.type == "cpu" or count < 2:
         yield [device.on] * count
         return
     current = torch.cuda.current_stream()
-    sides = [torch.cuda.Stream() for _ in range(count)]
+    sides = [torch.cuda.Stream() for _ in range(count)]  # type: ignore[no-untyped-call]
     for side in sides:
         side.wait_stream(current)
     yield [(device.index, side.cuda_stream) for side in sides]
