@@ -1,0 +1,64 @@
+"""Architecture slimming: widths from the PCA of filters, a thin network, and the original distilled into it.
+
+The short way is :func:`plan` and :func:`slim`; the long way, each stage with data in and data out, is
+:func:`trace_channels`, :func:`measure_spectra`, :func:`plan_widths`, :func:`select`, :func:`prune_channels`,
+:func:`distill`. Method: Wang et al., arXiv 2202.10461.
+"""
+
+from slimfast.checkpoints import load, save
+from slimfast.costs import Cost, count_module
+from slimfast.distillation import DistillationLoss, aligned_hints, distill
+from slimfast.errors import BackendUnavailable, SlimfastError, UnsupportedGraph
+from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
+from slimfast.kernels import (
+    grouped_covariance,
+    grouped_eigvalsh,
+    grouped_gather,
+    grouped_pivoted_cholesky,
+    grouped_spectra,
+)
+from slimfast.manifests import Manifest, manifest
+from slimfast.plans import GroupPlan, Plan, plan, plan_widths
+from slimfast.pruning import prune_channels, slim
+from slimfast.selection import select
+from slimfast.spectra import load_spectra, measure_spectra, save_spectra
+from slimfast.spectrum import Spectrum
+from slimfast.verification import Verification, verify
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendUnavailable",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Cost",
+    "DistillationLoss",
+    "GroupPlan",
+    "Manifest",
+    "Plan",
+    "SlimfastError",
+    "Spectrum",
+    "UnsupportedGraph",
+    "Verification",
+    "aligned_hints",
+    "count_module",
+    "distill",
+    "grouped_covariance",
+    "grouped_eigvalsh",
+    "grouped_gather",
+    "grouped_pivoted_cholesky",
+    "grouped_spectra",
+    "load",
+    "load_spectra",
+    "manifest",
+    "measure_spectra",
+    "plan",
+    "plan_widths",
+    "prune_channels",
+    "save",
+    "save_spectra",
+    "select",
+    "slim",
+    "trace_channels",
+    "verify",
+]
