@@ -1,0 +1,182 @@
+"""Triton kernels for NVIDIA GPUs: covariance and gather; Triton is imported when the first of them runs.
+
+With ``TRITON_INTERPRET=1``, set before Triton is imported, the same kernels run on CPU tensors, for tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from slimfast.errors import BackendUnavailable
+
+OLDEST_TRITON = (3, 4)
+# bfloat16 and TF32 tensor cores begin here.
+OLDEST_CAPABILITY = (8, 0)
+_KERNELS = ("covariance", "gather")
+
+
+def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
+    """Every reason why Triton cannot run ``op`` on these tensors."""
+    if op not in _KERNELS:
+        return [f"there is no Triton kernel for {op}"]
+    missing = _why_no_triton()
+    reasons = [missing] if missing else []
+    if torch.version.hip:
+        reasons.append("the Triton kernels are written for NVIDIA GPUs, and this is a ROCm build of torch")
+    wanted = "cpu" if interpreted() else "cuda"
+    elsewhere = sorted({t.device.type for t in inputs} - {wanted})
+    if elsewhere:
+        where = f"{wanted} (TRITON_INTERPRET=1)" if interpreted() else wanted
+        reasons.append(f"tensors are on {', '.join(elsewhere)}, expected {where}")
+    for device in sorted({t.device.index or 0 for t in inputs if t.device.type == "cuda"}):
+        found = torch.cuda.get_device_capability(device)
+        if found < OLDEST_CAPABILITY:
+            reasons.append(
+                f"cuda:{device} has compute capability {found[0]}.{found[1]}, expected 8.0 or newer"
+            )
+    sizes = sorted({t.element_size() for t in inputs} - {1, 2, 4, 8})
+    if sizes:
+        reasons.append(f"elements of {', '.join(map(str, sizes))} bytes, expected 1, 2, 4 or 8")
+    return reasons
+
+
+def interpreted() -> bool:
+    """Whether ``TRITON_INTERPRET=1`` asks for kernels that run on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "") == "1"
+
+
+@functools.cache
+def _why_no_triton() -> str | None:
+    try:
+        found = importlib.import_module("triton").__version__
+    except ImportError as error:
+        return f"triton does not load: {error}"
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {found} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"
+    return None
+
+
+def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
+    """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows`` chooses sides, ``dtypes`` the results'."""
+    kinds = defaultdict(list)
+    matrices = []
+    for i, (x, by_rows, dtype) in enumerate(zip(xs, rows, dtypes, strict=True)):
+        m = x.shape[0] if by_rows else x.shape[1]
+        matrices.append(torch.empty(m, m, dtype=dtype, device=x.device))
+        kinds[x.dtype, dtype].append(i)
+    traces: list[Tensor] = [torch.empty(0)] * len(xs)
+    for members in kinds.values():
+        with _on(xs[0].device):
+            found = _covariance_of_one_dtype(
+                [xs[i] for i in members], [rows[i] for i in members], [matrices[i] for i in members]
+            )
+        for i, trace in zip(members, found.unbind(), strict=True):
+            traces[i] = trace
+    return matrices, torch.stack(traces)
+
+
+def _covariance_of_one_dtype(xs: list[Tensor], rows: list[bool], matrices: list[Tensor]) -> Tensor:
+    """Fill the matrices, all of one dtype, from layers of one dtype; returns their traces (g,) float64."""
+    from slimfast.kernels import triton_covariance as kernels
+    from slimfast.kernels import triton_schedule as schedule
+
+    source, dtype, device = xs[0].dtype, matrices[0].dtype, xs[0].device
+    # Products of 16-bit numbers are exact in float32 as long as nothing is subtracted from them first.
+    exact = source in (torch.bfloat16, torch.float16) and dtype == torch.float32
+    compute = torch.float64 if torch.float64 in (source, dtype) else torch.float32
+    processors = _processors(device)
+    sizes = [x.shape if by_rows else x.shape[::-1] for x, by_rows in zip(xs, rows, strict=True)]
+    tiles = schedule.choose_tiles([m for m, _ in sizes], compute, exact=exact, processors=processors)
+    layers = schedule.layer_table(xs, rows, matrices, centred_later=exact)
+    work = schedule.gram_work(sizes, tiles, processors)
+    moments, summaries = schedule.moment_items(layers), schedule.summary_items(layers)
+    tables = schedule.to_device([layers.table, moments, summaries, work.items, work.cut], device)
+    layer_table, moment_items, summary_items, gram_items, cut_tiles = tables
+
+    vectors = torch.empty(layers.vectors, dtype=torch.float64, device=device)
+    edge_parts = torch.empty(layers.edge_parts, dtype=torch.float64, device=device)
+    sums = torch.empty(layers.blocks, 2, dtype=torch.float64, device=device)
+    summary = torch.empty(len(xs), 2, dtype=torch.float64, device=device)
+    partial = torch.empty(work.slots, tiles.block, tiles.block, dtype=compute, device=device)
+    kernels.moments_kernel[(len(moments),)](
+        *(layer_table, moment_items, vectors, sums, edge_parts),
+        ELEMENT=kernels.ELEMENT[source],
+        BLOCK=kernels.MOMENT_POSITIONS,
+        enable_fp_fusion=True,
+    )
+    kernels.summary_kernel[(len(summaries),)](
+        *(layer_table, summary_items, sums, edge_parts, vectors, summary),
+        BLOCKS=kernels.SUMMARY_BLOCKS,
+        COLUMNS=schedule.SUMMARY_COLUMNS,
+        enable_fp_fusion=True,
+    )
+    for centre in (False, True) if exact else (True,):
+        kernels.gram_kernel[(min(len(work.items), 2 * processors),)](
+            *(layer_table, gram_items, len(work.items), vectors, summary, partial),
+            ELEMENT=kernels.ELEMENT[source],
+            COMPUTE=kernels.ELEMENT[compute],
+            OUT=kernels.ELEMENT[dtype],
+            BLOCK=tiles.block,
+            DEPTH=tiles.depth,
+            PRODUCTS=kernels.PRODUCTS,
+            EXACT=exact,
+            CENTRE=centre,
+            # The interpreter's bfloat16 product is wrong; float32 holds the same numbers.
+            WIDEN=exact and interpreted(),
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
+            enable_fp_fusion=True,
+        )
+    if work.slots:
+        kernels.sum_kernel[(len(work.cut), tiles.block // kernels.SUM_ROWS)](
+            *(layer_table, cut_tiles, vectors, summary, partial),
+            OUT=kernels.ELEMENT[dtype],
+            BLOCK=tiles.block,
+            ROWS=kernels.SUM_ROWS,
+            EXACT=exact,
+            enable_fp_fusion=True,
+        )
+    return summary[:, 0]
+
+
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; under the interpreter a few, so that programs have several tiles each."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Launches go to this device, on its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def eigvalsh(mats: list[Tensor]) -> NoReturn:
+    """There is none: tridiagonalisation is a chain of small steps with barriers, not for Triton to express."""
+    raise BackendUnavailable(_unavailable("eigvalsh", mats))
+
+
+def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> NoReturn:
+    """There is none, for the reason of :func:`eigvalsh`."""
+    raise BackendUnavailable(_unavailable("pivoted_cholesky", mats))
+
+
+def _unavailable(op: str, inputs: list[Tensor]) -> str:
+    return f"{op}: backend 'triton' cannot run: {'; '.join(why_not(op, inputs))}"
+
+
+def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
+    """See :func:`slimfast.kernels.ops.grouped_gather`."""
+    from slimfast.kernels.triton_gather import launch_gather
+
+    with _on(tensors[0].device):
+        return launch_gather(tensors, keeps)

@@ -1,0 +1,204 @@
+"""What the Triton covariance kernels are told: a table of layers and lists of work items, all int64, one
+copy.
+
+Nothing here needs Triton or a GPU. A schedule depends on shapes, strides and the number of processors alone,
+so equal inputs give equal results, bit for bit. Notation: a layer x (n, d) is read as an (m, k) operand whose
+Gram over k is wanted, x itself where the rows are the variables and x.T where the columns are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Table = npt.NDArray[np.int64]
+
+# The order of a layer's numbers in the table; the kernels unpack the same names.
+LAYER_FIELDS = (
+    "pointer",
+    "units",
+    "positions",
+    "unit_stride",
+    "position_stride",
+    "by_rows",
+    "aligned",
+    "mean",
+    "edge",
+    "edge_parts",
+    "first_block",
+    "matrix",
+)
+# "aligned": 16-byte loads are possible along no axis, along k or along m.
+ALIGNED_NOT, ALIGNED_K, ALIGNED_M = range(3)
+
+# Units of one work item of the moments, and columns of one of the summary.
+MOMENT_UNITS = 16
+SUMMARY_COLUMNS = 64
+# A tile is not cut along k into pieces of fewer steps than this: a piece costs a write and a read of its
+# tile.
+LEAST_STEPS = 8
+# Bands of tile rows that share what they read through the L2 cache.
+BAND = 8
+
+
+class Layers(NamedTuple):
+    """The layer table (g, fields), with the sizes of the vectors that it points into.
+
+    ``vectors``: float64 means of all units, then r of the layers that need it; ``edge_parts``: its partial
+    sums; ``blocks``: work items of the moments in all.
+    """
+
+    table: Table
+    vectors: int
+    edge_parts: int
+    blocks: int
+
+
+class Tiles(NamedTuple):
+    """Tiles of ``block`` x ``block`` results, read in steps of ``depth`` along k."""
+
+    block: int
+    depth: int
+    warps: int
+    stages: int
+
+
+class GramWork(NamedTuple):
+    """Items (layer, i, j, begin, end, slot) of the Gram launch, and cut tiles (layer, i, j, first slot,
+    pieces).
+
+    ``slot`` is -1 where the tile is whole; ``slots`` counts the partial tiles.
+    """
+
+    items: Table
+    cut: Table
+    slots: int
+
+
+def layer_table(
+    xs: Sequence[Tensor], rows: Sequence[bool], matrices: Sequence[Tensor], *, centred_later: bool
+) -> Layers:
+    """The table of layers of one dtype; ``centred_later``: products are taken of what is not centred."""
+    table = np.zeros((len(xs), len(LAYER_FIELDS)), dtype=np.int64)
+    units = sum(x.shape[0] for x in xs)
+    mean = block = edge_parts = 0
+    vectors = units
+    for row, x, by_rows, matrix in zip(table, xs, rows, matrices, strict=True):
+        n, d = x.shape
+        blocks = -(-n // MOMENT_UNITS)
+        # The vector that centring needs later: the means themselves for rows, r for columns.
+        needs_edge = centred_later and not by_rows
+        edge, parts = (vectors, edge_parts) if needs_edge else (mean, -1)
+        row[:] = (
+            *(x.data_ptr(), n, d, x.stride(0), x.stride(1), by_rows, _aligned(x, by_rows)),
+            *(mean, edge, parts, block, matrix.data_ptr()),
+        )
+        mean += n
+        block += blocks
+        if needs_edge:
+            vectors += d
+            edge_parts += blocks * d
+    return Layers(table, vectors, edge_parts, block)
+
+
+def _aligned(x: Tensor, by_rows: bool) -> int:
+    """Along which axis of the operand every run of 16 bytes is contiguous and starts at a multiple of 16."""
+    vector = 16 // x.element_size()
+    if x.data_ptr() % 16:
+        return ALIGNED_NOT
+    for along, across, found in ((1, 0, ALIGNED_K), (0, 1, ALIGNED_M)):
+        if x.stride(along) == 1 and x.stride(across) % vector == 0 and x.shape[along] % vector == 0:
+            # Along positions is along k exactly where the units are the variables.
+            return found if by_rows else ALIGNED_K + ALIGNED_M - found
+    return ALIGNED_NOT
+
+
+def moment_items(layers: Layers) -> Table:
+    """(layer, first unit) of every :data:`MOMENT_UNITS` units."""
+    units = layers.table[:, LAYER_FIELDS.index("units")]
+    return _ranges(units, MOMENT_UNITS)
+
+
+def summary_items(layers: Layers) -> Table:
+    """(layer, first column): one item a layer, and where r is needed one for each stretch of columns."""
+    positions = layers.table[:, LAYER_FIELDS.index("positions")]
+    parts = layers.table[:, LAYER_FIELDS.index("edge_parts")]
+    return _ranges(np.where(parts >= 0, positions, 1), SUMMARY_COLUMNS)
+
+
+def _ranges(ends: Table, step: int) -> Table:
+    """(i, start) for every start in range(0, ends[i], step)."""
+    pieces = []
+    for i, end in enumerate(ends):
+        starts = np.arange(0, end, step, dtype=np.int64)
+        pieces.append(np.stack([np.full_like(starts, i), starts], axis=1))
+    return np.concatenate(pieces)
+
+
+def choose_tiles(sizes: Sequence[int], compute: torch.dtype, *, exact: bool, processors: int) -> Tiles:
+    """Big tiles where they alone fill the processors twice, else small ones; float64 tiles are always small.
+
+    ``sizes``: m of every layer; ``exact``: products of 16-bit numbers, half as large, so twice as many a
+    step.
+    """
+    if compute == torch.float64:
+        return Tiles(block=64, depth=16, warps=4, stages=3)
+    count = sum(b * (b + 1) // 2 for b in (-(-m // 128) for m in sizes))
+    depth = 64 if exact else 32
+    if count >= 2 * processors:
+        return Tiles(block=128, depth=depth, warps=8, stages=3)
+    return Tiles(block=64, depth=depth, warps=4, stages=3)
+
+
+def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles, processors: int) -> GramWork:
+    """Tiles of the lower triangles of operands of these sizes (m, k), cut along k so that every processor has
+    work.
+
+    The longest items come first, because what is started last should end soonest.
+    """
+    steps = [-(-k // tiles.depth) for _, k in sizes]
+    grids = [_triangle(-(-m // tiles.block)) for m, _ in sizes]
+    total = sum(step * len(grid) for step, grid in zip(steps, grids, strict=True))
+    share = max(LEAST_STEPS, -(-total // (2 * processors)))
+    items, cut = [], []
+    slots = 0
+    for layer, ((_, k), step, grid) in enumerate(zip(sizes, steps, grids, strict=True)):
+        length = -(-step // -(-step // share)) * tiles.depth
+        begins = np.arange(0, k, length, dtype=np.int64)
+        pieces, count = len(begins), len(grid)
+        item = np.empty((count * pieces, 6), dtype=np.int64)
+        item[:, 0] = layer
+        item[:, 1:3] = np.repeat(grid, pieces, axis=0)
+        item[:, 3] = np.tile(begins, count)
+        item[:, 4] = np.minimum(item[:, 3] + length, k)
+        item[:, 5] = -1
+        if pieces > 1:
+            item[:, 5] = slots + np.arange(len(item))
+            first = slots + pieces * np.arange(count, dtype=np.int64)
+            cut.append(np.stack([np.full(count, layer), *grid.T, first, np.full(count, pieces)], axis=1))
+            slots += len(item)
+        items.append(item)
+    merged = np.concatenate(items)
+    longest_first = np.argsort(merged[:, 3] - merged[:, 4], kind="stable")
+    return GramWork(merged[longest_first], np.concatenate(cut) if cut else np.zeros((0, 5), np.int64), slots)
+
+
+def _triangle(count: int) -> Table:
+    """(i, j) with j <= i < count, in bands of rows."""
+    i, j = np.tril_indices(count)
+    order = np.lexsort((i, j, i // BAND))
+    return np.stack([i[order], j[order]], axis=1).astype(np.int64)
+
+
+def to_device(tables: Sequence[Table], device: torch.device) -> list[Tensor]:
+    """The tables on the device, flat, by one copy that nobody waits for, each at a multiple of 16 bytes."""
+    lengths = [table.size + table.size % 2 for table in tables]
+    host = torch.zeros(sum(lengths), dtype=torch.int64, pin_memory=device.type == "cuda")
+    for part, table in zip(torch.split(host, lengths), tables, strict=True):
+        part[: table.size] = torch.from_numpy(table).reshape(-1)
+    return list(torch.split(host.to(device, non_blocking=True), lengths))
