@@ -66,7 +66,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str, *, what: str = "manifest") -> Manifest:
-        """The manifest in a JSON document; one line of :class:`SlimfastError` for whatever is wrong with it."""
+        """The manifest in a JSON document; one line of :class:`SlimfastError` for what is wrong."""
         fields = parse_object(text, what)
         fields.schema(KIND, SCHEMA)
         lists = fields.raw("kept")
@@ -89,7 +89,7 @@ def manifest(model: nn.Module) -> Manifest:
 
 
 def attach(model: nn.Module, described: Manifest) -> None:
-    """Make ``described`` the manifest of ``model``: a plain attribute, which copies and pickles carry along."""
+    """Make ``described`` the manifest of ``model``: a plain attribute, which copies and pickles keep."""
     setattr(model, _ATTRIBUTE, described)
 
 

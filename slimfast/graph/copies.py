@@ -11,7 +11,7 @@ from slimfast.errors import SlimfastError
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a module, each once, under the first of its names; parameters come first."""
+    """Every parameter and buffer of a module, each once, under the first of its names; parameters first."""
     return {name: tensor for _, name, tensor in _tensors(model, remove_duplicate=True)}
 
 
@@ -28,11 +28,13 @@ def aliases(model: nn.Module) -> dict[str, str]:
 
 
 def copy_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """A deep copy of ``model`` whose parameters and buffers of these names are ``tensors``, wherever they occur.
+    """A deep copy of ``model`` whose parameters and buffers of these names are ``tensors``, wherever they
+    occur.
 
-    The replaced tensors are not copied, and a tied one is replaced under all of its names. A replacement takes the
-    ``requires_grad`` and the class of the parameter it stands for, and may share memory with anything; what is not
-    named is copied as ``copy.deepcopy`` does it. Raises :class:`SlimfastError` for a module that cannot be copied.
+    The replaced tensors are not copied, and a tied one is replaced under all of its names. A replacement
+    takes the ``requires_grad`` and the class of the parameter it stands for, and may share memory with
+    anything; what is not named is copied as ``copy.deepcopy`` does it. Raises :class:`SlimfastError` for a
+    module that cannot be copied.
     """
     present = {name: tensor for _, name, tensor in _tensors(model, remove_duplicate=False)}
     memo: dict[int, object] = {}
@@ -45,7 +47,9 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:
-        raise SlimfastError(f"{type(model).__name__} cannot be copied: {' '.join(str(error).split())}") from error
+        raise SlimfastError(
+            f"{type(model).__name__} cannot be copied: {' '.join(str(error).split())}"
+        ) from error
 
 
 def _tensors(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[int, str, Tensor]]:

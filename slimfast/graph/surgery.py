@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError
@@ -27,7 +28,7 @@ Value: TypeAlias = Any
 STOPPED = "nothing more"
 COPIES = ("aten.clone", "aten.contiguous", "aten.alias")
 # One reshape, under the names it has with and without a copy before it.
-_VIEWS = {name: "aten.view" for name in ("aten._unsafe_view", "aten._reshape_alias", "aten.reshape")}
+_VIEWS = dict.fromkeys(("aten._unsafe_view", "aten._reshape_alias", "aten.reshape"), "aten.view")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,15 @@ def thin_shape(shape: Shape, dims: Mapping[int, IntArray]) -> Shape:
     return tuple(len(dims[dim]) if dim in dims else length for dim, length in enumerate(shape))
 
 
+def select_indices(tensor: Tensor, dims: Mapping[int, IntArray]) -> Tensor:
+    """The slice of a tensor at these indices of its dims, by plain indexing: what the gather kernels must
+    equal.
+    """
+    for dim, index in dims.items():
+        tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+    return tensor
+
+
 def patches(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> tuple[Patch, ...]:
     """The Python attributes of ``model`` that a cut changes, in order of module and name."""
     kept = survivors(keeps)
@@ -206,7 +216,7 @@ def patches_of(
 
 
 def standard_attributes(module: nn.Module, shapes: Mapping[str, Shape], groups: int = 1) -> dict[str, Value]:
-    """What the attributes of one of PyTorch's own layers must be for tensors of these shapes (those known)."""
+    """What the attributes of one of PyTorch's own layers must be for tensors of these shapes."""
     weight = shapes.get("weight", ())
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and weight:
         return {"in_channels": weight[0], "out_channels": weight[1] * groups}
@@ -237,9 +247,8 @@ def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
         module = model.get_submodule(patch.module)
         found = read_attribute(module, patch.attribute)
         if found != patch.before:
-            raise SlimfastError(
-                f"{patch.module or type(model).__name__}: expected {patch.attribute} = {patch.before}, got {found}"
-            )
+            where = patch.module or type(model).__name__
+            raise SlimfastError(f"{where}: expected {patch.attribute} = {patch.before}, got {found}")
         _write_attribute(module, patch.attribute, patch.after)
 
 

@@ -11,12 +11,11 @@ the reason.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from slimfast.graph.copies import copy_with, named_tensors
@@ -31,6 +30,7 @@ from slimfast.graph.surgery import (
     mismatches,
     patches_of,
     read_attribute,
+    select_indices,
     split_argument,
     survivors,
 )
@@ -204,7 +204,7 @@ class _Search:
         self._find_factors(reach.calls)
 
     def _adopt_by_name(self) -> None:
-        """Attributes of the running module that are called as the argument they are passed for need no trial."""
+        """Attributes named like the argument they are passed for need no trial."""
         for operation in self.graph.operations:
             for constant in operation.constants:
                 name, index = split_argument(constant.argument)
@@ -220,7 +220,9 @@ class _Search:
             self._cut_groups, self._cuts, self.kept = set(keeps), cut(self.graph, keeps), survivors(keeps)
         lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
         wide = named_tensors(self.base)
-        thin = copy_with(self.base, {name: _select(wide[name], dims) for name, dims in self._cuts.items()})
+        thin = copy_with(
+            self.base, {name: select_indices(wide[name].detach(), dims) for name, dims in self._cuts.items()}
+        )
         apply_patches(thin, patches_of(self.base, self._cuts, lengths))
         args, kwargs = self.arguments
         try:
@@ -362,7 +364,7 @@ class _Search:
         return [name for axis in axes for name, _ in axis.parts if name in self.keeps]
 
     def _culprit(self) -> str:
-        """The first group whose cut, on top of those before it, makes the network disagree: found by halving."""
+        """The first group whose cut, with all before it, makes the network disagree; found by halving."""
         names = list(self.keeps)
         low, high = 0, len(names)
         while high - low > 1:
@@ -387,20 +389,14 @@ class _Search:
                 where = operation.module or "the model itself"
                 for name in self._groups_in(axes):
                     if name in some:
-                        reason = f"the width changes a factor of {operation.name} at {where}: {before:g} to {after:g}"
-                        self.inexact.setdefault(name, reason)
+                        change = f"{before:g} to {after:g} in {operation.name} at {where}"
+                        self.inexact.setdefault(name, f"its width changes a factor: {change}")
 
 
 def _stack(module: str) -> list[str]:
     """A module's path and those of the modules around it, innermost first; the model itself is ``""``."""
     parts = module.split(".") if module else []
     return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
-
-
-def _select(tensor: Tensor, dims: Mapping[int, IntArray]) -> Tensor:
-    for dim, index in dims.items():
-        tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
-    return tensor
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
@@ -433,7 +429,7 @@ def _axis_at(operation: Operation, wanted: _Wanted) -> Axis | None:
 
 
 def _drifted(wide: tuple[Call, ...], thin: tuple[Call, ...]) -> dict[int, tuple[float, float]]:
-    """Operation -> the first number in its arithmetic that differs between two recordings, before and after."""
+    """Operation -> the first number in its arithmetic that two recordings differ in, before and after."""
     found: dict[int, tuple[float, float]] = {}
     steps = [(i, call) for i, call in enumerate(wide) if call.op not in COPIES]
     for (i, before), after in zip(steps, (call for call in thin if call.op not in COPIES), strict=False):

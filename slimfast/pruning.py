@@ -1,0 +1,147 @@
+"""Pruning: a new, smaller module that holds, bit for bit, the weights a plan keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.copies import copy_with, named_tensors
+from slimfast.graph.groups import ChannelGraph, IntArray
+from slimfast.graph.surgery import apply_patches, check_thin, cut, patches
+from slimfast.kernels.ops import grouped_gather
+from slimfast.manifests import Manifest, attach, compose, frozen, manifest
+from slimfast.measuring import Progress
+from slimfast.plans import GroupPlan, Plan
+from slimfast.plans import plan as make_plan
+from slimfast.selection import Method, graph_of, select_units
+from slimfast.verification import verify as verify_thin
+
+__all__ = ["Manifest", "manifest", "prune_channels", "slim"]
+
+
+def prune_channels(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    select: Method = "l1",
+    verify: bool = True,
+    example: Any = None,
+    backend: str = "auto",
+) -> nn.Module:
+    """A copy of ``model`` cut to the widths of ``plan``; ``model`` is untouched.
+
+    Groups whose units the plan has not chosen are filled in by :func:`slimfast.select` with the method
+    ``select``. Names, dtypes, devices, ``requires_grad``, tied weights and train/eval mode are as in
+    ``model``; the same plan on the same weights gives the same network, bit for bit. What was kept is at hand
+    as ``manifest(thin)``, and a thin network can be pruned again. The shapes of every operation of the thin
+    network are compared with the prediction.
+
+    ``verify`` also runs both networks and compares (:func:`slimfast.verify`), on ``example`` or on inputs
+    made up to the plan's description.
+
+    Raises :class:`SlimfastError` for a plan of another model and for a thin network that fails a check.
+    """
+    graph = graph_of(model, plan)
+    keeps = _keeps(model, graph, plan.groups, select, backend)
+    cuts = cut(graph, keeps)
+    changes = patches(model, graph, keeps)
+    thin = copy_with(model, _gather(named_tensors(model), cuts, backend))
+    apply_patches(thin, changes)
+    mismatches = check_thin(thin, graph, keeps)
+    if mismatches:
+        raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    kept = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
+    widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
+    attach(thin, compose(manifest(model), Manifest(shapes, kept, changes, widths)))
+    if verify:
+        verify_thin(model, thin, graph, keeps, example)
+    return thin
+
+
+def slim(
+    model: nn.Module,
+    example: Any,
+    *,
+    explained_variance: float | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    multiple_of: int = 1,
+    min_width: int = 1,
+    overrides: Mapping[str, int | float] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    select: Method = "l1",
+    verify: bool = True,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A thin copy of ``model`` in one call: :func:`slimfast.plan` and :func:`prune_channels`, arguments as
+    there.
+
+    ``example`` serves the tracing and the verification.
+    """
+    planned = make_plan(
+        model,
+        example,
+        explained_variance=explained_variance,
+        params=params,
+        macs=macs,
+        multiple_of=multiple_of,
+        min_width=min_width,
+        overrides=overrides,
+        include=include,
+        exclude=exclude,
+        backend=backend,
+        progress=progress,
+    )
+    return prune_channels(model, planned, select=select, verify=verify, example=example, backend=backend)
+
+
+def _keeps(
+    model: nn.Module, graph: ChannelGraph, groups: Sequence[GroupPlan], method: Method, backend: str
+) -> dict[str, IntArray]:
+    """The kept units of every group: the plan's, or chosen now."""
+    keeps = {g.name: np.array(g.keep, dtype=np.int64) for g in groups if g.keep is not None}
+    open_groups = [g for g in groups if g.keep is None]
+    return keeps | select_units(model, graph, open_groups, method=method, backend=backend)
+
+
+def _gather(
+    tensors: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
+) -> dict[str, Tensor]:
+    """The thin version of each tensor that is cut, all tensors of a device in one call."""
+    thin: dict[str, Tensor] = {}
+    for device in sorted({tensors[name].device for name in cuts}, key=str):
+        names = [name for name in cuts if tensors[name].device == device]
+        thin |= _gather_on_device({n: tensors[n].detach() for n in names}, cuts, backend)
+    return thin
+
+
+def _gather_on_device(
+    wide: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
+) -> dict[str, Tensor]:
+    thin = dict(wide)
+    left = {name: sorted(cuts[name].items()) for name in wide}
+    while any(left.values()):
+        names = [name for name in wide if left[name]]
+        # One pass cuts up to two dims of a tensor, which is all that nearly every tensor needs.
+        keeps = [{dim: torch.tensor(index) for dim, index in left[name][:2]} for name in names]
+        left = {name: dims[2:] for name, dims in left.items()}
+        chosen = "reference" if thin[names[0]].is_meta else backend
+        gathered = grouped_gather([thin[name] for name in names], keeps, names=names, backend=chosen)
+        thin |= dict(zip(names, gathered, strict=True))
+    return {name: _in_format_of(wide[name], tensor) for name, tensor in thin.items()}
+
+
+def _in_format_of(wide: Tensor, thin: Tensor) -> Tensor:
+    """The gathered tensor in the wide one's memory format, which kernels for channels-last expect."""
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if wide.ndim == ndim and not wide.is_contiguous() and wide.is_contiguous(memory_format=layout):
+            return thin.contiguous(memory_format=layout)
+    return thin

@@ -1,0 +1,261 @@
+"""Which units of each group stay, once a plan has said how many: rankings of the weights producing them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph import trace_channels
+from slimfast.graph.copies import named_tensors
+from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray, Member
+from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
+from slimfast.plans import GroupPlan, Plan, check_plan
+from slimfast.unit_matrices import unit_matrix
+
+Method: TypeAlias = Literal["l1", "l2", "geometric_median", "bn_scale", "pivoted_cholesky"]
+METHODS: tuple[str, ...] = get_args(Method)
+
+# Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
+_BLOCK = 1 << 22
+# Bytes of covariances factored in one grouped call.
+_BATCH_BYTES = 256 << 20
+# Distances of equal filters differ by rounding; scores closer than this share of the largest one are ties.
+_TIE = 2.0**-36
+
+
+def select(model: nn.Module, plan: Plan, *, method: Method = "l1", backend: str = "auto") -> Plan:
+    """The plan with the units each group keeps chosen by ``method``, whatever was chosen before.
+
+    A unit is measured on all the convolution and linear weights that produce it together:
+
+    - ``l1``, ``l2``: the norm of its weights (Li et al., ICLR 2017);
+    - ``geometric_median``: the sum of its distances to all other units (FPGM, He et al., CVPR 2019);
+    - ``bn_scale``: the sum of \\|gamma\\| of the batch norms that follow (Liu et al., ICCV 2017);
+    - ``pivoted_cholesky``: greedy choice of the unit with the most variance not explained by those before it.
+
+    The largest stay; ties go to the smaller index. Raises ``ValueError`` for an unknown method and for groups
+    without a batch norm where it needs one, :class:`SlimfastError` for a plan of another model and weights
+    that are not finite.
+    """
+    graph = graph_of(model, plan)
+    keeps = select_units(model, graph, plan.groups, method=method, backend=backend)
+    return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))
+
+
+def select_units(
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Sequence[GroupPlan],
+    *,
+    method: Method,
+    backend: str = "auto",
+) -> dict[str, IntArray]:
+    """Group name -> sorted kept units, for each of ``groups``; see :func:`select`."""
+    if method not in METHODS:
+        raise ValueError(f"select: expected one of {', '.join(METHODS)}, got {method!r}")
+    keeps = {g.name: np.arange(g.n, dtype=np.int64) for g in groups if g.width == g.n}
+    chosen = [g for g in groups if g.width < g.n]
+    tensors = named_tensors(model)
+    for g in chosen:
+        for member in graph[g.name].members:
+            if tensors[member.tensor].is_meta:
+                raise SlimfastError(f"select: {member.tensor} is a meta tensor and has no values ({g.name})")
+    if method == "pivoted_cholesky":
+        return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], tensors, backend)
+    if method == "bn_scale":
+        _check_batch_norms(model, [graph[g.name] for g in chosen])
+        return keeps | {g.name: largest(_bn_scale(model, graph[g.name], tensors), g.width) for g in chosen}
+    score = _SCORES[method]
+    for g in chosen:
+        scores = score([x.to(torch.float64) for x in _rows(graph[g.name], tensors)], g.n)
+        if not np.isfinite(scores).all():
+            raise SlimfastError(_not_finite(graph[g.name], tensors))
+        keeps[g.name] = largest(scores, g.width)
+    return keeps
+
+
+def with_keeps(groups: Sequence[GroupPlan], keeps: Mapping[str, IntArray]) -> tuple[GroupPlan, ...]:
+    """The groups with the kept units of those that ``keeps`` names."""
+    return tuple(
+        dataclasses.replace(g, keep=tuple(keeps[g.name].tolist())) if g.name in keeps else g for g in groups
+    )
+
+
+def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
+    """The channel graph a plan speaks of: its own, or traced again; :class:`SlimfastError` if the model is
+    another.
+
+    The names and shapes of every parameter and buffer and the number of units of every group must agree.
+    """
+    check_plan(plan, model)
+    graph = plan.graph
+    if graph is None:
+        args, kwargs = plan.inputs.example()
+        graph = trace_channels(model, kwargs or args)
+    sizes = {group.name: group.n for group in graph}
+    for g in plan.groups:
+        if sizes.get(g.name) != g.n:
+            got = f"one of {sizes[g.name]} units" if g.name in sizes else "no such group"
+            raise SlimfastError(f"plan: expected a model with a group {g.name} of {g.n} units, got {got}")
+    return graph
+
+
+def largest(scores: np.ndarray, width: int) -> IntArray:
+    """The sorted indices of the ``width`` largest scores; ties go to the smaller index."""
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    keep: IntArray = np.sort(order[:width]).astype(np.int64)
+    return keep
+
+
+def _rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The weights that produce each unit: per producer a matrix (n, d_m), row u for unit u."""
+    rows = [unit_matrix(tensors[m.tensor].detach(), m.dim, m.units) for m in group.producers()]
+    return [x.to(rows[0].device) for x in rows]
+
+
+def _l1(rows: list[Tensor], n: int) -> np.ndarray:
+    return _sum([x.abs().sum(1) for x in rows], n)
+
+
+def _l2(rows: list[Tensor], n: int) -> np.ndarray:
+    norms: np.ndarray = np.sqrt(_sum([x.square().sum(1) for x in rows], n))
+    return norms
+
+
+def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
+    """(n,) sums of Euclidean distances to all other units, over the rows of all members joined."""
+    squares = _sum([x.square().sum(1) for x in rows], n)
+    scores = np.empty(n)
+    for start in range(0, n, max(1, _BLOCK // n)):
+        stop = min(start + max(1, _BLOCK // n), n)
+        products = _sum([x[start:stop] @ x.T for x in rows], n)
+        distances = squares[start:stop, None] + squares[None, :] - 2.0 * products
+        scores[start:stop] = np.sqrt(np.maximum(distances, 0.0)).sum(1)
+    return _snapped(scores)
+
+
+def _snapped(scores: np.ndarray) -> np.ndarray:
+    """Scores on a grid fine enough to tell filters apart and coarse enough to see that two are the same."""
+    step = float(scores.max(initial=0.0)) * _TIE
+    return np.round(scores / step) * step if step > 0.0 else scores
+
+
+_SCORES: dict[str, Callable[[list[Tensor], int], np.ndarray]] = {
+    "l1": _l1,
+    "l2": _l2,
+    "geometric_median": _geometric_median,
+}
+
+
+def _sum(terms: list[Tensor], n: int) -> np.ndarray:
+    """The sum of tensors of one shape, as float64 numpy; zeros (n,) where there is none."""
+    if not terms:
+        return np.zeros(n)
+    total: np.ndarray = torch.stack(terms).sum(0).cpu().numpy()
+    return total
+
+
+def _pivoted_cholesky(
+    chosen: Sequence[tuple[ChannelGroup, int]], tensors: Mapping[str, Tensor], backend: str
+) -> dict[str, IntArray]:
+    """Group name -> kept units; see :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`."""
+    keeps: dict[str, IntArray] = {}
+    for batch in _batches(chosen):
+        mats = [_covariance(group, tensors, backend) for group, _ in batch]
+        for device in sorted({mat.device for mat in mats}, key=str):
+            here = [i for i, mat in enumerate(mats) if mat.device == device]
+            picks = grouped_pivoted_cholesky(
+                [mats[i] for i in here],
+                [batch[i][1] for i in here],
+                names=[batch[i][0].name for i in here],
+                backend=backend,
+            )
+            for i, pick in zip(here, picks, strict=True):
+                variance = mats[i].diagonal().cpu().numpy()
+                order = pick.order.cpu().numpy()
+                # Where the rank is used up no unit explains more than another: the largest of the rest
+                # follow.
+                rank = np.full(len(variance), -1.0)
+                rank[order] = np.arange(len(order), 0, -1)
+                best = np.lexsort((np.arange(len(variance)), -variance, -rank))
+                keeps[batch[i][0].name] = np.sort(best[: batch[i][1]]).astype(np.int64)
+    return keeps
+
+
+def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str) -> Tensor:
+    """The (n, n) float64 covariance of a group's units over the positions of all its producers."""
+    rows = _rows(group, tensors)
+    d = sum(x.shape[1] for x in rows)
+    try:
+        members = grouped_covariance(
+            rows,
+            side="rows",
+            dtype=torch.float64,
+            names=[f"{group.name}: {m.tensor}" for m in group.producers()],
+            backend=backend,
+        ).matrices
+    except ValueError as error:
+        raise SlimfastError(f"select: {error}") from None
+    weighted = [mat * (max(x.shape[1] - 1, 1) / max(d - 1, 1)) for mat, x in zip(members, rows, strict=True)]
+    return torch.stack(weighted).sum(0) if weighted else torch.zeros(group.n, group.n, dtype=torch.float64)
+
+
+def _batches(
+    chosen: Sequence[tuple[ChannelGroup, int]],
+) -> Iterator[list[tuple[ChannelGroup, int]]]:
+    """The groups in order, cut where their covariances would take more than ``_BATCH_BYTES``."""
+    batch: list[tuple[ChannelGroup, int]] = []
+    for group, width in chosen:
+        if batch and 8 * (sum(g.n**2 for g, _ in batch) + group.n**2) > _BATCH_BYTES:
+            yield batch
+            batch = []
+        batch.append((group, width))
+    if batch:
+        yield batch
+
+
+def _batch_norm_scales(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The members of a group that are the scale of a batch norm."""
+    modules = dict(model.named_modules())
+    scales = []
+    for member in group.members:
+        prefix, _, name = member.tensor.rpartition(".")
+        if name == "weight" and isinstance(modules.get(prefix), nn.modules.batchnorm._BatchNorm):
+            scales.append(member)
+    return scales
+
+
+def _check_batch_norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+    without = [group.name for group in groups if not _batch_norm_scales(model, group)]
+    if without:
+        raise ValueError(
+            f"select: bn_scale needs a batch norm with a scale in every group; none in {', '.join(without)}"
+        )
+
+
+def _bn_scale(model: nn.Module, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    scores = np.zeros(group.n)
+    for member in _batch_norm_scales(model, group):
+        gamma = tensors[member.tensor].detach().abs().to("cpu", torch.float64).numpy()
+        if not np.isfinite(gamma).all():
+            raise SlimfastError(_not_finite(group, tensors))
+        has = member.units >= 0
+        np.add.at(scores, member.units[has], gamma[has])
+    return scores
+
+
+def _not_finite(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> str:
+    for member in group.members:
+        weight = tensors[member.tensor]
+        bad = weight.numel() - int(weight.isfinite().sum())
+        if bad:
+            return (
+                f"select: expected finite weights, got {bad} that are not in {member.tensor} ({group.name})"
+            )
+    return f"select: the weights are too large to be measured in float64 ({group.name})"
