@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,10 +38,17 @@ class Options:
     on_cpu: bool = False
 
 
-def measure_layers(
-    layers: Sequence[Layer], weights: Weights, options: Options
-) -> Iterator[tuple[Layer, Tensor, float, torch.dtype]]:
-    """(layer, ascending eigenvalues (m,) float64 on the CPU, trace, arithmetic's dtype) of each, in any order."""
+class Measured(NamedTuple):
+    """``eigenvalues`` (m,) ascending, float64 on the CPU; ``dtype`` is that of the arithmetic."""
+
+    layer: Layer
+    eigenvalues: Tensor
+    trace: float
+    dtype: torch.dtype
+
+
+def measure_layers(layers: Sequence[Layer], weights: Weights, options: Options) -> Iterator[Measured]:
+    """Every layer measured, in any order, :data:`BATCH_BYTES` at a time."""
     by_rows = [layer for layer in layers if _by_rows(layer, options)]
     whole = [layer for layer in layers if not _by_rows(layer, options)]
     try:
@@ -60,9 +67,7 @@ def _by_rows(layer: Layer, options: Options) -> bool:
     return layer.n <= layer.d and (len(layer.parts) > 1 or options.scaling == "unit")
 
 
-def _measure_whole(
-    layers: Sequence[Layer], weights: Weights, options: Options
-) -> Iterator[tuple[Layer, Tensor, float, torch.dtype]]:
+def _measure_whole(layers: Sequence[Layer], weights: Weights, options: Options) -> Iterator[Measured]:
     for batch in _batches(layers, [sum(part.bytes for part in layer.parts) for layer in layers]):
         xs = [
             _joined([_load(layer, part, weights, options) for part in layer.parts], options)
@@ -76,7 +81,7 @@ def _measure_whole(
                 backend=options.backend,
             )
             for i, values, trace in zip(same, found.eigenvalues, found.traces.tolist(), strict=True):
-                yield batch[i], values, trace, _arithmetic(xs[i].dtype, options)
+                yield Measured(batch[i], values, trace, _arithmetic(xs[i].dtype, options))
 
 
 def _joined(members: list[Tensor], options: Options) -> Tensor:
@@ -95,9 +100,7 @@ def _joined(members: list[Tensor], options: Options) -> Tensor:
     return joined if double else joined.float()
 
 
-def _measure_by_rows(
-    layers: Sequence[Layer], weights: Weights, options: Options
-) -> Iterator[tuple[Layer, Tensor, float, torch.dtype]]:
+def _measure_by_rows(layers: Sequence[Layer], weights: Weights, options: Options) -> Iterator[Measured]:
     """S = sum over members of (d_member - 1) / (d - 1) times the member's own covariance, in float64."""
     parts = [(layer, part) for layer in layers for part in layer.parts]
     sums: dict[str, tuple[Tensor, set[torch.dtype], int]] = {}
@@ -125,7 +128,7 @@ def _measure_by_rows(
 
 def _measure_sums(
     items: Sequence[tuple[Layer, Tensor, set[torch.dtype]]], options: Options
-) -> Iterator[tuple[Layer, Tensor, float, torch.dtype]]:
+) -> Iterator[Measured]:
     mats, traces, dtypes = [], [], []
     for _, total, held in items:
         if options.scaling == "unit":
@@ -139,7 +142,7 @@ def _measure_sums(
             [mats[i] for i in same], names=[items[i][0].name for i in same], backend=options.backend
         )
         for i, value in zip(same, values, strict=True):
-            yield items[i][0], value.to("cpu", torch.float64), traces[i], dtypes[i]
+            yield Measured(items[i][0], value.to("cpu", torch.float64), traces[i], dtypes[i])
 
 
 def _inverse_root(values: Tensor) -> Tensor:

@@ -117,21 +117,22 @@ def choose(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Reques
         for glob in globs:
             if not any(fnmatch.fnmatchcase(name, glob) for name in names):
                 raise ValueError(f"plan: {what}: no group matches {glob!r}{did_you_mean(glob, names)}")
-    choices = [_choice(group, graph, request) for group in graph.groups]
-    for group, choice in zip(graph.groups, choices, strict=True):
-        if choice.chosen == "tau":
-            _check_group(group, graph, spectra, request)
+    choices = []
+    for group in graph.groups:
+        d = positions(group, graph)
+        choices.append(_choice(group, d, request))
+        if choices[-1].chosen == "tau":
+            _check_group(group, d, spectra, request)
     return choices
 
 
-def _choice(group: ChannelGroup, graph: ChannelGraph, request: Request) -> Choice:
+def _choice(group: ChannelGroup, d: int, request: Request) -> Choice:
     for glob, value in request.overrides.items():
         if _matches(group, (glob,)):
             return Choice("override", _width_by_hand(group, value))
     included = request.include is None or _matches(group, request.include)
     tau_given = request.explained_variance is not None or bool(request.budget)
-    measurable = bool(group.producers()) and positions(group, graph) > 1
-    if included and tau_given and measurable and not _matches(group, request.exclude):
+    if included and tau_given and d > 1 and not _matches(group, request.exclude):
         return Choice("tau", group.n)
     return Choice("excluded", group.n)
 
@@ -150,13 +151,10 @@ def _width_by_hand(group: ChannelGroup, value: int | float) -> int:
     )
 
 
-def _check_group(
-    group: ChannelGroup, graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Request
-) -> None:
+def _check_group(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum], request: Request) -> None:
     if group.name not in spectra:
         raise SlimfastError(f"spectra: none for group {group.name}{did_you_mean(group.name, spectra)}")
     spectrum = spectra[group.name]
-    d = positions(group, graph)
     if (spectrum.n, spectrum.d) != (group.n, d):
         raise SlimfastError(
             f"spectra: expected {group.n} units over {d} positions, got {spectrum.n} over {spectrum.d} "

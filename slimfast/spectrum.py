@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -36,15 +36,14 @@ class Spectrum:
     dtype: Dtype
     scaling: Scaling = "raw"
     member_scaling: bool = False
+    _ratio: FloatArray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ratio", _explained(self.eigenvalues))
 
     def explained_variance_ratio(self) -> FloatArray:
         """F(1), ..., F(m): the share of the variance in the k largest eigenvalues; all 1 where none is."""
-        total = float(self.eigenvalues.sum())
-        if total <= 0.0:
-            return np.ones_like(self.eigenvalues)
-        ratio: FloatArray = np.minimum(np.cumsum(self.eigenvalues) / total, 1.0)
-        ratio[-1] = 1.0
-        return ratio
+        return self._ratio
 
     def ratio(self, width: int) -> float:
         """F(width): the share of the variance that ``width`` units can explain; 0 units explain nothing."""
@@ -52,7 +51,7 @@ class Spectrum:
             raise ValueError(f"ratio: expected a width in 0..{self.n}, got {width} ({self.name})")
         if width == 0:
             return 0.0
-        return float(self.explained_variance_ratio()[min(width, len(self.eigenvalues)) - 1])
+        return float(self._ratio[min(width, len(self.eigenvalues)) - 1])
 
     def rank(self) -> int:
         """Numerical rank: the eigenvalues above m u l_1 (u of float64), at least 1."""
@@ -64,7 +63,7 @@ class Spectrum:
         1.
         """
         check_tau("width", explained_variance, self.name)
-        first = int(np.searchsorted(self.explained_variance_ratio(), explained_variance)) + 1
+        first = int(np.searchsorted(self._ratio, explained_variance)) + 1
         return min(first, self.rank())
 
     def width_range(self, *, explained_variance: float = 0.95) -> tuple[int, int]:
@@ -73,7 +72,7 @@ class Spectrum:
         if self.error == 0.0:
             width = self.width(explained_variance=explained_variance)
             return width, width
-        ratio = self.explained_variance_ratio()
+        ratio = self._ratio
         low, high = np.searchsorted(ratio, [explained_variance - self.error, explained_variance + self.error])
         return int(low) + 1, min(int(high), len(ratio) - 1) + 1
 
@@ -89,6 +88,16 @@ class Spectrum:
             return 1.0
         share = positive / positive.sum()
         return math.exp(-float(np.sum(share * np.log(share))))
+
+
+def _explained(eigenvalues: FloatArray) -> FloatArray:
+    total = float(eigenvalues.sum())
+    if not total > 0.0:
+        return np.ones_like(eigenvalues)
+    ratio: FloatArray = np.minimum(np.cumsum(eigenvalues) / total, 1.0)
+    ratio[-1] = 1.0
+    ratio.flags.writeable = False
+    return ratio
 
 
 def check_tau(what: str, tau: float, name: str = "") -> None:

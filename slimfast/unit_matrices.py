@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError
-from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray
+from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray, Member
 from slimfast.weights import Source, Weights
 
 
@@ -63,10 +63,12 @@ def layers_of(source: Source, weights: Weights, graph: ChannelGraph | None) -> l
 
 def positions(group: ChannelGroup, graph: ChannelGraph) -> int:
     """d of a group: the positions over which its producers' weights define each unit."""
-    shapes = {m.tensor: tuple(axis.length for axis in graph.axes[m.tensor]) for m in group.producers()}
-    return sum(
-        math.prod(shapes[m.tensor]) // len(m.units) * _share(m.units, group) for m in group.producers()
-    )
+    return sum(_positions(member, group, graph) for member in group.producers())
+
+
+def _positions(member: Member, group: ChannelGroup, graph: ChannelGraph) -> int:
+    rest = math.prod(axis.length for i, axis in enumerate(graph.axes[member.tensor]) if i != member.dim)
+    return rest * _share(member.units, group)
 
 
 def unit_matrix(tensor: Tensor, dim: int, units: IntArray | None = None) -> Tensor:
@@ -110,7 +112,7 @@ def _layer_of_group(group: ChannelGroup, graph: ChannelGraph, weights: Weights) 
             raise SlimfastError(
                 f"{weights.source}: expected a layer with elements, got shape {expected} ({name})"
             )
-        d = math.prod(expected) // len(member.units) * _share(member.units, group)
+        d = _positions(member, group, graph)
         parts.append(Part(name, member.dim, member.units, d, _bytes(name, weights)))
     return Layer(group.name, group.n, sum(part.d for part in parts), tuple(parts))
 

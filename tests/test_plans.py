@@ -1,0 +1,673 @@
+"""Plans: budgets solved exactly, arguments checked, strict JSON, and models that do not match."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from channel_graphs import chain, chain_weights, joint, units_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from slimfast.costs import Cost, count
+from slimfast.errors import SlimfastError
+from slimfast.graph import InputSpec
+from slimfast.graph.groups import ChannelGraph, Frozen
+from slimfast.plans import GroupPlan, Plan, check_plan, plan, plan_widths
+from slimfast.spectra import Spectrum, measure_spectra
+
+SIZES = [12, 10, 8, 4]
+
+
+def spectrum(name: str, values: Any, *, d: int, error: float = 0.0) -> Spectrum:
+    eigenvalues = np.sort(np.asarray(values, dtype=np.float64))[::-1]
+    dtype = "float32" if error > 1e-9 else "float64"
+    return Spectrum(name, len(eigenvalues), d, eigenvalues, float(eigenvalues.sum()), error, dtype)
+
+
+def spectra_of(sizes: list[int], *, inputs: int = 30, seed: int = 0) -> dict[str, Spectrum]:
+    """Spectra of full rank for the groups of ``chain(sizes, inputs=inputs)``."""
+    generator = np.random.default_rng(seed)
+    before = [inputs, *sizes]
+    return {
+        f"{i}": dataclasses.replace(
+            spectrum(f"{i}", generator.exponential(size=min(n, d)) ** 2, d=d), n=n, d=d
+        )
+        for i, (n, d) in enumerate(zip(sizes[:-1], before, strict=False))
+    }
+
+
+@pytest.fixture
+def graph() -> ChannelGraph:
+    return chain(SIZES, inputs=30)
+
+
+@pytest.fixture
+def spectra() -> dict[str, Spectrum]:
+    return spectra_of(SIZES)
+
+
+# Explained variance
+
+
+def test_every_group_keeps_its_width_at_tau(graph: ChannelGraph, spectra: dict[str, Spectrum]) -> None:
+    found = plan_widths(graph, spectra, explained_variance=0.8)
+    assert found.widths() == {name: s.width(explained_variance=0.8) for name, s in spectra.items()}
+    assert found.explained_variance == 0.8
+    assert found.budget == {"explained_variance": 0.8}
+    for group in found.groups:
+        assert group.explained_variance == spectra[group.name].ratio(group.width) >= 0.8
+        assert (group.chosen, group.certified, group.keep) == ("tau", True, None)
+    assert found.cost_before == count(graph, {})
+    assert found.cost_after == count(graph, found.widths())
+    assert found.shapes["1.weight"] == (10, 12)
+    assert found.inputs == InputSpec.of(torch.zeros(2, 30))
+
+
+def test_a_width_that_float32_leaves_open_is_not_certified(
+    graph: ChannelGraph, spectra: dict[str, Spectrum]
+) -> None:
+    tau = float(spectra["1"].explained_variance_ratio()[4])
+    open_ones = {name: dataclasses.replace(s, error=1e-6, dtype="float32") for name, s in spectra.items()}
+    found = plan_widths(graph, open_ones, explained_variance=tau)
+    assert [(g.name, g.certified) for g in found.groups] == [("0", True), ("1", False), ("2", True)]
+    assert [row.startswith("1 ") for row in str(found).splitlines() if row.endswith("(not certified)")] == [
+        True
+    ]
+    # Rounded up to the whole group, the width is the same on either side.
+    assert all(
+        g.certified for g in plan_widths(graph, open_ones, explained_variance=tau, multiple_of=8).groups
+    )
+
+
+# Budgets
+
+
+def ladder_reference(
+    graph: ChannelGraph,
+    spectra: dict[str, Spectrum],
+    limits: dict[str, float],
+    *,
+    multiple_of: int = 1,
+    min_width: int = 1,
+) -> dict[str, int] | None:
+    """The solution by trying every tau there is, one unit at a time; None where nothing fits."""
+
+    def rounded(units: dict[str, int]) -> dict[str, int]:
+        found = {}
+        for group in graph:
+            width = max(units[group.name], min_width)
+            found[group.name] = min(group.n, math.ceil(width / multiple_of) * multiple_of)
+        return found
+
+    def fits(units: dict[str, int]) -> bool:
+        cost = count(graph, rounded(units))
+        return all(getattr(cost, name) <= limit for name, limit in limits.items())
+
+    units = {group.name: 1 for group in graph}
+    if not fits(units):
+        return None
+    while True:
+        waiting = []
+        for order, group in enumerate(graph):
+            k, s = units[group.name], spectra[group.name]
+            needed = s.width(explained_variance=1.0)
+            if k < group.n:
+                key = s.ratio(k) if k < needed else 1.0 + (k - needed + 1) / (group.n - needed)
+                waiting.append((key, order, group.name))
+        if not waiting:
+            return rounded(units)
+        more = {**units, min(waiting)[2]: units[min(waiting)[2]] + 1}
+        if not fits(more):
+            return rounded(units)
+        units = more
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    values=st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 7.0]), min_size=40, max_size=40),
+    share=st.floats(0.01, 1.0),
+    other=st.floats(0.01, 1.0),
+    which=st.sampled_from(["params", "macs", "both"]),
+    multiple_of=st.integers(1, 3),
+    min_width=st.integers(1, 4),
+)
+def test_a_budget_is_met_by_the_last_network_of_the_ladder_that_fits(
+    sizes: list[int],
+    values: list[float],
+    share: float,
+    other: float,
+    which: str,
+    multiple_of: int,
+    min_width: int,
+) -> None:
+    """Values come from a few, so that ties within and across groups, zeros and missing ranks are common."""
+    graph = chain(sizes, inputs=5)
+    source = itertools.cycle(values)
+    spectra = {}
+    for group, d in zip(graph, [5, *sizes], strict=False):
+        eigenvalues = [next(source) for _ in range(min(group.n, d))]
+        spectra[group.name] = dataclasses.replace(spectrum(group.name, eigenvalues, d=d), n=group.n)
+    free = [g for g, d in zip(graph, [5, *sizes], strict=False) if d > 1]
+    if any(multiple_of > group.n for group in free) or len(free) < len(graph):
+        return
+    whole = count(graph, {})
+    asked = {"params": share, "macs": other} if which == "both" else {which: share}
+    limits = {name: value * getattr(whole, name) for name, value in asked.items()}
+    expected = ladder_reference(graph, spectra, limits, multiple_of=multiple_of, min_width=min_width)
+    options = {"multiple_of": multiple_of, "min_width": min_width}
+    if expected is None:
+        with pytest.raises(SlimfastError, match="cannot be reached; the nearest that can is"):
+            plan_widths(graph, spectra, **asked, **options)
+        return
+    found = plan_widths(graph, spectra, **asked, **options)
+    assert found.widths() == expected
+    assert all(getattr(found.cost_after, name) <= limit for name, limit in limits.items())
+    assert found.explained_variance is not None
+    assert 0 < found.explained_variance <= 1
+    assert Plan.from_json(found.to_json()) == found
+
+
+@given(st.floats(0.2, 1.0), st.floats(0.2, 1.0))
+@settings(deadline=None, max_examples=50)
+def test_a_larger_budget_never_takes_a_unit_away(first: float, second: float) -> None:
+    graph, spectra = chain(SIZES, inputs=30), spectra_of(SIZES)
+    low, high = sorted((first, second))
+    smaller, larger = plan_widths(graph, spectra, macs=low), plan_widths(graph, spectra, macs=high)
+    assert all(larger.widths()[name] >= width for name, width in smaller.widths().items())
+    assert (larger.explained_variance or 0) >= (smaller.explained_variance or 0)
+
+
+def test_the_tau_that_is_found_gives_the_same_widths(
+    graph: ChannelGraph, spectra: dict[str, Spectrum]
+) -> None:
+    for share in np.linspace(0.2, 1.0, 17):
+        found = plan_widths(graph, spectra, params=float(share))
+        if found.explained_variance is not None and found.explained_variance < 1:
+            again = plan_widths(graph, spectra, explained_variance=found.explained_variance)
+            assert again.widths() == found.widths()
+
+
+def test_ties_are_taken_one_by_one_in_the_order_of_the_graph() -> None:
+    graph = chain([4, 4, 4, 2], inputs=4)
+    spectra = {f"{i}": spectrum(f"{i}", [1.0] * 4, d=4) for i in range(3)}
+    seen = {
+        tuple(plan_widths(graph, spectra, macs=float(share)).widths().values())
+        for share in np.linspace(0.2, 1, 300)
+    }
+    expected = [
+        (1, 1, 1),
+        (2, 1, 1),
+        (2, 2, 1),
+        (2, 2, 2),
+        (3, 2, 2),
+        (3, 3, 2),
+        (3, 3, 3),
+        (4, 3, 3),
+        (4, 4, 3),
+    ]
+    assert seen == {*expected, (4, 4, 4)}
+
+
+def test_the_whole_budget_is_the_whole_network_whatever_the_ranks() -> None:
+    graph = chain([12, 10, 4], inputs=3)
+    spectra = measure_spectra(chain_weights([12, 10, 4]), graph, dtype=torch.float64)
+    assert plan_widths(graph, spectra, explained_variance=1.0).widths()["0"] == 3 - 1
+    whole = plan_widths(graph, spectra, macs=1.0)
+    assert whole.widths() == {"0": 12, "1": 10}
+    assert whole.explained_variance == 1.0
+    assert whole.cost_after == whole.cost_before
+    assert plan_widths(graph, spectra, params=1e12).widths() == whole.widths()
+
+
+def test_absolute_and_fractional_budgets_agree(graph: ChannelGraph, spectra: dict[str, Spectrum]) -> None:
+    whole = count(graph, {})
+    absolute = plan_widths(graph, spectra, macs=0.5 * whole.macs, params=0.6 * whole.params)
+    fraction = plan_widths(graph, spectra, macs=0.5, params=0.6)
+    assert absolute.groups == fraction.groups
+    assert fraction.budget == {"params": 0.6, "macs": 0.5}
+    assert absolute.cost_after.macs <= 0.5 * whole.macs
+    assert absolute.cost_after.params <= 0.6 * whole.params
+
+
+def test_a_budget_out_of_reach_says_the_nearest(graph: ChannelGraph, spectra: dict[str, Spectrum]) -> None:
+    least = count(graph, dict.fromkeys(spectra, 1))
+    with pytest.raises(SlimfastError) as error:
+        plan_widths(graph, spectra, macs=1e-6)
+    assert f"the nearest that can is {least.macs:,} macs" in str(error.value)
+    assert "\n" not in str(error.value)
+    wide = count(graph, {"0": 6, "1": 6, "2": 6})
+    with pytest.raises(SlimfastError, match=f"nearest that can is {wide.params:,} params"):
+        plan_widths(graph, spectra, params=10, min_width=5, multiple_of=6)
+
+
+# Widths by hand, exclusions, rounding
+
+
+def test_overrides_count_as_they_are_and_the_first_glob_wins(
+    graph: ChannelGraph, spectra: dict[str, Spectrum]
+) -> None:
+    overrides = {"1": 3, "[12]": 0.5}
+    found = plan_widths(graph, spectra, macs=0.6, multiple_of=4, overrides=overrides)
+    assert found.widths()["1"] == 3
+    assert found.widths()["2"] == 4
+    assert found.widths()["0"] % 4 == 0
+    assert [g.chosen for g in found.groups] == ["tau", "override", "override"]
+    assert found.cost_after.macs <= 0.6 * found.cost_before.macs
+
+
+def test_widths_by_hand_alone_leave_the_rest_and_need_no_spectra(graph: ChannelGraph) -> None:
+    found = plan_widths(graph, {}, overrides={"1": 3, "2": 1.0})
+    assert found.widths() == {"0": 12, "1": 3, "2": 8}
+    assert found.explained_variance is None
+    assert [g.dtype for g in found.groups] == [None] * 3
+
+
+def test_excluded_groups_are_left_alone(graph: ChannelGraph, spectra: dict[str, Spectrum]) -> None:
+    found = plan_widths(graph, {"2": spectra["2"]}, explained_variance=0.5, exclude=["[01]"])
+    assert found.widths() == {"0": 12, "1": 10, "2": spectra["2"].width(explained_variance=0.5)}
+    assert [g.chosen for g in found.groups] == ["excluded", "excluded", "tau"]
+    assert plan_widths(graph, spectra, explained_variance=0.5, include=["2"]).widths() == found.widths()
+    by_kind = plan_widths(graph, spectra, explained_variance=0.5, exclude=["channel"])
+    assert by_kind.cost_after == by_kind.cost_before
+
+
+def test_a_group_of_one_position_is_left_alone() -> None:
+    graph = chain([6, 5, 2], inputs=1)
+    spectra = measure_spectra(chain_weights([6, 5, 2], inputs=1), graph)
+    assert plan_widths(graph, spectra, explained_variance=0.5).widths()["0"] == 6
+
+
+def test_a_layer_of_zeros_keeps_one_unit() -> None:
+    weights, graph = chain_weights([6, 5, 2]), chain([6, 5, 2])
+    weights["1.weight"].zero_()
+    spectra = measure_spectra(weights, graph)
+    found = plan_widths(graph, spectra, explained_variance=0.99)
+    assert found.widths()["1"] == 1
+    assert found.groups[1].explained_variance == 1.0
+
+
+def test_widths_are_multiples_or_whole_and_never_below_the_minimum(
+    graph: ChannelGraph, spectra: dict[str, Spectrum]
+) -> None:
+    for tau in np.linspace(0.01, 1.0, 40):
+        plain = plan_widths(graph, spectra, explained_variance=float(tau)).widths()
+        rounded = plan_widths(
+            graph, spectra, explained_variance=float(tau), multiple_of=4, min_width=5
+        ).widths()
+        for group in graph:
+            assert rounded[group.name] == min(group.n, max(8, math.ceil(plain[group.name] / 4) * 4))
+
+
+def test_heads_are_multiples_in_channels() -> None:
+    graph = joint([("q", (48, 60), 0, units_of(12, 4)), ("v", (48, 60), 0, units_of(12, 4))], kind="head")
+    spectra = {"g": spectrum("g", [1.0] * 12, d=480)}
+    widths = [
+        plan_widths(graph, spectra, explained_variance=0.4, multiple_of=m).widths()["g"]
+        for m in (1, 2, 8, 16, 48)
+    ]
+    # 5 heads of 4 channels: 20; the next that 8 divides is 24, 16 divides 32 and 48 all of them
+    assert widths == [5, 5, 6, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "expected explained_variance, params or macs, got none"),
+        ({"explained_variance": 0.0}, r"expected explained_variance in \(0, 1\], got 0.0"),
+        ({"explained_variance": 1.5}, r"expected explained_variance in \(0, 1\], got 1.5"),
+        ({"explained_variance": math.nan}, "got nan"),
+        (
+            {"explained_variance": 0.9, "macs": 0.5},
+            "expected explained_variance or a budget, got both it and macs",
+        ),
+        ({"macs": 0.0}, "expected macs in .* got 0.0"),
+        ({"params": -3.0}, "expected params in .* got -3.0"),
+        ({"macs": math.inf}, "got inf"),
+        ({"macs": math.nan}, "got nan"),
+        ({"macs": 0.5, "multiple_of": 0}, "expected multiple_of to be an integer >= 1, got 0"),
+        ({"macs": 0.5, "multiple_of": 2.0}, "expected multiple_of to be an integer >= 1, got 2.0"),
+        ({"macs": 0.5, "min_width": -1}, "expected min_width to be an integer >= 1, got -1"),
+        ({"macs": 0.5, "overrides": {"1": 11}}, r"expected 1 to 10 units .* got 11 \(1\)"),
+        ({"macs": 0.5, "overrides": {"1": 0}}, r"got 0 \(1\)"),
+        ({"macs": 0.5, "overrides": {"1": 1.5}}, r"got 1.5 \(1\)"),
+        ({"macs": 0.5, "overrides": {"1": True}}, r"got True \(1\)"),
+        ({"macs": 0.5, "overrides": {"1": "half"}}, r"got 'half' \(1\)"),
+        ({"macs": 0.5, "overrides": {"10": 1}}, r"overrides: no group matches '10' \(did you mean '1'\?\)"),
+        (
+            {"macs": 0.5, "exclude": ["chanel"]},
+            r"exclude: no group matches 'chanel' \(did you mean 'channel'\?\)",
+        ),
+        ({"macs": 0.5, "include": ["zzz*"]}, "include: no group matches 'zzz[*]'$"),
+        ({"macs": 0.5, "exclude": "1"}, "expected exclude to be a list of globs, got the string '1'"),
+    ],
+)
+def test_wrong_arguments(
+    graph: ChannelGraph, spectra: dict[str, Spectrum], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        plan_widths(graph, spectra, **arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_a_multiple_larger_than_a_layer_names_it(graph: ChannelGraph, spectra: dict[str, Spectrum]) -> None:
+    with pytest.raises(SlimfastError, match=r"at most the 8 units of the layer, got 9 \(2: "):
+        plan_widths(graph, spectra, macs=0.9, multiple_of=9)
+    found = plan_widths(graph, spectra, macs=0.9, multiple_of=9, exclude=["2"])
+    assert set(found.widths().values()) <= {9, 12, 10, 8}
+
+
+def test_spectra_that_are_not_of_this_network(graph: ChannelGraph, spectra: dict[str, Spectrum]) -> None:
+    cases = {
+        "none for group 1": {"0": spectra["0"], "2": spectra["2"]},
+        r"expected 10 units over 12 positions, got 8 over 10 \(1\)": {**spectra, "1": spectra["2"]},
+        r"expected 10 units over 12 positions, got 10 over 99 \(1\)": {
+            **spectra,
+            "1": dataclasses.replace(spectra["1"], d=99),
+        },
+        "1: expected finite eigenvalues, got": {
+            **spectra,
+            "1": dataclasses.replace(spectra["1"], eigenvalues=np.full(10, math.nan)),
+        },
+    }
+    for message, wrong in cases.items():
+        with pytest.raises(SlimfastError, match=message) as error:
+            plan_widths(graph, wrong, macs=0.5)
+        assert "\n" not in str(error.value)
+
+
+def test_a_model_without_groups_says_why(graph: ChannelGraph) -> None:
+    empty = dataclasses.replace(
+        graph, groups=(), frozen=(Frozen("w", 0, "aten.fft_fft2 has no rule", "filter"),)
+    )
+    with pytest.raises(SlimfastError, match=r"no channel group that can be cut: aten.fft_fft2 has no rule"):
+        plan_widths(empty, {}, macs=0.5)
+
+
+# Text
+
+
+def test_the_table_has_every_group_and_the_totals(graph: ChannelGraph, spectra: dict[str, Spectrum]) -> None:
+    found = plan_widths(graph, spectra, macs=0.8, overrides={"2": 3}, exclude=["0"])
+    lines = str(found).splitlines()
+    assert lines[0].split() == ["group", "kind", "width", "variance", "params", "MACs", "by"]
+    assert lines[2].split()[:5] == ["0", "channel", "12", "->", "12"]
+    assert lines[2].split()[-1] == "excluded"
+    assert lines[4].split()[:5] == ["2", "channel", "8", "->", "3"]
+    assert lines[4].split()[-1] == "override"
+    # group 1: 10 x 12 + 10 and 8 x 10 weights before, with k units k x 12 + k and 3 x k after
+    k = found.widths()["1"]
+    assert lines[3].split()[5:9] == [f"{spectra['1'].ratio(k):.4f}", "210", "->", f"{16 * k}"]
+    after = found.cost_after
+    assert f"macs: asked for 0.8, reached {after.macs:,} of {found.cost_before.macs:,}" in str(found)
+    starts = {line.index("->") for line in lines[2:5]}
+    assert len(starts) == 1
+
+
+def test_explain_says_what_is_coupled_and_what_is_left_alone(
+    graph: ChannelGraph, spectra: dict[str, Spectrum]
+) -> None:
+    frozen = (Frozen("3.weight", 0, "an output of the network", "3"),)
+    found = plan_widths(dataclasses.replace(graph, frozen=frozen), spectra, overrides={"1": 4})
+    text = found.explain()
+    assert "1 (channel): 10 -> 4 units" in text
+    for member in ("producer 1.weight dim 0", "follower 1.bias dim 0", "consumer 2.weight dim 1"):
+        assert member in text
+    assert "3.weight dim 0: an output of the network" in text
+    again = Plan.from_json(found.to_json())
+    with pytest.raises(ValueError, match="expected the graph of the model"):
+        again.explain()
+    assert again.explain(found.graph) == text
+
+
+# JSON
+
+
+def with_keep(found: Plan) -> Plan:
+    groups = tuple(dataclasses.replace(g, keep=tuple(range(g.n - g.width, g.n))) for g in found.groups)
+    return dataclasses.replace(found, groups=groups)
+
+
+def test_json_round_trip_with_selected_units(
+    graph: ChannelGraph, spectra: dict[str, Spectrum], tmp_path: Path
+) -> None:
+    found = with_keep(plan_widths(graph, spectra, params=0.43, multiple_of=2, overrides={"1": 7}))
+    found.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again == found
+    assert again.graph is None
+    assert str(again) == str(found)
+    assert again.to_json() == found.to_json()
+    assert json.loads(found.to_json())["groups"][1]["keep"] == [3, 4, 5, 6, 7, 8, 9]
+
+
+text = st.text(min_size=1, max_size=8)
+costs = st.builds(Cost, *[st.integers(0, 2**62)] * 3)
+
+
+@st.composite
+def group_plans(draw: st.DrawFn) -> GroupPlan:
+    n = draw(st.integers(1, 50))
+    width = draw(st.integers(1, n))
+    keep = draw(st.none() | st.permutations(range(n)).map(lambda order: tuple(sorted(order[:width]))))
+    return GroupPlan(
+        draw(text),
+        draw(text),
+        n,
+        width,
+        draw(st.floats(0, 1)),
+        draw(st.booleans()),
+        keep,
+        draw(st.sampled_from(["float32", "float64", None])),
+        draw(st.sampled_from(["tau", "override", "excluded"])),
+        draw(costs),
+        draw(costs),
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    groups=st.lists(group_plans(), max_size=4, unique_by=lambda g: g.name),
+    tau=st.none() | st.floats(0, 1),
+    budget=st.dictionaries(st.sampled_from(["macs", "params"]), st.floats(1e-9, 1e18)),
+    shapes=st.dictionaries(text, st.lists(st.integers(0, 2**40), max_size=4).map(tuple)),
+    cost=costs,
+)
+def test_any_plan_survives_json(
+    groups: list[GroupPlan], tau: float | None, budget: Any, shapes: Any, cost: Cost
+) -> None:
+    inputs = InputSpec.of((torch.zeros(2, 3), {"mask": torch.tensor([1, 5])}))
+    found = Plan(tuple(groups), tau, budget, 3, cost, cost, shapes, inputs)
+    assert Plan.from_json(found.to_json()) == found
+
+
+def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
+    """The document with the value at a path replaced, or removed where it is ``...``."""
+    at = document
+    for step in path[:-1]:
+        at = at[step]
+    if value is ...:
+        del at[path[-1]]
+    else:
+        at[path[-1]] = value
+    return json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("schema",), 2, "expected schema 1 of slimfast.plan, got 2"),
+        (("schema",), True, "expected schema 1 of slimfast.plan, got True"),
+        (("schema",), ..., "field 'schema' is missing"),
+        (("kind",), "other", "expected a document of kind 'slimfast.plan', got 'other'"),
+        (("kind",), ..., "expected a document of kind 'slimfast.plan', got None"),
+        (("extra",), 1, "unknown field 'extra'"),
+        (("multiple_of",), 0, r"multiple_of: expected an integer in 1\.\..* got 0"),
+        (("multiple_of",), 1.0, "multiple_of: expected an integer .* got 1.0"),
+        (("multiple_of",), 10**30, "multiple_of: expected an integer"),
+        (("explained_variance",), 1.1, r"explained_variance: expected a number in 0..1, got 1.1"),
+        (("explained_variance",), "0.9", "explained_variance: expected a number"),
+        (("budget", "latency"), 3, "unknown budget 'latency'"),
+        (("budget",), [], r"budget: expected an object, got \[\]"),
+        (("cost_before", "macs"), -1, "cost_before: macs: expected an integer"),
+        (("cost_after", "more"), 1, "cost_after: unknown field 'more'"),
+        (("groups",), {}, "groups: expected a list, got {}"),
+        (("groups", 1, "name"), "0", "group '0' is there twice"),
+        (("groups", 1, "name"), None, r"groups\[1\]: name: expected a string, got None"),
+        (("groups", 1, "width"), 11, r"groups\[1\]: width: expected an integer in 1..10, got 11"),
+        (("groups", 1, "width"), 0, r"groups\[1\]: width"),
+        (("groups", 1, "n"), 2**70, r"groups\[1\]: n: expected an integer"),
+        (("groups", 1, "certified"), 1, r"groups\[1\]: certified: expected true or false, got 1"),
+        (("groups", 1, "explained_variance"), -0.1, r"groups\[1\]: explained_variance"),
+        (("groups", 1, "dtype"), "int8", r"groups\[1\]: dtype: expected one of float32, float64, got 'int8'"),
+        (("groups", 1, "chosen"), "luck", r"groups\[1\]: chosen: expected one of"),
+        (
+            ("groups", 1, "keep"),
+            [0, 1],
+            r"groups\[1\]: keep: expected 7 sorted, distinct units, got 2 indices",
+        ),
+        (("groups", 1, "keep"), [0, 2, 1, 3, 4, 5, 6], r"keep: expected 7 sorted"),
+        (("groups", 1, "keep"), [0, 0, 1, 2, 3, 4, 5], r"keep: expected 7 sorted"),
+        (("groups", 1, "keep"), [0, 1, 2, 3, 4, 5, 10], r"keep\[6\]: expected an integer in 0..9, got 10"),
+        (("groups", 1, "keep"), "all", "keep: expected a list of integers, got 'all'"),
+        (("shapes", "1.weight"), [10, -12], r"shapes: 1.weight\[1\]: expected an integer"),
+        (("shapes", "1.weight"), [10, 12.0], r"shapes: 1.weight\[1\]: expected an integer"),
+        (("inputs",), 3, "inputs: "),
+        (("inputs",), ..., "field 'inputs' is missing"),
+    ],
+)
+def test_a_document_with_something_wrong_is_refused_in_one_line(
+    path: tuple[Any, ...], value: Any, message: str, tmp_path: Path
+) -> None:
+    found = with_keep(plan_widths(chain(SIZES, inputs=30), spectra_of(SIZES), macs=0.5, overrides={"1": 7}))
+    file = tmp_path / "plan.json"
+    file.write_text(change(json.loads(found.to_json()), path, value))
+    with pytest.raises(SlimfastError, match=message) as error:
+        Plan.load(file)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"[1]", r"expected an object, got \[1\]"),
+        (b"\xff\xfe\x00", "not a text file"),
+        (b'{"kind": "slimfast.plan", "schema": NaN}', "expected finite numbers, got NaN"),
+        (b'{"kind": "slimfast.plan", "kind": "slimfast.plan"}', "field 'kind' is there twice"),
+        (b'{"kind": "slimfast.plan", "schema": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a":' * 50_000, "not valid JSON"),
+        (b'{"kind": "slimfast.plan", "schema": 1e999}', "expected schema 1 of slimfast.plan, got inf"),
+    ],
+)
+def test_a_file_that_is_no_plan(content: bytes, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    file.write_bytes(content)
+    with pytest.raises(SlimfastError, match=message) as error:
+        Plan.load(file)
+    assert "\n" not in str(error.value)
+    assert str(file) in str(error.value)
+
+
+def test_files_that_cannot_be_read_or_written(
+    graph: ChannelGraph, spectra: dict[str, Spectrum], tmp_path: Path
+) -> None:
+    with pytest.raises(SlimfastError, match=r"cannot read .*missing.json"):
+        Plan.load(tmp_path / "missing.json")
+    with pytest.raises(SlimfastError, match="cannot write"):
+        plan_widths(graph, spectra, macs=0.5).save(tmp_path / "missing" / "plan.json")
+
+
+# Real modules
+
+
+class Net(nn.Module):
+    """A small residual network."""
+
+    def __init__(self, width: int = 16, inner: int = 12) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        self.a = nn.Conv2d(width, inner, 3, padding=1)
+        self.b = nn.Conv2d(inner, width, 3, padding=1)
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x).relu()
+        x = x + self.b(self.a(x).relu())
+        return self.head(x.mean((2, 3)))
+
+
+EXAMPLE = torch.zeros(1, 3, 8, 8)
+
+
+def net(seed: int = 0, **sizes: int) -> Net:
+    torch.manual_seed(seed)
+    return Net(**sizes)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.77])
+def test_a_plan_in_one_call_is_the_one_of_float64_lapack(share: float) -> None:
+    model = net()
+    found = plan(model, EXAMPLE, macs=share)
+    assert found.graph is not None
+    exact = measure_spectra(model, found.graph, dtype=torch.float64, backend="reference")
+    expected = plan_widths(found.graph, exact, macs=share)
+    assert found.widths() == expected.widths()
+    assert found.explained_variance == pytest.approx(expected.explained_variance, rel=1e-13)
+    assert all(g.certified for g in found.groups)
+    # The group at which the budget ends defines tau, so that float32 never settles it.
+    assert "float64" in {g.dtype for g in found.groups}
+
+
+def test_a_plan_at_one_tau_measures_again_only_what_is_open() -> None:
+    model = net()
+    easy = plan(model, EXAMPLE, explained_variance=0.5)
+    assert {g.dtype for g in easy.groups} == {"float32"}
+    exact = measure_spectra(model, easy.graph, dtype=torch.float64)
+    name = easy.groups[0].name
+    tau = float(exact[name].explained_variance_ratio()[5]) + 1e-10
+    hard = plan(model, EXAMPLE, explained_variance=tau)
+    assert [g.dtype for g in hard.groups if g.name == name] == ["float64"]
+    assert hard.widths()[name] == 7
+    assert all(g.certified for g in hard.groups)
+
+
+def test_saved_spectra_save_the_measurement() -> None:
+    model = net()
+    first = plan(model, EXAMPLE, macs=0.5)
+    spectra = measure_spectra(model, first.graph)
+    seen: list[int] = []
+    again = plan(model, EXAMPLE, macs=0.5, spectra=spectra, progress=lambda done, total: seen.append(done))
+    assert again == first
+    assert seen == []
+
+
+def test_check_plan_names_the_first_tensor_that_differs() -> None:
+    found = plan(net(), EXAMPLE, macs=0.5)
+    check_plan(found, net(seed=1))
+    with pytest.raises(
+        SlimfastError, match=r"a.weight of shape \(12, 16, 3, 3\), got shape \(11, 16, 3, 3\)"
+    ):
+        check_plan(found, net(inner=11))
+    other = net()
+    del other.head
+    with pytest.raises(SlimfastError, match=r"head.weight of shape \(5, 16\), got one without it"):
+        check_plan(found, other)
+    other = net()
+    other.extra = nn.Linear(2, 3)
+    with pytest.raises(SlimfastError, match=r"without extra.weight, got one with it, of shape \(3, 2\)"):
+        check_plan(found, other)
+    with pytest.raises(SlimfastError) as error:
+        check_plan(found, nn.Linear(3, 4))
+    assert "\n" not in str(error.value)
