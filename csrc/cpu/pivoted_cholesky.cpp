@@ -44,12 +44,12 @@ void factorise(CholeskyTask& task, const CholeskyKernels& kernel, double* scratc
     for (; step < task.rank; ++step) {
         const i64 pick = first_largest(left, n);
         if (left[pick] <= floor) break;
-        const double scale = 1.0 / std::sqrt(left[pick]);
+        const double root = std::sqrt(left[pick]);
         for (i64 i = 0; i < n; ++i) column[i] = a[i * task.a.row_stride + pick * task.a.col_stride];
         for (i64 j = 0; j < step; ++j) weights[j] = factor[j * n + pick];
         kernel.subtract(column, factor, weights, step, n);
         double* out = factor + step * n;
-        for (i64 i = 0; i < n; ++i) out[i] = column[i] * scale;
+        for (i64 i = 0; i < n; ++i) out[i] = column[i] / root;
         // What is picked is explained: exactly zero, so that it cannot be picked again.
         for (i64 j = 0; j < step; ++j) out[task.order[j]] = 0;
         kernel.reduce(left, out, n);

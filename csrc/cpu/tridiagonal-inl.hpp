@@ -43,14 +43,15 @@ T reflector(const T* x, i64 n, T* u) {
         for (j = 0; j < padded; ++j) u[j] = 0;
         return last;
     }
-    const T norm = square_root(total);
-    const T beta = last > 0 ? -norm : norm;
-    const T scale = T{1} / square_root(beta * (beta - last));
+    // In double: an error here would scale the whole reflector.
+    const double norm = square_root(static_cast<double>(total));
+    const double beta = last > 0 ? -norm : norm;
+    const T scale = static_cast<T>(1.0 / square_root(beta * (beta - last)));
     for (j = 0; j + v <= n; j += v) store(u + j, load(x + j) * scale);
     for (; j < n; ++j) u[j] = x[j] * scale;
     for (; j < padded; ++j) u[j] = 0;
-    u[n - 1] = (last - beta) * scale;
-    return beta;
+    u[n - 1] = static_cast<T>(last - beta) * scale;
+    return static_cast<T>(beta);
 }
 
 // Rows of the triangle that one inner loop holds in registers.

@@ -1,0 +1,189 @@
+"""grouped_covariance: every backend against higher precision, torch.cov and the naming of bad layers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import kernels_cases as cases
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from slimfast.kernels.ops import grouped_covariance
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float32, torch.float64)
+Threads = Callable[[int], AbstractContextManager[None]]
+
+
+def exact_covariance(x: Tensor, by_rows: bool, *, extended: bool | None = None) -> Tensor:
+    """(m, m) float64, computed in float64 or in extended precision (the default for float64)."""
+    extended = x.dtype == torch.float64 if extended is None else extended
+    wide = x.double().numpy().astype(np.longdouble if extended else np.float64)
+    centred = wide - wide.mean(1, keepdims=True)
+    left = centred if by_rows else centred.T
+    return torch.from_numpy((left @ left.T / max(x.shape[1] - 1, 1)).astype(np.float64))
+
+
+def plain_covariance(x: Tensor, by_rows: bool) -> Tensor:
+    """What a PyTorch user writes, in x's own dtype."""
+    centred = x - x.mean(1, keepdim=True)
+    left = centred if by_rows else centred.T
+    return left @ left.T / max(x.shape[1] - 1, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", cases.SHAPES)
+def test_accuracy_for_every_layout(shape: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
+    n, d = shape
+    layouts = cases.layouts((cases.normal(n, d) + 0.5).to(dtype))
+    layouts.pop("broadcast_columns")
+    result = grouped_covariance(list(layouts.values()), backend=backend)
+    for (name, x), ours, trace in zip(layouts.items(), result.matrices, result.traces.tolist(), strict=True):
+        by_rows = n <= d
+        exact = exact_covariance(x, by_rows)
+        cases.assert_as_accurate_as_torch(ours, plain_covariance(x, by_rows), exact)
+        # The reference multiplies both triangles; compiled backends copy one to the other.
+        assert backend == "reference" or torch.equal(ours, ours.T), name
+        if dtype == torch.float32:
+            # Each centred value is rounded at most twice before it is squared.
+            assert abs(trace - exact.trace()) <= 2 * torch.finfo(dtype).eps * exact.trace(), name
+        else:
+            plain = (x - x.mean(1, keepdim=True)).square().sum() / max(d - 1, 1)
+            cases.assert_as_accurate_as_torch(torch.tensor(trace, dtype=dtype), plain, exact.trace())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_side_equals_torch_cov(dtype: torch.dtype, backend: str) -> None:
+    xs = [cases.normal(n, d, dtype=dtype) for n, d in ((1, 2), (40, 9), (33, 70), (130, 65))]
+    ours = grouped_covariance(xs, side="rows", backend=backend)
+    for x, matrix in zip(xs, ours.matrices, strict=True):
+        expected = torch.cov(x).reshape(x.shape[0], x.shape[0])
+        cases.assert_as_accurate_as_torch(matrix, expected, exact_covariance(x, True))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_constant_rows_have_no_variance(backend: str) -> None:
+    x = torch.arange(1.0, 6.0)[:, None].expand(5, 300)
+    result = grouped_covariance([x, x.double()], backend=backend)
+    for matrix in result.matrices:
+        assert torch.equal(matrix, torch.zeros_like(matrix))
+    assert result.traces.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(40, 300), (300, 40)])
+def test_mean_far_above_deviation(shape: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
+    x = (cases.normal(*shape) + 3e4).to(dtype)
+    (ours,), _ = grouped_covariance([x], backend=backend)
+    by_rows = shape[0] <= shape[1]
+    exact = exact_covariance(x, by_rows)
+    cases.assert_as_accurate_as_torch(ours, plain_covariance(x, by_rows), exact)
+    # The deviations themselves are exact in this dtype. The reference takes its mean in one float64 pass.
+    if backend != "reference" or dtype != torch.float64:
+        assert (ours.double() - exact).abs().max() <= 100 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 5), (64, 576), (130, 33), (17, 4000)])
+def test_sixteen_bit_inputs_are_read_exactly(
+    shape: tuple[int, int], dtype: torch.dtype, backend: str
+) -> None:
+    x = cases.normal(*shape, dtype=dtype)
+    x.view(-1)[:3] = torch.tensor([6e-8, -0.0, 1e-39], dtype=dtype)
+    by_rows = shape[0] <= shape[1]
+    for layout in (x, x.T.contiguous().T):
+        (single,), _ = grouped_covariance([layout], backend=backend)
+        (double,), _ = grouped_covariance([layout], backend=backend, dtype=torch.float64)
+        exact = exact_covariance(x, by_rows, extended=True)
+        cases.assert_as_accurate_as_torch(single, plain_covariance(x.float(), by_rows), exact)
+        cases.assert_as_accurate_as_torch(double, plain_covariance(x.double(), by_rows), exact)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_float64_input_for_a_float32_result_is_centred_in_float64(backend: str) -> None:
+    x = cases.normal(20, 200) + 1e9
+    (ours,), _ = grouped_covariance([x], dtype=torch.float32, backend=backend)
+    exact = exact_covariance(x, True)
+    assert ours.dtype == torch.float32
+    assert (ours.double() - exact).abs().max() <= 8 * torch.finfo(torch.float32).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("at", [(0, 0), (36, 129), (12, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_a_value_that_is_not_finite_names_its_layer(
+    dtype: torch.dtype, at: tuple[int, int], bad: float, backend: str
+) -> None:
+    x = cases.normal(37, 130, dtype=dtype)
+    x[at] = bad
+    message = rf"expected finite values, got {bad} at \({at[0]}, {at[1]}\), 1 in all \(conv2\)"
+    with pytest.raises(ValueError, match=message):
+        grouped_covariance([cases.normal(8, 8), x], names=["conv1", "conv2"], backend=backend)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (3,), (2, 3, 4)])
+def test_a_wrong_shape_names_its_layer(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"covariance: expected shape .*\(fc\)"):
+        grouped_covariance([torch.zeros(shape)], names=["fc"])
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_wrong_argument_is_refused() -> None:
+    x = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match="side"):
+        grouped_covariance([x], side="columns")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype"):
+        grouped_covariance([x], dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="expected 1 names, got 2"):
+        grouped_covariance([x], names=["a", "b"])
+    with pytest.raises(ValueError, match=r"torch.int64 \(layer 0\)"):
+        grouped_covariance([x.long()])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_empty_group_and_untouched_inputs(backend: str) -> None:
+    assert grouped_covariance([], backend=backend).matrices == []
+    x = cases.normal(30, 50, dtype=torch.float32)
+    before = x.clone()
+    grouped_covariance([x, x.T], backend=backend)
+    assert torch.equal(x, before)
+
+
+def test_the_number_of_threads_changes_no_bit(threads: Threads) -> None:
+    xs = [cases.normal(n, d, dtype=torch.float32) for n, d in ((400, 900), (64, 40000), (8, 8), (800, 300))]
+    with threads(1):
+        alone = grouped_covariance(xs, backend="cpu")
+    with threads(3):
+        together = grouped_covariance(xs, backend="cpu")
+    assert torch.equal(alone.traces, together.traces)
+    assert all(torch.equal(a, b) for a, b in zip(alone.matrices, together.matrices, strict=True))
+
+
+def test_several_python_threads_at_once(threads: Threads) -> None:
+    xs = [cases.normal(n, 500, dtype=torch.float32) for n in (30, 64, 200)]
+    expected = grouped_covariance(xs, backend="cpu")
+    results: list[Tensor] = []
+
+    def work() -> None:
+        for _ in range(5):
+            results.extend(grouped_covariance(xs, backend="cpu").matrices)
+
+    with threads(2):
+        workers = [threading.Thread(target=work) for _ in range(3)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert len(results) == 45
+    for i, matrix in enumerate(results):
+        assert torch.equal(matrix, expected.matrices[i % 3])

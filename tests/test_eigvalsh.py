@@ -1,0 +1,160 @@
+"""grouped_eigvalsh: accuracy against float64 over every kind of spectrum, layouts, scales and bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import kernels_cases as cases
+import pytest
+import torch
+from torch import Tensor
+
+from slimfast.kernels.ops import grouped_eigvalsh
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float32, torch.float64)
+Threads = Callable[[int], AbstractContextManager[None]]
+
+
+def torch_and_float64(mats: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """PyTorch's eigenvalues in the matrices' dtype, and those to compare with.
+
+    For float64 the latter are PyTorch's too; its own error shows as the difference that reordering rows and
+    columns makes, which changes no eigenvalue.
+    """
+    same = [torch.linalg.eigvalsh(m if m.dtype == torch.float32 else m.flip(0, 1)) for m in mats]
+    return same, [torch.linalg.eigvalsh(m.double()) for m in mats]
+
+
+def relative_errors(values: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Largest error of each matrix relative to its largest eigenvalue."""
+    norms = [max(e.abs().max().item(), 1e-300) for e in exact]
+    return [(v.double() - e).abs().max().item() / n for v, e, n in zip(values, exact, norms, strict=True)]
+
+
+def assert_group_as_accurate_as_torch(mats: list[Tensor], ours: list[Tensor]) -> None:
+    """Over a group, our largest relative error is at most twice PyTorch's, and so is that of the sums.
+
+    A single matrix can be solved exactly by luck; over many kinds of them the largest error counts.
+    """
+    same, exact = torch_and_float64(mats)
+    eps = torch.finfo(mats[0].dtype).eps
+    allowed = 2 * max(*relative_errors(same, exact), eps)
+    for values, mat in zip(ours, mats, strict=True):
+        assert values.shape == mat.shape[:1]
+        assert values.dtype == mat.dtype
+        assert bool((values[1:] >= values[:-1]).all())
+    worst = max(relative_errors(ours, exact))
+    assert worst <= allowed, f"error {worst:.2e}, allowed {allowed:.2e}"
+    sums = [[v.double().cumsum(0) for v in values] for values in (ours, same, exact)]
+    allowed = 2 * max(*relative_errors(sums[1], sums[2]), eps)
+    worst = max(relative_errors(sums[0], sums[2]))
+    assert worst <= allowed, f"error of sums {worst:.2e}, allowed {allowed:.2e}"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", cases.SIZES)
+def test_accuracy_over_kinds_of_spectra(m: int, dtype: torch.dtype, backend: str) -> None:
+    kinds = cases.SYMMETRIC if m <= 129 else ("wishart", "layer_like", "graded", "repeated", "rank_one")
+    mats = [cases.SYMMETRIC[kind](m).to(dtype) for kind in kinds]
+    assert_group_as_accurate_as_torch(mats, grouped_eigvalsh(mats, backend=backend))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", cases.HUGE_SIZES)
+def test_accuracy_of_huge_matrices(m: int, dtype: torch.dtype) -> None:
+    x = cases.normal(m, m + 7)
+    x[:, ::3] *= 30
+    mats = [(x @ x.T / m).to(dtype)]
+    assert_group_as_accurate_as_torch(mats, grouped_eigvalsh(mats, backend="cpu"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 5, 32, 40, 130, 300])
+def test_known_eigenvalues(m: int, dtype: torch.dtype, backend: str) -> None:
+    second_difference = cases.tridiagonal(m).to(dtype)
+    diagonal = torch.diag(torch.arange(m, 0, -1).to(dtype))
+    zero = torch.zeros(m, m, dtype=dtype)
+    ours = grouped_eigvalsh([second_difference, diagonal, zero], backend=backend)
+    angles = torch.arange(1, m + 1).double() * torch.pi / (m + 1)
+    eps = torch.finfo(dtype).eps
+    assert (ours[0].double() - (2 - 2 * angles.cos())).abs().max() <= 8 * 4 * eps
+    assert (ours[1].double() - torch.arange(1.0, m + 1)).abs().max() <= 8 * m * eps
+    assert torch.equal(ours[2], zero[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [7, 33, 150])
+def test_layouts_and_only_the_lower_triangle(m: int, dtype: torch.dtype, backend: str) -> None:
+    mat = cases.wishart(m).to(dtype)
+    (expected,) = grouped_eigvalsh([mat], backend=backend)
+    layouts = cases.layouts(mat)
+    same = [layouts[name] for name in ("contiguous", "transposed", "spaced", "offset")]
+    same.append(mat.tril() + torch.full_like(mat, float("nan")).triu(1))
+    for values in grouped_eigvalsh(same, backend=backend):
+        assert torch.equal(values, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sizes_and_dtypes_mixed_in_one_call(backend: str) -> None:
+    sizes = [3, 200, 1, 64, 17, 17, 130, 31, 32, 2, 9, 24]
+    mats = [cases.wishart(m).to(DTYPES[i % 2]) for i, m in enumerate(sizes)]
+    together = grouped_eigvalsh(mats, backend=backend)
+    for mat, values in zip(mats, together, strict=True):
+        exact = torch.linalg.eigvalsh(mat.double())
+        eps = torch.finfo(mat.dtype).eps
+        assert (values.double() - exact).abs().max() <= 2 * mat.shape[0] ** 0.5 * eps * exact.max() + 2 * eps
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 3, 20, 33, 200])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_names_its_layer(
+    bad: float, m: int, dtype: torch.dtype, backend: str
+) -> None:
+    mat = cases.wishart(m).to(dtype)
+    mat[m - 1, m // 2] = bad
+    mat[m // 2, m - 1] = bad
+    with pytest.raises(ValueError, match=rf"expected finite values, got {bad} .*\(conv2\)"):
+        grouped_eigvalsh([cases.wishart(m).to(dtype), mat], names=["conv1", "conv2"], backend=backend)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_wrong_shape_or_dtype_names_its_layer() -> None:
+    for bad in (torch.zeros(2, 3), torch.zeros(0, 0), torch.zeros(4)):
+        with pytest.raises(ValueError, match=r"eigvalsh: expected a square matrix.*\(fc\)"):
+            grouped_eigvalsh([bad], names=["fc"])
+    with pytest.raises(ValueError, match=r"bfloat16 \(fc\)"):
+        grouped_eigvalsh([torch.zeros(2, 2, dtype=torch.bfloat16)], names=["fc"])
+
+
+def test_an_empty_group() -> None:
+    assert grouped_eigvalsh([]) == []
+
+
+def test_inputs_are_untouched() -> None:
+    mats = [cases.wishart(m) for m in (20, 70)]
+    before = [m.clone() for m in mats]
+    grouped_eigvalsh(mats, backend="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(mats, before, strict=True))
+
+
+def test_the_number_of_threads_changes_no_bit(threads: Threads) -> None:
+    mats = [cases.wishart(m).float() for m in (500, 20, 20, 65, 130, 7, 33)]
+    with threads(1):
+        alone = grouped_eigvalsh(mats, backend="cpu")
+    with threads(3):
+        together = grouped_eigvalsh(mats, backend="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_a_matrix_has_the_same_values_in_any_company() -> None:
+    mats = [cases.wishart(m).float() for m in (12, 12, 30, 31, 4)]
+    together = grouped_eigvalsh(mats, backend="cpu")
+    for mat, values in zip(mats, together, strict=True):
+        assert torch.equal(grouped_eigvalsh([mat], backend="cpu")[0], values)
