@@ -290,13 +290,12 @@ class Reduction {
             reach =
                 fmax(reach, fabs(tridiagonal_[i]) + fabs(off[i]) + (i + 1 < size_ ? fabs(off[i + 1]) : 0.0));
         }
-        const double bound = block_max(reach, memory_.norms) * kBoundSlack;
-        const double unit = bound > 0.0 ? 1.0 / bound : 0.0;
+        const double unit = sturm_unit(block_max(reach, memory_.norms));
         for (int i = static_cast<int>(threadIdx.x); i < size_; i += kThreads) {
-            tridiagonal_[i] *= unit;
-            off[i] = square_for_sturm(off[i] * unit);
+            tridiagonal_[i] /= unit;
+            off[i] = square_for_sturm(off[i] / unit);
         }
-        if (threadIdx.x == 0) off[size_] = bound * undo;
+        if (threadIdx.x == 0) off[size_] = unit * undo;
     }
 
     const std::int64_t* layer_;

@@ -9,7 +9,7 @@ namespace {
 constexpr unsigned kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 // Entries of the picked row of the factor that are in shared memory at a time.
-constexpr int kStaged = 1024;
+constexpr int kStaged = kThreads;
 // In place of the variance left to a row that was picked.
 constexpr double kPicked = -1.0;
 

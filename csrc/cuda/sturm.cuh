@@ -1,12 +1,16 @@
-// Sturm counts of a symmetric tridiagonal matrix whose Gershgorin bound is 1, in float64.
+// Sturm counts of a symmetric tridiagonal matrix whose Gershgorin bound is between 1/2 and 1, in float64.
 #pragma once
 
 #include "reduce.cuh"
 
 namespace slimfast::cuda {
 
-// Times the Gershgorin bound, so that its rounding leaves no eigenvalue outside.
-inline constexpr double kBoundSlack = 1 + 1e-12;
+// The power of two above the Gershgorin bound `reach`: scaling by it is exact.
+__device__ inline double sturm_unit(double reach) {
+    int exponent = 0;
+    frexp(reach, &exponent);
+    return ldexp(1.0, exponent);
+}
 
 // Off-diagonal entries below 1e-20 of the norm are raised to that, so that no two terms in a row vanish.
 __device__ inline double square_for_sturm(double e) {
@@ -54,7 +58,7 @@ __device__ inline void sturm_counts(const double* d, const double* squares, int 
 // Halvings that bring an interval below the rounding of T.
 template <class T>
 __device__ constexpr int sturm_bits() {
-    return sizeof(T) == 8 ? 55 : 34;
+    return sizeof(T) == 8 ? 57 : 35;
 }
 
 // The eigenvalue of rank `index` (from 0), known to lie in [low, low + width): two bits a pass.

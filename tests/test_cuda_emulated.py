@@ -1,0 +1,399 @@
+"""The CUDA kernels against float64: on the CPU through the emulation, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import kernels_cases as cases
+import pytest
+import torch
+from test_covariance import exact_covariance
+from test_eigvalsh import assert_group_as_accurate_as_torch
+from torch import Tensor
+
+from slimfast import _native
+from slimfast.kernels import dispatch, ops
+from slimfast.kernels.cuda_tables import reduction_of
+
+SINGLE_DOUBLE = (torch.float32, torch.float64)
+SHARED_BYTES = 227 << 10
+
+
+@pytest.fixture(params=["emulated", *(["cuda"] if torch.cuda.is_available() else [])])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Where the tensors of a test live; ``backend="cuda"`` then runs on the emulated or on the real device."""
+    monkeypatch.setenv("SLIMFAST_CUDA_EMULATE", "1" if request.param == "emulated" else "0")
+    _native.cuda.cache_clear()
+    native = _native.cuda()
+    if native.module is None:
+        pytest.skip(f"{native.reason} (build with -DSLIMFAST_CUDA_EMULATION=ON)")
+    yield "cpu" if request.param == "emulated" else "cuda"
+    _native.cuda.cache_clear()
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The emulated module with its controls, which are put back afterwards."""
+    monkeypatch.setenv("SLIMFAST_CUDA_EMULATE", "1")
+    _native.cuda.cache_clear()
+    native = _native.cuda()
+    if native.module is None:
+        pytest.skip(f"{native.reason} (build with -DSLIMFAST_CUDA_EMULATION=ON)")
+    yield native.module
+    native.module.set_order("forward")
+    native.module.skip_barrier("")
+    native.module.set_device(SHARED_BYTES, True)
+    _native.cuda.cache_clear()
+
+
+def plain_covariance(x: Tensor) -> Tensor:
+    """What a PyTorch user writes, in x's own dtype, for the smaller side."""
+    centred = x - x.mean(1, keepdim=True)
+    left = centred if x.shape[0] <= x.shape[1] else centred.T
+    return left @ left.T / max(x.shape[1] - 1, 1)
+
+
+# --- covariance
+
+
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+def test_covariance_of_every_shape_and_layout(device: str, dtype: torch.dtype) -> None:
+    for n, d in cases.SHAPES:
+        # Beyond float64 only the machine's extended precision knows better, slowly.
+        if dtype == torch.float64 and n * d * min(n, d) > 3_000_000:
+            continue
+        x = (cases.normal(n, d) + 0.5).to(dtype)
+        layouts = cases.layouts(x) if n * d < 10_000 else {"contiguous": x, "transposed": x.T.contiguous().T}
+        layouts.pop("broadcast_columns", None)
+        xs = [layout.to(device) for layout in layouts.values()]
+        ours = ops.grouped_covariance(xs, backend="cuda")
+        for name, layout, matrix, trace in zip(layouts, xs, ours.matrices, ours.traces.tolist(), strict=True):
+            host = layout.cpu()
+            exact = exact_covariance(host, n <= d)
+            cases.assert_as_accurate_as_torch(matrix.cpu(), plain_covariance(host), exact)
+            assert torch.equal(matrix, matrix.T), (n, d, name)
+            # The trace is float64 whatever the dtype: means and squares are.
+            expected = plain_covariance(host.double()).trace().item()
+            assert trace == pytest.approx(expected, rel=1e-13, abs=1e-26), (n, d, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_covariance_reads_sixteen_bit_inputs_exactly(device: str, dtype: torch.dtype) -> None:
+    xs = [cases.normal(n, d, dtype=dtype) for n, d in ((3, 5), (64, 576), (130, 33), (17, 2000))]
+    xs[0].view(-1)[:3] = torch.tensor([6e-8, -0.0, 1e-39], dtype=dtype)
+    for result in (torch.float32, torch.float64):
+        on = [x.to(device) for x in xs]
+        ours = ops.grouped_covariance(on, dtype=result, backend="cuda").matrices
+        for x, matrix in zip(xs, ours, strict=True):
+            exact = exact_covariance(x, x.shape[0] <= x.shape[1])
+            cases.assert_as_accurate_as_torch(matrix.cpu(), plain_covariance(x.to(result)), exact)
+
+
+def test_covariance_with_a_mean_far_above_the_deviations(device: str) -> None:
+    x = (cases.normal(40, 300) + 3e4).float()
+    (single,), _ = ops.grouped_covariance([x.to(device)], backend="cuda")
+    exact = plain_covariance(x.double())
+    # The deviations are exact in float32; a mean in float32 alone would be off by 1e-3 of them.
+    assert (single.cpu().double() - exact).abs().max() <= 100 * torch.finfo(torch.float32).eps * exact.abs().max()
+
+
+def test_covariance_of_a_layer_does_not_depend_on_the_others(device: str) -> None:
+    xs = [cases.normal(n, d).float().to(device) for n, d in ((70, 5000), (300, 40), (20, 9), (300, 700))]
+    together = ops.grouped_covariance(xs, backend="cuda").matrices
+    for x, matrix in zip(xs, together, strict=True):
+        (alone,), _ = ops.grouped_covariance([x], backend="cuda")
+        assert torch.equal(matrix, alone)
+
+
+def test_covariance_names_a_layer_that_is_not_finite(device: str) -> None:
+    xs = [cases.normal(40, 50).to(device), cases.normal(33, 70).to(device)]
+    xs[1][3, 69] = float("nan")
+    with pytest.raises(ValueError, match="nan.*second"):
+        ops.grouped_covariance(xs, names=["first", "second"], backend="cuda")
+
+
+# --- eigvalsh
+
+
+def assert_eigenvalues(mats: list[Tensor], device: str) -> None:
+    ours = ops.grouped_eigvalsh([mat.to(device) for mat in mats], backend="cuda")
+    assert_group_as_accurate_as_torch(mats, [values.cpu() for values in ours])
+
+
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+def test_eigenvalues_at_every_small_size(device: str, dtype: torch.dtype) -> None:
+    assert_eigenvalues([cases.wishart(m).to(dtype) for m in cases.SMALL_SIZES], device)
+
+
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+@pytest.mark.parametrize("m", [3, 29, 37, 70])
+def test_eigenvalues_of_every_kind_of_matrix(device: str, m: int, dtype: torch.dtype) -> None:
+    assert_eigenvalues([make(m).to(dtype) for make in cases.SYMMETRIC.values()], device)
+
+
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+@pytest.mark.parametrize("m", [129, 257])
+def test_eigenvalues_of_a_group_of_larger_ones(device: str, m: int, dtype: torch.dtype) -> None:
+    kinds = (cases.wishart, cases.layer_like, cases.repeated, cases.graded, cases.rank_one)
+    assert_eigenvalues([make(m).to(dtype) for make in kinds], device)
+
+
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+def test_eigenvalues_around_every_switch_of_kernel(emulator: ModuleType, dtype: torch.dtype) -> None:
+    # A device with little shared memory has all its switches at sizes that are quick to run.
+    is_double = dtype == torch.float64
+    limits = ((16 if is_double else 8) << 10, True)
+    emulator.set_device(*limits)
+    kinds = [reduction_of(emulator, m, is_double, limits) for m in range(1, 300)]
+    switches = [m for m in range(1, 299) if kinds[m - 1] != kinds[m]]
+    met = {(kind.cluster, kind.placement) for kind in kinds}
+    in_shared = {(cluster, emulator.IN_SHARED) for cluster in (0, 1, 2, 4, 8)}
+    assert met == in_shared | {(8, emulator.VECTORS_IN_SHARED), (8, emulator.IN_WORKSPACE)}
+    assert_eigenvalues([cases.layer_like(m + more).to(dtype) for m in switches for more in (0, 1)], "cpu")
+
+
+@pytest.mark.parametrize("shared_bytes", [163 << 10, 8 << 10])
+def test_eigenvalues_on_a_device_without_clusters(emulator: ModuleType, shared_bytes: int) -> None:
+    emulator.set_device(shared_bytes, False)
+    assert reduction_of(emulator, 150, False, (shared_bytes, False)).cluster == 1
+    assert_eigenvalues([cases.wishart(150).float(), cases.wishart(40)], "cpu")
+
+
+def test_the_one_block_kernel_reaches_320_on_sm_90(emulator: ModuleType) -> None:
+    assert reduction_of(emulator, 320, False, (SHARED_BYTES, True)).cluster == 1
+    assert reduction_of(emulator, 768, False, (SHARED_BYTES, True)).placement == emulator.IN_SHARED
+
+
+def test_eigenvalues_read_only_the_lower_triangle_of_any_strides(device: str) -> None:
+    for m in (20, 50):
+        mat = cases.with_spectrum(torch.arange(m))
+        expected = ops.grouped_eigvalsh([mat.to(device)], backend="cuda")[0]
+        spaced = torch.full((2 * m, 3 * m), float("nan"), dtype=torch.float64, device=device)[::2, ::3]
+        spaced.copy_(mat.tril() + torch.full((m, m), float("nan")).double().triu(1))
+        assert torch.equal(ops.grouped_eigvalsh([spaced], backend="cuda")[0], expected)
+        assert torch.equal(ops.grouped_eigvalsh([mat.to(device).T], backend="cuda")[0], expected)
+
+
+@pytest.mark.parametrize("scale", [1e300, 1e-300, 5e-324])
+def test_eigenvalues_at_the_ends_of_float64(device: str, scale: float) -> None:
+    mats = [cases.wishart(m) * scale for m in (10, 40)]
+    for mat, values in zip(mats, ops.grouped_eigvalsh([m.to(device) for m in mats], backend="cuda"), strict=True):
+        # Ten digits are left of what float64 can hold there; LAPACK gets the matrix brought to 1.
+        shift = 2.0**40 if scale < 1 else 2.0**-40
+        exact = torch.linalg.eigvalsh(mat * shift * shift if scale == 1e-300 else mat)
+        exact = exact / shift / shift if scale == 1e-300 else exact
+        assert torch.allclose(values.cpu(), exact, rtol=0, atol=1e-14 * exact.abs().max().item() + 5e-324)
+
+
+@pytest.mark.parametrize("m", [7, 45])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_eigenvalues_name_a_matrix_that_is_not_finite(device: str, m: int, bad: float) -> None:
+    mats = [cases.wishart(m), cases.wishart(m)]
+    mats[1][m - 1, 0] = bad
+    with pytest.raises(ValueError, match="second"):
+        ops.grouped_eigvalsh([mat.to(device) for mat in mats], names=["first", "second"], backend="cuda")
+
+
+# --- pivoted Cholesky
+
+
+def assert_same_picks(mats: list[Tensor], ranks: list[int], device: str) -> None:
+    ours = ops.grouped_pivoted_cholesky([mat.to(device) for mat in mats], ranks, backend="cuda")
+    expected = ops.grouped_pivoted_cholesky(mats, ranks, backend="reference")
+    for mat, got, want in zip(mats, ours, expected, strict=True):
+        eps = torch.finfo(mat.dtype).eps
+        assert torch.equal(got.order.cpu(), want.order)
+        assert got.factor.shape == want.factor.shape
+        scale = mat.diagonal().abs().max().item()
+        # Both work in float64 and round once to the result's dtype.
+        assert torch.allclose(got.factor.cpu(), want.factor, rtol=0, atol=8 * len(mat) * eps * scale**0.5)
+        assert torch.allclose(got.residual.cpu(), want.residual, rtol=4 * eps, atol=8 * len(mat) * eps * scale)
+
+
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+@pytest.mark.parametrize("kind", ["wishart", "layer_like", "huge_scale", "tiny_scale", "block_diagonal"])
+def test_picks_equal_the_reference(device: str, kind: str, dtype: torch.dtype) -> None:
+    mats = [cases.SYMMETRIC[kind](m).to(dtype) for m in (1, 2, 8, 33, 65, 130)]
+    assert_same_picks(mats, [max(1, len(mat) // 2) for mat in mats], device)
+
+
+def test_picks_of_ties_zeros_and_low_rank(device: str) -> None:
+    # Powers of two are exact: equal variances stay equal, and the smallest index must win.
+    twins = torch.diag(torch.tensor([1.0, 4.0, 4.0, 2.0, 4.0])).double()
+    mats = [torch.eye(40), torch.zeros(9, 9), torch.ones(12, 12), twins, torch.eye(600).double()]
+    assert_same_picks(mats, [40, 9, 12, 5, 3], device)
+    assert_same_picks([torch.eye(5)], [0], device)
+
+
+def test_picks_with_several_blocks_to_a_matrix(device: str) -> None:
+    x = cases.normal(2100, 30)
+    mats = [cases.wishart(600).float(), cases.wishart(513), x @ x.T]
+    assert_same_picks(mats, [40, 30, 29], device)
+
+
+def test_picks_beyond_what_is_staged_at_a_time(device: str) -> None:
+    # One block-sized spectrum keeps every pick clear of rounding: the diagonal falls by a factor each row.
+    n = 530
+    lower = torch.eye(n).double() + 1e-3 * cases.normal(n, n).tril(-1)
+    diagonal = torch.linspace(2, 1, n).double()
+    assert_same_picks([(lower * diagonal) @ (lower * diagonal).T], [n], device)
+
+
+# --- gather
+
+
+def gather_cases() -> list[tuple[Tensor, Mapping[int, Tensor]]]:
+    def keep(size: int, every: int, start: int = 0) -> Tensor:
+        return torch.arange(start, size, every)
+
+    conv = torch.arange(64 * 32 * 9, dtype=torch.float32).view(64, 32, 3, 3)
+    deep = torch.arange(2 * 3 * 4 * 5 * 6 * 7).view(2, 3, 4, 5, 6, 7)
+    wide = torch.arange(7 * 4096, dtype=torch.int16).view(7, 4096)
+    found: list[tuple[Tensor, Mapping[int, Tensor]]] = [
+        (conv, {0: keep(64, 3), 1: keep(32, 2, 1)}),
+        (conv, {0: keep(64, 5)}),
+        (conv, {1: keep(32, 7)}),
+        (conv, {}),
+        (conv.to(memory_format=torch.channels_last), {0: keep(64, 3), 1: keep(32, 2)}),
+        (conv.transpose(0, 1), {0: keep(32, 3), 1: keep(64, 4)}),
+        (conv[1:, 1:, 1:, 1:], {0: keep(63, 2)}),
+        (deep, {1: keep(3, 2), 4: keep(6, 2, 1)}),
+        (deep.permute(5, 3, 1, 0, 2, 4), {2: keep(3, 2)}),
+        (deep.permute(4, 0, 5, 2, 1, 3)[::2, :, 1:], {}),
+        (deep, {5: keep(7, 3), 0: keep(2, 1)}),
+        (wide, {0: keep(7, 2), 1: keep(4096, 3)}),
+        (wide.to(torch.int8), {1: keep(4096, 5, 2)}),
+        (wide[:, 1:], {0: keep(7, 3)}),
+        (wide.bfloat16(), {0: torch.tensor([6])}),
+        (wide.double(), {1: keep(4096, 2)}),
+        (wide.to(torch.complex64), {0: keep(7, 2)}),
+        (wide > 5, {1: keep(4096, 9)}),
+        (torch.tensor(3.5), {}),
+        (torch.arange(10.0), {0: torch.tensor([0, 9])}),
+        (torch.arange(10.0), {0: torch.empty(0, dtype=torch.int64)}),
+        (torch.empty(0, 4), {1: keep(4, 2)}),
+        (torch.ones(3, 1).expand(3, 100), {0: keep(3, 2)}),
+    ]
+    return found
+
+
+def test_gather_equals_index_select(device: str) -> None:
+    tensors = [tensor.to(device) for tensor, _ in gather_cases()]
+    keeps = [keep for _, keep in gather_cases()]
+    ours = ops.grouped_gather(tensors, keeps, backend="cuda")
+    for i, (tensor, keep, thin) in enumerate(zip(tensors, keeps, ours, strict=True)):
+        expected = tensor
+        for dim, index in keep.items():
+            expected = expected.index_select(dim, index.to(device))
+        assert thin.is_contiguous(), i
+        assert thin.dtype == expected.dtype, i
+        assert torch.equal(thin, expected), i
+
+
+def test_gather_moves_sixteen_bytes_where_rows_allow() -> None:
+    from slimfast.kernels.cuda_tables import gather_layer
+
+    x = torch.zeros(8, 16, 4)
+    index = torch.tensor([1, 2])
+    unit_bytes = 2
+    assert gather_layer(x, {0: index}, x, {0: 0})[unit_bytes] == 16
+    assert gather_layer(x[:, :, :2], {0: index}, x, {0: 0})[unit_bytes] == 8
+    assert gather_layer(x[:, :, 1:], {0: index}, x, {0: 0})[unit_bytes] == 4
+    assert gather_layer(x, {2: index}, x, {2: 0})[unit_bytes] == 4
+    assert gather_layer(x.half(), {1: index}, x, {1: 0})[unit_bytes] == 8
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 5, 7, 9, 64, 100, 2**31 - 1, 2**31, 2**40])
+def test_division_by_multiplication(d: int) -> None:
+    from slimfast.kernels.cuda_tables import _divisor
+
+    packed = _divisor(d)
+    multiplier, shift = packed & 0xFFFFFFFF, packed >> 32
+    for n in (0, 1, d - 1, d, d + 1, 2 * d - 1, 1000 * d + 1, 2**31 - 1, 2**31 - 2):
+        if n < 2**31:
+            assert (((n * multiplier) >> 32) + n) >> shift == n // d
+
+
+# --- the backend
+
+
+def test_why_not_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLIMFAST_CUDA_EMULATE", "0")
+    monkeypatch.setattr(_native, "cuda", lambda: _native.Native(None, "slimfast._cuda does not load: no driver"))
+    reasons = dispatch.why_not("gather", [torch.zeros(2, dtype=torch.complex128)], "cuda")
+    assert "slimfast._cuda does not load: no driver" in reasons
+    assert "tensors on cpu, not on a CUDA device" in reasons
+    assert "elements of torch.complex128" in reasons
+
+
+# --- the order of threads, and barriers
+
+
+def run_covariance(_: ModuleType) -> list[Tensor]:
+    shapes = ((70, 1100), (40, 33), (260, 9))
+    xs = [cases.normal(n, d).to(dtype) for n, d in shapes for dtype in SINGLE_DOUBLE]
+    xs.append(cases.normal(300, 40).T)
+    covariances = ops.grouped_covariance(xs, side="rows", backend="cuda")
+    return [*covariances.matrices, covariances.traces]
+
+
+def run_eigvalsh(emulator: ModuleType) -> list[Tensor]:
+    values = []
+    for shared_bytes in (8 << 10, 20 << 10):
+        emulator.set_device(shared_bytes, True)
+        values += ops.grouped_eigvalsh([cases.layer_like(m) for m in (5, 32, 40, 90, 140)], backend="cuda")
+    return values
+
+
+def run_pivoted_cholesky(_: ModuleType) -> list[Tensor]:
+    mats = [cases.wishart(40), cases.wishart(520).float()]
+    return [part for pick in ops.grouped_pivoted_cholesky(mats, [20, 6], backend="cuda") for part in pick]
+
+
+def run_gather(_: ModuleType) -> list[Tensor]:
+    tensors = [tensor for tensor, _ in gather_cases()]
+    return ops.grouped_gather(tensors, [keep for _, keep in gather_cases()], backend="cuda")
+
+
+RUNS = {run.__name__: run for run in (run_covariance, run_eigvalsh, run_pivoted_cholesky, run_gather)}
+ORDERS: tuple[tuple[Any, ...], ...] = (("reverse",), ("shuffled", 1), ("shuffled", 2))
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("op", RUNS)
+def test_results_do_not_depend_on_the_order_of_threads(emulator: ModuleType, op: str) -> None:
+    forward = RUNS[op](emulator)
+    for order in ORDERS:
+        emulator.set_order(*order)
+        assert same(RUNS[op](emulator), forward), order
+
+
+def is_seen(emulator: ModuleType, run: Callable[[ModuleType], list[Tensor]], right: list[Tensor]) -> bool:
+    """Whether some order of the threads gives other results than the right ones, or none at all."""
+    for order in (*ORDERS, ("forward",)):
+        emulator.set_order(*order)
+        try:
+            if not same(run(emulator), right):
+                return True
+        except (ValueError, RuntimeError):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("op", ["run_covariance", "run_eigvalsh", "run_pivoted_cholesky"])
+def test_every_barrier_is_needed_and_a_missing_one_is_seen(emulator: ModuleType, op: str) -> None:
+    emulator.take_barrier_sites()
+    right = RUNS[op](emulator)
+    sites = emulator.take_barrier_sites()
+    assert sites
+    unseen = []
+    for site in sites:
+        emulator.skip_barrier(site)
+        if not is_seen(emulator, RUNS[op], right):
+            unseen.append(site)
+    assert unseen == []
