@@ -81,6 +81,7 @@ def plan(
         Path | None, typer.Option(help="Picture of spectra and widths to write (.png, .pdf).")
     ] = None,
     seed: options.Seed = 0,
+    device: options.Device = "cpu",
     backend: options.Backend = "auto",
     output: options.Output = None,
     as_json: options.Json = False,

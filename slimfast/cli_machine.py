@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from slimfast import cli_options as options
 from slimfast.comparison import RESNET18, compare_ops, random_layers, weight_matrices
+from slimfast.demo import demo_table, run_demo
 from slimfast.doctor import diagnose
 from slimfast.models import build_model, check_device
 from slimfast.reports import comparison_table, doctor_report
@@ -50,3 +52,19 @@ def bench(
         options.show_json([asdict(row) for row in rows])
     else:
         options.show(comparison_table(rows))
+
+
+def demo(
+    seed: options.Seed = 0,
+    teacher_epochs: Annotated[int, typer.Option(help="Epochs of the network that is slimmed.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Epochs of each distillation.")] = 30,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
+    as_json: options.Json = False,
+) -> None:
+    """Train, plan, prune and distil a small network on the digit scans that scikit-learn ships."""
+    found = run_demo(output, teacher_epochs=teacher_epochs, epochs=epochs, seed=seed, tell=options.tell)
+    if as_json:
+        options.show_json(asdict(found))
+    else:
+        options.show(demo_table(found))
+    options.tell(f"all of it is in {output}")

@@ -45,7 +45,8 @@ def prune(
     network = build_model(model, weights=weights, seed=seed, device=device)
     thin = prune_channels(network, found, select=select.value, verify=verify, backend=backend)
     save(thin, output)
-    _show_costs(found.cost_before, count_module(thin, found.inputs), as_json=as_json)
+    args, kwargs = found.inputs.example()
+    _show_costs(found.cost_before, count_module(thin, kwargs or args), as_json=as_json)
     options.tell_written(output)
 
 
@@ -160,15 +161,16 @@ def _train(
             checkpoint=folder,
             resume=resume is not None,
         )
+        save(student, output)
+        (folder / FILE).unlink(missing_ok=True)
     except KeyboardInterrupt:
         if (folder / FILE).exists():
             options.tell(f"the training so far is kept in {folder}: go on with --resume {folder}")
         raise
-    save(student, output)
-    (folder / FILE).unlink(missing_ok=True)
-    with suppress(OSError):
-        # Not ours to remove where it holds something else.
-        folder.rmdir()
+    finally:
+        # It stays where there is something in it.
+        with suppress(OSError):
+            folder.rmdir()
     return history
 
 

@@ -164,7 +164,10 @@ def _parse_input(text: str, generator: torch.Generator) -> Tensor:
         raise SlimfastError(f"input {text!r}: expected a bound that {dtype} can hold, got {high}")
     if dtype is torch.bool:
         return torch.ones(shape, dtype=dtype)
-    return torch.randint(0, high, shape, generator=generator, dtype=dtype)
+    values = torch.randint(0, high, shape, generator=generator, dtype=dtype)
+    # What is recorded of an integer input is the range of its values, which is to be all of it.
+    values.view(-1)[-1], values.view(-1)[0] = 0, high - 1
+    return values
 
 
 def _library(name: str, module: str) -> Any:

@@ -10,7 +10,9 @@ import sys
 import textwrap
 import time
 import typing
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,12 +76,20 @@ no_data = lambda: []
 
 class Slow(list):
     def __iter__(self):
-        for batch in super().__iter__():
-            time.sleep(0.05)
+        for i, batch in enumerate(super().__iter__()):
             yield batch
+            time.sleep(0.02)
+            open("step", "w").close()
 
-slow_data = lambda: Slow(batches(200))
+slow_data = lambda: Slow(batches(40))
 """
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
+
+
+needs_accelerate = needs("accelerate")
 
 
 @pytest.fixture(autouse=True)
@@ -202,8 +212,8 @@ def test_plan_by_hand_and_by_name(weights, capsys):
     assert sorted(Plan.from_json(capsys.readouterr().out).widths().values()) == [4, 5]
 
 
+@needs("matplotlib")
 def test_plan_explains_and_draws(weights, capsys):
-    pytest.importorskip("matplotlib")
     arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "--plot", "p.png"]
     assert main([*arguments, "--explain"]) == 0
     out = capsys.readouterr().out
@@ -231,8 +241,8 @@ def test_prune_writes_the_network_that_load_gives_back(plan, weights, capsys):
     )
 
 
+@needs_accelerate
 def test_distill_trains_and_cleans_up(thin, weights, capsys):
-    pytest.importorskip("accelerate")
     arguments = [
         "distill",
         NET,
@@ -256,8 +266,8 @@ def test_distill_trains_and_cleans_up(thin, weights, capsys):
     assert "d.safetensors.training" not in files()
 
 
+@needs_accelerate
 def test_slim_does_all_of_it(weights, capsys):
-    pytest.importorskip("accelerate")
     arguments = ["slim", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "-o", "out"]
     assert main([*arguments, "--data", f"{NETS}:data", "--epochs", "1"]) == 0
     assert {path.name for path in Path("out").iterdir()} == {
@@ -289,9 +299,9 @@ def test_integer_inputs(capsys):
     assert Plan.load("slim/plan.json").inputs.args[0].high == 10
 
 
+@needs("timm")
 def test_timm_knows_its_own_input(capsys):
-    pytest.importorskip("timm")
-    assert main(["plan", "timm:resnet18", "--macs", "0.5", "--json", "--backend", "reference"]) == 0
+    assert main(["plan", "timm:resnet18", "--macs", "0.5", "--json"]) == 0
     plan = Plan.from_json(capsys.readouterr().out)
     assert plan.inputs.args[0].shape == (1, 3, 224, 224)
     assert plan.cost_after.macs <= 0.5 * plan.cost_before.macs
@@ -315,9 +325,9 @@ def test_doctor(capsys):
 
 def test_help_and_version(capsys):
     assert main(["--help"]) == 0
-    assert all(
-        name in capsys.readouterr().out for name in ("spectra", "plan", "prune", "distill", "slim", "demo")
-    )
+    shown = capsys.readouterr().out
+    commands = ("spectra", "plan", "prune", "distill", "slim", "bench", "doctor", "demo")
+    assert [name for name in commands if name not in shown] == []
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("slimfast ")
 
@@ -336,7 +346,7 @@ PLAN = ["plan", NET, "--input", "3x6x6"]
     [
         (["nonsense"], "No such command 'nonsense'"),
         (["plan"], "MODEL"),
-        ([*PLAN, "--macs", "half"], "half"),
+        ([*PLAN, "--macs", "half"], "Invalid value for '--macs'"),
         (PLAN, "expected a budget: --macs, --params or --explained-variance"),
         (
             [*PLAN, "--macs", "0.5", "--width", "conv1"],
@@ -352,7 +362,7 @@ PLAN = ["plan", NET, "--input", "3x6x6"]
         (["plan", NET, "--macs", "0.5"], "expected an input, for example --input 3x224x224"),
         (["plan", NET, "--macs", "0.5", "--input", "3,6"], "expected SHAPE[:DTYPE[:HIGH]]"),
         (["plan", NET, "--macs", "0.5", "--input", "1x6x6"], "conv1"),
-        (["plan", f"{NETS}:Broken", "--macs", "0.5", "--input", "3x6x6"], "a size does not fit second line"),
+        (["plan", f"{NETS}:Broken", "--macs", "0.5", "--input", "3x6x6"], "a size does not fit"),
         (["plan", f"{NETS}:Missing", "--macs", "0.5"], f"{NETS} has no 'Missing'"),
         ([*PLAN, "--macs", "0.5", "--weights", "no.safetensors"], "no.safetensors: no such file"),
         ([*PLAN, "--macs", "0.5", "--spectra", "no.safetensors"], "no.safetensors"),
@@ -427,8 +437,8 @@ def test_a_plan_of_another_model(plan, capsys):
     assert "schema" in error_of(["prune", NET, "edited.json"], capsys)
 
 
+@needs_accelerate
 def test_data_that_does_not_fit(thin, weights, capsys):
-    pytest.importorskip("accelerate")
     arguments = ["distill", NET, thin, "--weights", weights, "-o", "d.safetensors", "--data"]
     assert "(8, 1, 6, 6)" in error_of([*arguments, f"{NETS}:wrong_data"], capsys)
     assert "no batches" in error_of([*arguments, f"{NETS}:no_data"], capsys)
@@ -472,52 +482,43 @@ def test_ctrl_c_outside_of_a_training(monkeypatch, capsys):
 # In a process of its own.
 
 
-def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    root = str(Path(cli.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "slimfast", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, **options)
+def command(*arguments: str) -> dict[str, Any]:
+    """What `subprocess` needs to run a command of the package under test."""
+    path = os.pathsep.join([str(Path(cli.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    return {
+        "args": [sys.executable, "-m", "slimfast", *arguments],
+        "env": os.environ | {"PYTHONPATH": path},
+        "text": True,
+    }
 
 
-def test_a_process_prints_json_alone_on_stdout_and_finds_the_folder_s_module():
-    done = run("plan", NET, "--input", "3x6x6", "--macs", "0.5", "--json", "-o", "plan.json")
-    assert done.returncode == 0
+def test_a_process_prints_json_alone_on_stdout_and_finds_the_folders_module():
+    arguments = ["plan", NET, "--input", "3x6x6", "--macs", "0.5", "--json", "-o", "plan.json"]
+    done = subprocess.run(**command(*arguments), capture_output=True, check=True)
     assert done.stdout == Path("plan.json").read_text()
     assert done.stderr == "wrote plan.json\n"
 
 
-def test_a_process_that_fails_says_so_in_one_line():
-    done = run("plan", NET, "--input", "3x6x6", "--macs", "0.5", "--weights", "no.pth")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "slimfast: cannot read no.pth: no such file\n"
-
-
 def test_without_arguments_the_module_is_the_doctor():
-    done = run()
-    assert done.returncode == 0
+    done = subprocess.run(**command(), capture_output=True, check=True)
     assert "which backend runs an op" in done.stdout
 
 
+@needs_accelerate
 def test_ctrl_c_during_distillation_keeps_the_training_and_resume_ends_it(thin, weights):
-    pytest.importorskip("accelerate")
-    root = str(Path(cli.__file__).parent.parent)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     arguments = ["distill", NET, thin, "--weights", weights, "--epochs", "1", "-o", "d.safetensors"]
-    slow = [sys.executable, "-m", "slimfast", *arguments, "--data", f"{NETS}:slow_data"]
-    training = subprocess.Popen(slow, env=environment, stderr=subprocess.PIPE, text=True)
-    # The folder appears right before the first step.
+    arguments += ["--data", f"{NETS}:slow_data"]
+    training = subprocess.Popen(**command(*arguments), stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not Path("d.safetensors.training").exists() and time.monotonic() < deadline:
+    while not Path("step").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1)
     training.send_signal(signal.SIGINT)
     _, error = training.communicate(timeout=60)
     assert training.returncode == 130
-    assert "go on with --resume d.safetensors.training" in error
+    assert "go on with --resume d.safetensors.training\n" in error
     assert "Traceback" not in error
     assert not Path("d.safetensors").exists()
-    fast = [*arguments, "--data", f"{NETS}:slow_data", "--resume", "d.safetensors.training"]
-    assert main(fast) == 0
+    assert main([*arguments, "--resume", "d.safetensors.training"]) == 0
     with safe_open("d.safetensors", framework="pt") as file:
         assert "slimfast" in file.metadata()
     assert not Path("d.safetensors.training").exists()
