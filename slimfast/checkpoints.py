@@ -149,7 +149,8 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         if tensor.ndim and tensor.shape[0] == batch * repeats:
             shapes[tensor] = {0: Dim.AUTO}
     try:
-        return torch.export.export(module, several[0], several[1], dynamic_shapes=dict(shapes), strict=False)
+        dynamic = shapes.dynamic_shapes(module, *several)  # type: ignore[no-untyped-call]
+        return torch.export.export(module, several[0], several[1], dynamic_shapes=dynamic, strict=False)
     except Exception:
         return torch.export.export(module, args, kwargs, strict=False)
 

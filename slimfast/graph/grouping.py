@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from slimfast.graph.flow import Flow, Span, Way
 from slimfast.graph.groups import Axis, ChannelGroup, Constant, Frozen, IntArray, Member, Operation
-from slimfast.graph.union import ADDED, BLOCK, HEAD, HEAD_DIM, Labels, Mask
+from slimfast.graph.rules.products import DEFAULT_SCALE
+from slimfast.graph.union import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
 
@@ -77,7 +78,12 @@ class Grouping:
             if len(free) < 2:
                 self._why |= {int(root): _ALONE for root in free}
                 continue
-            kind = self._kind(int(free[0]), int(produced[free[0]]))
+            marks = int(self._partition.marks(free[:1])[0])
+            if marks & SCALED and not marks & ADDED:
+                # inside a head only: other positions would see another softmax
+                self._why |= {int(root): DEFAULT_SCALE for root in free}
+                continue
+            kind = _kind(marks, int(produced[free[0]]))
             name = _name(key[0], kind)
             used[name] += 1
             if used[name] > 1:
@@ -100,17 +106,9 @@ class Grouping:
             signature[roots] += _mix(counts.astype(np.uint64) + np.uint64(position << 32))
             if self._flow.roles.get(key) == "producer":
                 produced[roots] += 1
-        return signature, produced
-
-    def _kind(self, root: int, producers: int) -> str:
-        marks = int(self._partition.marks(np.array(root)))
-        if marks & HEAD:
-            return "head"
-        if marks & HEAD_DIM:
-            return "head_dim"
-        if marks & BLOCK:
-            return "block"
-        return "residual" if marks & ADDED and producers > 1 else "channel"
+        # as many heads as positions inside a head would look alike, but cannot stand in for one another
+        marks = self._partition.marks(np.arange(self._size)) & (HEAD | HEAD_DIM | BLOCK)
+        return signature + _mix(marks.astype(np.uint64)), produced
 
     def _tell(self, reason: int) -> str:
         text, module = self._flow.reasons[reason]
@@ -218,6 +216,16 @@ def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
     order = np.argsort(~mine, axis=1, kind="stable")[:, :several]
     sorted_mine, sorted_units = np.take_along_axis(mine, order, 1), np.take_along_axis(units, order, 1)
     return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]
+
+
+def _kind(marks: int, producers: int) -> str:
+    if marks & ADDED and producers > 1:
+        return "residual"
+    if marks & HEAD:
+        return "head"
+    if marks & HEAD_DIM:
+        return "head_dim"
+    return "block" if marks & BLOCK else "channel"
 
 
 def _name(tensor: str, kind: str) -> str:

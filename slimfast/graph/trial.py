@@ -19,7 +19,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from slimfast.graph.copies import copy_with, named_tensors
-from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Frozen, IntArray, Operation
+from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, Frozen, IntArray, Operation
 from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record, record_at
 from slimfast.graph.surgery import (
     COPIES,
@@ -38,6 +38,8 @@ from slimfast.graph.surgery import (
 # Sets of attributes tried at one operation before its groups are given up; each try records up to that
 # operation.
 _MAX_TRIES = 96
+# Cuts tried, one after the other, until every constant has been seen to change on its own.
+_MAX_ROUNDS = 4
 # Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
 _FACTORS = ("other", "alpha", "beta", "exponent", "value", "scale")
 
@@ -188,12 +190,26 @@ class _Search:
         self.uncuttable: dict[str, str] = {}
         self.inexact: dict[str, str] = {}
         self.keeps = trial_keeps(graph)
-        self._cut_groups: set[str] = set()
+        self.told: set[tuple[int, str]] = set()
+        self.calls: tuple[Call, ...] = ()
+        self._cut_keeps: Mapping[str, IntArray] = {}
         self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
         self.kept = survivors({})
 
     def run(self) -> None:
         self._adopt_by_name()
+        self._make_right()
+        for _ in range(_MAX_ROUNDS - 1):
+            keeps = self._telling_keeps()
+            if keeps is None:
+                break
+            self.keeps = keeps
+            self._make_right()
+        self._find_factors()
+
+    def _make_right(self) -> None:
+        """Adopt attributes and give up groups until the network runs as predicted."""
+        self.settled.clear()
         reach = self._probe(self.keeps, self.attributes)
         while reach.index is not None and self.keeps:
             found = self._explain(reach, reach.index)
@@ -201,7 +217,38 @@ class _Search:
                 self._give_up(reach.index)
                 found = self._probe(self.keeps, self.attributes)
             reach = found
-        self._find_factors(reach.calls)
+        self.calls = reach.calls
+        self.told |= {
+            (i, constant.argument)
+            for i, operation in enumerate(self.graph.operations)
+            for constant, twins in _with_twins(operation)
+            if len(self.kept(constant.axis)) not in (constant.value, *(len(self.kept(t.axis)) for t in twins))
+        }
+
+    def _telling_keeps(self) -> dict[str, IntArray] | None:
+        """Other units to keep, so that constants change that have not, or not unlike others that were the
+        same.
+
+        None where every constant that can change has told what it follows.
+        """
+        gone: dict[str, set[int]] = {}
+        for i, operation in enumerate(self.graph.operations):
+            for constant, twins in _with_twins(operation):
+                if (i, constant.argument) in self.told:
+                    continue
+                for name, units in constant.axis.parts:
+                    other = [u for t in twins for group, own in t.axis.parts if group == name for u in own]
+                    free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
+                    if name in self.keeps and len(free):
+                        gone.setdefault(name, set()).update(free[: 1 + len(free) // 2].tolist())
+                        break
+        keeps = dict(self.keeps)
+        for name, removed in gone.items():
+            left = np.setdiff1d(np.arange(self.graph[name].n), sorted(removed))
+            if len(left):
+                keeps[name] = left.astype(np.int64)
+        changed = any(not np.array_equal(keeps[name], self.keeps[name]) for name in keeps)
+        return keeps if changed else None
 
     def _adopt_by_name(self) -> None:
         """Attributes named like the argument they are passed for need no trial."""
@@ -216,8 +263,8 @@ class _Search:
 
     def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> _Reach:
         """Cut, patch, record, and compare with the prediction."""
-        if keeps.keys() != self._cut_groups:
-            self._cut_groups, self._cuts, self.kept = set(keeps), cut(self.graph, keeps), survivors(keeps)
+        if keeps is not self._cut_keeps:
+            self._cut_keeps, self._cuts, self.kept = keeps, cut(self.graph, keeps), survivors(keeps)
         lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
         wide = named_tensors(self.base)
         thin = copy_with(
@@ -356,9 +403,9 @@ class _Search:
             or self._groups_in([axis for axes in operation.outputs for axis in axes])
             or [self._culprit()]
         )
-        for name in names:
-            if self.keeps.pop(name, None) is not None:
-                self.uncuttable[name] = f"{reason} at {operation.module or 'the model itself'}"
+        where = operation.module or "the model itself"
+        self.uncuttable |= dict.fromkeys(names, f"{reason} at {where}")
+        self.keeps = {name: keep for name, keep in self.keeps.items() if name not in names}
 
     def _groups_in(self, axes: list[Axis]) -> list[str]:
         return [name for axis in axes for name, _ in axis.parts if name in self.keeps]
@@ -375,9 +422,9 @@ class _Search:
             )
         return names[low]
 
-    def _find_factors(self, calls: tuple[Call, ...]) -> None:
+    def _find_factors(self) -> None:
         """Groups whose width changes a number in the arithmetic: removing their units is not masking them."""
-        drifted = _drifted(self.wide, calls)
+        drifted = _drifted(self.wide, self.calls)
         for kind in (
             sorted({group.kind for group in self.graph if group.name in self.keeps}) if drifted else ()
         ):
@@ -391,6 +438,16 @@ class _Search:
                     if name in some:
                         change = f"{before:g} to {after:g} in {operation.name} at {where}"
                         self.inexact.setdefault(name, f"its width changes a factor: {change}")
+
+
+def _with_twins(operation: Operation) -> Iterator[tuple[Constant, list[Constant]]]:
+    """The constants of an operation that can change, each with the others of the same value on another axis."""
+    for constant in operation.constants:
+        if constant.axis.parts:
+            others = (
+                c for c in operation.constants if c.value == constant.value and c.axis is not constant.axis
+            )
+            yield constant, list(others)
 
 
 def _stack(module: str) -> list[str]:
@@ -429,7 +486,7 @@ def _axis_at(operation: Operation, wanted: _Wanted) -> Axis | None:
 
 
 def _drifted(wide: tuple[Call, ...], thin: tuple[Call, ...]) -> dict[int, tuple[float, float]]:
-    """Operation -> the first number in its arithmetic that two recordings differ in, before and after."""
+    """Operation -> the first number of its arithmetic that recordings differ in, before and after."""
     found: dict[int, tuple[float, float]] = {}
     steps = [(i, call) for i, call in enumerate(wide) if call.op not in COPIES]
     for (i, before), after in zip(steps, (call for call in thin if call.op not in COPIES), strict=False):

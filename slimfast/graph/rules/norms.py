@@ -56,6 +56,7 @@ def group_norm(flow: Flow, call: Call) -> list[Ways]:
         ref = call.arguments.get(name)
         if isinstance(ref, Ref):
             flow.unify(ways[1], flow.ways(ref)[0])
+    per_group: Way = FIXED
     if groups == 1:
         flow.inexact(ways[1], "a group norm of one group takes its mean and variance along it")
     elif groups < channels:
@@ -63,10 +64,11 @@ def group_norm(flow: Flow, call: Call) -> list[Ways]:
         flow.freeze(inner, "a group norm takes its mean and variance along it")
         flow.mark(outer, BLOCK)
         flow.constant("group", groups, outer, groups)
+        per_group = outer
     else:
         flow.constant("group", groups, ways[1], groups)
-    rest: list[Ways] = [[FIXED] * len(out.shape) for out in call.outputs[1:]]
-    return [ways, *rest]
+        per_group = ways[1]
+    return [ways, *([FIXED, per_group] for _ in call.outputs[1:])]
 
 
 def reduced(flow: Flow, call: Call, source: Ref) -> tuple[list[Way], Ways]:
