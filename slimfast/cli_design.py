@@ -46,7 +46,7 @@ def spectra(
             raise SlimfastError(f"{model}: a file of weights takes neither --input nor --weights")
     else:
         source = build_model(model, weights=weights, seed=seed, device=device)
-        graph = trace_channels(source, parse_inputs(input, seed=seed)) if input else None
+        graph = trace_channels(source, parse_inputs(input, seed=seed, device=device)) if input else None
     with options.progress("measuring spectra") as advance:
         found = measure_spectra(source, graph, taus=taus, backend=backend, progress=advance)
     if output is not None:
@@ -93,7 +93,7 @@ def plan(
     options.check_outputs(output, plot)
     measured = None if spectra is None else load_spectra(spectra)
     network = build_model(model, weights=weights, seed=seed, device=device)
-    example = parse_inputs(input or default_inputs(network, model), seed=seed)
+    example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
     with options.progress("measuring spectra") as advance:
         if plot is not None and measured is None:
             measured = measure_spectra(network, trace_channels(network, example), backend=backend)

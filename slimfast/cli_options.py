@@ -57,6 +57,10 @@ Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ..."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
 Select = Annotated[Method, typer.Option(help="Which units of a group stay.")]
+Export = Annotated[
+    Path | None,
+    typer.Option(help="Also write the thin network to this .onnx or .pt2 file, checked by running it."),
+]
 
 Macs = Annotated[float | None, typer.Option(help="Budget of multiply-adds: a share (0.5) or a number (2e9).")]
 Params = Annotated[float | None, typer.Option(help="Budget of parameters: a share (0.5) or a number (2e6).")]
@@ -102,6 +106,13 @@ def check_outputs(*paths: Path | None) -> None:
     for path in paths:
         if path is not None:
             check_writable(path)
+
+
+def check_export(path: Path | None) -> None:
+    """Likewise for a network to be exported, whose suffix says how."""
+    if path is not None and path.suffix not in (".onnx", ".pt2"):
+        raise SlimfastError(f"--export: expected a file ending in .onnx or .pt2, got {path}")
+    check_outputs(path)
 
 
 def tell(text: str) -> None:

@@ -11,6 +11,7 @@ import typer
 from torch import nn
 
 from slimfast import cli_options as options
+from slimfast.checkpoints import export as export_network
 from slimfast.checkpoints import load, save
 from slimfast.costs import Cost, count_module
 from slimfast.distillation import DistillationLoss, History
@@ -33,6 +34,7 @@ def prune(
     weights: options.Weights = None,
     select: options.Select = options.Method.l1,
     verify: Verify = True,
+    export: options.Export = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
@@ -41,13 +43,16 @@ def prune(
 ) -> None:
     """Cut a model to the widths of a plan."""
     options.check_outputs(output)
+    options.check_export(export)
     found = Plan.load(plan)
     network = build_model(model, weights=weights, seed=seed, device=device)
     thin = prune_channels(network, found, select=select.value, verify=verify, backend=backend)
     save(thin, output)
-    args, kwargs = found.inputs.example()
-    _show_costs(found.cost_before, count_module(thin, kwargs or args), as_json=as_json)
     options.tell_written(output)
+    args, kwargs = found.inputs.example(device=device)
+    example = kwargs or args
+    _export(thin, export, example)
+    _show_costs(found.cost_before, count_module(thin, example), as_json=as_json)
 
 
 def distill(
@@ -99,6 +104,7 @@ def slim(
     lr: options.LearningRate = 0.05,
     temperature: options.Temperature = 4.0,
     resume: options.Resume = None,
+    export: options.Export = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
@@ -112,9 +118,10 @@ def slim(
     wishes = options.wishes(
         macs, params, explained_variance, multiple_of, min_width, include, exclude, options.widths(width)
     )
+    options.check_export(export)
     folder = output_folder(output)
     network = build_model(model, weights=weights, seed=seed, device=device)
-    example = parse_inputs(input or default_inputs(network, model), seed=seed)
+    example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
     with options.progress("measuring spectra") as advance:
         plan = make_plan(network, example, backend=backend, progress=advance, **wishes)
     thin = prune_channels(network, plan, select=select.value, verify=verify, backend=backend)
@@ -126,6 +133,7 @@ def slim(
         history = _train(thin, network, data, target, resume, epochs, lr, temperature, seed)
         options.show(history_table(history), stderr=True)
         options.tell_written(target)
+    _export(thin, export, example)
     if as_json:
         print(plan.to_json(), end="")
     else:
@@ -172,6 +180,12 @@ def _train(
         with suppress(OSError):
             folder.rmdir()
     return history
+
+
+def _export(thin: nn.Module, path: Path | None, example: Any) -> None:
+    if path is not None:
+        export_network(thin, path, example)
+        options.tell_written(path)
 
 
 def _show_costs(before: Cost, after: Cost, *, as_json: bool) -> None:

@@ -113,7 +113,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
     model.load_state_dict(stored, strict=False)
 
 
-def parse_inputs(texts: Sequence[str], *, seed: int = 0) -> tuple[Tensor, ...]:
+def parse_inputs(texts: Sequence[str], *, seed: int = 0, device: str = "cpu") -> tuple[Tensor, ...]:
     """The example inputs that ``--input`` describes, one text each: ``SHAPE[:DTYPE[:HIGH]]``.
 
     ``3x224x224`` is one float32 image: a batch dimension of 1 comes in front of floating inputs. Integer
@@ -121,7 +121,7 @@ def parse_inputs(texts: Sequence[str], *, seed: int = 0) -> tuple[Tensor, ...]:
     told).
     """
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_parse_input(text, generator) for text in texts)
+    return tuple(_parse_input(text, generator).to(device) for text in texts)
 
 
 def default_inputs(model: nn.Module, name: str) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from slimfast import cli, cli_options, selection
+from slimfast.checkpoints import load
 from slimfast.cli import main
 from slimfast.graph.inputs import InputSpec
 from slimfast.models import build_model
@@ -278,6 +279,15 @@ def test_slim_does_all_of_it(weights, capsys):
     assert capsys.readouterr().out == f"{Plan.load('out/plan.json')}\n"
 
 
+def test_the_thin_network_is_exported_and_computes_the_same(plan, weights):
+    arguments = ["prune", NET, plan, "--weights", weights, "-o", "t.safetensors", "--export", "t.pt2"]
+    assert main(arguments) == 0
+    x = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(
+        torch.export.load("t.pt2").module()(x), load("t.safetensors", build_model(NET))(x)
+    )
+
+
 def test_slim_is_plan_and_prune(thin, plan, weights):
     assert main(["slim", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "-o", "out"]) == 0
     assert Path("out/plan.json").read_text() == Path(plan).read_text()
@@ -374,6 +384,10 @@ PLAN = ["plan", NET, "--input", "3x6x6"]
         (
             ["slim", NET, "--input", "3x6x6", "--macs", "0.5", "-o", f"{NETS}.py/out"],
             f"cannot make the folder {NETS}",
+        ),
+        (
+            ["prune", NET, "no.json", "--export", "t.onx"],
+            "expected a file ending in .onnx or .pt2, got t.onx",
         ),
         (["spectra", "no.pth"], "no.pth: no such file"),
         (["spectra", "w.pth", "--input", "3x6x6"], "takes neither --input nor --weights"),
