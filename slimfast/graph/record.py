@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph.inputs import map_leaves
+from slimfast.graph.lengths import Given, ShapeReads
 
 Place = Literal["meta", "fake", "real"]
 
@@ -27,6 +28,14 @@ _WHOLE = frozenset(
     f"aten::{name}"
     for name in ("linear", "matmul", "scaled_dot_product_attention", "lstm", "gru", "rnn_tanh", "rnn_relu",
                  "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+)  # fmt: skip
+
+
+# Operations whose sizes are those of their result, dim by dim.
+_SIZED = frozenset(
+    f"aten::{name}"
+    for name in ("view", "_unsafe_view", "_reshape_alias", "expand", "zeros", "ones", "empty", "full",
+                 "new_zeros", "new_ones", "new_empty", "new_full")
 )  # fmt: skip
 
 
@@ -44,6 +53,8 @@ class Call:
     its Ref.
 
     ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
+    ``lengths``: for each dim of the output the axis whose length was passed as its size, None where the size
+    came from elsewhere.
     """
 
     op: str
@@ -51,6 +62,7 @@ class Call:
     arguments: dict[str, Any]
     outputs: tuple[Ref, ...]
     pointwise: bool
+    lengths: Given = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,6 +187,7 @@ def record_at(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         # composite operations reach the recorder undecomposed only below autograd
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
+        stack.enter_context(ShapeReads(recorder.value_of, recorder.give))
         stack.enter_context(recorder)
         try:
             output = hollow(*inner_args, **inner_kwargs)
@@ -239,6 +252,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.stack: list[tuple[str, list[torch.Size]]] = []
+        self._given: Given = ()
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
 
@@ -256,6 +270,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = self._values[id(tensor)] = len(self._alive)
             self._alive.append(tensor)
         return value
+
+    def give(self, lengths: Given) -> None:
+        """The axes that the sizes of the calls from here on were read off."""
+        self._given = lengths
 
     def ref(self, tensor: Tensor) -> Ref:
         return Ref(self.value_of(tensor), tuple(tensor.shape))
@@ -275,8 +293,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         bound = self._bind(func, args, kwargs)
         output = func(*args, **kwargs)
         outputs = tuple(self.ref(t) for t in tensors_in(output))
-        pointwise = torch.Tag.pointwise in func.tags
-        self.calls.append(Call(func._schema.name.replace("::", "."), self.module, bound, outputs, pointwise))
+        sized = func._schema.name in _SIZED and len(self._given) == len(outputs[0].shape)
+        self.calls.append(
+            Call(
+                op=func._schema.name.replace("::", "."),
+                module=self.module,
+                arguments=bound,
+                outputs=outputs,
+                pointwise=torch.Tag.pointwise in func.tags,
+                lengths=self._given if sized else (),
+            )
+        )
         return output
 
     def _bind(self, func: Any, args: Any, kwargs: Any) -> dict[str, Any]:

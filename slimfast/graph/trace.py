@@ -13,6 +13,7 @@ from slimfast.graph.groups import ChannelGraph
 from slimfast.graph.inputs import InputSpec, arguments
 from slimfast.graph.record import Recording, record, tensor_names
 from slimfast.graph.rules import find_rule
+from slimfast.graph.trial import settle
 
 
 def trace_channels(
@@ -35,9 +36,10 @@ def trace_channels(
         raise TypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
     inputs = InputSpec.of(example)
     args, kwargs = arguments(example)
-    flow = propagate(model, record(model, args, kwargs))
+    recording = record(model, args, kwargs)
+    flow = propagate(model, recording)
     grouping = Grouping(flow, include, exclude)
-    return ChannelGraph(
+    graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
         parameters=frozenset(name for name, _ in model.named_parameters()),
@@ -47,6 +49,7 @@ def trace_channels(
         tied=tensor_names(model)[1],
         itemsize={name: tensor.element_size() for name, tensor in tensor_names(model)[0].items()},
     )
+    return settle(model, graph, recording)
 
 
 def propagate(model: nn.Module, recording: Recording) -> Flow:
@@ -81,6 +84,10 @@ def _follow(flow: Flow, call: Any) -> None:
     data = any(flow.value(ref).data for ref in operands)
     sources = frozenset() if data else frozenset().union(*(flow.value(ref).sources for ref in operands))
     ways = find_rule(call)(flow, call)
+    # a size read off another axis ties the two
+    for dim, axis in enumerate(call.lengths):
+        if axis is not None and axis[0] in flow.values:
+            flow.unify(ways[0][dim], flow.values[axis[0]].ways[axis[1]])
     for ref, found in zip(call.outputs, ways, strict=True):
         flow.step.outputs.append([Span(way, n) for way, n in zip(found, ref.shape, strict=True)])
         flow.values[ref.value] = Value(found, data, sources)

@@ -18,7 +18,8 @@ Mask = NDArray[np.bool_]
 ADDED = 1  # joined with another computed tensor by an addition
 HEAD = 2  # a batch axis of a product of two computed tensors
 HEAD_DIM = 4  # an axis of such a product that lies inside a head
-BLOCK = 8  # a group of a grouped convolution or a group norm
+SCALED = 8  # the default scale of an attention depends on how many there are
+BLOCK = 16  # a group of a grouped convolution or a group norm
 
 _NONE = np.iinfo(np.int64).max
 
@@ -155,6 +156,14 @@ class Partition:
         self._inherit(outer, labels, ADDED)
         self._inherit(inner, labels, ADDED)
 
+    def _expand_all(self, labels: Labels, parts: Labels) -> None:
+        """Split the classes of distinct representatives labels[i] into all of parts[i, :]."""
+        while parts.shape[1] > 2:
+            rest = self.fresh(len(labels))
+            self.expand(labels, parts[:, 0], rest)
+            labels, parts = rest, parts[:, 1:]
+        self.expand(labels, parts[:, 0], parts[:, 1])
+
     def unify(self, a: Labels, b: Labels, reason: int) -> None:
         """Make index i of two label matrices (n, ka) and (n, kb) survive together, for every i.
 
@@ -167,7 +176,7 @@ class Partition:
         while True:
             left, right = _remove_common(self.resolve(a), self.resolve(b))
             # a frozen label says nothing: rows that differ in frozen labels only are equal
-            differ: Mask = self._says(left) | self._says(right)
+            differ = self._says(left) | self._says(right)
             if not differ.any():
                 return
             rows = _like_first(left, right, differ)
@@ -179,8 +188,7 @@ class Partition:
 
     def _says(self, labels: Labels) -> Mask:
         """Which rows have a label that can be removed."""
-        free: Mask = ((labels > 0) & ~self.frozen(labels)).any(axis=1)
-        return free
+        return _any_in_row((labels > 0) & ~self.frozen(labels))
 
     def _pair(self, left: Labels, right: Labels) -> None:
         left, right = left[:, left[0] > 0], right[:, right[0] > 0]
@@ -191,7 +199,7 @@ class Partition:
         """One round for rows whose sets differ in size; every call joins, splits or freezes something."""
         reason = self._earliest(left, right, reason)
         left, right = self._without_frozen(left), self._without_frozen(right)
-        rows = _like_first(left, right, left.any(1) | right.any(1))
+        rows = _like_first(left, right, _any_in_row(left > 0) | _any_in_row(right > 0))
         left, right = left[rows], right[rows]
         sizes = int((left[0] > 0).sum()), int((right[0] > 0).sum())
         few, many = (left, right) if sizes[0] <= sizes[1] else (right, left)
@@ -199,9 +207,9 @@ class Partition:
             self.freeze(many, reason)
         elif sizes[0] == sizes[1]:
             self._pair(left, right)
-        elif sorted(sizes) == [1, 2] and not np.isin(few[:, 0], many).any():
+        elif min(sizes) == 1 and not np.isin(few[:, 0], many).any():
             labels, at = np.unique(few[:, 0], return_index=True)
-            self.expand(labels, many[at, 0], many[at, 1])
+            self._expand_all(labels, many[at][:, : max(sizes)])
         else:
             self._join_rows(few, many)
 
@@ -294,6 +302,11 @@ def _like_first(left: Labels, right: Labels, candidates: Mask) -> Mask:
     sizes = np.stack([(left > 0).sum(1), (right > 0).sum(1)], axis=1)
     like: Mask = candidates & (sizes == sizes[np.argmax(candidates)]).all(1)
     return like
+
+
+def _any_in_row(mask: Mask) -> Mask:
+    found: Mask = mask.max(axis=1, initial=False)
+    return found
 
 
 def _remove_common(a: Labels, b: Labels) -> tuple[Labels, Labels]:

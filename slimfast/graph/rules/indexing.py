@@ -61,7 +61,7 @@ def roll(flow: Flow, call: Call) -> list[Ways]:
     return [ways]
 
 
-@rule("index")
+@rule("index", "_unsafe_index")
 def index(flow: Flow, call: Call) -> list[Ways]:
     """``self[indices]`` with tensors of positions: what they point into stays, their own axes pass on."""
     ways = flow.ways(call.arguments["self"])

@@ -30,18 +30,15 @@ def _join(flow: Flow, met: list[Way]) -> Way:
     return first
 
 
-@rule(
-    "pointwise",
-    "copy_",
-    "where",
-    "clone",
-    "_to_copy",
-    "detach",
-    "alias",
-    "lift_fresh",
-    "lift_fresh_copy",
-    "dropout",
+# Element by element, but without PyTorch's tag.
+_UNTAGGED = (
+    *("copy_", "where", "clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "dropout"),
+    *("hardswish", "hardsigmoid", "hardtanh", "elu", "leaky_relu", "softplus", "softshrink", "hardshrink"),
+    *("threshold", "log_sigmoid_forward", "_prelu_kernel", "rrelu_with_noise", "mish", "silu", "gelu"),
 )
+
+
+@rule("pointwise", *_UNTAGGED)
 def elementwise(flow: Flow, call: Call) -> list[Ways]:
     operands = list(refs_in(call.arguments))
     ways = [align(flow, out.shape, operands) for out in call.outputs]

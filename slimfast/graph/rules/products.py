@@ -8,7 +8,9 @@ from slimfast.graph.flow import FIXED, Flow, Way
 from slimfast.graph.record import Call, Ref
 from slimfast.graph.rules.pointwise import align
 from slimfast.graph.rules.registry import Ways, rule
-from slimfast.graph.union import BLOCK, HEAD, HEAD_DIM
+from slimfast.graph.union import BLOCK, HEAD, HEAD_DIM, SCALED
+
+DEFAULT_SCALE = "the default scale of attention depends on their number"
 
 
 @rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
@@ -157,7 +159,8 @@ def attention(flow: Flow, call: Call) -> list[Ways]:
     flow.unify(k[-2], v[-2])
     flow.freeze(k[-2], "attention runs along it")
     if call.arguments.get("scale") is None:
-        flow.freeze(q[-1], "the default scale of attention depends on it")
+        flow.inexact(q[-1], DEFAULT_SCALE)
+        flow.mark(q[-1], SCALED)
     batch, sizes = _heads(flow, query, key, value)
     for way in batch:
         flow.mark(way, HEAD)

@@ -54,6 +54,15 @@ def reshape(flow: Flow, call: Call) -> list[Ways]:
     return [ways]
 
 
+@rule("as_strided")
+def as_strided(flow: Flow, call: Call) -> list[Ways]:
+    """Only a change of memory layout, with the sizes as they are, is understood."""
+    source = call.arguments["self"]
+    if tuple(call.arguments["size"]) != source.shape or call.arguments["storage_offset"]:
+        return unknown(flow, call)
+    return [list(flow.ways(source))]
+
+
 @rule("expand")
 def expand(flow: Flow, call: Call) -> list[Ways]:
     """An axis of length 1 repeated: the copies are alike, so any of them may go."""
