@@ -187,7 +187,8 @@ def _product(
     PRODUCTS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Scaled sum over k in begin..end of operand[i, k] operand[j, k], in the type of ``scale``."""
+    """Sum over k in begin..end of operand[i, k] operand[j, k], times ``scale`` and in its type."""
+    COMPUTE: tl.constexpr = scale.dtype
     data = tl.load(layer + POINTER).to(tl.pointer_type(ELEMENT))
     if ALIGNMENT != ALIGNED_NOT:
         data = tl.multiple_of(data, 16)
@@ -202,19 +203,19 @@ def _product(
     stride_k = tl.where(by_rows, position_stride, unit_stride)
     # Element by element, half as many addresses are as much as the registers hold.
     STEP: tl.constexpr = max(DEPTH // 2, 16) if ALIGNMENT == ALIGNED_NOT else DEPTH
-    tile = tl.zeros((i.shape[0], j.shape[0]), scale.dtype)
+    tile = tl.zeros((i.shape[0], j.shape[0]), COMPUTE)
     for start in range(begin, end, STEP):
         k = start + tl.arange(0, STEP)
         a = _panel(data, i, k, size, length, stride_m, stride_k, ALIGNMENT)
         b = _panel(data, j, k, size, length, stride_m, stride_k, ALIGNMENT)
         if CENTRE:
-            a = _centred(a, means, i, k, size, length, by_rows, scale.dtype)
-            b = _centred(b, means, j, k, size, length, by_rows, scale.dtype)
+            a = _centred(a, means, i, k, size, length, by_rows, COMPUTE)
+            b = _centred(b, means, j, k, size, length, by_rows, COMPUTE)
         elif WIDEN:
             a = a.to(tl.float32)
             b = b.to(tl.float32)
         # The multiplication is what keeps the compiler from running one accumulation through all chunks.
-        tile += tl.dot(a, tl.trans(b), input_precision=PRODUCTS, out_dtype=scale.dtype) * scale
+        tile += tl.dot(a, tl.trans(b), input_precision=PRODUCTS, out_dtype=COMPUTE) * scale
     return tile
 
 
@@ -291,12 +292,11 @@ def gram_kernel(
             end = tl.load(item + 4)
             slot = tl.load(item + 5)
             means = vectors + tl.load(layer + MEAN)
-            scale64 = 1.0 / tl.maximum(tl.load(layer + POSITIONS) - 1, 1).to(tl.float64)
-            scale = scale64.to(COMPUTE)
+            scale = 1.0 / tl.maximum(tl.load(layer + POSITIONS) - 1, 1).to(tl.float64)
             aligned = tl.load(layer + ALIGNED)
             if aligned == ALIGNED_K:
                 tile = _product(
-                    *(layer, means, i, j, begin, end, scale, ELEMENT),
+                    *(layer, means, i, j, begin, end, scale.to(COMPUTE), ELEMENT),
                     ALIGNED_K,
                     CENTRE,
                     DEPTH,
@@ -305,7 +305,7 @@ def gram_kernel(
                 )
             elif aligned == ALIGNED_M:
                 tile = _product(
-                    *(layer, means, i, j, begin, end, scale, ELEMENT),
+                    *(layer, means, i, j, begin, end, scale.to(COMPUTE), ELEMENT),
                     ALIGNED_M,
                     CENTRE,
                     DEPTH,
@@ -314,7 +314,7 @@ def gram_kernel(
                 )
             else:
                 tile = _product(
-                    *(layer, means, i, j, begin, end, scale, ELEMENT),
+                    *(layer, means, i, j, begin, end, scale.to(COMPUTE), ELEMENT),
                     ALIGNED_NOT,
                     CENTRE,
                     DEPTH,
@@ -322,7 +322,7 @@ def gram_kernel(
                     WIDEN,
                 )
             if slot < 0:
-                _store(layer, vectors, summary + 2 * index, tile, i, j, scale64, OUT, EXACT)
+                _store(layer, vectors, summary + 2 * index, tile, i, j, scale, OUT, EXACT)
             else:
                 within = tl.arange(0, BLOCK)
                 at = partial + slot * (BLOCK * BLOCK) + (within * BLOCK)[:, None] + within[None, :]

@@ -66,7 +66,7 @@ def _why_no_triton() -> str | None:
 
 
 def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
-    """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows`` chooses sides, ``dtypes`` the results'."""
+    """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows`` chooses sides, ``dtypes`` results."""
     kinds = defaultdict(list)
     matrices = []
     for i, (x, by_rows, dtype) in enumerate(zip(xs, rows, dtypes, strict=True)):
@@ -161,7 +161,7 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 
 def eigvalsh(mats: list[Tensor]) -> NoReturn:
-    """There is none: tridiagonalisation is a chain of small steps with barriers, not for Triton to express."""
+    """There is none: tridiagonalisation is a chain of small steps with barriers, not for Triton."""
     raise BackendUnavailable(_unavailable("eigvalsh", mats))
 
 

@@ -1,0 +1,87 @@
+"""Compile the Triton kernels for sm_90, which needs no GPU, and print what came out as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+
+import torch
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from slimfast.kernels import triton_covariance, triton_gather, triton_schedule
+
+POINTERS = {"vectors": "*fp64", "summary": "*fp64", "sums": "*fp64", "edge_parts": "*fp64", "count": "i32"}
+
+
+def compiled(kernel, constants, *, partial="*fp32", warps=4, stages=3):
+    """What a test asks about: instructions, shared memory, spilled bytes, where each product starts."""
+    names = [name for name in kernel.arg_names if name not in constants]
+    signature = {name: POINTERS.get(name, "*i64") for name in names} | {"partial": partial}
+    signature = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, name in enumerate(signature) if signature[name].startswith("*")
+    }
+    built = triton.compile(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned),
+        target=GPUTarget("cuda", 90, 32),
+        options={"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True},
+    )
+    ptx = built.asm["ptx"]
+    return {
+        "wgmma": sorted(set(re.findall(r"wgmma\.mma_async\.sync\.aligned\.m\d+n\d+k\d+\.(\S+)", ptx))),
+        "mma": sorted(set(re.findall(r"\bmma\.sync\.aligned\.m\d+n\d+k\d+\.row\.col\.(\S+)", ptx))),
+        "wide_copies": len(re.findall(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10", ptx)),
+        "shared": built.metadata.shared,
+        "spilled": spilled(built.asm["cubin"]),
+        "starts": re.findall(r"warp_group_dot %\S+, %\S+, %([a-z]+)", built.asm["ttgir"]),
+    }
+
+
+def spilled(cubin):
+    """Bytes of local memory a thread needs."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        dump = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, check=True)
+    return int(re.search(rb"STACK:(\d+)", dump.stdout).group(1))
+
+
+def gram(source, *, centre, big):
+    """The Gram kernel as the backend launches it for this dtype, on tiles of one or the other size."""
+    exact = source in (torch.bfloat16, torch.float16)
+    compute = torch.float64 if source == torch.float64 else torch.float32
+    tiles = triton_schedule.choose_tiles([4096 if big else 64], compute, exact=exact, processors=132)
+    element = triton_covariance.ELEMENT
+    constants = {"ELEMENT": element[source], "COMPUTE": element[compute], "OUT": element[compute]}
+    constants |= {"BLOCK": tiles.block, "DEPTH": tiles.depth, "PRODUCTS": triton_covariance.PRODUCTS}
+    constants |= {"EXACT": exact, "CENTRE": centre, "WIDEN": False}
+    partial = "*fp64" if compute == torch.float64 else "*fp32"
+    return compiled(
+        triton_covariance.gram_kernel, constants, partial=partial, warps=tiles.warps, stages=tiles.stages
+    )
+
+
+def main():
+    moments = {"ELEMENT": tl.bfloat16, "BLOCK": triton_covariance.MOMENT_POSITIONS}
+    summary = {"BLOCKS": triton_covariance.SUMMARY_BLOCKS, "COLUMNS": triton_schedule.SUMMARY_COLUMNS}
+    added = {"OUT": tl.float32, "BLOCK": 128, "ROWS": triton_covariance.SUM_ROWS, "EXACT": True}
+    told = {
+        "gram bf16": gram(torch.bfloat16, centre=False, big=True),
+        "gram f32": gram(torch.float32, centre=True, big=False),
+        "gram f64": gram(torch.float64, centre=True, big=True),
+        "moments": compiled(triton_covariance.moments_kernel, moments),
+        "summary": compiled(triton_covariance.summary_kernel, summary),
+        "sum": compiled(triton_covariance.sum_kernel, added),
+        "gather": compiled(triton_gather.gather_kernel, {"TILE": triton_gather.TILE}),
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
