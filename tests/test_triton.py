@@ -110,6 +110,16 @@ def test_covariance_where_the_mean_is_large(dtype, device):
     assert_covariances(xs, torch.float32, device)
 
 
+def test_covariance_loses_nothing_to_a_mean_far_above_the_spread(device):
+    for shape in ((20, 70), (70, 20)):
+        x = (cases.normal(*shape) + 1e5).float()
+        ours = grouped_covariance([x.to(device)], backend="triton").matrices[0].cpu()
+        centred_in_float64 = (x.double() - x.double().mean(1, keepdim=True)).float()
+        cases.assert_as_accurate_as_torch(
+            ours, gram_as_torch(centred_in_float64, torch.float32), exact_gram(x)[0]
+        )
+
+
 def test_covariance_of_zero_and_constant_layers_is_zero(device):
     xs = [torch.zeros(3, 40), torch.full((40, 3), 0.1), torch.full((3, 40), 2.5).bfloat16()]
     got = grouped_covariance([x.to(device) for x in xs], backend="triton")
