@@ -14,7 +14,7 @@ from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
 from slimfast.graph.groups import ChannelGraph, ChannelGroup
 from slimfast.plan_data import Chosen
-from slimfast.spectrum import Spectrum, check_spectrum, check_tau
+from slimfast.spectrum import Spectrum, check_tau
 from slimfast.unit_matrices import positions
 from slimfast.weights import did_you_mean
 
@@ -160,7 +160,6 @@ def _check_group(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum], r
             f"spectra: expected {group.n} units over {d} positions, got {spectrum.n} over {spectrum.d} "
             f"({group.name})"
         )
-    check_spectrum(spectrum)
     step = unit_step(group, request.multiple_of)
     if step > group.n:
         raise SlimfastError(
@@ -173,7 +172,7 @@ def unit_step(group: ChannelGroup, multiple_of: int) -> int:
     """Of how many units a width must be a multiple for the cut axes to be multiples of ``multiple_of``."""
     if group.kind not in _RUNS:
         return multiple_of
-    runs = [int(np.count_nonzero(m.units == m.units.max())) for m in group.producers()]
+    runs = [int(np.count_nonzero(m.units == 0)) for m in group.members if m.role != "follower"]
     return multiple_of // math.gcd(multiple_of, *runs)
 
 

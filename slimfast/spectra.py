@@ -19,7 +19,7 @@ from slimfast.files import atomic_path
 from slimfast.graph.groups import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
 from slimfast.measuring import Options, Progress, Scaling, measure_layers
-from slimfast.spectrum import Dtype, FloatArray, Spectrum, check_spectrum, check_tau
+from slimfast.spectrum import Dtype, FloatArray, Spectrum, check_tau
 from slimfast.unit_matrices import Layer, layers_of
 from slimfast.weights import Source, Weights, did_you_mean, open_weights
 
@@ -238,5 +238,4 @@ def _spectrum_from_json(fields: Fields, tensors: Mapping[str, Any]) -> Spectrum:
         member_scaling=fields.boolean("member_scaling"),
     )
     fields.done()
-    check_spectrum(spectrum)
     return spectrum

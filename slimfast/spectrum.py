@@ -24,7 +24,8 @@ class Spectrum:
     ``eigenvalues`` (m,) float64, none below zero; the other n - m are zero. ``trace`` is the covariance's.
     ``error`` bounds how far :meth:`explained_variance_ratio` may be from float64 LAPACK's; it is 0 where
     LAPACK in float64 measured it. ``dtype`` is the arithmetic of the measurement; ``scaling`` and
-    ``member_scaling`` are as given to :func:`measure_spectra`.
+    ``member_scaling`` are as given to :func:`measure_spectra`. Eigenvalues that no measurement gives (too
+    few, unordered, not finite) raise :class:`SlimfastError` at once.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Spectrum:
     _ratio: FloatArray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check(self)
         object.__setattr__(self, "_ratio", _explained(self.eigenvalues))
 
     def explained_variance_ratio(self) -> FloatArray:
@@ -92,7 +94,7 @@ class Spectrum:
 
 def _explained(eigenvalues: FloatArray) -> FloatArray:
     total = float(eigenvalues.sum())
-    if not total > 0.0:
+    if total == 0.0:
         return np.ones_like(eigenvalues)
     ratio: FloatArray = np.minimum(np.cumsum(eigenvalues) / total, 1.0)
     ratio[-1] = 1.0
@@ -108,19 +110,18 @@ def check_tau(what: str, tau: float, name: str = "") -> None:
         )
 
 
-def check_spectrum(spectrum: Spectrum) -> None:
-    """:class:`SlimfastError` for a spectrum that no measurement gives: of a wrong length, unordered, not
-    finite.
-    """
-    s, values = spectrum, spectrum.eigenvalues
+def _check(s: Spectrum) -> None:
+    """:class:`SlimfastError` for what no measurement gives."""
+    values = s.eigenvalues
     if values.shape != (min(s.n, s.d),) or values.dtype != np.float64:
         raise SlimfastError(
-            f"{s.name}: expected {min(s.n, s.d)} float64 eigenvalues for {s.n} units over {s.d} positions, "
-            f"got {values.dtype} of shape {values.shape}"
+            f"spectrum: expected {min(s.n, s.d)} float64 eigenvalues for {s.n} units over {s.d} positions, "
+            f"got {values.dtype} of shape {values.shape} ({s.name})"
         )
-    if not np.isfinite(values).all() or not math.isfinite(s.trace):
+    total = float(values.sum())
+    if not math.isfinite(total) or not math.isfinite(s.trace):
         raise SlimfastError(
-            f"{s.name}: expected finite eigenvalues, got {values[~np.isfinite(values)][:1].tolist()}"
+            f"spectrum: expected finite eigenvalues, got a sum of {total} and a trace of {s.trace} ({s.name})"
         )
     if values[-1] < 0 or (np.diff(values) > 0).any():
-        raise SlimfastError(f"{s.name}: expected eigenvalues >= 0 in descending order, got others")
+        raise SlimfastError(f"spectrum: expected eigenvalues >= 0 in descending order, got others ({s.name})")

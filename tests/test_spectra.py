@@ -26,7 +26,9 @@ from slimfast.unit_matrices import unit_matrix
 def spectrum(values: list[float], *, n: int | None = None, error: float = 0.0) -> Spectrum:
     eigenvalues = np.array(values, dtype=np.float64)
     dtype = "float32" if error > 1e-9 else "float64"
-    return Spectrum("layer", n or len(values), 99, eigenvalues, float(eigenvalues.sum()), error, dtype)
+    return Spectrum(
+        "layer", n or len(values), len(values), eigenvalues, float(eigenvalues.sum()), error, dtype
+    )
 
 
 def lapack(*members: np.ndarray, scaling: str = "raw", member_scaling: bool = False) -> np.ndarray:
@@ -495,13 +497,31 @@ def test_a_file_that_is_none_is_refused(saved: Path, tmp_path: Path) -> None:
             load_spectra(path)
 
 
-@pytest.mark.parametrize("values", [[1.0, 2.0], [1.0, math.nan], [math.inf, 1.0], [1.0, -1.0]])
-def test_eigenvalues_that_no_measurement_gives_are_refused(values: list[float], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1.0, 2.0], "descending order"),
+        ([1.0, -1.0], "eigenvalues >= 0"),
+        ([1.0, math.nan], "finite eigenvalues, got a sum of nan"),
+        ([math.inf, 1.0], "finite eigenvalues, got a sum of inf"),
+        ([1e308, 1e308], "finite eigenvalues, got a sum of inf"),
+        ([1.0], r"expected 2 float64 eigenvalues for 2 units over 2 positions, got float64 of shape \(1,\)"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_eigenvalues_that_no_measurement_gives_are_refused(
+    values: list[float], message: str, tmp_path: Path
+) -> None:
     path = tmp_path / "spectra.safetensors"
-    wrong = dataclasses.replace(spectrum([1.0, 1.0]), eigenvalues=np.array(values))
-    save_spectra({"layer": wrong}, path)
-    with pytest.raises(SlimfastError, match="layer: expected"):
-        load_spectra(path)
+    save_spectra({"layer": spectrum([1.0, 1.0])}, path)
+    content = path.read_bytes()
+    start = len(content) - 16
+    path.write_bytes(content[:start] + np.array(values).tobytes().ljust(16, b"\0"))
+    if len(values) == 2:
+        with pytest.raises(SlimfastError, match=rf"{message}.*\(layer\)"):
+            load_spectra(path)
+    with pytest.raises(SlimfastError, match=rf"{message}.*\(layer\)"):
+        dataclasses.replace(spectrum([1.0, 1.0]), eigenvalues=np.array(values))
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
