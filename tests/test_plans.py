@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from benchmarks.accuracy.resnet_cifar import resnet56
 from slimfast.costs import Cost, count
 from slimfast.errors import SlimfastError
 from slimfast.graph import InputSpec
 from slimfast.graph.groups import ChannelGraph, Frozen
 from slimfast.plans import GroupPlan, Plan, check_plan, plan, plan_widths
 from slimfast.spectra import Spectrum, measure_spectra
+from slimfast.weights import read_tensors
 
+DATA = Path(os.environ.get("SLIMFAST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+RESNET56 = DATA / "weights" / "resnet56-4bfd9763.th"
 SIZES = [12, 10, 8, 4]
 
 
@@ -667,3 +672,19 @@ def test_check_plan_names_the_first_tensor_that_differs() -> None:
     with pytest.raises(SlimfastError) as error:
         check_plan(found, nn.Linear(3, 4))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(not RESNET56.exists(), reason=f"no weights at {RESNET56} (set SLIMFAST_DATA)")
+def test_resnet56_reaches_half_its_macs_within_one_unit() -> None:
+    model = resnet56()
+    model.load_state_dict(read_tensors(RESNET56))
+    found = plan(model, torch.zeros(1, 3, 32, 32), macs=0.5)
+    assert found.graph is not None
+    half = found.cost_before.macs / 2
+    assert found.cost_after.macs <= half
+    # The group that defines tau would take the next unit, and no other group has its F there.
+    spectra = measure_spectra(model, found.graph, dtype=torch.float64, backend="reference")
+    widths = found.widths()
+    (ending,) = [n for n, k in widths.items() if abs(spectra[n].ratio(k) - found.explained_variance) < 1e-12]
+    assert count(found.graph, {**widths, ending: widths[ending] + 1}).macs > half
+    assert all(widths[n] == s.width(explained_variance=found.explained_variance) for n, s in spectra.items())
