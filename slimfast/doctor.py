@@ -81,7 +81,11 @@ def version(distribution: str) -> str | None:
 
 
 def _status(op: str, device: str) -> OpStatus:
-    sample = [torch.zeros(2, 2, device=device)]
+    try:
+        sample = [torch.zeros(2, 2, device=device)]
+    # A device can be listed and yet refuse work: in exclusive use, out of memory, a driver too old.
+    except RuntimeError as error:
+        return OpStatus(op, device, None, {"torch": (str(error).partition("\n")[0],)})
     against = {name: tuple(why_not(op, sample, name)) for name in BACKENDS}
     try:
         chosen = select_backend(op, sample).__name__.rpartition(".")[2]

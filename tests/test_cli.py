@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from slimfast import cli, cli_options, selection
+from slimfast import cli, cli_options, demo, selection
 from slimfast.checkpoints import load
 from slimfast.cli import main
 from slimfast.graph.inputs import InputSpec
@@ -326,11 +327,38 @@ def test_bench(weights, capsys):
     assert "eigvalsh" in capsys.readouterr().out
 
 
+def test_demo_shows_its_table_or_json_and_says_what_it_does(monkeypatch, capsys):
+    found = demo.Demo((demo.Row("teacher", 0.5, 10, 20, 3.0),), 1.0, {"seed": 7})
+    asked = []
+
+    def run_demo(folder: Path, *, tell, **settings) -> demo.Demo:
+        asked.append((folder, settings))
+        tell("training")
+        return found
+
+    monkeypatch.setattr("slimfast.cli_machine.run_demo", run_demo)
+    assert main(["demo", "-o", "out", "--seed", "7", "--epochs", "1", "--teacher-epochs", "2"]) == 0
+    assert asked == [(Path("out"), {"seed": 7, "epochs": 1, "teacher_epochs": 2})]
+    printed = capsys.readouterr()
+    assert "50.0 %" in printed.out
+    assert printed.err.splitlines()[0] == "training"
+    assert main(["demo", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"][0]["macs"] == 20
+
+
 def test_doctor(capsys):
     assert main(["doctor", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ops"][0]["chosen"]
     assert main(["doctor"]) == 0
     assert torch.__version__ in capsys.readouterr().out
+
+
+def test_the_module_without_arguments_is_the_doctor(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["slimfast"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_module("slimfast", run_name="__main__")
+    assert exit.value.code == 0
+    assert "which backend runs an op" in capsys.readouterr().out
 
 
 def test_help_and_version(capsys):
@@ -511,11 +539,6 @@ def test_a_process_prints_json_alone_on_stdout_and_finds_the_folders_module():
     done = subprocess.run(**command(*arguments), capture_output=True, check=True)
     assert done.stdout == Path("plan.json").read_text()
     assert done.stderr == "wrote plan.json\n"
-
-
-def test_without_arguments_the_module_is_the_doctor():
-    done = subprocess.run(**command(), capture_output=True, check=True)
-    assert "which backend runs an op" in done.stdout
 
 
 @needs_accelerate

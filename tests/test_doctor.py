@@ -84,6 +84,38 @@ def test_kernels_that_do_not_load_say_why(monkeypatch):
     assert all(op.against["cpu"] == (missing.reason,) for op in found.ops if op.device == "cpu")
 
 
+def test_a_device_that_refuses_work_is_reported_and_not_raised(monkeypatch):
+    zeros = torch.zeros
+
+    def refuse(*shape: int, device: str) -> torch.Tensor:
+        if device != "cpu":
+            raise RuntimeError("all devices are busy\nand a page of advice")
+        return zeros(*shape)
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H100")
+    found = diagnose()
+    assert found.facts["cuda"] == "CUDA 12.8: H100 (sm_90)"
+    refused = [op for op in found.ops if op.device == "cuda:0"]
+    assert [(op.chosen, op.against["torch"]) for op in refused] == [(None, ("all devices are busy",))] * len(
+        OPS
+    )
+    assert "all devices are busy" in shown(doctor_report(found))
+
+
+def test_a_missing_driver_is_told_from_a_build_without_cuda(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert diagnose().facts["cuda"] == "PyTorch is built for CUDA 12.8, but finds no device or driver"
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert diagnose().facts["cuda"] == "this PyTorch is built without CUDA"
+
+
 def test_missing_packages_are_said_to_be_missing(monkeypatch):
     monkeypatch.setitem(EXTRAS, "plot", ("no-such-distribution",))
     assert "no-such-distribution missing" in shown(doctor_report(diagnose()))
