@@ -1,8 +1,10 @@
 """CIFAR-10 (Krizhevsky 2009) in memory: read, checked, normalised and augmented. Nothing is written.
 
-Read from the folder ``SLIMFAST_DATA``, by default ``../shared/data`` beside the repository, in one of two forms:
+Read from the folder ``SLIMFAST_DATA``, by default ``../shared/data`` beside the repository, in one of two
+forms:
 
-- ``cifar10/``: lossless mosaics ``cifar10_{train,test}_NN.webp`` of 25 rows of 40 tiles of 32 x 32 RGB, row by
+- ``cifar10/``: lossless mosaics ``cifar10_{train,test}_NN.webp`` of 25 rows of 40 tiles of 32 x 32 RGB, row
+by
   row, labels in ``cifar10_{train,test}_labels.npy``, checksums of the decoded arrays in the manifest;
 - ``cifar-10-batches-bin/``: the data set's own binary version, records of a label byte and 3072 pixel bytes.
 """
