@@ -46,9 +46,14 @@ def prunable(graph: ChannelGraph) -> float:
     return sum(count[name] for name in touched) / sum(count.values())
 
 
+def trace_example(model: nn.Module, example: Any, **keywords: Any) -> ChannelGraph:
+    """What the operations allow, before any trial cut."""
+    return trace_channels(model, example, settle=False, **keywords)
+
+
 def trace(model: nn.Module, *shape: int, **keywords: Any) -> ChannelGraph:
-    """Trace with one float input of this shape."""
-    return trace_channels(model, torch.zeros(shape), **keywords)
+    """What the operations allow, before any trial cut, of one float input of this shape."""
+    return trace_example(model, torch.zeros(shape), **keywords)
 
 
 def units(n: int, repeat: int = 1) -> list[int]:

@@ -100,10 +100,24 @@ class Flow:
             return
         self.partition.unify(a, b, self.reason(f"{self.step.call.op} joins it with a fixed index"))
 
-    def freeze(self, way: Way, text: str | None = None) -> None:
-        """No index of this axis may be removed, because of the running operation."""
-        if not isinstance(way, int):
-            self.partition.freeze(way, self.reason(text or f"{self.step.call.op} mixes along it"))
+    def freeze(self, way: Way, text: str | None = None) -> int:
+        """No index of this axis may be removed, because of the running operation; returns the reason's
+        number."""
+        if isinstance(way, int):
+            return way
+        reason = self.reason(text or f"{self.step.call.op} mixes along it")
+        self.partition.freeze(way, reason)
+        return reason
+
+    def tie(self, a: Way, b: Way) -> None:
+        """Two axes must stay equally long. Where they are not permutations of each other they become one
+        axis."""
+        if not isinstance(a, int) and not isinstance(b, int):
+            if np.array_equal(
+                _sorted_rows(self.partition.resolve(a)), _sorted_rows(self.partition.resolve(b))
+            ):
+                return
+        self.unify(a, b)
 
     def inexact(self, way: Way, text: str) -> None:
         """Removing an index of this axis changes what the operation computes for the others."""
@@ -187,6 +201,12 @@ class Flow:
         """The integer argument is the length of this axis, which may shrink."""
         if not isinstance(way, int) and isinstance(value, int) and value >= 0:
             self.step.constants.append((argument, value, Span(way, length)))
+
+
+def _sorted_rows(labels: Labels) -> Labels:
+    """The rows as sets, in an order of their own."""
+    rows = np.sort(labels, axis=1)
+    return rows[np.lexsort(rows.T)] if rows.shape[1] else rows
 
 
 def as_labels(way: Way, length: int) -> Labels:

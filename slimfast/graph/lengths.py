@@ -44,7 +44,9 @@ class ShapeReads(TorchFunctionMode):
             return torch.Size(self._lengths(args[0]))
         if name == "size" and isinstance(args[0], Tensor):
             return self._size(args[0], *args[1:], **kwargs)
-        sizes = args[1:] if name in _SIZED else args if name in _MADE else kwargs.get("size", ())
+        if name not in _SIZED and name not in _MADE:
+            return func(*args, **kwargs)
+        sizes = (args[1:] if name in _SIZED else args) or (kwargs.get("size", ()),)
         if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
             sizes = sizes[0]
         given = tuple(size.axis if isinstance(size, Length) else None for size in sizes)

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from slimfast.graph import trial
 from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, refs_in
 from slimfast.graph.grouping import Grouping
 from slimfast.graph.groups import ChannelGraph
 from slimfast.graph.inputs import InputSpec, arguments
 from slimfast.graph.record import Recording, record, tensor_names
 from slimfast.graph.rules import find_rule
-from slimfast.graph.trial import settle
 
 
 def trace_channels(
@@ -22,12 +22,16 @@ def trace_channels(
     *,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
+    settle: bool = True,
 ) -> ChannelGraph:
     """The channel groups of ``model``, found by running it once on tensors without data.
 
     ``example``: a tensor, a tuple or a dict of the model's arguments. ``include`` and ``exclude`` are globs
     over the names of groups (``layer3.*``) or their kinds (``head``): only included and not excluded groups
     are returned, and what the others would have changed stays as it is.
+
+    ``settle``: cut every group once on tensors without data, find the Python attributes that must follow,
+    and leave out what cannot be cut; without it the groups are those that the recorded operations allow.
 
     Raises UnsupportedGraph when the forward fails, naming the module, and TypeError for an example that is
     not made of tensors and plain values.
@@ -49,7 +53,7 @@ def trace_channels(
         tied=tensor_names(model)[1],
         itemsize={name: tensor.element_size() for name, tensor in tensor_names(model)[0].items()},
     )
-    return settle(model, graph, recording)
+    return trial.settle(model, graph, recording) if settle else graph
 
 
 def propagate(model: nn.Module, recording: Recording) -> Flow:
@@ -87,7 +91,7 @@ def _follow(flow: Flow, call: Any) -> None:
     # a size read off another axis ties the two
     for dim, axis in enumerate(call.lengths):
         if axis is not None and axis[0] in flow.values:
-            flow.unify(ways[0][dim], flow.values[axis[0]].ways[axis[1]])
+            flow.tie(ways[0][dim], flow.values[axis[0]].ways[axis[1]])
     for ref, found in zip(call.outputs, ways, strict=True):
         flow.step.outputs.append([Span(way, n) for way, n in zip(found, ref.shape, strict=True)])
         flow.values[ref.value] = Value(found, data, sources)

@@ -33,8 +33,7 @@ def slice_(flow: Flow, call: Call) -> list[Ways]:
     if isinstance(way, int) or (start, end, step) == (0, length, 1):
         return [ways]
     if step != 1:
-        flow.freeze(way, f"{call.op} takes every {step}th index of it")
-        ways[dim] = FIXED
+        ways[dim] = flow.freeze(way, f"{call.op} takes every {step}th index of it")
         return [ways]
     if start:
         flow.constant("start", start, way[:start], start)
@@ -68,15 +67,14 @@ def index(flow: Flow, call: Call) -> list[Ways]:
     given = [*call.arguments["indices"], *[None] * (len(ways) - len(call.arguments["indices"]))]
     out = call.outputs[0]
     at = [dim for dim, ref in enumerate(given) if ref is not None]
-    for dim in at:
-        flow.freeze(ways[dim], f"{call.op} looks it up by value")
+    reasons = [flow.freeze(ways[dim], f"{call.op} looks it up by value") for dim in at]
     tensors = [given[dim] for dim in at]
     kept: list[Way] = [way for dim, way in enumerate(ways) if given[dim] is None]
     extra = len(out.shape) - len(kept)
     # adjacent index tensors put their axes where they stand, others in front
     first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
-    own: list[Way] = [FIXED] * extra
-    if len(tensors) == 1 and len(tensors[0].shape) == extra:
+    own: list[Way] = [max(reasons)] * extra
+    if len(tensors) == 1 and any(not isinstance(way, int) for way in flow.ways(tensors[0])):
         own = list(flow.ways(tensors[0]))
     else:
         for ref in tensors:
@@ -142,15 +140,14 @@ def along(flow: Flow, call: Call) -> list[Ways]:
         from slimfast.graph.rules.pointwise import elementwise
 
         return elementwise(flow, call)
-    for way in ways if dim is None else [ways[dim]]:
-        flow.freeze(way)
+    reasons = [flow.freeze(way) for way in (ways if dim is None else [ways[dim]])]
     results: list[Ways] = []
     for out in call.outputs:
         if dim is None:
             results.append([FIXED] * len(out.shape))
         elif len(out.shape) == len(ways):
             changed = list(ways)
-            changed[dim] = FIXED
+            changed[dim] = reasons[0]
             results.append(changed)
         else:
             results.append([way for d, way in enumerate(ways) if d != dim % len(ways)])

@@ -109,7 +109,8 @@ def reduction(flow: Flow, call: Call) -> list[Ways]:
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "logcumsumexp")
 def softmax(flow: Flow, call: Call) -> list[Ways]:
     ways = list(flow.ways(call.arguments["self"]))
-    flow.freeze(ways[call.arguments["dim"]], f"{call.op} runs along it")
+    dim = call.arguments["dim"]
+    ways[dim] = flow.freeze(ways[dim], f"{call.op} runs along it")
     return [ways]
 
 

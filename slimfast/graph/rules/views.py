@@ -237,8 +237,7 @@ def pad(flow: Flow, call: Call) -> list[Ways]:
         if isinstance(ways[dim], int) and (before or after) and source.shape[dim] > 1:
             continue
         if before < 0 or after < 0:
-            flow.freeze(ways[dim], f"{call.op} crops it")
-            ways[dim] = FIXED
+            ways[dim] = flow.freeze(ways[dim], f"{call.op} crops it")
             continue
         parts = []
         for position, amount in ((2 * i, before), (None, source.shape[dim]), (2 * i + 1, after)):
