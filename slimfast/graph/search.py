@@ -1,0 +1,456 @@
+"""Finding the Python attributes that a cut must change, by cutting, recording and comparing.
+
+Reshapes, splits and pads take Python integers, and where one of them came from cannot be seen in a recording.
+So the network is cut, recorded again and compared with the prediction; at the first operation that disagrees,
+attributes of the modules around it that hold the old number are set to the new one, until it agrees. What
+works for one module is tried on all others of its class. Where two groups would need one attribute to hold
+two numbers they are joined if they fit; groups that nothing makes right are given up with the reason.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from torch import Tensor, nn
+
+from slimfast.graph.copies import copy_with, named_tensors
+from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, IntArray, Operation
+from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at
+from slimfast.graph.regroup import Regroup
+from slimfast.graph.surgery import (
+    COPIES,
+    STOPPED,
+    apply_patches,
+    cut,
+    item_of,
+    mismatches,
+    patches_of,
+    read_attribute,
+    select_indices,
+    split_argument,
+    survivors,
+)
+
+# Sets of attributes tried at one operation before its groups are given up; each try records up to that
+# operation.
+_MAX_TRIES = 48
+# Cuts tried, one after the other, until every constant has been seen to change on its own.
+_MAX_ROUNDS = 4
+# Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
+_FACTORS = ("other", "alpha", "beta", "exponent", "value", "scale")
+
+# An attribute: (module path, attribute or holder.attribute, index in it or None).
+Key: TypeAlias = tuple[str, str, int | None]
+
+
+def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
+    """Kept units of every group of two units or more, about two thirds of them.
+
+    Widths differ between groups of the same size, so that a number that means two things is seen to mean two.
+    """
+    keeps = {}
+    for i, group in enumerate(graph):
+        # Golden-ratio steps spread the shares evenly, however many groups there are.
+        share = 0.45 + 0.5 * (i * 0.6180339887 % 1.0)
+        width = min(max(2, round(group.n * share)), group.n - 1)
+        if width >= 1:
+            keeps[group.name] = np.flatnonzero(np.arange(group.n) * width % group.n < width).astype(np.int64)
+    return keeps
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """How far a trial got: the first operation that disagrees (None: none does), and the module that was
+    running.
+    """
+
+    index: int | None
+    module: str
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Wanted:
+    """A number that must become ``new``: the length of ``axis``, a constant or a dim of an output of an
+    operation.
+    """
+
+    axis: Axis
+    new: int
+    operation: int
+    constant: str | None = None
+    output: tuple[int, int] = (0, 0)
+
+
+class Search:
+    """The state of one trial cut: what is cut, which attributes follow which axes, what has been given up."""
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, recording: Recording) -> None:
+        self.graph = graph
+        self.place = recording.place
+        self.wide = recording.calls
+        self.arguments = graph.inputs.example()
+        self.base = model if self.place == "real" else hollow_copy(model)
+        self.modules = dict(self.base.named_modules())
+        self.inside: dict[str, list[int]] = {}
+        for i, operation in enumerate(graph.operations):
+            for path in _stack(operation.module):
+                self.inside.setdefault(path, []).append(i)
+        self.attributes: dict[Key, Axis] = {}
+        self.settled: set[Key] = set()
+        self.uncuttable: dict[str, tuple[str, str]] = {}
+        self.inexact: dict[str, str] = {}
+        self.keeps = trial_keeps(graph)
+        self.told: set[tuple[int, str]] = set()
+        self.calls: tuple[Call, ...] = ()
+        self._cut_keeps: Mapping[str, IntArray] = {}
+        self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
+        self.kept = survivors({})
+
+    def run(self) -> None:
+        self._adopt_by_name()
+        self._make_right()
+        for _ in range(_MAX_ROUNDS - 1):
+            keeps = self._telling_keeps()
+            if keeps is None:
+                break
+            self.keeps = keeps
+            self._make_right()
+        self._find_factors()
+
+    def _make_right(self) -> None:
+        """Adopt attributes, join groups and give up others until the network runs as predicted."""
+        self.settled.clear()
+        reach = self._probe(self.keeps, self.attributes)
+        while reach.index is not None and self.keeps:
+            reach = self._resolve(reach, reach.index)
+        self.calls = reach.calls
+        self.told |= {
+            (i, constant.argument)
+            for i, operation in enumerate(self.graph.operations)
+            for constant, twins in _with_twins(operation)
+            if len(self.kept(constant.axis)) not in (constant.value, *(len(self.kept(t.axis)) for t in twins))
+        }
+
+    def _telling_keeps(self) -> dict[str, IntArray] | None:
+        """Other units to keep, so that constants change that have not, or not unlike others that were the
+        same.
+
+        None where every constant that can change has told what it follows.
+        """
+        gone: dict[str, set[int]] = {}
+        for i, operation in enumerate(self.graph.operations):
+            for constant, twins in _with_twins(operation):
+                if (i, constant.argument) in self.told:
+                    continue
+                for name, units in constant.axis.parts:
+                    other = [u for t in twins for group, own in t.axis.parts if group == name for u in own]
+                    free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
+                    if name in self.keeps and len(free):
+                        gone.setdefault(name, set()).update(free[: 1 + len(free) // 2].tolist())
+                        break
+        keeps = dict(self.keeps)
+        for name, removed in gone.items():
+            left = np.setdiff1d(np.arange(self.graph[name].n), sorted(removed))
+            if len(left):
+                keeps[name] = left.astype(np.int64)
+        changed = any(not np.array_equal(keeps[name], self.keeps[name]) for name in keeps)
+        return keeps if changed else None
+
+    def _adopt_by_name(self) -> None:
+        """Attributes named like the argument they are passed for need no trial."""
+        for operation in self.graph.operations:
+            for constant in operation.constants:
+                name, index = split_argument(constant.argument)
+                name = "num_groups" if name == "group" else name
+                value = getattr(self.modules[operation.module], name, None)
+                held = item_of(value, index)
+                if constant.axis.parts and held == constant.value and not isinstance(held, bool):
+                    self.attributes[operation.module, name, index] = constant.axis
+
+    def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> _Reach:
+        """Cut, patch, record, and compare with the prediction."""
+        if keeps is not self._cut_keeps:
+            self._cut_keeps, self._cuts, self.kept = keeps, cut(self.graph, keeps), survivors(keeps)
+        lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
+        wide = named_tensors(self.base)
+        thin = copy_with(
+            self.base, {name: select_indices(wide[name].detach(), dims) for name, dims in self._cuts.items()}
+        )
+        apply_patches(thin, patches_of(self.base, self._cuts, lengths))
+        args, kwargs = self.arguments
+        try:
+            calls, module = record_at(thin, args, kwargs, self.place).calls, None
+        except ForwardFailed as failure:
+            calls, module = failure.calls, failure.module
+        first = next(mismatches(self.graph, self.kept, calls), None)
+        if first is None:
+            return (
+                _Reach(None, "", calls)
+                if module is None
+                else _Reach(len(self.graph.operations), module, calls)
+            )
+        stopped = module is not None and first.found == STOPPED
+        return _Reach(first.index, (module or "") if stopped else first.module, calls)
+
+    def _resolve(self, reach: _Reach, index: int) -> _Reach:
+        """Make operation ``index`` right by the least that does it, and say how far the trial gets then."""
+        operation = self.graph.operations[index] if index < len(self.graph.operations) else None
+        stack = list(
+            dict.fromkeys([*_stack(operation.module if operation else reach.module), *_stack(reach.module)])
+        )
+        conflicts = self._conflicts(operation, stack) if operation else []
+        found = self._explain(self._own(index, stack), index) or self._join(conflicts)
+        if found is None and not conflicts:
+            found = self._explain(itertools.islice(self._nearby(stack), _MAX_TRIES), index)
+        return found or self._give_up(index, conflicts)
+
+    def _explain(self, assignments: Iterable[dict[Key, _Wanted]], index: int) -> _Reach | None:
+        """Adopt the first set of attributes that makes operation ``index`` right; None where none does."""
+        for assignment in assignments:
+            chosen = {key: wanted.axis for key, wanted in assignment.items()}
+            attributes = {**self.attributes, **self._generalised(assignment), **chosen}
+            found = self._probe(self.keeps, attributes)
+            if found.index is None or found.index > index:
+                self.attributes = attributes
+                self.settled |= chosen.keys()
+                return found
+        return None
+
+    def _own(self, index: int, stack: list[str]) -> Iterator[dict[Key, _Wanted]]:
+        """Attributes that the constants of an operation may come from, fewest first.
+
+        A number that comes from the shape of a tensor needs no attribute: each constant may go without.
+        """
+        choices: list[list[tuple[Key, _Wanted] | None]] = []
+        for wanted in self._wanted([index], constants_only=True)[:4]:
+            keys = [key for path in stack for key in self._keys(path, wanted)]
+            choices.append([None, *((key, wanted) for key in keys[:6])])
+        for picks in sorted(itertools.product(*choices), key=lambda p: sum(pick is not None for pick in p)):
+            assignment = {pick[0]: pick[1] for pick in picks if pick is not None}
+            if assignment and len(assignment) == sum(pick is not None for pick in picks):
+                yield assignment
+
+    def _nearby(self, stack: list[str]) -> Iterator[dict[Key, _Wanted]]:
+        """Attributes that hold some length that changes in a module around the operation, alone and in pairs."""
+        found: list[tuple[Key, _Wanted]] = []
+        for path in stack:
+            for wanted in self._wanted(self.inside.get(path, [])):
+                found += [(key, wanted) for key in self._keys(path, wanted)]
+        for single in found:
+            yield dict([single])
+        for first, second in itertools.combinations(found[:8], 2):
+            if first[0] != second[0]:
+                yield dict([first, second])
+
+    def _conflicts(self, operation: Operation, stack: list[str]) -> list[tuple[Axis, Axis]]:
+        """(axis an attribute follows, other axis here of the same old and another new length), constants
+        first.
+        """
+        axes = [constant.axis for constant in operation.constants]
+        axes += [
+            axis for output in operation.outputs for axis in output if len(self.kept(axis)) == axis.length
+        ]
+        return [
+            (own, axis)
+            for axis in axes
+            for (path, _, _), own in self.attributes.items()
+            if path in stack and own.length == axis.length and len(self.kept(own)) != len(self.kept(axis))
+        ]
+
+    def _join(self, conflicts: list[tuple[Axis, Axis]]) -> _Reach | None:
+        """Where one attribute holds the widths of two groups, make them one group; None where they do not
+        fit.
+        """
+        names: dict[str, str | None] = {}
+        for own, axis in conflicts:
+            if len(own.parts) != 1 or len(axis.parts) != 1:
+                continue
+            (kept, units), (gone, others) = own.parts[0], axis.parts[0]
+            if kept != gone and self.graph[kept].n == self.graph[gone].n and np.array_equal(units, others):
+                names[gone] = kept
+                break
+        if not names:
+            return None
+        self._regroup(names)
+        return self._probe(self.keeps, self.attributes)
+
+    def _regroup(self, names: Mapping[str, str | None]) -> None:
+        change = Regroup(names)
+        self.graph = change.graph(self.graph)
+        self.attributes = {key: change.axis(axis) for key, axis in self.attributes.items()}
+        self.keeps = {name: keep for name, keep in self.keeps.items() if name not in names}
+
+    def _give_up(self, index: int, conflicts: list[tuple[Axis, Axis]]) -> _Reach:
+        """Leave alone the groups without which operation ``index`` is right, and their like elsewhere."""
+        operation = self.graph.operations[min(index, len(self.graph.operations) - 1)]
+        changed = [c for c in operation.constants if len(self.kept(c.axis)) != c.value]
+        told = ", ".join(f"{c.argument} = {c.value}" for c in changed) or "the shape"
+        reason = f"{told} of {operation.name} cannot be made to follow its width"
+        suspects = [
+            self._groups_in([c.axis for c in changed]),
+            self._groups_in([own for own, _ in conflicts]),
+            self._groups_in([axis for axes in operation.outputs for axis in axes]),
+        ]
+        for names in filter(None, suspects):
+            found = self._probe({n: k for n, k in self.keeps.items() if n not in names}, self.attributes)
+            if found.index is None or found.index > index:
+                break
+        else:
+            names = next(filter(None, suspects), []) or [self._culprit()]
+        if names == suspects[0]:
+            arguments = {c.argument for c in changed}
+            for _, other in self._counterparts(operation.module, index):
+                names = names + self._groups_in([c.axis for c in other.constants if c.argument in arguments])
+        self.uncuttable |= dict.fromkeys(names, (operation.module, reason))
+        self._regroup(dict.fromkeys(names))
+        return self._probe(self.keeps, self.attributes)
+
+    def _wanted(self, indices: list[int], *, constants_only: bool = False) -> list[_Wanted]:
+        """The numbers that change at these operations; outside of one operation's constants, each change
+        once.
+        """
+        found: dict[Any, _Wanted] = {}
+        for i in indices:
+            operation = self.graph.operations[i]
+            for constant in operation.constants:
+                wanted = _Wanted(constant.axis, len(self.kept(constant.axis)), i, constant.argument)
+                found.setdefault(
+                    constant.argument if constants_only else (constant.value, wanted.new), wanted
+                )
+            if constants_only:
+                continue
+            for o, axes in enumerate(operation.outputs):
+                for d, axis in enumerate(axes):
+                    wanted = _Wanted(axis, len(self.kept(axis)), i, None, (o, d))
+                    found.setdefault((axis.length, wanted.new), wanted)
+        return [wanted for wanted in found.values() if wanted.new != wanted.axis.length]
+
+    def _keys(self, path: str, wanted: _Wanted) -> Iterator[Key]:
+        """The attributes of a module that hold the old length and are not known to follow an axis."""
+        for name, index, value in _integers(self.modules[path]):
+            if value == wanted.axis.length and (path, name, index) not in self.settled:
+                yield path, name, index
+
+    def _generalised(self, assignment: Mapping[Key, _Wanted]) -> dict[Key, Axis]:
+        """The same attributes of other modules of the same class, where the same operation takes their
+        number.
+        """
+        more: dict[Key, Axis] = {}
+        for (path, name, index), wanted in assignment.items():
+            for other, operation in self._counterparts(path, wanted.operation):
+                axis = _axis_at(operation, wanted)
+                key = (other, name, index)
+                held = item_of(read_attribute(self.modules[other], name), index)
+                if axis is not None and held == axis.length and key not in self.attributes:
+                    more[key] = axis
+        return more
+
+    def _counterparts(self, path: str, index: int) -> Iterator[tuple[str, Operation]]:
+        """Other modules of the class of ``path``, with the operation that runs there as ``index`` runs in
+        ``path``.
+        """
+        steps = self.inside.get(path, [])
+        if index not in steps:
+            return
+        step, name = steps.index(index), self.graph.operations[index].name
+        for other, module in self.modules.items():
+            there = self.inside.get(other, [])
+            if type(module) is type(self.modules[path]) and other != path and step < len(there):
+                operation = self.graph.operations[there[step]]
+                if operation.name == name:
+                    yield other, operation
+
+    def _groups_in(self, axes: list[Axis]) -> list[str]:
+        return [name for axis in axes for name, _ in axis.parts if name in self.keeps]
+
+    def _culprit(self) -> str:
+        """The first group whose cut, with all before it, makes the network disagree; found by halving."""
+        names = list(self.keeps)
+        low, high = 0, len(names)
+        while high - low > 1:
+            middle = (low + high) // 2
+            some = {name: self.keeps[name] for name in names[:middle]}
+            low, high = (
+                (low, middle) if self._probe(some, self.attributes).index is not None else (middle, high)
+            )
+        return names[low]
+
+    def _find_factors(self) -> None:
+        """Groups whose width changes a number in the arithmetic: removing their units is not masking them."""
+        drifted = _drifted(self.wide, self.calls)
+        for kind in (
+            sorted({group.kind for group in self.graph if group.name in self.keeps}) if drifted else ()
+        ):
+            some = {g.name: self.keeps[g.name] for g in self.graph if g.kind == kind and g.name in self.keeps}
+            for i, (before, after) in _drifted(self.wide, self._probe(some, self.attributes).calls).items():
+                operation = self.graph.operations[i]
+                axes = [axis for axes in operation.outputs for axis in axes]
+                axes += [a for key, a in self.attributes.items() if key[0] in _stack(operation.module)]
+                where = operation.module or "the model itself"
+                for name in self._groups_in(axes):
+                    if name in some:
+                        change = f"{before:g} to {after:g} in {operation.name} at {where}"
+                        self.inexact.setdefault(name, f"its width changes a factor: {change}")
+
+
+def _with_twins(operation: Operation) -> Iterator[tuple[Constant, list[Constant]]]:
+    """The constants of an operation that can change, each with the others of the same value on another axis."""
+    for constant in operation.constants:
+        if constant.axis.parts:
+            others = (
+                c for c in operation.constants if c.value == constant.value and c.axis is not constant.axis
+            )
+            yield constant, list(others)
+
+
+def _stack(module: str) -> list[str]:
+    """A module's path and those of the modules around it, innermost first; the model itself is ``""``."""
+    parts = module.split(".") if module else []
+    return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """(attribute, index, value) of the integers a module holds: its own first, then those of objects it
+    holds.
+    """
+    own = {name: value for name, value in vars(module).items() if not isinstance(value, (Tensor, nn.Module))}
+    yield from _plain_integers(own, "")
+    for name, value in own.items():
+        if not isinstance(value, type) and not callable(value) and hasattr(value, "__dict__"):
+            yield from _plain_integers(vars(value), f"{name}.")
+
+
+def _plain_integers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int | None, int]]:
+    for name, value in values.items():
+        if type(value) is int:
+            yield prefix + name, None, value
+        elif isinstance(value, (tuple, list)):
+            for index, item in enumerate(value):
+                if type(item) is int:
+                    yield prefix + name, index, item
+
+
+def _axis_at(operation: Operation, wanted: _Wanted) -> Axis | None:
+    """The axis of ``operation`` at the place where ``wanted`` was found in another."""
+    if wanted.constant is not None:
+        return next((c.axis for c in operation.constants if c.argument == wanted.constant), None)
+    o, d = wanted.output
+    return operation.outputs[o][d] if o < len(operation.outputs) and d < len(operation.outputs[o]) else None
+
+
+def _drifted(wide: tuple[Call, ...], thin: tuple[Call, ...]) -> dict[int, tuple[float, float]]:
+    """Operation -> the first number of its arithmetic that recordings differ in, as (before, after)."""
+    found: dict[int, tuple[float, float]] = {}
+    steps = [(i, call) for i, call in enumerate(wide) if call.op not in COPIES]
+    for (i, before), after in zip(steps, (call for call in thin if call.op not in COPIES), strict=False):
+        for name, old in before.arguments.items():
+            new = after.arguments.get(name)
+            counts = isinstance(old, float) or (type(old) is int and name in _FACTORS)
+            if counts and isinstance(new, (int, float)) and new != old:
+                found.setdefault(i, (float(old), float(new)))
+    return found
