@@ -237,7 +237,7 @@ def demo_table(demo: Demo) -> Table:
         f"{demo.seconds:.0f} s in all",
     )
     table.add_column("network", no_wrap=True)
-    for column in ("accuracy", "parameters", "MACs", "latency", "speed-up"):
+    for column in ("accuracy", "parameters", "MACs", "latency", "speed"):
         table.add_column(column, justify="right", no_wrap=True)
     whole = demo.rows[0]
     for row in demo.rows:

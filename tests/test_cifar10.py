@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.accuracy import cifar10
 from benchmarks.accuracy import cifar10_data as data
 from benchmarks.accuracy.resnet_cifar import PaddedShortcut, ResNet, resnet20
 from slimfast.errors import SlimfastError
@@ -20,7 +22,7 @@ needs_data = pytest.mark.skipif(
 )
 
 
-def write_mosaic(folder: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
+def write_mosaic(folder: Path, *splits: str) -> tuple[np.ndarray, np.ndarray]:
     """A data set of 1000 random images; tile i of the mosaic is at row i // 40, column i % 40."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -30,19 +32,20 @@ def write_mosaic(folder: Path, split: str = "train") -> tuple[np.ndarray, np.nda
     for i, image in enumerate(images):
         top, left = 32 * (i // 40), 32 * (i % 40)
         mosaic[top : top + 32, left : left + 32] = image
-    Image.fromarray(mosaic).save(folder / f"cifar10_{split}_00.webp", lossless=True)
-    np.save(folder / f"cifar10_{split}_labels.npy", labels)
     entry = {
         "n": 1000,
         "sha256_uint8_nhwc": hashlib.sha256(images.tobytes()).hexdigest(),
         "sha256_labels": hashlib.sha256(labels.tobytes()).hexdigest(),
     }
-    (folder / "cifar10_manifest.json").write_text(json.dumps({split: entry}))
+    for split in splits:
+        Image.fromarray(mosaic).save(folder / f"cifar10_{split}_00.webp", lossless=True, method=0)
+        np.save(folder / f"cifar10_{split}_labels.npy", labels)
+    (folder / "cifar10_manifest.json").write_text(json.dumps(dict.fromkeys(splits, entry)))
     return images, labels
 
 
 def test_mosaics_are_read_tile_by_tile_and_checked(tmp_path: Path) -> None:
-    images, labels = write_mosaic(tmp_path / "cifar10")
+    images, labels = write_mosaic(tmp_path / "cifar10", "train")
     found = data.load_split("train", folder=tmp_path)
     assert np.array_equal(found.pixels.permute(0, 2, 3, 1).numpy(), images)
     assert np.array_equal(found.labels.numpy(), labels)
@@ -159,3 +162,44 @@ def test_the_public_resnet20_scores_what_is_published() -> None:
 def test_the_data_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "SLIMFAST_DATA", "elsewhere")
     assert data.data_folder() == Path("elsewhere")
+
+
+def test_the_benchmark_from_end_to_end(tmp_path: Path) -> None:
+    write_mosaic(tmp_path / "cifar10", "train", "test")
+    (tmp_path / "weights").mkdir()
+    torch.manual_seed(0)
+    torch.save(resnet20().state_dict(), tmp_path / "weights" / "resnet20-random.th")
+    settings = cifar10.Settings(
+        network="resnet20",
+        train_images=32,
+        validation_images=20,
+        test_images=30,
+        batch=16,
+    )
+    rows = cifar10.run(settings, work=tmp_path / "work", data=tmp_path)
+    assert [(row.kind, row.stage, row.seed) for row in rows] == [
+        ("dense", "trained", None),
+        ("plan", "one shot", None),
+        ("plan", "distilled", 0),
+        ("uniform", "one shot", None),
+        ("uniform", "distilled", 0),
+    ]
+    dense = rows[0]
+    assert dense.params == 269722
+    for row in rows[1:]:
+        # The dearest unit is one of the first stage: 2 % of the MACs.
+        assert 0.475 < row.macs / dense.macs <= 0.5
+    # Resumed after the end: trained networks and times are those of before.
+    assert cifar10.run(settings, work=tmp_path / "work", data=tmp_path) == rows
+    with pytest.raises(SlimfastError, match="1120 images for training and validation, but there are 1000"):
+        cifar10.run(replace(settings, train_images=1100), work=tmp_path / "work", data=tmp_path)
+    with pytest.raises(SlimfastError, match="no network resnet44"):
+        cifar10.run(replace(settings, network="resnet44"), work=tmp_path / "work", data=tmp_path)
+
+
+def test_the_summary_has_a_deviation_from_two_seeds_on() -> None:
+    row = cifar10.Row("plan", "distilled", 0, params=1, macs=1, validation=0.5, test=0.9, seconds=1.0)
+    assert cifar10.summary([row]) == {"plan, distilled": {"mean": 0.9}}
+    both = cifar10.summary([row, replace(row, seed=1, test=0.8), replace(row, kind="uniform")])
+    assert both["plan, distilled"] == pytest.approx({"mean": 0.85, "deviation": 0.1 / 2**0.5})
+    assert both["uniform, distilled"] == {"mean": 0.9}

@@ -66,13 +66,14 @@ def describe(inputs: Any) -> str:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Nested tuples, lists and dicts with their tensors on ``device``; a tuple comes back as a list."""
+    """Nested tuples, lists and dicts with their tensors on ``device``."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
         return {name: to_device(entry, device) for name, entry in value.items()}
     if _is_sequence(value):
-        return [to_device(entry, device) for entry in value]
+        moved = [to_device(entry, device) for entry in value]
+        return tuple(moved) if isinstance(value, tuple) else moved
     return value
 
 
