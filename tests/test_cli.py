@@ -11,10 +11,12 @@ import sys
 import textwrap
 import time
 import typing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -24,9 +26,10 @@ from slimfast import cli, cli_options, demo, selection
 from slimfast.checkpoints import load
 from slimfast.cli import main
 from slimfast.graph.inputs import InputSpec
+from slimfast.manifests import manifest
 from slimfast.models import build_model
 from slimfast.plans import Plan
-from slimfast.spectra import load_spectra, measure_spectra
+from slimfast.spectra import load_spectra, measure_spectra, save_spectra
 
 NETS = "nets_of_a_test"
 NET = f"{NETS}:Net"
@@ -175,6 +178,17 @@ def test_spectra_of_a_model_are_saved_and_planned_from(weights, capsys):
     measured = capsys.readouterr().out
     assert main(["plan", *model, *budget, "--spectra", "s.safetensors"]) == 0
     assert capsys.readouterr().out == measured
+    # What the file says counts: a spectrum of one direction needs one unit.
+    flat = {
+        name: replace(s, eigenvalues=s.eigenvalues * (np.arange(len(s.eigenvalues)) == 0))
+        for name, s in saved.items()
+    }
+    save_spectra(
+        {name: replace(s, trace=float(s.eigenvalues.sum())) for name, s in flat.items()}, "s.safetensors"
+    )
+    arguments = ["plan", *model, "--explained-variance", "0.9", "--json", "--spectra", "s.safetensors"]
+    assert main(arguments) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 1, "conv2": 1}
 
 
 def test_plan_prints_the_table_and_writes_the_same_plan(weights, capsys):
@@ -203,15 +217,12 @@ def test_plan_prints_the_table_and_writes_the_same_plan(weights, capsys):
 
 def test_plan_by_hand_and_by_name(weights, capsys):
     arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--json"]
-    assert main([*arguments, "--explained-variance", "0.5", "--exclude", "conv1*", "--min-width", "3"]) == 0
-    excluded = Plan.from_json(capsys.readouterr().out).widths()
-    assert sorted(excluded.values())[1:] == [8] or 8 in excluded.values()
-    assert min(excluded.values()) >= 3
-    assert (
-        main([*arguments, "--explained-variance", "0.5", "--width", "conv1*=5", "--width", "conv2*=0.25"])
-        == 0
-    )
-    assert sorted(Plan.from_json(capsys.readouterr().out).widths().values()) == [4, 5]
+    assert main([*arguments, "--explained-variance", "0.05", "--exclude", "conv1*", "--min-width", "3"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 8, "conv2": 3}
+    assert main([*arguments, "--explained-variance", "0.05", "--include", "conv1*"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 1, "conv2": 16}
+    assert main([*arguments, "--width", "conv1*=5", "--width", "conv2*=0.25"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 5, "conv2": 4}
 
 
 @needs("matplotlib")
@@ -224,9 +235,35 @@ def test_plan_explains_and_draws(weights, capsys):
     assert Path("p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_prune_selects_as_told(plan, weights):
+    model, found = build_model(NET, weights=weights), Plan.load(plan)
+    chosen = {}
+    for method in ("l1", "pivoted_cholesky"):
+        arguments = ["prune", NET, plan, "--weights", weights, "--select", method, "-o", "t.safetensors"]
+        assert main(arguments) == 0
+        kept = manifest(load("t.safetensors", build_model(NET))).keeps["conv2.weight"][0]
+        keep = {g.name: g.keep for g in selection.select(model, found, method=method).groups}["conv2"]
+        assert tuple(kept) == keep
+        chosen[method] = keep
+    assert chosen["l1"] != chosen["pivoted_cholesky"]
+
+
 def test_prune_writes_the_network_that_load_gives_back(plan, weights, capsys):
     assert (
-        main(["prune", NET, plan, "--weights", weights, "--select", "l2", "-o", "t.safetensors", "--json"])
+        main(
+            [
+                "prune",
+                NET,
+                plan,
+                "--weights",
+                weights,
+                "--select",
+                "pivoted_cholesky",
+                "-o",
+                "t.safetensors",
+                "--json",
+            ]
+        )
         == 0
     )
     costs = json.loads(capsys.readouterr().out)
@@ -407,6 +444,7 @@ PLAN = ["plan", NET, "--input", "3x6x6"]
         ([*PLAN, "--macs", "0.5", "--device", "nonsense"], "device 'nonsense'"),
         ([*PLAN, "--macs", "0.5", "--backend", "nonsense"], "got 'nonsense'"),
         ([*PLAN, "--macs", "0.5", "-o", "nowhere/plan.json"], "cannot write nowhere/plan.json: the folder"),
+        (["plan", "no_module:x", "--macs", "0.5", "-o", "nowhere/p.json"], "cannot write nowhere/p.json"),
         (["prune", NET, "no.json"], "no.json"),
         (["prune", NET, "no.json", "--select", "best"], "'best' is not one of"),
         (

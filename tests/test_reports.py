@@ -79,6 +79,8 @@ def test_the_picture_has_a_curve_and_a_bar_per_group(plan, spectra):
     assert len(lines) == 3
     np.testing.assert_allclose(lines[0].get_ydata(), [0, 0.5, 0.75, 0.875, 1])
     np.testing.assert_allclose(lines[0].get_xdata(), np.arange(5) / 8)
+    dots = [line.get_xydata().tolist() for line in curves.lines if line.get_marker() == "o"]
+    assert dots == [[[2 / 8, 0.9]], [[3 / 8, 0.9]], [[4 / 8, 0.9]]]
     assert [patch.get_height() for patch in bars.patches] == [8, 8, 8, 2, 3, 4]
     assert "37.5 % of the MACs, 25.0 % of the parameters" in bars.get_title()
     assert [label.get_text() for label in bars.get_xticklabels()] == ["layer0", "layer1", "layer2"]
