@@ -99,6 +99,24 @@ def block_diagonal(m: int) -> Tensor:
     return torch.block_diag(wishart(half), 1e-6 * wishart(m - half)) if m > half else wishart(m)
 
 
+def exactly_known(eigenvalues: Tensor) -> Tensor:
+    """A dense (m, m) float64 matrix whose eigenvalues are exactly these small integers.
+
+    Blocks H diag(l) H^T / 2^p with Hadamard matrices H of 2^p rows (p from the binary digits of m), rows and
+    columns shuffled: every entry is a multiple of 2^-p, exact in float32 too.
+    """
+    blocks, at, m = [], 0, len(eigenvalues)
+    for power in reversed(range(m.bit_length())):
+        if m >> power & 1:
+            hadamard = torch.ones(1, 1).double()
+            for _ in range(power):
+                hadamard = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double(), hadamard)
+            blocks.append((hadamard * eigenvalues[at : at + 2**power]) @ hadamard.T / 2**power)
+            at += 2**power
+    order = torch.randperm(m, generator=generator(m))
+    return torch.block_diag(*blocks)[order][:, order]
+
+
 SYMMETRIC: Mapping[str, Callable[[int], Tensor]] = {
     "wishart": wishart,
     "layer_like": layer_like,

@@ -125,62 +125,108 @@ struct Working<double, double> {
     using type = double;
 };
 
+// `samples` centred values of one variable, read at any stride into row.
+template <class Source, class W>
+SLIMFAST_INLINE void centred_row(const CovarianceBlock& block, const Source* from, i64 stride, i64 variable,
+                                 i64 first_sample, i64 samples, W* row) {
+    if (stride == 1) {
+        for (i64 k = 0; k < samples; ++k) row[k] = static_cast<W>(widened(from[k]));
+    } else {
+        for (i64 k = 0; k < samples; ++k) row[k] = static_cast<W>(widened(from[k * stride]));
+    }
+    if (block.by_rows) {
+        const W mean = static_cast<W>(block.mean[variable]);
+        const W rest = static_cast<W>(block.rest[variable]);
+        for (i64 k = 0; k < samples; ++k) row[k] = row[k] - mean - rest;
+    } else {
+        const double* mean = block.mean + first_sample;
+        const double* rest = block.rest + first_sample;
+        for (i64 k = 0; k < samples; ++k) row[k] = row[k] - static_cast<W>(mean[k]) - static_cast<W>(rest[k]);
+    }
+}
+
+// One panel whose variables are neighbours in memory: every sample is a short run. `width` is Tile<T>::panel,
+// as a constant where it can be.
+template <class Source, class T>
+SLIMFAST_INLINE void pack_runs(const CovarianceBlock& block, const Source* corner, i64 sample_stride,
+                               i64 variable, i64 width, i64 first_sample, i64 samples, T* packed) {
+    using W = typename Working<Source, T>::type;
+    constexpr i64 panel = Tile<T>::panel;
+    W means[panel], rests[panel];
+    for (i64 r = 0; r < width; ++r) {
+        means[r] = block.by_rows ? static_cast<W>(block.mean[variable + r]) : W{0};
+        rests[r] = block.by_rows ? static_cast<W>(block.rest[variable + r]) : W{0};
+    }
+    for (i64 k = 0; k < samples; ++k) {
+        const Source* from = corner + k * sample_stride;
+        T* to = packed + k * panel;
+        if (block.by_rows) {
+            for (i64 r = 0; r < width; ++r) {
+                to[r] = static_cast<T>(static_cast<W>(widened(from[r])) - means[r] - rests[r]);
+            }
+        } else {
+            const W mean = static_cast<W>(block.mean[first_sample + k]);
+            const W rest = static_cast<W>(block.rest[first_sample + k]);
+            for (i64 r = 0; r < width; ++r)
+                to[r] = static_cast<T>(static_cast<W>(widened(from[r])) - mean - rest);
+        }
+        for (i64 r = width; r < panel; ++r) to[r] = 0;
+    }
+}
+
+constexpr i64 prefetch_rows = 4;
+
 // Packs `count` variables from `first` on, `samples` samples each, into panels [variable
 // panel][sample][variable], centred; variables beyond `count` are zero.
 template <class Source, class T>
 void pack(const CovarianceBlock& block, i64 first, i64 count, i64 first_sample, i64 samples, T* packed) {
     using W = typename Working<Source, T>::type;
     constexpr i64 panel = Tile<T>::panel;
+    constexpr i64 v = lanes<T>;
     const MatrixView& x = block.x;
     const Source* data = static_cast<const Source*>(x.data);
     const i64 variable_stride = block.by_rows ? x.row_stride : x.col_stride;
     const i64 sample_stride = block.by_rows ? x.col_stride : x.row_stride;
-    W row[chunk_samples];
     for (i64 p = 0; p < count; p += panel, packed += panel * samples) {
         const i64 width = smaller(panel, count - p);
         const Source* corner = data + (first + p) * variable_stride + first_sample * sample_stride;
         if (variable_stride == 1) {
-            for (i64 k = 0; k < samples; ++k) {
-                const Source* from = corner + k * sample_stride;
-                T* to = packed + k * panel;
-                if (block.by_rows) {
-                    const double* mean = block.mean + first + p;
-                    const double* rest = block.rest + first + p;
-                    for (i64 r = 0; r < width; ++r) {
-                        to[r] = static_cast<T>(static_cast<W>(widened(from[r])) - static_cast<W>(mean[r]) -
-                                               static_cast<W>(rest[r]));
-                    }
-                } else {
-                    const W mean = static_cast<W>(block.mean[first_sample + k]);
-                    const W rest = static_cast<W>(block.rest[first_sample + k]);
-                    for (i64 r = 0; r < width; ++r) to[r] = static_cast<T>(widened(from[r]) - mean - rest);
-                }
-                for (i64 r = width; r < panel; ++r) to[r] = 0;
+            if (width == panel) {
+                pack_runs<Source, T>(block, corner, sample_stride, first + p, panel, first_sample, samples,
+                                     packed);
+            } else {
+                pack_runs<Source, T>(block, corner, sample_stride, first + p, width, first_sample, samples,
+                                     packed);
             }
             continue;
         }
-        for (i64 r = 0; r < width; ++r) {
-            const Source* from = corner + r * variable_stride;
-            if (sample_stride == 1) {
-                for (i64 k = 0; k < samples; ++k) row[k] = widened(from[k]);
-            } else {
-                for (i64 k = 0; k < samples; ++k) row[k] = widened(from[k * sample_stride]);
-            }
-            if (block.by_rows) {
-                const W mean = static_cast<W>(block.mean[first + p + r]);
-                const W rest = static_cast<W>(block.rest[first + p + r]);
-                for (i64 k = 0; k < samples; ++k) row[k] = row[k] - mean - rest;
-            } else {
-                const double* mean = block.mean + first_sample;
-                const double* rest = block.rest + first_sample;
-                for (i64 k = 0; k < samples; ++k) {
-                    row[k] = row[k] - static_cast<W>(mean[k]) - static_cast<W>(rest[k]);
+        for (i64 r0 = 0; r0 < panel; r0 += v) {
+            alignas(64) T rows[v][chunk_samples];
+            for (i64 r = 0; r < v; ++r) {
+                W row[chunk_samples];
+                // Rows lie far apart, so the machine does not see the next one coming.
+                if (sample_stride == 1 && p + r0 + r + prefetch_rows < count) {
+                    const Source* ahead = corner + (r0 + r + prefetch_rows) * variable_stride;
+                    for (i64 k = 0; k < samples; k += 64 / sizeof(Source)) __builtin_prefetch(ahead + k);
+                }
+                if (r0 + r < width) {
+                    centred_row(block, corner + (r0 + r) * variable_stride, sample_stride, first + p + r0 + r,
+                                first_sample, samples, row);
+                    for (i64 k = 0; k < samples; ++k) rows[r][k] = static_cast<T>(row[k]);
+                } else {
+                    for (i64 k = 0; k < samples; ++k) rows[r][k] = 0;
                 }
             }
-            for (i64 k = 0; k < samples; ++k) packed[k * panel + r] = static_cast<T>(row[k]);
-        }
-        for (i64 r = width; r < panel; ++r) {
-            for (i64 k = 0; k < samples; ++k) packed[k * panel + r] = 0;
+            i64 k = 0;
+            for (; k + v <= samples; k += v) {
+                Vec<T> square[v];
+                for (i64 r = 0; r < v; ++r) square[r] = load(&rows[r][k]);
+                transpose<T>(square);
+                for (i64 c = 0; c < v; ++c) store(packed + (k + c) * panel + r0, square[c]);
+            }
+            for (; k < samples; ++k) {
+                for (i64 r = 0; r < v; ++r) packed[k * panel + r0 + r] = rows[r][k];
+            }
         }
     }
 }
@@ -237,7 +283,7 @@ void multiply_packed(bool diagonal, i64 rows, i64 cols, i64 samples, const T* pa
 template <class Source, class T>
 double block_of(const CovarianceBlock& block) {
     const bool diagonal = block.first_row == block.first_col;
-    const i64 rows = round_up(block.rows, Tile<T>::panel);
+    const i64 rows = round_up(block.rows, Tile<T>::rows);
     const i64 cols = round_up(block.cols, Tile<T>::panel);
     T* packed_rows = static_cast<T*>(block.packed_rows);
     T* packed_cols = diagonal ? packed_rows : static_cast<T*>(block.packed_cols);
@@ -247,7 +293,7 @@ double block_of(const CovarianceBlock& block) {
         const i64 samples = smaller(chunk_samples, block.last_sample - k);
         pack<Source, T>(block, block.first_row, block.rows, k, samples, packed_rows);
         if (diagonal) {
-            squares += sum_of_squares(packed_rows, rows * samples);
+            squares += sum_of_squares(packed_rows, cols * samples);
         } else {
             pack<Source, T>(block, block.first_col, block.cols, k, samples, packed_cols);
         }

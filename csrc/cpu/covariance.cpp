@@ -92,7 +92,7 @@ template <class T>
 void finish_block(const CovarianceLayer& layer, const Cut& cut, T* sums, i64 parts, i64 rows, i64 cols,
                   i64 row, i64 col) {
     const i64 stride = ceil_div(cols, cut.panel) * cut.panel;
-    const i64 size = ceil_div(rows, cut.panel) * cut.panel * stride;
+    const i64 size = rows * stride;
     for (i64 part = 1; part < parts; ++part) {
         const T* other = sums + part * cut.block * cut.block;
         for (i64 i = 0; i < size; ++i) sums[i] += other[i];

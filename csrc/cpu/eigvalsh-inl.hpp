@@ -90,8 +90,11 @@ void eigvalsh_one(const SymmetricMatrix& matrix, T* a) {
     T* d = a + elements;
     T* e = d + m;
     T* work = e + m;
+    double trace = 0, trace_lost = 0;
+    for (i64 i = 0; i < m; ++i) add_exactly(packed_row(a, i)[i], trace, trace_lost);
     tridiagonalise(a, m, d, e, work);
     tridiagonal_eigenvalues(d, e, m, values, work);
+    match_trace(values, m, trace, trace_lost);
     const T back = power_of_two<T>(exponent);
     for (i64 i = 0; i < m; ++i) values[i] *= back;
 }

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace slimfast::SLIMFAST_ISA {
 
@@ -63,6 +64,27 @@ SLIMFAST_INLINE T sum_of(Vec<T> v) {
         for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
     }
     return parts[0];
+}
+
+// Lane l of a, or where l has `bit` (or has not, for `high`) lane l ^ bit of the other vector.
+template <class T, int bit, bool high, int... lane>
+SLIMFAST_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(a, b,
+                                   (high ? (lane & bit ? lane + lanes<T> : lane ^ bit)
+                                         : (lane & bit ? (lane ^ bit) + lanes<T> : lane))...);
+}
+
+// rows[r][c] becomes rows[c][r]: each step swaps one bit of the two indices.
+template <class T, int bit = lanes<T> / 2>
+SLIMFAST_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
+    constexpr auto all = std::make_integer_sequence<int, lanes<T>>{};
+    for (int i = 0; i < lanes<T>; ++i) {
+        if (i & bit) continue;
+        const Vec<T> a = rows[i], b = rows[i | bit];
+        rows[i] = exchanged<T, bit, false>(a, b, all);
+        rows[i | bit] = exchanged<T, bit, true>(a, b, all);
+    }
+    if constexpr (bit > 1) transpose<T, bit / 2>(rows);
 }
 
 SLIMFAST_INLINE float square_root(float x) { return __builtin_sqrtf(x); }

@@ -45,6 +45,13 @@ void count_all(const T* d, const T* e2, i64 m, const T* shifts, i64 total, T* co
     if (i < total) count_below<T, 1>(d, e2, m, shifts + i, counts + i);
 }
 
+// Whether no number lies between the ends of an interval.
+template <class T>
+SLIMFAST_INLINE bool is_narrow(T low, T high) {
+    const T middle = low + (high - low) / 2;
+    return middle <= low || middle >= high;
+}
+
 // Elements of scratch for tridiagonal_eigenvalues.
 template <class T>
 constexpr i64 sturm_elements(i64 m) {
@@ -76,7 +83,7 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
     }
     const T norm = larger(-lowest, highest);
     const T margin = 4 * epsilon<T> * norm + T(1e-35);
-    const T tolerance = epsilon<T> * norm;
+    const T tolerance = epsilon<T> / 8 * norm;
     for (i64 i = 0; i < m; ++i) {
         low[i] = lowest - margin;
         high[i] = highest + margin;
@@ -87,7 +94,7 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
         for (i64 i = 0, end; i < m; i = end) {
             for (end = i + 1; end < m && low[end] == low[i] && high[end] == high[i];) ++end;
             const T width = high[i] - low[i];
-            if (width <= tolerance) continue;
+            if (width <= tolerance || is_narrow(low[i], high[i])) continue;
             const T step = width / static_cast<T>(end - i + 1);
             for (i64 r = 0; r < end - i; ++r) shifts[total + r] = low[i] + step * static_cast<T>(r + 1);
             total += end - i;
@@ -101,7 +108,7 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
         for (i64 i = 0, end; i < m; i = end) {
             for (end = i + 1; end < m && low[end] == low[i] && high[end] == high[i];) ++end;
             const T left = low[i], right = high[i];
-            if (right - left <= tolerance) continue;
+            if (right - left <= tolerance || is_narrow(left, right)) continue;
             const i64 shared = end - i;
             // Rounding can make counts of neighbouring shifts disagree by one; the larger one holds from
             // there on.
@@ -120,6 +127,24 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
         }
     }
     for (i64 i = 0; i < m; ++i) values[i] = low[i] + (high[i] - low[i]) / 2;
+}
+
+// Adds to a sum in two parts what rounding would lose (Neumaier's variant of Kahan's summation).
+SLIMFAST_INLINE void add_exactly(double term, double& sum, double& lost) {
+    const double next = sum + term;
+    const double a = sum < 0 ? -sum : sum, b = term < 0 ? -term : term;
+    lost += a >= b ? (sum - next) + term : (term - next) + sum;
+    sum = next;
+}
+
+// Shifts the eigenvalues (m) so that their sum is `trace` + `trace_lost`: the mean of their errors is known,
+// and without it sums of many of them are as good as one of them.
+template <class T>
+void match_trace(T* values, i64 m, double trace, double trace_lost) {
+    double rest = trace, lost = trace_lost;
+    for (i64 i = 0; i < m; ++i) add_exactly(-static_cast<double>(values[i]), rest, lost);
+    const T shift = static_cast<T>((rest + lost) / static_cast<double>(m));
+    for (i64 i = 0; i < m; ++i) values[i] += shift;
 }
 
 }  // namespace slimfast::SLIMFAST_ISA

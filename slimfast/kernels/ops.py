@@ -108,10 +108,11 @@ def grouped_eigvalsh(
         return []
     _check_one_device("eigvalsh", mats)
     values: list[Tensor] = select_backend("eigvalsh", mats, backend).eigvalsh(list(mats))
-    finite = torch.stack([v.sum().isfinite() for v in values]).tolist()
-    for mat, name, ok in zip(mats, named, finite, strict=True):
-        if not ok:
-            raise ValueError(_non_finite("eigvalsh", name, mat))
+    # One look at all of them; which one it was is asked only where there is one.
+    for dtype in {v.dtype for v in values}:
+        if not bool(torch.cat([v for v in values if v.dtype == dtype]).isfinite().all()):
+            bad = next(i for i, v in enumerate(values) if not bool(v.isfinite().all()))
+            raise ValueError(_non_finite("eigvalsh", named[bad], mats[bad]))
     return values
 
 

@@ -60,10 +60,17 @@ def covariance(
 
 def eigvalsh(mats: list[Tensor], *, isa: str = "") -> list[Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_eigvalsh`; NaN for a matrix that is not finite."""
-    values = [torch.empty(mat.shape[0], dtype=mat.dtype) for mat in mats]
+    values = _vectors([mat.shape[0] for mat in mats], [mat.dtype for mat in mats])
     matrices = [(_view(mat), out.data_ptr()) for mat, out in zip(mats, values, strict=True)]
     _module().eigvalsh(matrices, torch.get_num_threads(), isa)
     return values
+
+
+def _vectors(sizes: list[int], dtypes: list[torch.dtype]) -> list[Tensor]:
+    """Uninitialised vectors: views of one allocation where the dtypes agree, which is faster."""
+    if len(set(dtypes)) == 1:
+        return list(torch.split(torch.empty(sum(sizes), dtype=dtypes[0]), sizes))
+    return [torch.empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
 
 
 def pivoted_cholesky(
