@@ -324,7 +324,7 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __re
 }
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     finish_of(const std::int64_t* __restrict__ table, int count, const T* __restrict__ workspace) {
     auto* shared = reinterpret_cast<double*>(shared_memory());
     const Place place = find_place(table, count, false);

@@ -290,12 +290,13 @@ class Reduction {
             reach =
                 fmax(reach, fabs(tridiagonal_[i]) + fabs(off[i]) + (i + 1 < size_ ? fabs(off[i + 1]) : 0.0));
         }
-        const double unit = sturm_unit(block_max(reach, memory_.norms));
+        reach = block_max(reach, memory_.norms);
+        const double unit = sturm_unit(reach);
         for (int i = static_cast<int>(threadIdx.x); i < size_; i += kThreads) {
             tridiagonal_[i] /= unit;
             off[i] = square_for_sturm(off[i] / unit);
         }
-        if (threadIdx.x == 0) off[size_] = unit * undo;
+        if (threadIdx.x == 0) off[size_] = undo * (reach == 0.0 ? 0.0 : unit);
     }
 
     const std::int64_t* layer_;

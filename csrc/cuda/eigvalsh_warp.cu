@@ -82,16 +82,17 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
     }
 
     const double next_below = __shfl_down_sync(kAllLanes, below, 1);
-    const double reach =
+    double reach =
         lane < size ? fabs(diagonal) + fabs(below) + (lane + 1 < size ? fabs(next_below) : 0.0) : 0.0;
-    const double unit = sturm_unit(warp_max(reach));
+    reach = warp_max(reach);
+    const double unit = sturm_unit(reach);
     shared.d[lane] = diagonal / unit;
     shared.squares[lane] = square_for_sturm(below / unit);
     __syncwarp();
     if (lane < size) {
         const double value =
             quarter_interval(shared.d, shared.squares, size, lane, -1.0, 2.0, (sturm_bits<T>() + 2) / 2);
-        out[lane] = static_cast<T>(value * unit * scale.undo());
+        out[lane] = static_cast<T>(reach == 0.0 ? 0.0 : value * unit * scale.undo());
     }
 }
 

@@ -35,7 +35,6 @@ __device__ inline T block_sum(T value, T* scratch) {
     __syncthreads();
     T total = 0;
     for (int w = 0; w < warp_count(); ++w) total += scratch[w];
-    __syncthreads();
     return total;
 }
 
@@ -46,7 +45,6 @@ __device__ inline T block_max(T value, T* scratch) {
     __syncthreads();
     T best = scratch[0];
     for (int w = 1; w < warp_count(); ++w) best = scratch[w] > best ? scratch[w] : best;
-    __syncthreads();
     return best;
 }
 
