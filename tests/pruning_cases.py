@@ -121,7 +121,9 @@ def build(name: str) -> tuple[nn.Module, Any]:
     return model, example
 
 
-def plan_of(graph: ChannelGraph, keeps: Mapping[str, Any], *, widths: Mapping[str, int] | None = None) -> Plan:
+def plan_of(
+    graph: ChannelGraph, keeps: Mapping[str, Any], *, widths: Mapping[str, int] | None = None
+) -> Plan:
     """A plan that keeps these units, or so many of them; groups not named keep all."""
     groups = []
     for group in graph:

@@ -1,0 +1,175 @@
+"""Which units stay: each method against its definition, ties, determinism, and what bad weights get."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pruning_cases import build, plan_of, random_plan
+from torch import nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph import trace_channels
+from slimfast.selection import METHODS, largest, select
+
+
+def two_convs(n: int = 6) -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, n, 3), nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, 2, 1)).eval()
+    return model, torch.randn(1, 3, 5, 5)
+
+
+class Coupled(nn.Module):
+    """Two layers whose outputs are added: their units are measured together."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.a, self.b = nn.Linear(4, 5, dtype=dtype), nn.Linear(4, 5, dtype=dtype)
+        self.last = nn.Linear(5, 2, dtype=dtype)
+
+    def forward(self, x):
+        return self.last((self.a(x) + self.b(x)).relu())
+
+
+def chosen(model: nn.Module, x, method: str, width: int) -> tuple[int, ...]:
+    graph = trace_channels(model, x)
+    (group,) = graph
+    (planned,) = select(model, plan_of(graph, {}, widths={group.name: width}), method=method).groups
+    assert planned.keep is not None
+    return planned.keep
+
+
+def top(scores: torch.Tensor, width: int) -> tuple[int, ...]:
+    return tuple(sorted(scores.argsort(descending=True)[:width].tolist()))
+
+
+def joint(model: Coupled) -> torch.Tensor:
+    return torch.cat([model.a.weight, model.b.weight], 1).detach().double()
+
+
+def test_l1_and_l2_are_norms_of_the_joint_filters():
+    model, x = Coupled().eval(), torch.randn(3, 4)
+    for width in range(1, 5):
+        assert chosen(model, x, "l1", width) == top(joint(model).abs().sum(1), width)
+        assert chosen(model, x, "l2", width) == top(joint(model).norm(dim=1), width)
+
+
+def test_geometric_median_is_the_sum_of_distances_to_all_others():
+    model, x = Coupled().eval(), torch.randn(3, 4)
+    scores = torch.cdist(joint(model), joint(model)).sum(1)
+    for width in range(1, 5):
+        assert chosen(model, x, "geometric_median", width) == top(scores, width)
+
+
+def test_distances_are_the_same_in_blocks(monkeypatch):
+    model, x = two_convs(9)
+    whole = chosen(model, x, "geometric_median", 4)
+    monkeypatch.setattr("slimfast.selection._BLOCK", 20)
+    assert chosen(model, x, "geometric_median", 4) == whole
+
+
+def test_bn_scale_is_the_absolute_scale_of_the_norm_that_follows():
+    model, x = two_convs()
+    model[1].weight.data = torch.tensor([0.1, -5.0, 3.0, -0.2, 4.0, 0.0])
+    assert chosen(model, x, "bn_scale", 3) == (1, 2, 4)
+
+
+def test_bn_scale_names_the_groups_without_a_batch_norm():
+    with pytest.raises(ValueError, match=r"bn_scale needs a batch norm.*none in a\[residual\]"):
+        chosen(Coupled().eval(), torch.randn(3, 4), "bn_scale", 2)
+
+
+def greedy(rows: list[torch.Tensor], width: int) -> tuple[int, ...]:
+    """The unit with the largest variance left once all picked so far are projected out, again and again."""
+    left = torch.cat([x - x.mean(1, keepdim=True) for x in rows], 1)
+    picks: list[int] = []
+    for _ in range(width):
+        pick = int(left.square().sum(1).argmax())
+        picks.append(pick)
+        direction = left[pick] / left[pick].norm()
+        left = left - (left @ direction)[:, None] * direction
+    return tuple(sorted(picks))
+
+
+def test_pivoted_cholesky_is_greedy_pca_over_units():
+    model, x = Coupled().eval(), torch.randn(3, 4)
+    rows = [model.a.weight.detach().double(), model.b.weight.detach().double()]
+    for width in range(1, 5):
+        assert chosen(model, x, "pivoted_cholesky", width) == greedy(rows, width)
+
+
+def test_pivoted_cholesky_beyond_the_rank_takes_the_largest_of_the_rest():
+    model, x = two_convs(6)
+    base = torch.randn(1, 3, 3, 3)
+    model[0].weight.data = base * torch.tensor([1.0, 5.0, -2.0, 4.0, 0.5, 3.0])[:, None, None, None]
+    assert chosen(model, x, "pivoted_cholesky", 3) == (1, 3, 5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ties_go_to_the_smaller_index(method):
+    model, x = two_convs(6)
+    weight = torch.randn(3, 3, 3, 3)
+    # Each filter is there twice; the pairs must not be told apart by rounding.
+    model[0].weight.data = weight.repeat(2, 1, 1, 1)
+    model[1].weight.data = torch.tensor([1.0, 2.0, 3.0] * 2)
+    for width, first in ((1, 1), (3, 2), (5, 3)):
+        keep = chosen(model, x, method, width)
+        if method == "pivoted_cholesky":
+            # A filter that is there twice explains its double: each once, then doubles by size, then index.
+            assert len({k % 3 for k in keep}) == min(width, 3)
+            assert width > 3 or max(keep) < 3
+        else:
+            assert all(k in keep for k in {k % 3 for k in keep})
+            assert len({k % 3 for k in keep}) == first
+
+
+def test_largest_breaks_ties_by_index_and_sorts():
+    assert largest(np.array([1.0, 3.0, 3.0, 0.0, 3.0]), 2).tolist() == [1, 2]
+    assert largest(np.array([1.0, 3.0, 3.0, 0.0, 3.0]), 4).tolist() == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "geometric_median", "pivoted_cholesky"])
+@pytest.mark.parametrize("name", ["conv", "transformer"])
+def test_every_group_of_a_network_gets_its_width(name, method):
+    model, x = build(name)
+    plan = random_plan(model, x)
+    found = select(model, plan, method=method)
+    again = select(model, plan, method=method)
+    assert found == again
+    for group, before in zip(found.groups, plan.groups, strict=True):
+        assert group.keep is not None
+        assert len(group.keep) == before.width == len(set(group.keep))
+        assert list(group.keep) == sorted(group.keep)
+        assert set(group.keep) <= set(range(group.n))
+
+
+def test_half_precision_weights_are_ranked_in_float64():
+    model, x = Coupled(torch.float16).eval(), torch.randn(3, 4, dtype=torch.float16)
+    assert chosen(model, x, "l2", 3) == top(joint(model).norm(dim=1), 3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_that_are_not_finite_are_named(method):
+    model, x = two_convs()
+    tensor = model[1] if method == "bn_scale" else model[0]
+    tensor.weight.data.view(-1)[1] = float("nan")
+    name = "1.weight" if method == "bn_scale" else "0.weight"
+    with pytest.raises(SlimfastError, match=rf"(?s)select: .*{name}"):
+        chosen(model, x, method, 2)
+
+
+def test_meta_weights_and_unknown_methods_are_refused():
+    model, x = two_convs()
+    with pytest.raises(ValueError, match=r"expected one of l1, l2.*got 'l3'"):
+        chosen(model, x, "l3", 2)
+    with pytest.raises(SlimfastError, match=r"0\.weight is a meta tensor"):
+        chosen(model.to("meta"), x.to("meta"), "l1", 2)
+
+
+def test_a_plan_of_another_model_is_refused_by_name():
+    model, x = two_convs(6)
+    other, _ = two_convs(5)
+    plan = plan_of(trace_channels(model, x), {})
+    with pytest.raises(SlimfastError, match=r"0\.weight of shape \(6, 3, 3, 3\), got shape \(5, 3, 3, 3\)"):
+        select(other, plan)
