@@ -78,6 +78,14 @@ def test_wrong_widths() -> None:
         model.vector({"0": 7})
 
 
+def test_shares_that_no_float_holds_still_give_whole_lengths() -> None:
+    # 1 / 49 * 49 is below 1 in floating point, and 49 is the first such size.
+    for n in (49, 98, 103):
+        model = CostModel(chain([n, 4]))
+        for width in range(1, n + 1):
+            assert model.cost(model.vector({"0": width})).params == 3 * width + width + 4 * width + 4
+
+
 def test_large_counts_are_exact() -> None:
     cost = count(chain([99_991, 99_989, 7], inputs=99_971), {"0": 99_990})
     assert cost.params == 99_990 * 99_972 + 99_989 * 99_991 + 7 * 99_990

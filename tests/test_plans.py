@@ -513,6 +513,8 @@ def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
         (("kind",), ..., "expected a document of kind 'slimfast.plan', got None"),
         (("extra",), 1, "unknown field 'extra'"),
         (("multiple_of",), 0, r"multiple_of: expected an integer in 1\.\..* got 0"),
+        (("multiple_of",), True, "multiple_of: expected an integer .* got True"),
+        (("explained_variance",), True, "explained_variance: expected a number .* got True"),
         (("multiple_of",), 1.0, "multiple_of: expected an integer .* got 1.0"),
         (("multiple_of",), 10**30, "multiple_of: expected an integer"),
         (("explained_variance",), 1.1, r"explained_variance: expected a number in 0..1, got 1.1"),
