@@ -58,8 +58,30 @@ constexpr i64 sturm_elements(i64 m) {
     return m + 4 * (m + lanes<T>);
 }
 
-// values (m), ascending, each within half a rounding of the matrix's norm of an eigenvalue of the tridiagonal
-// (d, e).
+// Halves every interval low[i]..high[i], which holds the i-th eigenvalue, until all are within `tolerance`.
+// All arrays hold round_up(m, lanes) elements.
+template <class T>
+void bisect_alone(const T* d, const T* e2, i64 m, T* low, T* high, T* shifts, T* counts, T tolerance) {
+    constexpr i64 v = lanes<T>;
+    const i64 padded = round_up(m, v);
+    T widest = 0;
+    for (i64 i = 0; i < m; ++i) widest = larger(widest, high[i] - low[i]);
+    for (i64 i = m; i < padded; ++i) low[i] = high[i] = low[m - 1];
+    for (; widest > tolerance; widest /= 2) {
+        for (i64 i = 0; i < padded; i += v) {
+            store(shifts + i, load(low + i) + (load(high + i) - load(low + i)) * T(0.5));
+        }
+        count_all(d, e2, m, shifts, padded, counts);
+        for (i64 i = 0; i < padded; ++i) {
+            const bool above = counts[i] > static_cast<T>(i);
+            high[i] = above ? shifts[i] : high[i];
+            low[i] = above ? low[i] : shifts[i];
+        }
+    }
+}
+
+// values (m), ascending: the eigenvalues of the tridiagonal (d, e), each within an eighth of a rounding of
+// its norm beyond the error of the counts.
 //
 // Every pass spends one shift per eigenvalue that is not yet settled: c eigenvalues that share an interval
 // cut it into c + 1 parts, so a fresh spectrum gains log2(m + 1) bits in the first pass and a lone eigenvalue
@@ -91,6 +113,7 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
     // A lone eigenvalue gains a bit a pass, so this many passes settle all.
     for (int pass = 0; pass < 8 * static_cast<int>(sizeof(T)); ++pass) {
         i64 total = 0;
+        bool alone = true;
         for (i64 i = 0, end; i < m; i = end) {
             for (end = i + 1; end < m && low[end] == low[i] && high[end] == high[i];) ++end;
             const T width = high[i] - low[i];
@@ -98,8 +121,14 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
             const T step = width / static_cast<T>(end - i + 1);
             for (i64 r = 0; r < end - i; ++r) shifts[total + r] = low[i] + step * static_cast<T>(r + 1);
             total += end - i;
+            alone = alone && end == i + 1;
         }
         if (total == 0) break;
+        // Most eigenvalues are on their own soon; then the bookkeeping below is not needed any more.
+        if (alone && 2 * total > m) {
+            bisect_alone(d, e2, m, low, high, shifts, counts, tolerance);
+            break;
+        }
         i64 padded = round_up(total, lanes<T>);
         for (i64 i = total; i < padded; ++i) shifts[i] = shifts[total - 1];
         count_all(d, e2, m, shifts, padded, counts);
