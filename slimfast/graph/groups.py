@@ -20,9 +20,10 @@ Role = Literal["producer", "consumer", "follower"]
 class Axis:
     """One axis of a tensor: which unit of which group each of its indices belongs to.
 
-    ``parts`` holds (group name, units) pairs; ``units`` (length,) has the unit of each index in that group, or -1
-    where the group has no say. An index survives when every group that has a say keeps its unit: an index of a fused
-    head axis belongs to a head *and* to a position inside the head. No parts: the axis never changes.
+    ``parts`` holds (group name, units) pairs; ``units`` (length,) has the unit of each index in that group,
+    or -1 where the group has no say. An index survives when every group that has a say keeps its unit: an
+    index of a fused head axis belongs to a head *and* to a position inside the head. No parts: the axis never
+    changes.
     """
 
     length: int
@@ -37,10 +38,11 @@ class Axis:
         return np.flatnonzero(alive).astype(np.int64)
 
     def terms(self) -> dict[tuple[str, ...], int]:
-        """Number of indices by the groups that have a say in them: the polynomial of the axis's length in widths.
+        """Number of indices by the groups that have a say in them: the polynomial of the axis's length in
+        widths.
 
-        With w_g of n_g units kept, the length is the sum over terms of count * prod(w_g / n_g); exact where every
-        unit of a group has equally many indices, which holds for the axes of parameters.
+        With w_g of n_g units kept, the length is the sum over terms of count * prod(w_g / n_g); exact where
+        every unit of a group has equally many indices, which holds for the axes of parameters.
         """
         say = np.zeros(self.length, dtype=np.int64)
         for bit, (_, units) in enumerate(self.parts):
@@ -56,8 +58,8 @@ class Axis:
 class Member:
     """A (tensor, dim) slice of a group. ``units`` as in :class:`Axis`.
 
-    A *producer* weight computes the unit (a row of a linear weight, a filter), a *consumer* weight reads it (a
-    column of the next layer); a *follower* goes along (biases, norm scales and statistics).
+    A *producer* weight computes the unit (a row of a linear weight, a filter), a *consumer* weight reads it
+    (a column of the next layer); a *follower* goes along (biases, norm scales and statistics).
     """
 
     tensor: str
@@ -88,7 +90,8 @@ class ChannelGroup:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """A Python integer an operation was given that is the surviving length of ``axis`` and so must change with it.
+    """A Python integer an operation was given that is the surviving length of ``axis`` and so must change
+    with it.
 
     ``argument`` names it as ``size[2]`` or ``groups``; ``value`` is what was recorded.
     """
@@ -100,7 +103,8 @@ class Constant:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """One recorded ATen operation. ``macs`` is a product of constants and axis lengths (empty: none counted)."""
+    """One recorded ATen operation. ``macs`` is a product of constants and axis lengths (empty: none
+    counted)."""
 
     name: str
     module: str
@@ -111,10 +115,11 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribute:
-    """A Python attribute of a module that feeds constants and so must always be the surviving length of ``axis``.
+    """A Python attribute of a module that feeds constants and so must always be the surviving length of
+    ``axis``.
 
-    ``name`` is the attribute's, or ``config.name`` for one of an object the module holds; ``index`` is the place in
-    it where it is a tuple or list. Found by a trial cut (:mod:`slimfast.graph.surgery`).
+    ``name`` is the attribute's, or ``config.name`` for one of an object the module holds; ``index`` is the
+    place in it where it is a tuple or list. Found by a trial cut (:mod:`slimfast.graph.surgery`).
     """
 
     module: str
@@ -137,10 +142,11 @@ class Frozen:
 class ChannelGraph:
     """A traced network: a sequence of its channel groups, with what is needed to count, cut and explain it.
 
-    ``axes`` has the axes of every parameter and buffer by its name; ``tied`` maps further names of a shared tensor
-    to the first one. ``operations`` are in execution order. ``inputs`` describes the example it was traced with.
-    ``itemsize``: bytes of one element of each parameter and buffer (4 where a name is missing).
-    ``attributes`` are the Python attributes that must follow the widths, None before a trial cut has found them.
+    ``axes`` has the axes of every parameter and buffer by its name; ``tied`` maps further names of a shared
+    tensor to the first one. ``operations`` are in execution order. ``inputs`` describes the example it was
+    traced with. ``itemsize``: bytes of one element of each parameter and buffer (4 where a name is missing).
+    ``attributes`` are the Python attributes that must follow the widths, None before a trial cut has found
+    them.
     """
 
     groups: tuple[ChannelGroup, ...]

@@ -1,7 +1,7 @@
 """Which backend runs an op: the first with no reason against it, or exactly the one that was named.
 
-A backend is a module of :mod:`slimfast.kernels.backends` with the same functions: ``why_not(op, inputs)`` and the
-four ops. ``SLIMFAST_BACKEND`` names one for the whole process; an argument names one for a call.
+A backend is a module of :mod:`slimfast.kernels.backends` with the same functions: ``why_not(op, inputs)`` and
+the four ops. ``SLIMFAST_BACKEND`` names one for the whole process; an argument names one for a call.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ def why_not(op: str, inputs: Sequence[Tensor], backend: str) -> list[str]:
 def select_backend(op: str, inputs: Sequence[Tensor], backend: str = "auto") -> ModuleType:
     """The module that runs ``op`` on ``inputs``.
 
-    ``auto`` reads ``SLIMFAST_BACKEND``, and without it takes the first backend with no reason against it. A named
-    backend that cannot run raises :class:`BackendUnavailable` with all of its reasons; nothing falls back silently.
+    ``auto`` reads ``SLIMFAST_BACKEND``, and without it takes the first backend with no reason against it. A
+    named backend that cannot run raises :class:`BackendUnavailable` with all of its reasons; nothing falls
+    back silently.
     """
     if backend == "auto":
         backend = os.environ.get("SLIMFAST_BACKEND", "") or "auto"

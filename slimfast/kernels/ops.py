@@ -1,8 +1,9 @@
 """The grouped (ragged) ops: every layer of a network in one call.
 
-Inputs are checked here, once, before dispatch; backends assume they are right. Inputs are never mutated. Every op
-takes ``backend="auto" | "reference" | "cpu" | "cuda" | "triton"`` and, for messages, the ``names`` of its layers.
-The layers of a call are ragged: axis names that begin with an underscore differ from one to the next.
+Inputs are checked here, once, before dispatch; backends assume they are right. Inputs are never mutated.
+Every op takes ``backend="auto" | "reference" | "cpu" | "cuda" | "triton"`` and, for messages, the ``names``
+of its layers. The layers of a call are ragged: axis names that begin with an underscore differ from one to
+the next.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from slimfast.kernels.dispatch import select_backend
 
 Side = Literal["auto", "rows"]
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-# Bytes of covariance matrices alive at once in grouped_spectra; one matrix larger than this still runs, alone.
+# Bytes of covariance matrices alive at once in grouped_spectra; one matrix larger than this still runs,
+# alone.
 WORKSPACE_BYTES = 64 << 20
 
 
@@ -32,8 +34,9 @@ class Covariances(NamedTuple):
 class PivotedCholesky(NamedTuple):
     """Pivoted Cholesky of one (n, n) matrix, stopped after r <= k picks.
 
-    ``order`` (r,) int64: the picks, best first. ``factor`` (n, r): S[:, order] = factor @ factor[order].T up to the
-    residual, rows in the matrix's own order. ``residual`` (r,): the trace left unexplained after each pick.
+    ``order`` (r,) int64: the picks, best first. ``factor`` (n, r): S[:, order] = factor @ factor[order].T up
+    to the residual, rows in the matrix's own order. ``residual`` (r,): the trace left unexplained after each
+    pick.
     """
 
     order: Tensor
@@ -42,7 +45,8 @@ class PivotedCholesky(NamedTuple):
 
 
 class SpectraValues(NamedTuple):
-    """Eigenvalues of a group of layers: ``eigenvalues[i]`` (m_i,) ascending, float64 on the CPU; ``traces`` (g,)."""
+    """Eigenvalues of a group of layers: ``eigenvalues[i]`` (m_i,) ascending, float64 on the CPU; ``traces``
+    (g,)."""
 
     eigenvalues: list[Tensor]
     traces: Tensor
@@ -56,15 +60,17 @@ def grouped_covariance(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Covariances:
-    """Covariance of the rows of every x_i (n_i, d_i), each row centred on its own mean over the d_i positions.
+    """Covariance of the rows of every x_i (n_i, d_i), each row centred on its own mean over the d_i
+    positions.
 
-    With Xc = x - mean over d, the matrix is Xc Xc^T / max(d - 1, 1), (n, n). ``side="auto"`` returns the smaller of it
-    and Xc^T Xc / max(d - 1, 1), (d, d) (rows where n <= d): both have the same nonzero eigenvalues. ``dtype`` is the
-    result's dtype, float32 or float64; by default float64 for float64 inputs, float32 for the rest. bfloat16 and
-    float16 inputs are read in place with exact products. Any strides. Both triangles are filled.
+    With Xc = x - mean over d, the matrix is Xc Xc^T / max(d - 1, 1), (n, n). ``side="auto"`` returns the
+    smaller of it and Xc^T Xc / max(d - 1, 1), (d, d) (rows where n <= d): both have the same nonzero
+    eigenvalues. ``dtype`` is the result's dtype, float32 or float64; by default float64 for float64 inputs,
+    float32 for the rest. bfloat16 and float16 inputs are read in place with exact products. Any strides. Both
+    triangles are filled.
 
-    Raises ``ValueError`` naming the layer for an input that is not two-dimensional, is empty, or holds a value that
-    is not finite (seen in its trace).
+    Raises ``ValueError`` naming the layer for an input that is not two-dimensional, is empty, or holds a
+    value that is not finite (seen in its trace).
 
     Equivalent to: ``[torch.cov(x) for x in xs]`` with ``side="rows"`` and d >= 2.
     """
@@ -94,10 +100,11 @@ def grouped_eigvalsh(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> list[Float[Tensor, "_m"]]:
-    """Eigenvalues, ascending, of every symmetric matrix (m_i, m_i) float32 or float64, in its dtype and device.
+    """Eigenvalues, ascending, of every symmetric matrix (m_i, m_i) float32 or float64, in its dtype and
+    device.
 
-    Only the lower triangle is read. Raises ``ValueError`` naming the layer for a matrix that is not square, is empty,
-    or is not finite.
+    Only the lower triangle is read. Raises ``ValueError`` naming the layer for a matrix that is not square,
+    is empty, or is not finite.
 
     Equivalent to: ``[torch.linalg.eigvalsh(m) for m in mats]``.
     """
@@ -125,12 +132,14 @@ def grouped_pivoted_cholesky(
 ) -> list[PivotedCholesky]:
     """Greedy choice of rows: pivoted Cholesky of every symmetric positive semidefinite (n_i, n_i) matrix.
 
-    Each step picks the row with the largest variance not yet explained by the picks before it (ties: the smallest
-    index), at most ``ranks[i]`` of them, and stops early where the remaining variance of every row is below
-    n u max(diag) (numerical rank; u the dtype's epsilon). It is column-pivoted QR of X^T where S = X X^T, i.e. PCA
-    restricted to real units (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed., section 10.3).
+    Each step picks the row with the largest variance not yet explained by the picks before it (ties: the
+    smallest index), at most ``ranks[i]`` of them, and stops early where the remaining variance of every row
+    is below n u max(diag) (numerical rank; u the dtype's epsilon). It is column-pivoted QR of X^T where S = X
+    X^T, i.e. PCA restricted to real units (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
+    section 10.3).
 
-    Raises ``ValueError`` naming the layer for a bad shape, a rank outside 0..n, or a matrix that is not finite.
+    Raises ``ValueError`` naming the layer for a bad shape, a rank outside 0..n, or a matrix that is not
+    finite.
     """
     named = _names("pivoted_cholesky", mats, names)
     if len(ranks) != len(mats):
@@ -159,11 +168,11 @@ def grouped_gather(
 ) -> list[Tensor]:
     """Contiguous copies of the tensors, cut to the kept indices of up to two dims each.
 
-    ``keeps[i]`` maps a dim of ``tensors[i]`` to its kept indices: sorted, distinct int64 on the CPU. Elements of 1, 2,
-    4 or 8 bytes of any dtype are moved as they are. An empty mapping copies the tensor.
+    ``keeps[i]`` maps a dim of ``tensors[i]`` to its kept indices: sorted, distinct int64 on the CPU. Elements
+    of 1, 2, 4 or 8 bytes of any dtype are moved as they are. An empty mapping copies the tensor.
 
-    Raises ``ValueError`` naming the tensor for more than two dims, a dim out of range, or indices that are not sorted,
-    distinct and in range.
+    Raises ``ValueError`` naming the tensor for more than two dims, a dim out of range, or indices that are
+    not sorted, distinct and in range.
 
     Equivalent to: ``t.index_select(a, keep_a).index_select(b, keep_b)`` for each tensor.
     """
@@ -190,10 +199,12 @@ def grouped_spectra(
     backend: str = "auto",
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> SpectraValues:
-    """Eigenvalues of the covariance of the rows of every x_i (n_i, d_i): m_i = min(n_i, d_i) of them, ascending.
+    """Eigenvalues of the covariance of the rows of every x_i (n_i, d_i): m_i = min(n_i, d_i) of them,
+    ascending.
 
-    :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest first, whose
-    matrices together stay within ``workspace_bytes`` (one larger matrix runs alone). Arguments as there.
+    :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest first,
+    whose matrices together stay within ``workspace_bytes`` (one larger matrix runs alone). Arguments as
+    there.
 
     Equivalent to: ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
     """
@@ -213,7 +224,8 @@ def grouped_spectra(
 
 
 def _batches(sizes: Sequence[int], workspace_bytes: int) -> list[list[int]]:
-    """Indices of the matrices of these sizes, biggest first, cut where the float64 workspace would be exceeded."""
+    """Indices of the matrices of these sizes, biggest first, cut where the float64 workspace would be
+    exceeded."""
     batches: list[list[int]] = []
     used = 0
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -267,7 +279,8 @@ def _check_keep(tensor: Tensor, dim: int, index: Tensor, name: str) -> None:
     low, high, length = int(index[0]), int(index[-1]), tensor.shape[dim]
     if low < 0 or high >= length or not bool((index[1:] > index[:-1]).all()):
         raise ValueError(
-            f"gather: expected sorted, distinct indices in 0..{length - 1}, got {low}..{high} ({name}, dim {dim})"
+            f"gather: expected sorted, distinct indices in 0..{length - 1}, got {low}..{high} "
+            f"({name}, dim {dim})"
         )
 
 

@@ -1,4 +1,5 @@
-"""PyTorch with float64 arithmetic: always there, on any device, and what the other backends are tested against."""
+"""PyTorch with float64 arithmetic: always there, on any device, and what the other backends are tested
+against."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
 
 
 def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
-    """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows[i]`` chooses the side, ``dtypes[i]`` the result."""
+    """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows[i]`` chooses the side, ``dtypes[i]`` the
+    result."""
     matrices, traces = [], []
     for x, by_rows, dtype in zip(xs, rows, dtypes, strict=True):
         centred = x.double() - x.double().mean(1, keepdim=True)
@@ -27,7 +29,8 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
 
 
 def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
-    """See :func:`slimfast.kernels.ops.grouped_eigvalsh`; a matrix that is not finite gives NaN eigenvalues."""
+    """See :func:`slimfast.kernels.ops.grouped_eigvalsh`; a matrix that is not finite gives NaN
+    eigenvalues."""
     values = []
     for mat in mats:
         lower = mat.double().tril()
