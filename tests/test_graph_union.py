@@ -42,7 +42,7 @@ def test_a_chain_of_unions_in_one_batch_keeps_marks_and_reasons():
     partition.union(labels[[3, 2, 1]], labels[[2, 1, 0]])
     root = partition.find(labels[:1])
     assert partition.marks(root)[0] == HEAD
-    assert partition.frozen_reason(int(root[0])) == 7
+    assert partition.frozen_reasons(root).tolist() == [7]
     assert partition.inexact_reason(root) == 5
 
 
@@ -134,7 +134,7 @@ def test_a_label_that_meets_none_is_frozen_and_keeps_its_first_reason():
     labels = partition.fresh(2)[:, None]
     partition.unify(labels, np.zeros((2, 0), dtype=np.int64), 3)
     partition.freeze(labels, 8)
-    assert [partition.frozen_reason(int(label)) for label in labels.ravel()] == [3, 3]
+    assert partition.frozen_reasons(labels.ravel()).tolist() == [3, 3]
 
 
 def test_a_frozen_factor_says_nothing():

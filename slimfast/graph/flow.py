@@ -100,6 +100,12 @@ class Flow:
             return
         self.partition.unify(a, b, self.reason(f"{self.step.call.op} joins it with a fixed index"))
 
+    def differ(self, a: Way, b: Way) -> bool:
+        """Whether two labelled axes of one length are not one axis yet."""
+        if isinstance(a, int) or isinstance(b, int) or len(a) != len(b):
+            return False
+        return not np.array_equal(self.partition.resolve(a), self.partition.resolve(b))
+
     def freeze(self, way: Way, text: str | None = None) -> int:
         """No index of this axis may be removed, because of the running operation; returns the reason's
         number."""
@@ -112,12 +118,12 @@ class Flow:
     def tie(self, a: Way, b: Way) -> None:
         """Two axes must stay equally long. Where they are not permutations of each other they become one
         axis."""
-        if not isinstance(a, int) and not isinstance(b, int):
-            if np.array_equal(
-                _sorted_rows(self.partition.resolve(a)), _sorted_rows(self.partition.resolve(b))
-            ):
-                return
-        self.unify(a, b)
+        if isinstance(a, int) or isinstance(b, int) or not self._permuted(a, b):
+            self.unify(a, b)
+
+    def _permuted(self, a: Labels, b: Labels) -> bool:
+        left, right = (_sorted_rows(self.partition.resolve(labels)) for labels in (a, b))
+        return np.array_equal(left, right)
 
     def inexact(self, way: Way, text: str) -> None:
         """Removing an index of this axis changes what the operation computes for the others."""

@@ -19,9 +19,8 @@ from slimfast.graph.union import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, M
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
 
-_ALONE = "one unit only"
-_NO_PRODUCER = "no weight produces it"
-_EXCLUDED = "excluded by name"
+# Why units that nothing freezes are in no group.
+_WHY = ("no weight produces it", "one unit only", "excluded by name", DEFAULT_SCALE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +45,10 @@ class Grouping:
             for dim, way in enumerate(value.ways)
             if not isinstance(way, int)
         }
-        size = 1 + max((int(t.max(initial=0)) for t in self._tables.values()), default=0)
-        self._size = max(size, self._partition.size)
+        self._size = self._partition.size
         self._group_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._unit_of: IntArray = np.full(self._size, -1, dtype=np.int64)
-        self._why: dict[int, str] = {}
+        self._why: IntArray = np.zeros(self._size, dtype=np.int64)
         self._axes: dict[tuple[int, bytes], Axis] = {}
         self._axis_of_way: dict[int, Axis] = {}
         self._drafts = self._find(include, exclude)
@@ -59,37 +57,38 @@ class Grouping:
 
     def _find(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[_Draft]:
         """Groups in the order of their first producers, each with its units in the order they have there."""
-        signature, produced = self._signatures()
+        signature, joined = self._signatures()
         order = []
         seen = np.zeros(self._size, dtype=bool)
         for (name, dim), role in self._flow.roles.items():
             if role == "producer" and (name, dim) in self._tables:
                 found = self._tables[name, dim].ravel()
+                found = found[(found > 0) & ~seen[found]]
                 _, first = np.unique(found, return_index=True)
                 fresh = found[np.sort(first)]
-                fresh = fresh[(fresh > 0) & ~seen[fresh]]
                 seen[fresh] = True
-                for code in dict.fromkeys(signature[fresh].tolist()):
+                codes, at = np.unique(signature[fresh], return_index=True)
+                for code in codes[np.argsort(at)]:
                     order.append(((name, dim), fresh[signature[fresh] == code]))
         drafts: list[_Draft] = []
         used: Counter[str] = Counter()
         for key, roots in order:
             free = roots[~self._partition.frozen(roots)]
             if len(free) < 2:
-                self._why |= {int(root): _ALONE for root in free}
+                self._why[free] = 1
                 continue
             marks = int(self._partition.marks(free[:1])[0])
             if marks & SCALED and not marks & ADDED:
                 # inside a head only: other positions would see another softmax
-                self._why |= {int(root): DEFAULT_SCALE for root in free}
+                self._why[free] = 3
                 continue
-            kind = _kind(marks, int(produced[free[0]]))
+            kind = _kind(marks, joined=bool(joined[free[0]]))
             name = _name(key[0], kind)
             used[name] += 1
             if used[name] > 1:
                 name = f"{name}#{used[name]}"
             if not _wanted(name, kind, include, exclude):
-                self._why |= {int(root): _EXCLUDED for root in free}
+                self._why[free] = 2
                 continue
             reason = self._partition.inexact_reason(free)
             self._group_of[free] = len(drafts)
@@ -97,18 +96,20 @@ class Grouping:
             drafts.append(_Draft(name, kind, free, self._tell(reason) if reason else None))
         return drafts
 
-    def _signatures(self) -> tuple[Hashes, IntArray]:
-        """A hash of each class's multiset of (tensor, dim), and in how many producers it is."""
+    def _signatures(self) -> tuple[Hashes, Mask]:
+        """A hash of each class's multiset of (tensor, dim), and whether it has several producers."""
         signature = np.zeros(self._size, dtype=np.uint64)
-        produced = np.zeros(self._size, dtype=np.int64)
+        producer = np.full(self._size, -1, dtype=np.int64)
+        joined = np.zeros(self._size, dtype=bool)
+        hashes = _mix(np.arange(len(self._tables), dtype=np.uint64))
         for position, (key, table) in enumerate(self._tables.items()):
-            roots, counts = np.unique(table[table > 0], return_counts=True)
-            signature[roots] += _mix(counts.astype(np.uint64) + np.uint64(position << 32))
+            roots = table[table > 0]
+            # wraps around: the sum over the multiset is the same in any order
+            np.add.at(signature, roots, hashes[position])
             if self._flow.roles.get(key) == "producer":
-                produced[roots] += 1
-        # as many heads as positions inside a head would look alike, but cannot stand in for one another
-        marks = self._partition.marks(np.arange(self._size)) & (HEAD | HEAD_DIM | BLOCK)
-        return signature + _mix(marks.astype(np.uint64)), produced
+                joined[roots] |= producer[roots] >= 0
+                producer[roots] = position
+        return signature, joined
 
     def _tell(self, reason: int) -> str:
         text, module = self._flow.reasons[reason]
@@ -149,7 +150,7 @@ class Grouping:
         if key not in self._axes:
             parts = []
             groups, units = self._group_of[roots], self._unit_of[roots]
-            for g in np.unique(groups[groups >= 0]):
+            for g in np.flatnonzero(np.bincount(groups[groups >= 0], minlength=1)):
                 parts += [(self._drafts[g].name, part) for part in _columns_of(groups == g, units)]
             self._axes[key] = Axis(length, tuple(parts))
         return self._axes[key]
@@ -185,18 +186,16 @@ class Grouping:
         found: dict[Frozen, None] = {}
         for name, dim in self._flow.roles:
             table = self._tables[name, dim]
-            free = (
-                (self._group_of[table] >= 0).any(axis=1)
-                if table.shape[1]
-                else np.zeros(len(table), dtype=bool)
-            )
-            for root in np.unique(table[~free]):
-                reason = self._partition.frozen_reason(int(root)) if root else 0
-                text, module = (
-                    self._flow.reasons[reason] if reason else (self._why.get(int(root), _NO_PRODUCER), "")
-                )
-                if root:
+            grouped = (self._group_of[table] >= 0).max(axis=1, initial=False)
+            roots = table[~grouped]
+            roots = roots[roots > 0]
+            for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
+                if code:
+                    text, module = self._flow.reasons[code]
                     found[Frozen(name, dim, text, module)] = None
+            free = roots[~self._partition.frozen(roots)]
+            for code in np.unique(self._why[free]).tolist():
+                found[Frozen(name, dim, _WHY[code], "")] = None
         return tuple(found)
 
 
@@ -218,8 +217,8 @@ def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
     return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]
 
 
-def _kind(marks: int, producers: int) -> str:
-    if marks & ADDED and producers > 1:
+def _kind(marks: int, *, joined: bool) -> str:
+    if marks & ADDED and joined:
         return "residual"
     if marks & HEAD:
         return "head"

@@ -287,6 +287,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
         if _decomposes(func):
             with self:
                 return func.decompose(*args, **kwargs)
@@ -322,7 +324,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @cache
 def _decomposes(func: Any) -> bool:
     """Whether an operation is a composition of others that we would rather see."""
-    if func.namespace == "prim" or func._schema.name in _WHOLE:
+    if func._schema.name in _WHOLE:
         return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
 

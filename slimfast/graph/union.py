@@ -33,7 +33,8 @@ class Partition:
     def __init__(self) -> None:
         self._size = 1
         self._parent = np.zeros(1024, dtype=np.int64)
-        self._split = np.zeros((1024, 2), dtype=np.int64)
+        self._outer = np.zeros(1024, dtype=np.int64)
+        self._inner = np.zeros(1024, dtype=np.int64)
         self._marks = np.zeros(1024, dtype=np.int64)
         self._frozen = np.full(1024, _NONE, dtype=np.int64)
         self._inexact = np.full(1024, _NONE, dtype=np.int64)
@@ -49,7 +50,8 @@ class Partition:
         if end > len(self._parent):
             grow = max(end, 2 * len(self._parent)) - len(self._parent)
             self._parent = np.concatenate([self._parent, np.zeros(grow, dtype=np.int64)])
-            self._split = np.concatenate([self._split, np.zeros((grow, 2), dtype=np.int64)])
+            self._outer = np.concatenate([self._outer, np.zeros(grow, dtype=np.int64)])
+            self._inner = np.concatenate([self._inner, np.zeros(grow, dtype=np.int64)])
             self._marks = np.concatenate([self._marks, np.zeros(grow, dtype=np.int64)])
             self._frozen = np.concatenate([self._frozen, np.full(grow, _NONE, dtype=np.int64)])
             self._inexact = np.concatenate([self._inexact, np.full(grow, _NONE, dtype=np.int64)])
@@ -76,15 +78,15 @@ class Partition:
         """
         root = self.find(labels)
         while True:
-            split = self._split[root]
-            outer = split[:, :, 0]
+            outer = self._outer[root]
             if not outer.any():
                 break
+            inner = self._inner[root]
             columns = []
             for c in range(root.shape[1]):
                 if outer[:, c].any():
                     columns.append(np.where(outer[:, c] > 0, outer[:, c], root[:, c]))
-                    columns.append(split[:, c, 1])
+                    columns.append(inner[:, c])
                 else:
                     columns.append(root[:, c])
             root = self.find(np.stack(columns, axis=1))
@@ -95,10 +97,10 @@ class Partition:
         found: Mask = self._frozen[roots] != _NONE
         return found
 
-    def frozen_reason(self, root: int) -> int:
-        """The reason a representative is frozen for, 0 where it is not."""
-        reason = int(self._frozen[root])
-        return 0 if reason == _NONE else reason
+    def frozen_reasons(self, roots: Labels) -> Labels:
+        """The reason each representative is frozen for, 0 where it is not."""
+        reasons: Labels = self._frozen[roots]
+        return np.where(reasons == _NONE, 0, reasons)
 
     def inexact_reason(self, roots: Labels) -> int:
         """The earliest reason any of these representatives is inexact for, 0 where none is."""
@@ -125,7 +127,8 @@ class Partition:
         self._marks[self._classes(labels)] |= mark
 
     def _classes(self, labels: Labels) -> Labels:
-        roots = np.unique(self.resolve(labels))
+        """The representatives in a label matrix, each at least once."""
+        roots = self.resolve(labels).ravel()
         return roots[roots > 0]
 
     def union(self, a: Labels, b: Labels) -> None:
@@ -151,8 +154,8 @@ class Partition:
 
     def expand(self, labels: Labels, outer: Labels, inner: Labels) -> None:
         """Split the classes of distinct representatives labels[i] into the pair (outer[i], inner[i])."""
-        self._split[labels, 0] = outer
-        self._split[labels, 1] = inner
+        self._outer[labels] = outer
+        self._inner[labels] = inner
         self._inherit(outer, labels, ADDED)
         self._inherit(inner, labels, ADDED)
 
@@ -174,7 +177,11 @@ class Partition:
         if a.shape == b.shape and np.array_equal(self.find(a), self.find(b)):
             return
         while True:
-            left, right = _remove_common(self.resolve(a), self.resolve(b))
+            left, right = self.resolve(a), self.resolve(b)
+            if left.shape[1] == right.shape[1] == 1 and left.all() and right.all():
+                self.union(left[:, 0], right[:, 0])
+                return
+            left, right = _remove_common(left, right)
             # a frozen label says nothing: rows that differ in frozen labels only are equal
             differ = self._says(left) | self._says(right)
             if not differ.any():

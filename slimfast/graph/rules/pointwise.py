@@ -41,14 +41,21 @@ _UNTAGGED = (
 @rule("pointwise", *_UNTAGGED)
 def elementwise(flow: Flow, call: Call) -> list[Ways]:
     operands = list(refs_in(call.arguments))
+    adds = call.op.rstrip("_") in ("aten.add", "aten.sub", "aten.rsub")
+    joined = _joined_axes(flow, operands) if adds else []
     ways = [align(flow, out.shape, operands) for out in call.outputs]
-    if call.op.rstrip("_") in ("aten.add", "aten.sub", "aten.rsub"):
-        added = [flow.ways(ref) for ref in operands if flow.value(ref).data]
-        for out in ways:
-            for dim in range(1, len(out) + 1):
-                if sum(len(w) >= dim and not isinstance(w[-dim], int) for w in added) > 1:
-                    flow.mark(out[-dim], ADDED)
+    for way in joined:
+        flow.mark(way, ADDED)
     return ways
+
+
+def _joined_axes(flow: Flow, operands: list[Ref]) -> list[Way]:
+    """Axes of computed tensors that this addition is the first to join."""
+    computed = [ref for ref in operands if flow.value(ref).data]
+    if len(computed) < 2:
+        return []
+    a, b = (flow.ways(ref) for ref in computed)
+    return [x for x, y in zip(a[::-1], b[::-1], strict=False) if flow.differ(x, y)]
 
 
 @rule("fill_", "zero_", "zeros_like", "ones_like", "full_like", "empty_like", "normal_", "uniform_",
