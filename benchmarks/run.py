@@ -1,0 +1,128 @@
+"""Measure every op and the whole pipeline: ``python -m benchmarks.run [--suite cpu|gpu] [--ops ...]
+[--quick]``.
+
+One JSON file for each op into ``benchmarks/results``; ``python -m benchmarks.tables`` makes the tables from
+them. Exit status 1 where a result of ours is wrong, 2 where the suite cannot run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from benchmarks import covariance, eigvalsh, gather, pipeline, pivoted_cholesky, spectra
+from benchmarks.roofline import Roofline, measure_roofline
+from benchmarks.stamp import ROOT, stamp
+from benchmarks.timing import OURS, Row, kernel_times, measure
+from slimfast.files import atomic_path
+
+RESULTS = ROOT / "benchmarks" / "results"
+# In the order they run: what the tables need most comes first, should the time run out.
+OPS: dict[str, ModuleType] = {
+    module.OP: module for module in (spectra, eigvalsh, covariance, gather, pivoted_cholesky, pipeline)
+}
+SUITES = ("cpu", "gpu")
+# Seconds for the rounds of one row, and minutes after which no row is started any more.
+ROW_SECONDS = {"cpu": 4.0, "gpu": 2.0}
+QUICK_SECONDS = 0.2
+MINUTES = 7.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    device = "cuda" if options.suite == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        print("benchmarks.run: --suite gpu needs a CUDA device, and torch finds none", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + 60 * options.minutes
+    options.json_dir.mkdir(parents=True, exist_ok=True)
+    made = stamp(device)
+    roofline = measure_roofline(device, quick=options.quick)
+    print(_describe(made, roofline), flush=True)
+    wrong = 0
+    for name in options.ops:
+        rows = _measure_op(OPS[name], options.suite, device, roofline, options.quick, deadline)
+        result = {"suite": options.suite, "op": name, "quick": options.quick, "stamp": made}
+        result |= {"roofline": roofline.to_json(), "rows": rows}
+        with atomic_path(options.json_dir / f"{options.suite}-{name}.json") as beside:
+            beside.write_text(json.dumps(result, indent=1) + "\n")
+        wrong += sum(not {"wrong", "failed"}.isdisjoint(row["variants"][OURS]) for row in rows)
+    return 1 if wrong else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
+    parser.add_argument("--suite", choices=SUITES, default="cpu")
+    parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), metavar="OP", help=", ".join(OPS))
+    parser.add_argument("--quick", action="store_true", help="a few rows and rounds, to see that it works")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="start no row after so many minutes")
+    parser.add_argument("--json-dir", type=Path, default=RESULTS, help="where the results go")
+    return parser.parse_args(arguments)
+
+
+def _describe(made: dict[str, Any], roofline: Roofline) -> str:
+    machine = made["machine"]
+    where = machine["gpu"] or f"{machine['cpu']}, {machine['isa']}, {machine['threads']} threads"
+    rates = ", ".join(f"{name} {rate / 1e9:,.0f} GFLOP/s" for name, rate in roofline.products.items())
+    return f"{where}: {rates}, copy {roofline.copy / 1e9:,.0f} GB/s; load {machine['load']}"
+
+
+def _measure_op(
+    module: ModuleType, suite: str, device: str, roofline: Roofline, quick: bool, deadline: float
+) -> list[dict[str, Any]]:
+    """The rows of one op; what no time is left for is said to be not measured."""
+    found = []
+    for row in module.rows(suite):
+        if quick and not row.quick:
+            continue
+        if time.monotonic() > deadline:
+            found.append(_not_measured(row, "out of time"))
+            continue
+        start = time.monotonic()
+        try:
+            case = module.case(row, device, roofline)
+        except torch.OutOfMemoryError as error:
+            found.append(_not_measured(row, str(error).splitlines()[0]))
+            continue
+        found.append(measure(row, case, seconds=QUICK_SECONDS if quick else ROW_SECONDS[suite]))
+        if device == "cuda":
+            ours = case.variants[OURS]
+            assert not isinstance(ours, str), "our own variant is always there"
+            found[-1]["kernels"] = kernel_times(ours)
+        del case
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        print(f"{module.OP:<17}{_told(found[-1])}   [{time.monotonic() - start:.0f} s]", flush=True)
+    return found
+
+
+def _not_measured(row: Row, reason: str) -> dict[str, Any]:
+    return {"name": row.name, "variants": {OURS: {"not measured": reason}}, "bound": None, "facts": {}}
+
+
+def _told(row: dict[str, Any]) -> str:
+    """One line of progress: our time, and how many times as long the others took."""
+    variants = row["variants"]
+    ours = variants[OURS].get("seconds")
+    if ours is None:
+        return f"{row['name']:<42} {variants[OURS]}"
+    ratios = "  ".join(
+        f"{name} {variant['seconds'] / ours:.2f} x"
+        for name, variant in variants.items()
+        if name != OURS and "seconds" in variant
+    )
+    return f"{row['name']:<42} {1e3 * ours:10.3f} ms  {ratios}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
