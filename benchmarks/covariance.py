@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.roofline import Roofline, covariance_flops
-from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target
+from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target, backend_of
 from slimfast.kernels import grouped_covariance
 
 OP = "covariance"
@@ -79,6 +79,7 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         error=error,
         limit=LIMIT[dtype],
         bound=roofline.product_seconds(count * covariance_flops([(m, k)]), dtype),
+        facts=backend_of("covariance", xs),
     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks import cusolver
 from benchmarks.roofline import Roofline, eigvalsh_flops
-from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target
+from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target, backend_of
 from slimfast.kernels import grouped_eigvalsh
 
 OP = "eigvalsh"
@@ -76,6 +76,7 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         limit=LIMIT[dtype],
         bound=roofline.product_seconds(eigvalsh_flops([m] * count), dtype),
         share={"torch": of_torch / count},
+        facts=backend_of("eigvalsh", mats),
     )
 
 

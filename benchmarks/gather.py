@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks import cases
 from benchmarks.roofline import Roofline
-from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target
+from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target, backend_of
 from slimfast.kernels import grouped_gather
 
 OP = "gather"
@@ -65,7 +65,7 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         limit=0.0,
         # Each kept element is read once and written once; what else a cache line brings is waste.
         bound=roofline.copy_seconds(2 * thin),
-        facts={"thin bytes": thin, "tensors": len(tensors)},
+        facts={"thin bytes": thin, "tensors": len(tensors)} | backend_of("gather", tensors),
     )
 
 

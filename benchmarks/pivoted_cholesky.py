@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.roofline import Roofline
-from benchmarks.timing import BOUND, OURS, Case, Row, Run
+from benchmarks.timing import BOUND, OURS, Case, Row, Run, backend_of
 from slimfast.kernels import PivotedCholesky, grouped_pivoted_cholesky
 
 OP = "pivoted_cholesky"
@@ -58,6 +58,7 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         limit=1e-3,
         bound=roofline.product_seconds(flops, torch.float32),
         share={"torch": len(some) / count},
+        facts=backend_of("pivoted_cholesky", mats),
     )
 
 

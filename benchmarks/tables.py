@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
-from benchmarks.timing import BOUND, OURS, PEAK, Row, Target
+from benchmarks.timing import BACKEND, BOUND, OURS, PEAK, Row, Target
 
 MARKED = re.compile(r"(<!-- table:(?P<suite>\w+)-(?P<op>\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
@@ -118,9 +118,14 @@ def _targets(row: Row, found: Mapping[str, Any]) -> str:
 def _target(target: Target, found: Mapping[str, Any]) -> str:
     wanted = f"{100 * target.times:.0f} %" if target.against == BOUND else f"{target.times:g} x"
     where = f" {target.where}" if target.where else ""
+    limit = f", under {target.seconds:g} s" if target.seconds else ""
     value = ratio(found, target.against)
-    reached = "" if value is None else ": reached" if value >= target.times else ": missed"
-    return f"{wanted} {TITLES[target.against]}{where}{reached}"
+    if value is None:
+        return f"{wanted} {TITLES[target.against]}{where}{limit}"
+    ours = _seconds(found, OURS)
+    in_time = target.seconds is None or (ours is not None and ours <= target.seconds)
+    reached = "reached" if value >= target.times and in_time else "missed"
+    return f"{wanted} {TITLES[target.against]}{where}{limit}: {reached}"
 
 
 def _where(result: Mapping[str, Any]) -> str:
@@ -130,8 +135,10 @@ def _where(result: Mapping[str, Any]) -> str:
     machine, versions = made["machine"], made["versions"]
     device = machine["gpu"] or f"{machine['cpu']} ({machine['isa']}), {machine['threads']} threads"
     quick = ", quick run" if result["quick"] else ""
+    backends = sorted({row["facts"][BACKEND] for row in result["rows"] if BACKEND in row["facts"]})
+    ran = f"backend {' and '.join(backends)}, " if backends else ""
     return (
-        f"Median (20th to 80th percentile); {device}, torch {versions['torch']}, {made['date']}, "
+        f"Median (20th to 80th percentile); {device}, {ran}torch {versions['torch']}, {made['date']}, "
         f"commit {made['commit']}, load {machine['load']} at the start{quick}."
     )
 

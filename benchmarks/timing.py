@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from slimfast.kernels.dispatch import select_backend
 
 Run = Callable[[], Any]
 
@@ -21,15 +24,20 @@ LONG_ROUND_SECONDS = 15.0
 OURS = "slimfast"
 BOUND = "bound"
 PEAK = "peak bytes"
+BACKEND = "backend"
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """``slimfast`` is to be ``times`` as fast as ``against``; against the bound, to reach that share."""
+    """``slimfast`` is to be ``times`` as fast as ``against``; against the bound, to reach that share.
+
+    ``where``: the condition under which; ``seconds``: and to take no longer than that.
+    """
 
     against: str
     times: float
     where: str = ""
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +179,11 @@ def measure(row: Row, case: Case, *, seconds: float) -> dict[str, Any]:
         if share != 1.0:
             variants[name]["measured share of the work"] = share
     return {"name": row.name, "variants": variants, "bound": case.bound, "facts": dict(case.facts)}
+
+
+def backend_of(op: str, tensors: Sequence[Tensor]) -> dict[str, str]:
+    """The backend that ``auto`` takes for these inputs, to stand among a case's facts."""
+    return {BACKEND: select_backend(op, tensors).__name__.rpartition(".")[2]}
 
 
 def kernel_times(run: Run) -> list[dict[str, Any]]:

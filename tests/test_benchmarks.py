@@ -180,7 +180,11 @@ def test_gpu_suite_without_a_gpu_is_refused(tmp_path, capsys):
 
 def row_of(seconds, **others):
     timed = {"seconds": seconds, "p20": 0.9 * seconds, "p80": 1.25 * seconds, "rounds": 5}
-    return {"variants": {timing.OURS: timed} | others, "bound": 1e-3, "facts": {timing.PEAK: 3 << 20}}
+    return {
+        "variants": {timing.OURS: timed} | others,
+        "bound": 1e-3,
+        "facts": {timing.PEAK: 3 << 20, timing.BACKEND: "cpu"},
+    }
 
 
 def test_table_says_what_was_reached():
@@ -202,7 +206,13 @@ def test_table_says_what_was_reached():
     )
     assert lines[3].startswith(f"| {names[1]} | 12.3 s (11.1 to 15.4) | wrong | failed | 0 % | 3 MiB ")
     assert lines[4].startswith(f"| {names[2]} | not measured | not measured | not measured | not measured ")
-    assert "Some CPU (avx2), 2 threads, torch 2.13, 2026-01-01, commit abc" in lines[-1]
+    assert "Some CPU (avx2), 2 threads, backend cpu, torch 2.13, 2026-01-01, commit abc" in lines[-1]
+
+
+def test_a_target_in_seconds_is_missed_by_a_slow_run():
+    row = timing.Row("row", (), (timing.Target("torch", 8.0, seconds=10.0),))
+    assert tables._targets(row, row_of(9.0, torch={"seconds": 90.0})).endswith("under 10 s: reached")
+    assert tables._targets(row, row_of(11.0, torch={"seconds": 110.0})).endswith("under 10 s: missed")
 
 
 def test_a_table_of_nothing_known_is_refused():
