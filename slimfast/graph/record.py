@@ -4,6 +4,7 @@ helped."""
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -180,6 +181,7 @@ def record_at(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         stack.enter_context(_module_stack(hollow, recorder))
         if mode is not None:
             stack.enter_context(mode)
+            stack.enter_context(_quiet())
         if place == "meta":
             stack.enter_context(torch.device("meta"))
         # the fused encoder layer hides its projections from the recorder
@@ -217,6 +219,19 @@ def tensors_in(nest: Any) -> Iterator[Tensor]:
     elif is_dataclass(nest) and not isinstance(nest, type):
         for entry in fields(nest):
             yield from tensors_in(getattr(nest, entry.name))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Fake tensors log every operation that fails, with a traceback, before the error that says so is
+    raised."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 @contextmanager

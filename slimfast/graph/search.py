@@ -12,13 +12,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from slimfast.graph.copies import copy_with, named_tensors
-from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, IntArray, Operation
+from slimfast.graph.groups import Attribute, Axis, ChannelGraph, IntArray, Operation
+from slimfast.graph.origins import Key, Wanted, axis_at, integers_of, stack_of
 from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at
 from slimfast.graph.regroup import Regroup
 from slimfast.graph.surgery import (
@@ -34,6 +35,7 @@ from slimfast.graph.surgery import (
     split_argument,
     survivors,
 )
+from slimfast.graph.trial_keeps import Told, telling_keeps, told_by, trial_keeps
 
 # Sets of attributes tried at one operation before its groups are given up; each try records up to that
 # operation.
@@ -42,24 +44,6 @@ _MAX_TRIES = 48
 _MAX_ROUNDS = 4
 # Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
 _FACTORS = ("other", "alpha", "beta", "exponent", "value", "scale")
-
-# An attribute: (module path, attribute or holder.attribute, index in it or None).
-Key: TypeAlias = tuple[str, str, int | None]
-
-
-def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
-    """Kept units of every group of two units or more, about two thirds of them.
-
-    Widths differ between groups of the same size, so that a number that means two things is seen to mean two.
-    """
-    keeps = {}
-    for i, group in enumerate(graph):
-        # Golden-ratio steps spread the shares evenly, however many groups there are.
-        share = 0.45 + 0.5 * (i * 0.6180339887 % 1.0)
-        width = min(max(2, round(group.n * share)), group.n - 1)
-        if width >= 1:
-            keeps[group.name] = np.flatnonzero(np.arange(group.n) * width % group.n < width).astype(np.int64)
-    return keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +55,6 @@ class _Reach:
     index: int | None
     module: str
     calls: tuple[Call, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Wanted:
-    """A number that must become ``new``: the length of ``axis``, a constant or a dim of an output of an
-    operation.
-    """
-
-    axis: Axis
-    new: int
-    operation: int
-    constant: str | None = None
-    output: tuple[int, int] = (0, 0)
 
 
 class Search:
@@ -98,14 +69,14 @@ class Search:
         self.modules = dict(self.base.named_modules())
         self.inside: dict[str, list[int]] = {}
         for i, operation in enumerate(graph.operations):
-            for path in _stack(operation.module):
+            for path in stack_of(operation.module):
                 self.inside.setdefault(path, []).append(i)
         self.attributes: dict[Key, Axis] = {}
         self.settled: set[Key] = set()
         self.uncuttable: dict[str, tuple[str, str]] = {}
         self.inexact: dict[str, str] = {}
         self.keeps = trial_keeps(graph)
-        self.told: set[tuple[int, str]] = set()
+        self.told: Told = set()
         self.calls: tuple[Call, ...] = ()
         self._cut_keeps: Mapping[str, IntArray] = {}
         self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
@@ -115,7 +86,7 @@ class Search:
         self._adopt_by_name()
         self._make_right()
         for _ in range(_MAX_ROUNDS - 1):
-            keeps = self._telling_keeps()
+            keeps = telling_keeps(self.graph, self.keeps, self.told)
             if keeps is None:
                 break
             self.keeps = keeps
@@ -129,37 +100,7 @@ class Search:
         while reach.index is not None and self.keeps:
             reach = self._resolve(reach, reach.index)
         self.calls = reach.calls
-        self.told |= {
-            (i, constant.argument)
-            for i, operation in enumerate(self.graph.operations)
-            for constant, twins in _with_twins(operation)
-            if len(self.kept(constant.axis)) not in (constant.value, *(len(self.kept(t.axis)) for t in twins))
-        }
-
-    def _telling_keeps(self) -> dict[str, IntArray] | None:
-        """Other units to keep, so that constants change that have not, or not unlike others that were the
-        same.
-
-        None where every constant that can change has told what it follows.
-        """
-        gone: dict[str, set[int]] = {}
-        for i, operation in enumerate(self.graph.operations):
-            for constant, twins in _with_twins(operation):
-                if (i, constant.argument) in self.told:
-                    continue
-                for name, units in constant.axis.parts:
-                    other = [u for t in twins for group, own in t.axis.parts if group == name for u in own]
-                    free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
-                    if name in self.keeps and len(free):
-                        gone.setdefault(name, set()).update(free[: 1 + len(free) // 2].tolist())
-                        break
-        keeps = dict(self.keeps)
-        for name, removed in gone.items():
-            left = np.setdiff1d(np.arange(self.graph[name].n), sorted(removed))
-            if len(left):
-                keeps[name] = left.astype(np.int64)
-        changed = any(not np.array_equal(keeps[name], self.keeps[name]) for name in keeps)
-        return keeps if changed else None
+        self.told |= told_by(self.graph, self.kept)
 
     def _adopt_by_name(self) -> None:
         """Attributes named like the argument they are passed for need no trial."""
@@ -201,7 +142,9 @@ class Search:
         """Make operation ``index`` right by the least that does it, and say how far the trial gets then."""
         operation = self.graph.operations[index] if index < len(self.graph.operations) else None
         stack = list(
-            dict.fromkeys([*_stack(operation.module if operation else reach.module), *_stack(reach.module)])
+            dict.fromkeys(
+                [*stack_of(operation.module if operation else reach.module), *stack_of(reach.module)]
+            )
         )
         conflicts = self._conflicts(operation, stack) if operation else []
         found = self._explain(self._own(index, stack), index) or self._join(conflicts)
@@ -209,7 +152,7 @@ class Search:
             found = self._explain(itertools.islice(self._nearby(stack), _MAX_TRIES), index)
         return found or self._give_up(index, conflicts)
 
-    def _explain(self, assignments: Iterable[dict[Key, _Wanted]], index: int) -> _Reach | None:
+    def _explain(self, assignments: Iterable[dict[Key, Wanted]], index: int) -> _Reach | None:
         """Adopt the first set of attributes that makes operation ``index`` right; None where none does."""
         for assignment in assignments:
             chosen = {key: wanted.axis for key, wanted in assignment.items()}
@@ -221,12 +164,12 @@ class Search:
                 return found
         return None
 
-    def _own(self, index: int, stack: list[str]) -> Iterator[dict[Key, _Wanted]]:
+    def _own(self, index: int, stack: list[str]) -> Iterator[dict[Key, Wanted]]:
         """Attributes that the constants of an operation may come from, fewest first.
 
         A number that comes from the shape of a tensor needs no attribute: each constant may go without.
         """
-        choices: list[list[tuple[Key, _Wanted] | None]] = []
+        choices: list[list[tuple[Key, Wanted] | None]] = []
         for wanted in self._wanted([index], constants_only=True)[:4]:
             keys = [key for path in stack for key in self._keys(path, wanted)]
             choices.append([None, *((key, wanted) for key in keys[:6])])
@@ -235,9 +178,9 @@ class Search:
             if assignment and len(assignment) == sum(pick is not None for pick in picks):
                 yield assignment
 
-    def _nearby(self, stack: list[str]) -> Iterator[dict[Key, _Wanted]]:
-        """Attributes that hold some length that changes in a module around the operation, alone and in pairs."""
-        found: list[tuple[Key, _Wanted]] = []
+    def _nearby(self, stack: list[str]) -> Iterator[dict[Key, Wanted]]:
+        """Attributes that hold a length that changes in a module around the operation, alone and in pairs."""
+        found: list[tuple[Key, Wanted]] = []
         for path in stack:
             for wanted in self._wanted(self.inside.get(path, [])):
                 found += [(key, wanted) for key in self._keys(path, wanted)]
@@ -310,15 +253,15 @@ class Search:
         self._regroup(dict.fromkeys(names))
         return self._probe(self.keeps, self.attributes)
 
-    def _wanted(self, indices: list[int], *, constants_only: bool = False) -> list[_Wanted]:
+    def _wanted(self, indices: list[int], *, constants_only: bool = False) -> list[Wanted]:
         """The numbers that change at these operations; outside of one operation's constants, each change
         once.
         """
-        found: dict[Any, _Wanted] = {}
+        found: dict[Any, Wanted] = {}
         for i in indices:
             operation = self.graph.operations[i]
             for constant in operation.constants:
-                wanted = _Wanted(constant.axis, len(self.kept(constant.axis)), i, constant.argument)
+                wanted = Wanted(constant.axis, len(self.kept(constant.axis)), i, constant.argument)
                 found.setdefault(
                     constant.argument if constants_only else (constant.value, wanted.new), wanted
                 )
@@ -326,24 +269,24 @@ class Search:
                 continue
             for o, axes in enumerate(operation.outputs):
                 for d, axis in enumerate(axes):
-                    wanted = _Wanted(axis, len(self.kept(axis)), i, None, (o, d))
+                    wanted = Wanted(axis, len(self.kept(axis)), i, None, (o, d))
                     found.setdefault((axis.length, wanted.new), wanted)
         return [wanted for wanted in found.values() if wanted.new != wanted.axis.length]
 
-    def _keys(self, path: str, wanted: _Wanted) -> Iterator[Key]:
+    def _keys(self, path: str, wanted: Wanted) -> Iterator[Key]:
         """The attributes of a module that hold the old length and are not known to follow an axis."""
-        for name, index, value in _integers(self.modules[path]):
+        for name, index, value in integers_of(self.modules[path]):
             if value == wanted.axis.length and (path, name, index) not in self.settled:
                 yield path, name, index
 
-    def _generalised(self, assignment: Mapping[Key, _Wanted]) -> dict[Key, Axis]:
+    def _generalised(self, assignment: Mapping[Key, Wanted]) -> dict[Key, Axis]:
         """The same attributes of other modules of the same class, where the same operation takes their
         number.
         """
         more: dict[Key, Axis] = {}
         for (path, name, index), wanted in assignment.items():
             for other, operation in self._counterparts(path, wanted.operation):
-                axis = _axis_at(operation, wanted)
+                axis = axis_at(operation, wanted)
                 key = (other, name, index)
                 held = item_of(read_attribute(self.modules[other], name), index)
                 if axis is not None and held == axis.length and key not in self.attributes:
@@ -390,57 +333,12 @@ class Search:
             for i, (before, after) in _drifted(self.wide, self._probe(some, self.attributes).calls).items():
                 operation = self.graph.operations[i]
                 axes = [axis for axes in operation.outputs for axis in axes]
-                axes += [a for key, a in self.attributes.items() if key[0] in _stack(operation.module)]
+                axes += [a for key, a in self.attributes.items() if key[0] in stack_of(operation.module)]
                 where = operation.module or "the model itself"
                 for name in self._groups_in(axes):
                     if name in some:
                         change = f"{before:g} to {after:g} in {operation.name} at {where}"
                         self.inexact.setdefault(name, f"its width changes a factor: {change}")
-
-
-def _with_twins(operation: Operation) -> Iterator[tuple[Constant, list[Constant]]]:
-    """The constants of an operation that can change, each with the others of the same value on another axis."""
-    for constant in operation.constants:
-        if constant.axis.parts:
-            others = (
-                c for c in operation.constants if c.value == constant.value and c.axis is not constant.axis
-            )
-            yield constant, list(others)
-
-
-def _stack(module: str) -> list[str]:
-    """A module's path and those of the modules around it, innermost first; the model itself is ``""``."""
-    parts = module.split(".") if module else []
-    return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
-
-
-def _integers(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """(attribute, index, value) of the integers a module holds: its own first, then those of objects it
-    holds.
-    """
-    own = {name: value for name, value in vars(module).items() if not isinstance(value, (Tensor, nn.Module))}
-    yield from _plain_integers(own, "")
-    for name, value in own.items():
-        if not isinstance(value, type) and not callable(value) and hasattr(value, "__dict__"):
-            yield from _plain_integers(vars(value), f"{name}.")
-
-
-def _plain_integers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int | None, int]]:
-    for name, value in values.items():
-        if type(value) is int:
-            yield prefix + name, None, value
-        elif isinstance(value, (tuple, list)):
-            for index, item in enumerate(value):
-                if type(item) is int:
-                    yield prefix + name, index, item
-
-
-def _axis_at(operation: Operation, wanted: _Wanted) -> Axis | None:
-    """The axis of ``operation`` at the place where ``wanted`` was found in another."""
-    if wanted.constant is not None:
-        return next((c.axis for c in operation.constants if c.argument == wanted.constant), None)
-    o, d = wanted.output
-    return operation.outputs[o][d] if o < len(operation.outputs) and d < len(operation.outputs[o]) else None
 
 
 def _drifted(wide: tuple[Call, ...], thin: tuple[Call, ...]) -> dict[int, tuple[float, float]]:
