@@ -117,7 +117,7 @@ def test_a_block_of_every_kernel_fits(compiled: dict[tuple[str, str], list[Repor
 
 
 def test_matrices_in_shared_memory_are_read_by_its_instructions() -> None:
-    """The compiler must see through the pointers of the one-block reduction, or it pays for generic addresses."""
+    """The compiler must see where the pointers lead, or it pays for generic addresses."""
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "eigvalsh.ptx"
         command = [

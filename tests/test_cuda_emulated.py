@@ -279,7 +279,7 @@ def test_picks_with_several_blocks_to_a_matrix(device: str) -> None:
 
 def test_picks_beyond_what_is_staged_at_a_time(device: str) -> None:
     # One block-sized spectrum keeps every pick clear of rounding: the diagonal falls by a factor each row.
-    n = 530
+    n = 300
     lower = torch.eye(n).double() + 1e-3 * cases.normal(n, n).tril(-1)
     diagonal = torch.linspace(2, 1, n).double()
     assert_same_picks([(lower * diagonal) @ (lower * diagonal).T], [n], device)
@@ -387,20 +387,20 @@ def run_covariance(_: ModuleType) -> list[Tensor]:
 
 def run_eigvalsh(emulator: ModuleType) -> list[Tensor]:
     values = []
-    # One block, two blocks and eight through the workspace.
-    for shared_bytes, sizes in ((20 << 10, (5, 32, 40, 50)), (4 << 10, (66,))):
+    # A warp, one block, two blocks, and eight through the workspace.
+    for shared_bytes, sizes in ((20 << 10, (32, 40, 50)), (2560, (37,))):
         emulator.set_device(shared_bytes, True)
         values += ops.grouped_eigvalsh([cases.layer_like(m) for m in sizes], backend="cuda")
     return values
 
 
 def run_pivoted_cholesky(emulator: ModuleType) -> list[Tensor]:
-    mats = [cases.wishart(40), cases.wishart(520).float()]
+    # More picks than are staged at a time; two blocks to the larger matrix, then one and two turns of its rows.
+    mats = [cases.wishart(140), cases.wishart(520).float()]
     parts = []
-    # Two blocks to the larger one, then one block that takes its rows in two turns.
     for clusters in (True, False):
         emulator.set_device(SHARED_BYTES, clusters)
-        picks = ops.grouped_pivoted_cholesky(mats, [20, 6], backend="cuda")
+        picks = ops.grouped_pivoted_cholesky(mats, [140, 6], backend="cuda")
         parts += [part for pick in picks for part in pick]
     return parts
 

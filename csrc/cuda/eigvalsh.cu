@@ -62,10 +62,9 @@ class Reduction {
             tridiagonal_[0] = static_cast<double>(a_[0]);
             tridiagonal_[size_] = 0.0;
         }
-        __syncthreads();
+        // Entry 0 is used by the thread that wrote it, and the rest was written before the last barrier.
+        // The last publish was followed by a barrier of the cluster: no peer reads here any more.
         if (rank_ == 0) normalise(sound ? scale.undo() : Limits<double>::kNan);
-        // Peers may still read this block's memory.
-        if (kPeers) cluster_barrier();
     }
 
   private:

@@ -9,7 +9,7 @@ namespace {
 constexpr unsigned kThreads = 512;
 constexpr int kWarps = kThreads / 32;
 // Entries of the picked row of the factor that are in shared memory at a time.
-constexpr int kStaged = kThreads;
+constexpr int kStaged = 128;
 // In place of the variance left to a row that was picked.
 constexpr double kPicked = -1.0;
 
@@ -124,6 +124,7 @@ __global__ void __launch_bounds__(kThreads)
         if (leader) order[step] = pick.row;
     }
     if (leader) *reinterpret_cast<std::int64_t*>(layer[kPivotPicked]) = step;
+    // Peers may still read this block's candidate.
     if (cluster > 1) cluster_barrier();
 }
 

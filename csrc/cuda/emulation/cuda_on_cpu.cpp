@@ -95,6 +95,8 @@ struct Fiber {
     State state;
     unsigned block, thread;
     unsigned exchanges;
+    // Does not run before this round: what a barrier lets go starts in the order of the threads, all of them.
+    std::uint64_t round;
     Site site;
 };
 
@@ -123,6 +125,7 @@ struct Machine {
     std::vector<Block> blocks;
     Meeting cluster;
     Fiber* current = nullptr;
+    std::uint64_t round = 0;
     Context scheduler;
     std::string error;
     int skipped_line = 0;
@@ -188,6 +191,11 @@ bool arrive(Meeting& meeting, Site site, unsigned expected, const char* what) {
     return true;
 }
 
+void release(Fiber& fiber) {
+    fiber.state = State::kReady;
+    fiber.round = machine().round + 1;
+}
+
 // False where this barrier is to be left out.
 bool is_kept(Site site) {
     const Machine& m = machine();
@@ -224,13 +232,13 @@ void run_resident() {
     Machine& m = machine();
     std::vector<unsigned> order(m.fibers.size());
     permute(order);
-    while (true) {
+    for (m.round = 0;; ++m.round) {
         bool progress = false;
         // A fresh order each round would cost more than the round; a fresh start is enough.
         const std::size_t start = settings().order == Order::kShuffled ? m.random() % order.size() : 0;
         for (std::size_t i = 0; i < order.size(); ++i) {
             Fiber& fiber = m.fibers[order[(i + start) % order.size()]];
-            if (fiber.state != State::kReady) continue;
+            if (fiber.state != State::kReady || fiber.round > m.round) continue;
             progress = true;
             m.current = &fiber;
             threadIdx.x = fiber.thread;
@@ -266,7 +274,8 @@ void sync_block(Site site) {
     const unsigned block = m.current->block;
     if (!arrive(m.blocks[block].meeting, site, m.threads, "__syncthreads")) return leave(State::kAtBlock);
     record(site);
-    for (unsigned t = 0; t < m.threads; ++t) m.fibers[block * m.threads + t].state = State::kReady;
+    for (unsigned t = 0; t < m.threads; ++t) release(m.fibers[block * m.threads + t]);
+    leave(State::kReady);
 }
 
 void sync_cluster(Site site) {
@@ -275,7 +284,8 @@ void sync_cluster(Site site) {
     const auto expected = static_cast<unsigned>(m.fibers.size());
     if (!arrive(m.cluster, site, expected, "cluster barrier")) return leave(State::kAtCluster);
     record(site);
-    for (Fiber& fiber : m.fibers) fiber.state = State::kReady;
+    for (Fiber& fiber : m.fibers) release(fiber);
+    leave(State::kReady);
 }
 
 const std::uint64_t* exchange(std::uint64_t mine, Site site) {
@@ -345,6 +355,7 @@ void run_grid(const char* name, unsigned blocks, unsigned threads, std::size_t s
             fiber.thread = static_cast<unsigned>(i % threads);
             fiber.state = State::kReady;
             fiber.exchanges = 0;
+            fiber.round = 0;
             prepare(fiber.context, stack(i), run_body);
         }
         run_resident();
