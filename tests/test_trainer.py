@@ -268,6 +268,11 @@ class Interrupting:
             yield batch
 
 
+def noisy(output: torch.Tensor, expected: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+    """A loss that draws random numbers of its own."""
+    return DistillationLoss()(output, expected, targets) * (0.5 + torch.rand(()))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("at", [1, 8, 12])
 def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(
@@ -275,7 +280,8 @@ def test_a_run_stopped_by_ctrl_c_goes_on_bit_for_bit(
 ) -> None:
     # 6 batches an epoch: stopped at the first step, inside the second epoch, and at its very end.
     settings: dict[str, Any] = {
-        "teacher": teacher, "evaluate": batches(), "epochs": 3, "optimizer": optimizer, "lr": 0.01
+        "teacher": teacher, "evaluate": batches(), "epochs": 3, "optimizer": optimizer, "lr": 0.01,
+        "loss": noisy,
     }  # fmt: skip
     whole = network()
     expected = distill(whole, train=loader(), **settings)
