@@ -50,7 +50,8 @@ def test_cifar_resnet56_has_three_nested_streams_and_27_inner_widths():
     assert members(second)["32.weight", 1] == [*[-1] * 16, *range(8), *[-1] * 16, *range(8, 16), *[-1] * 16]
     assert members(third)["32.weight", 1] == [*range(16), *[-1] * 32, *range(16, 32)]
     assert sorted(group.n for group in inner) == [16] * 9 + [32] * 9 + [64] * 9
-    assert prunable(graph) == 1.0
+    # the biases of the classifier are the output
+    assert prunable(graph) > 0.9999
 
 
 @pytest.fixture(scope="module")

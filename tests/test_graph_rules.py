@@ -269,6 +269,12 @@ def test_head_dims_with_a_scale_of_the_models_own():
     assert members(graph["1.qkv[head_dim]"])["1.qkv.weight", 0] == [0, 1, 2, 3] * 9
 
 
+def test_as_many_heads_as_dims_are_still_two_groups():
+    graph = _attend(Attention(9, 3, fused=True, scale=0.5), 9)
+    assert members(graph["1.qkv[head]"])["1.proj.weight", 1] == units(3, 3)
+    assert members(graph["1.qkv[head_dim]"])["1.proj.weight", 1] == [0, 1, 2] * 3
+
+
 def test_heads_and_dims_of_separate_projections():
     graph = _attend(Attention(12, 3))
     assert members(graph["1.q[head]"]) == {

@@ -101,12 +101,13 @@ class Grouping:
         signature = np.zeros(self._size, dtype=np.uint64)
         producer = np.full(self._size, -1, dtype=np.int64)
         joined = np.zeros(self._size, dtype=bool)
-        hashes = _mix(np.arange(len(self._tables), dtype=np.uint64))
         for position, (key, table) in enumerate(self._tables.items()):
-            roots = table[table > 0]
+            # the outer labels of an axis and the inner ones are different units, however many there are
+            hashes = _mix(np.arange(table.shape[1], dtype=np.uint64) + np.uint64(position << 8))
             # wraps around: the sum over the multiset is the same in any order
-            np.add.at(signature, roots, hashes[position])
+            np.add.at(signature, table, np.broadcast_to(hashes, table.shape))
             if self._flow.roles.get(key) == "producer":
+                roots = table[table > 0]
                 joined[roots] |= producer[roots] >= 0
                 producer[roots] = position
         return signature, joined
