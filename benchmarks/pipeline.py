@@ -105,7 +105,9 @@ def _peer(build: Callable[[], nn.Module], example: Tensor) -> Run | str:
     return Prepared(build, lambda model: _peer_prune(peer, model, example))
 
 
-def _peer_prune(peer: Any, model: nn.Module, example: Tensor) -> nn.Module:
+def _peer_prune(peer: Any, model: Any, example: Tensor) -> nn.Module:
+    """As its own examples do: whole heads, and the constants of timm's attention set by hand afterwards."""
+    attentions = [module for module in model.modules() if hasattr(module, "qkv")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = peer.pruner.BasePruner(
@@ -113,7 +115,14 @@ def _peer_prune(peer: Any, model: nn.Module, example: Tensor) -> nn.Module:
             example,
             importance=peer.importance.MagnitudeImportance(p=1),
             pruning_ratio=PEER_RATIO,
+            head_pruning_ratio=PEER_RATIO,
+            prune_num_heads=True,
+            num_heads={attention.qkv: attention.num_heads for attention in attentions},
             ignored_layers=[model.get_classifier()],
         )
         pruner.step()
+    for attention in attentions:
+        attention.num_heads = pruner.num_heads[attention.qkv]
+        attention.attn_dim = attention.qkv.out_features // 3
+        attention.head_dim = attention.attn_dim // attention.num_heads
     return model
