@@ -42,13 +42,14 @@ def test_cifar_resnet56_has_three_nested_streams_and_27_inner_widths():
     inner = [group for group in graph if group.kind == "channel"]
     # the 16 channels of the first stage are channels 8..23 of the second and 24..39 of the third
     first, second, third = streams.values()
-    assert (first.n, second.n, third.n) == (16, 16, 32)
+    # and the channels padded on either side go in pairs, for one number says how many they are
+    assert (first.n, second.n, third.n) == (16, 8, 16)
     assert members(first)["0.weight", 0] == list(range(16))
     assert members(first)["12.conv2.weight", 0] == [*[-1] * 8, *range(16), *[-1] * 8]
     assert members(first)["32.weight", 1] == [*[-1] * 24, *range(16), *[-1] * 24]
-    assert members(second)["12.conv2.weight", 0] == [*range(8), *[-1] * 16, *range(8, 16)]
-    assert members(second)["32.weight", 1] == [*[-1] * 16, *range(8), *[-1] * 16, *range(8, 16), *[-1] * 16]
-    assert members(third)["32.weight", 1] == [*range(16), *[-1] * 32, *range(16, 32)]
+    assert members(second)["12.conv2.weight", 0] == [*range(8), *[-1] * 16, *range(8)]
+    assert members(second)["32.weight", 1] == [*[-1] * 16, *range(8), *[-1] * 16, *range(8), *[-1] * 16]
+    assert members(third)["32.weight", 1] == [*range(16), *[-1] * 32, *range(16)]
     assert sorted(group.n for group in inner) == [16] * 9 + [32] * 9 + [64] * 9
     # the biases of the classifier are the output
     assert prunable(graph) > 0.9999

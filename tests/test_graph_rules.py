@@ -389,16 +389,17 @@ def test_padded_shortcuts_join_streams_of_different_width():
     def forward(m, x):
         x = m.a(x)
         x = x + m.b(x)
-        x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1)) + m.c(x)
+        x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + m.c(x)
         return m.d(x)
 
-    net = Net(forward, a=conv(3, 4), b=conv(4, 4), c=conv(4, 6, stride=2), d=conv(6, 2))
+    net = Net(forward, a=conv(3, 4), b=conv(4, 4), c=conv(4, 8, stride=2), d=conv(8, 2))
     graph = trace(net, 1, 3, 8, 8)
     stream, rest = graph["a[residual]"], graph["c"]
     assert (stream.n, rest.n) == (4, 2)
-    assert members(stream)["c.weight", 0] == [-1, 0, 1, 2, 3, -1]
+    assert members(stream)["c.weight", 0] == [-1, -1, 0, 1, 2, 3, -1, -1]
     assert members(stream)["b.weight", 0] == [0, 1, 2, 3]
-    assert members(rest)["c.weight", 0] == [0, -1, -1, -1, -1, 1]
+    # one number says how many are padded on either side: they go in pairs
+    assert members(rest)["c.weight", 0] == [0, 1, -1, -1, -1, -1, 0, 1]
 
 
 def test_writing_into_a_slice_joins_what_is_written():

@@ -10,6 +10,7 @@ from slimfast.graph.flow import FIXED, Flow, as_labels
 from slimfast.graph.record import Call
 from slimfast.graph.rules.pointwise import unknown
 from slimfast.graph.rules.registry import Ways, rule
+from slimfast.graph.union import Labels
 
 
 def reshape_ways(flow: Flow, ways: Ways, before: tuple[int, ...], after: tuple[int, ...]) -> Ways:
@@ -228,24 +229,30 @@ def channel_shuffle(flow: Flow, call: Call) -> list[Ways]:
 
 @rule("constant_pad_nd")
 def pad(flow: Flow, call: Call) -> list[Ways]:
-    """Padded channels are free labels: what they are added to, or read by, decides what becomes of them."""
+    """Padded channels are free labels: what they are added to, or read by, decides what becomes of them.
+
+    Equal amounts before and after shrink together: one number stands for both in nearly every model.
+    """
     source, amounts = call.arguments["self"], call.arguments["pad"]
     ways = list(flow.ways(source))
     for i in range(len(amounts) // 2):
         dim = len(ways) - 1 - i
         before, after = amounts[2 * i], amounts[2 * i + 1]
-        if isinstance(ways[dim], int) and (before or after) and source.shape[dim] > 1:
+        if isinstance(ways[dim], int) and source.shape[dim] > 1:
             continue
         if before < 0 or after < 0:
             ways[dim] = flow.freeze(ways[dim], f"{call.op} crops it")
             continue
-        parts = []
-        for position, amount in ((2 * i, before), (None, source.shape[dim]), (2 * i + 1, after)):
-            if position is None:
-                parts.append((as_labels(ways[dim], amount), amount))
-            elif amount:
-                labels = flow.partition.fresh(amount)[:, None]
-                flow.constant(f"pad[{position}]", amount, labels, amount)
-                parts.append((labels, amount))
-        ways[dim] = flow.concatenate(parts)
+        front = _padding(flow, 2 * i, before)
+        back = _padding(flow, 2 * i + 1, after)
+        if before == after:
+            flow.unify(front, back)
+        inside = as_labels(ways[dim], source.shape[dim])
+        ways[dim] = flow.concatenate([(front, before), (inside, source.shape[dim]), (back, after)])
     return [ways]
+
+
+def _padding(flow: Flow, position: int, amount: int) -> Labels:
+    labels = flow.partition.fresh(amount)[:, None]
+    flow.constant(f"pad[{position}]", amount, labels, amount)
+    return labels
