@@ -89,7 +89,7 @@ def compiled() -> dict[tuple[str, str], list[Report]]:
 
 
 def test_the_reader_sees_spills() -> None:
-    text = "ptxas info : Compiling entry function '_ZN1a8moments1EPKl' for 'sm_90'\n"
+    text = "ptxas info : Compiling entry function '_ZN1a7momentsEPKl' for 'sm_90'\n"
     text += "    208 bytes stack frame, 80 bytes spill stores, 112 bytes spill loads\n"
     text += "ptxas info : Used 80 registers, used 1 barriers"
     assert reports(text) == [Report("moments", registers=80, stack=208, spilled=192)]

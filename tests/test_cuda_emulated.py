@@ -395,7 +395,7 @@ def run_eigvalsh(emulator: ModuleType) -> list[Tensor]:
 
 
 def run_pivoted_cholesky(emulator: ModuleType) -> list[Tensor]:
-    # More picks than are staged at a time; two blocks to the larger matrix, then one and two turns of its rows.
+    # More picks than are staged at a time; two blocks to the larger matrix, then one in two turns of rows.
     mats = [cases.wishart(140), cases.wishart(520).float()]
     parts = []
     for clusters in (True, False):

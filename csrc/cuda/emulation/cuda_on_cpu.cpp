@@ -227,31 +227,44 @@ void permute(std::vector<unsigned>& order) {
     if (settings().order == Order::kShuffled) std::shuffle(order.begin(), order.end(), m.random);
 }
 
+void run(Fiber& fiber) {
+    Machine& m = machine();
+    m.current = &fiber;
+    threadIdx.x = fiber.thread;
+    blockIdx = m.blocks[fiber.block].index;
+    enter(m.scheduler, fiber.context);
+    if (!m.error.empty()) throw std::runtime_error(std::string(m.name) + ": " + m.error);
+}
+
+// Runs the lanes of one warp in turns for as long as one can go on in this round; whether any could.
+bool run_warp(Fiber* lanes, const std::vector<unsigned>& order) {
+    const std::uint64_t round = machine().round;
+    bool progress = false;
+    for (bool again = true; again;) {
+        again = false;
+        for (const unsigned lane : order) {
+            if (lanes[lane].state != State::kReady || lanes[lane].round > round) continue;
+            again = progress = true;
+            run(lanes[lane]);
+        }
+    }
+    return progress;
+}
+
 // Runs the fibers of the resident blocks (one block, or one cluster) until all have returned.
 void run_resident() {
     Machine& m = machine();
-    std::vector<unsigned> order(m.fibers.size());
-    permute(order);
-    for (m.round = 0;; ++m.round) {
-        bool progress = false;
-        // A fresh order each round would cost more than the round; a fresh start is enough.
-        const std::size_t start = settings().order == Order::kShuffled ? m.random() % order.size() : 0;
-        for (std::size_t i = 0; i < order.size(); ++i) {
-            Fiber& fiber = m.fibers[order[(i + start) % order.size()]];
-            if (fiber.state != State::kReady || fiber.round > m.round) continue;
-            progress = true;
-            m.current = &fiber;
-            threadIdx.x = fiber.thread;
-            blockIdx = m.blocks[fiber.block].index;
-            enter(m.scheduler, fiber.context);
-            if (!m.error.empty()) throw std::runtime_error(std::string(m.name) + ": " + m.error);
-        }
-        if (progress) continue;
-        for (const Fiber& fiber : m.fibers) {
-            if (fiber.state != State::kDone)
-                throw std::runtime_error(std::string(m.name) + ": " + deadlock());
-        }
-        return;
+    std::vector<unsigned> warps(m.warps.size());
+    std::vector<unsigned> lanes(32);
+    permute(lanes);
+    bool progress = true;
+    for (m.round = 0; progress; ++m.round) {
+        permute(warps);
+        progress = false;
+        for (const unsigned warp : warps) progress |= run_warp(&m.fibers[warp * 32], lanes);
+    }
+    for (const Fiber& fiber : m.fibers) {
+        if (fiber.state != State::kDone) throw std::runtime_error(std::string(m.name) + ": " + deadlock());
     }
 }
 
@@ -309,7 +322,10 @@ void sync_warp(Site site) {
     if (machine().current->thread % 32 == 0) record(site);
 }
 
-void yield_thread() { leave(State::kReady); }
+void yield_thread() {
+    release(*machine().current);
+    leave(State::kReady);
+}
 
 unsigned char* shared_memory() { return machine().blocks[machine().current->block].shared.data(); }
 
