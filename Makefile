@@ -6,7 +6,6 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
     $(shell find csrc -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt \))
 CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(BUILD_INPUTS))
-# ASan must be first in the process, before torch: the interpreter itself is not instrumented.
 SANITIZERS ?= address,undefined
 
 .PHONY: demo test coverage check format bench sanitize dist clean
@@ -34,6 +33,19 @@ format: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-autosave --benchmark-compare
+
+# The sanitised module stands in for the plain one while the tests run.
+sanitize: $(VENV)/.test
+	$(BIN)/cmake -S . -B build/sanitize -DSLIMFAST_CUDA=OFF -DSLIMFAST_SANITIZE=$(SANITIZERS) \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/sanitize --target _cpu
+	plain=$$($(BIN)/python -c 'import slimfast._cpu as cpu; print(cpu.__file__)'); cp $$plain build/sanitize/plain.so; \
+	cp build/sanitize/csrc/cpu/_cpu.*.so $$plain; \
+	LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$$(gcc -print-file-name=lib$(lib).so))" ASAN_OPTIONS=detect_leaks=0 \
+	    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=2 \
+	    $(BIN)/pytest tests/test_covariance.py tests/test_eigvalsh.py tests/test_pivoted_cholesky.py tests/test_gather.py \
+	    tests/test_isa.py; \
+	status=$$?; cp build/sanitize/plain.so $$plain; exit $$status
 
 dist: $(VENV)/.test
 	$(BIN)/python -m build

@@ -100,6 +100,10 @@ def test_bad_input_names_its_layer() -> None:
     bad[1, 1] = float("nan")
     with pytest.raises(ValueError, match=r"expected finite values, got nan at \(1, 1\), 1 in all \(b\)"):
         grouped_pivoted_cholesky([good, bad], [1, 1], names=["a", "b"])
+    aside = torch.eye(3)
+    aside[2, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"expected finite values, got inf at \(2, 0\), 1 in all \(b\)"):
+        grouped_pivoted_cholesky([good, aside], [1, 1], names=["a", "b"])
     with pytest.raises(ValueError, match=r"expected a rank in 0\.\.3, got 4 \(b\)"):
         grouped_pivoted_cholesky([good, good], [3, 4], names=["a", "b"])
     with pytest.raises(ValueError, match=r"expected a square matrix, got shape \(2, 3\) \(layer 0\)"):

@@ -151,7 +151,7 @@ def grouped_pivoted_cholesky(
     if not mats:
         return []
     _check_one_device("pivoted_cholesky", mats)
-    finite = torch.stack([m.diagonal().sum().isfinite() for m in mats]).tolist()
+    finite = torch.stack([m.sum(dtype=torch.float64).isfinite() for m in mats]).tolist()
     for mat, name, ok in zip(mats, named, finite, strict=True):
         if not ok:
             raise ValueError(_non_finite("pivoted_cholesky", name, mat))
