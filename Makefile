@@ -41,7 +41,7 @@ sanitize: $(VENV)/.test
 	$(BIN)/cmake --build build/sanitize --target _cpu
 	plain=$$($(BIN)/python -c 'import slimfast._cpu as cpu; print(cpu.__file__)'); cp $$plain build/sanitize/plain.so; \
 	cp build/sanitize/csrc/cpu/_cpu.*.so $$plain; \
-	LD_PRELOAD="$(foreach lib,asan ubsan stdc++,$$(gcc -print-file-name=lib$(lib).so))" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$(foreach lib,asan.so ubsan.so stdc++.so.6,$$(gcc -print-file-name=lib$(lib)))" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=2 \
 	    $(BIN)/pytest tests/test_covariance.py tests/test_eigvalsh.py tests/test_pivoted_cholesky.py tests/test_gather.py \
 	    tests/test_isa.py; \
