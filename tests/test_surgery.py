@@ -24,7 +24,7 @@ from slimfast.graph.surgery import (
     predicted_shapes,
     standard_attributes,
 )
-from slimfast.graph.trial import uncuttable
+from slimfast.graph.trial import settle
 from slimfast.pruning import prune_channels
 
 
@@ -286,9 +286,10 @@ def test_what_no_attribute_explains_is_frozen_with_the_reason_and_the_rest_proce
     prune_channels(model, plan_of(graph, {"free": [3]}))
 
 
-def test_uncuttable_gives_the_reasons_by_group():
+def test_a_check_in_the_models_code_freezes_what_it_checks():
     model, graph = hidden_model(), hidden_graph()
-    assert uncuttable(model, graph) == {}
+    settled = settle(model, graph)
+    assert (len(settled), settled.frozen, settled.attributes) == (1, (), ())
 
     class Checked(nn.Sequential):
         def forward(self, x):
@@ -296,8 +297,10 @@ def test_uncuttable_gives_the_reasons_by_group():
             assert x.shape[-1] == 4, "four wide"
             return self[1](x)
 
-    found = uncuttable(Checked(*model), graph)
-    assert list(found) == ["hidden"]
+    settled = settle(Checked(*model), graph)
+    assert len(settled) == 0
+    assert {(f.tensor, f.dim) for f in settled.frozen} == {("0.weight", 0), ("1.weight", 1)}
+    assert all(not axis.parts for axes in settled.axes.values() for axis in axes)
 
 
 class Scaled(nn.Module):

@@ -36,10 +36,3 @@ def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = 
         frozen=tuple(frozen),
         attributes=tuple(Attribute(*key, axis) for key, axis in found),
     )
-
-
-def uncuttable(model: nn.Module, graph: ChannelGraph, recording: Recording | None = None) -> dict[str, str]:
-    """Group name -> why the network does not run when that group is cut, for the groups where that is so."""
-    search = Search(model, graph, recording or record(model, *graph.inputs.example()))
-    search.run()
-    return {name: f"{reason} at {module}" for name, (module, reason) in search.uncuttable.items()}
