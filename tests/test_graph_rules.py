@@ -402,6 +402,13 @@ def test_padded_shortcuts_join_streams_of_different_width():
     assert members(rest)["c.weight", 0] == [0, 1, -1, -1, -1, -1, 0, 1]
 
 
+def test_padding_told_by_two_attributes_goes_one_by_one():
+    net = Net(lambda m, x: F.pad(m.a(x), (m.before, m.after)) + m.b(x), a=nn.Linear(3, 4), b=nn.Linear(3, 8))
+    head = nn.Sequential(net, nn.Linear(8, 2))
+    net.before = net.after = 2
+    assert members(trace(head, 2, 3)["0.b"])["0.b.weight", 0] == [0, 1, -1, -1, -1, -1, 2, 3]
+
+
 def test_writing_into_a_slice_joins_what_is_written():
     def forward(m, x):
         y = x.new_zeros(x.shape[0], 6)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
+from torch import nn
 
 from slimfast.graph.groups import Role
 from slimfast.graph.record import Call, Ref
@@ -52,7 +53,8 @@ class Flow:
     """Labels on their way through the network. Rules call its methods; ``step`` is the operation being
     handled."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module] | None = None) -> None:
+        self.modules = modules or {}
         self.partition = Partition()
         self.reasons: list[tuple[str, str]] = [("", ""), ("its length is fixed", "")]
         self.values: dict[int, Value] = {}

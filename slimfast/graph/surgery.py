@@ -132,8 +132,7 @@ def mismatches(
         else:
             for constant in operation.constants:
                 value, length = argument_of(call, constant.argument), len(kept(constant.axis))
-                # -1 asks for whatever fits, which the shapes have shown to be right
-                if value not in (length, -1):
+                if value != length:
                     told = f"{constant.argument} = {length}"
                     yield Mismatch(i, operation.name, operation.module, told, str(value))
     if len(steps) > len(found):

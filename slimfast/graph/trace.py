@@ -58,7 +58,7 @@ def trace_channels(
 
 def propagate(model: nn.Module, recording: Recording) -> Flow:
     """Follow the labels of every parameter and buffer through the recorded operations."""
-    flow = Flow()
+    flow = Flow(dict(model.named_modules()))
     shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(model)[0].items()}
     for value, name in recording.names.items():
         flow.values[value] = flow.tensors[name] = Value(

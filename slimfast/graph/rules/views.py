@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from slimfast.graph.flow import FIXED, Flow, as_labels
+from slimfast.graph.origins import integers_of
 from slimfast.graph.record import Call
 from slimfast.graph.rules.pointwise import unknown
 from slimfast.graph.rules.registry import Ways, rule
@@ -231,7 +232,7 @@ def channel_shuffle(flow: Flow, call: Call) -> list[Ways]:
 def pad(flow: Flow, call: Call) -> list[Ways]:
     """Padded channels are free labels: what they are added to, or read by, decides what becomes of them.
 
-    Equal amounts before and after shrink together: one number stands for both in nearly every model.
+    Equal amounts before and after shrink together, unless the module holds two numbers they may come from.
     """
     source, amounts = call.arguments["self"], call.arguments["pad"]
     ways = list(flow.ways(source))
@@ -245,11 +246,17 @@ def pad(flow: Flow, call: Call) -> list[Ways]:
             continue
         front = _padding(flow, 2 * i, before)
         back = _padding(flow, 2 * i + 1, after)
-        if before == after:
+        if before == after and not _holds_twice(flow, before):
             flow.unify(front, back)
         inside = as_labels(ways[dim], source.shape[dim])
         ways[dim] = flow.concatenate([(front, before), (inside, source.shape[dim]), (back, after)])
     return [ways]
+
+
+def _holds_twice(flow: Flow, number: int) -> bool:
+    """Whether the running module has two attributes, or two places in one, with this value."""
+    module = flow.modules.get(flow.step.call.module)
+    return module is not None and sum(value == number for _, _, value in integers_of(module)) > 1
 
 
 def _padding(flow: Flow, position: int, amount: int) -> Labels:
