@@ -31,8 +31,10 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
+# Without an earlier run there is nothing to compare with, and the plugin warns.
 bench: $(VENV)/.test
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-autosave --benchmark-compare
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-autosave --benchmark-compare \
+	    -W ignore::pytest_benchmark.logger.PytestBenchmarkWarning
 
 # The sanitised module stands in for the plain one while the tests run.
 sanitize: $(VENV)/.test
