@@ -1,7 +1,8 @@
 """The tables of README and docs, made from the results: ``python -m benchmarks.tables [--check]``.
 
 A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, named by suite and op. Its
-rows are those that the op's file here lists, with "not measured" where there is no figure.
+rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
+``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.accuracy import tables as accuracy
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
 from benchmarks.timing import BACKEND, BOUND, OURS, PEAK, Row, Target
 
-MARKED = re.compile(r"(<!-- table:(?P<suite>\w+)-(?P<op>\w+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z]+)-(?P<op>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
+ACCURACY = "accuracy"
 TITLES = {
     "torch": "plain PyTorch",
     "best": "best PyTorch",
@@ -39,15 +42,17 @@ def documents() -> list[Path]:
 def fill(text: str, results: Path = RESULTS) -> str:
     """The text with every table in it made anew; ``ValueError`` for a name that is no table."""
 
-    def made(match: re.Match[str]) -> str:
+    def filled(match: re.Match[str]) -> str:
         suite, op = match["suite"], match["op"]
-        if suite not in SUITES or op not in OPS:
-            raise ValueError(f"table {suite}-{op}: expected {'|'.join(SUITES)}-{'|'.join(OPS)}")
-        path = results / f"{suite}-{op}.json"
+        if suite != ACCURACY and (suite not in SUITES or op not in OPS):
+            known = f"{'|'.join(SUITES)}-{'|'.join(OPS)} or {ACCURACY}-NAME"
+            raise ValueError(f"table {suite}-{op}: expected {known}")
+        path = results / (f"{op}.json" if suite == ACCURACY else f"{suite}-{op}.json")
         result = json.loads(path.read_text()) if path.exists() else {}
-        return match[1] + table(suite, op, result) + match[4]
+        made = accuracy.table(result) if suite == ACCURACY else table(suite, op, result)
+        return match[1] + made + match[4]
 
-    return MARKED.sub(made, text)
+    return MARKED.sub(filled, text)
 
 
 def table(suite: str, op: str, result: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import cases, cusolver, eigvalsh, gather, run, tables, timing
+from benchmarks.accuracy import tables as accuracy_tables
 from benchmarks.roofline import Roofline
 from slimfast._torchvision import prepare_torchvision
 
@@ -213,6 +214,26 @@ def test_a_target_in_seconds_is_missed_by_a_slow_run():
     row = timing.Row("row", (), (timing.Target("torch", 8.0, seconds=10.0),))
     assert tables._targets(row, row_of(9.0, torch={"seconds": 90.0})).endswith("under 10 s: reached")
     assert tables._targets(row, row_of(11.0, torch={"seconds": 110.0})).endswith("under 10 s: missed")
+
+
+def test_the_accuracy_table_gives_mean_and_deviation_over_seeds():
+    def row(kind, stage, seed, test):
+        return {"kind": kind, "stage": stage, "seed": seed, "test": test, "params": 1234, "macs": 5678}
+
+    result = {
+        "settings": {"network": "resnet20", "macs": 0.5, "select": "l1", "epochs": 1, "seeds": [0, 1]}
+        | {"train_images": 5000, "test_images": 2000},
+        "stamp": {"versions": {"torch": "2.13"}, "date": "2026-01-01", "commit": "abc"},
+        "wall_seconds": 61.4,
+        "rows": [row("dense", "trained", None, 0.925), row("plan", "distilled", 0, 0.9)]
+        + [row("plan", "distilled", 1, 0.92)],
+    }
+    lines = accuracy_tables.table(result).splitlines()
+    assert lines[2] == "| original | 92.50 % | 1,234 | 5,678 |"
+    assert lines[3] == "| thin, pruned | not measured | not measured | not measured |"
+    assert lines[4] == "| thin, distilled | 91.00 % ± 1.41 | 1,234 | 5,678 |"
+    assert "1 epoch of distillation on 5,000 images, 2 seeds, 2,000 test images read once; 61 s" in lines[-1]
+    assert accuracy_tables.table({}).splitlines()[-1] == "Not measured yet."
 
 
 def test_a_table_of_nothing_known_is_refused():

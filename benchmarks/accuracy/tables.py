@@ -1,0 +1,47 @@
+"""Markdown tables of the accuracy benchmarks' results."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NOT_MEASURED = "not measured"
+NETWORKS = (
+    ("dense, trained", "original"),
+    ("plan, one shot", "thin, pruned"),
+    ("plan, distilled", "thin, distilled"),
+    ("uniform, one shot", "uniform widths, pruned"),
+    ("uniform, distilled", "uniform widths, distilled"),
+)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """A table of the networks of a CIFAR-10 result, and a line on the recipe and the machine."""
+    lines = [["", "test accuracy", "parameters", "MACs"], ["---", "--:", "--:", "--:"]]
+    for key, name in NETWORKS:
+        rows = [row for row in result.get("rows", ()) if f"{row['kind']}, {row['stage']}" == key]
+        lines.append([name, *(_cells(rows) if rows else [NOT_MEASURED] * 3)])
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{text}\n\n{_where(result)}\n"
+
+
+def _cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    accuracies = [100 * row["test"] for row in rows]
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
+    mean = f"{statistics.fmean(accuracies):.2f} %{spread}"
+    return [mean, f"{rows[0]['params']:,}", f"{rows[0]['macs']:,}"]
+
+
+def _where(result: Mapping[str, Any]) -> str:
+    if not result:
+        return "Not measured yet."
+    settings, made = result["settings"], result["stamp"]
+    seeds = len(settings["seeds"])
+    return (
+        f"{settings['network']} at {settings['macs']:g} of its MACs, filters by {settings['select']}; "
+        f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)} of distillation on "
+        f"{settings['train_images']:,} images, {seeds} seed{'s' * (seeds != 1)}, "
+        f"{settings['test_images']:,} test images read once; {result['wall_seconds']:.0f} s, "
+        f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}."
+    )
