@@ -179,7 +179,7 @@ def summary(rows: list[Row]) -> dict[str, dict[str, float]]:
 def table(rows: list[Row]) -> Table:
     """The rows as they are printed."""
     shown = Table(title="CIFAR-10, top-1", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in ("network", "stage", "seed", "params", "MACs", "held out", "test", "seconds"):
+    for column in ("network", "stage", "seed", "params", "MACs", "held out", "test", "time"):
         shown.add_column(column, justify="left" if column in ("network", "stage") else "right", no_wrap=True)
     whole = rows[0]
     for row in rows:
@@ -187,11 +187,11 @@ def table(rows: list[Row]) -> Table:
             row.kind,
             row.stage,
             "" if row.seed is None else str(row.seed),
-            f"{quantity(row.params)} ({row.params / whole.params:.1%})",
+            quantity(row.params),
             f"{quantity(row.macs)} ({row.macs / whole.macs:.1%})",
             f"{100 * row.validation:.2f} %",
             f"{100 * row.test:.2f} %",
-            f"{row.seconds:.0f}",
+            f"{row.seconds:.0f} s" if row.seconds else "",
         )
     return shown
 
@@ -219,12 +219,12 @@ def main(
     name = f"cifar10-{network}-{macs:g}{'-full' if full else ''}"
     output = ROOT / "benchmarks" / "results" / f"{name}.json" if output is None else output
     output_folder(output.parent)
-    started = time.perf_counter()
+    where, started = stamp(ROOT), time.perf_counter()
     rows = run(settings, work=ROOT / "build" / "accuracy" / name if work is None else work)
     result = {
         "benchmark": "cifar10",
         "settings": asdict(settings),
-        **stamp(ROOT),
+        **where,
         "wall_seconds": round(time.perf_counter() - started, 1),
         "rows": [asdict(row) for row in rows],
         "test_accuracy": summary(rows),
