@@ -30,8 +30,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = _target(path)
     temporary = _beside(target, path)
+    permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
+        # Some writers put a file of their own, readable by the owner alone, in the temporary one's place.
+        temporary.chmod(permissions)
         _flush(temporary)
         os.replace(temporary, target)
         _flush_folder(target.parent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from slimfast.budget import Rounding
 from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
-from slimfast.graph.groups import ChannelGraph, ChannelGroup
+from slimfast.graph.groups import ChannelGraph, ChannelGroup, matches
 from slimfast.plan_data import Chosen
 from slimfast.spectrum import Spectrum, check_tau
 from slimfast.unit_matrices import positions
@@ -108,14 +107,14 @@ def choose(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Reques
 
     ``ValueError`` for a glob that matches no group and a width by hand that a group cannot have.
     """
-    names = [group.name for group in graph.groups] + sorted({group.kind for group in graph.groups})
     for what, globs in (
         ("overrides", request.overrides),
         ("include", request.include or ()),
         ("exclude", request.exclude),
     ):
         for glob in globs:
-            if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            if not any(_matches(group, (glob,)) for group in graph.groups):
+                names = [group.name for group in graph.groups] + sorted({g.kind for g in graph.groups})
                 raise ValueError(f"plan: {what}: no group matches {glob!r}{did_you_mean(glob, names)}")
     choices = []
     for group in graph.groups:
@@ -138,7 +137,7 @@ def _choice(group: ChannelGroup, d: int, request: Request) -> Choice:
 
 
 def _matches(group: ChannelGroup, globs: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatchcase(name, glob) for glob in globs for name in (group.name, group.kind))
+    return matches(globs, group.name, group.kind)
 
 
 def _width_by_hand(group: ChannelGroup, value: int | float) -> int:

@@ -59,6 +59,15 @@ def test_new_files_have_the_permissions_of_any_new_file(tmp_path):
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
 
 
+def test_a_writer_that_puts_its_own_file_in_place_changes_no_permissions(tmp_path):
+    with atomic_path(tmp_path / "a") as temporary:
+        own = tmp_path / "own"
+        own.touch(mode=0o600)
+        own.replace(temporary)
+    (tmp_path / "b").write_text("x")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
 @pytest.mark.parametrize("error", [RuntimeError("no"), KeyboardInterrupt()])
 def test_an_error_in_the_block_passes_and_keeps_the_old_file(tmp_path, error):
     target = tmp_path / "thin.safetensors"

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from graph_helpers import members, reasons, roles, summary, trace, trace_example, units
 from torch import nn
 
+from slimfast.graph.groups import matches
+
 
 class Net(nn.Module):
     """Modules by name and a forward over them."""
@@ -549,3 +551,10 @@ def test_the_same_network_gives_the_same_graph():
     first, second = (_attend(Attention(12, 6, 2)) for _ in range(2))
     assert [(g.name, g.kind, members(g)) for g in first] == [(g.name, g.kind, members(g)) for g in second]
     assert first.frozen == second.frozen
+
+
+def test_a_printed_name_is_a_glob_that_means_itself():
+    assert matches(["blocks.0.attn.qkv[head]"], "blocks.0.attn.qkv[head]", "head")
+    assert matches(["blocks.*"], "blocks.0.attn.qkv[head]", "head")
+    assert matches(["hea?"], "blocks.0.attn.qkv[head]", "head")
+    assert not matches(["blocks.0.attn.qkv[dim]"], "blocks.0.attn.qkv[head]", "head")

@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slimfast.graph.flow import Flow, Span, Way
-from slimfast.graph.groups import Axis, ChannelGroup, Constant, Frozen, IntArray, Member, Operation
+from slimfast.graph.groups import Axis, ChannelGroup, Constant, Frozen, IntArray, Member, Operation, matches
 from slimfast.graph.rules.products import DEFAULT_SCALE
 from slimfast.graph.union import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask
 
@@ -234,7 +233,4 @@ def _name(tensor: str, kind: str) -> str:
 
 
 def _wanted(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
-    def matches(globs: Sequence[str]) -> bool:
-        return any(glob in (kind, name) or fnmatchcase(name, glob) for glob in globs)
-
-    return (include is None or matches(include)) and not (exclude is not None and matches(exclude))
+    return (include is None or matches(include, name, kind)) and not matches(exclude or (), name, kind)

@@ -5,8 +5,9 @@ All of it is frozen data. ``slimfast.graph.trace_channels`` makes it; costs, pla
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,14 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 Role = Literal["producer", "consumer", "follower"]
+
+
+def matches(globs: Iterable[str], name: str, kind: str) -> bool:
+    """Whether a group of that name and kind is meant by any of the globs.
+
+    A name as it is printed means itself, brackets included: ``blocks.0.attn.qkv[head]``.
+    """
+    return any(glob in (name, kind) or fnmatchcase(name, glob) or fnmatchcase(kind, glob) for glob in globs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
