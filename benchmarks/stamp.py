@@ -15,7 +15,7 @@ import torch
 from slimfast import _native
 
 ROOT = Path(__file__).resolve().parents[1]
-_DISTRIBUTIONS = ("slimfast", "torch", "triton", "numpy", "timm", "torch-pruning")
+_DISTRIBUTIONS = ("slimfast", "torch", "triton", "numpy", "accelerate", "timm", "torch-pruning")
 
 
 def stamp(device: str) -> dict[str, Any]:

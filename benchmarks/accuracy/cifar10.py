@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy import resnet_cifar
 from benchmarks.accuracy.cifar10_data import AugmentedBatches, Images, data_folder, load_split
-from benchmarks.accuracy.stamp import stamp
+from benchmarks.stamp import ROOT, stamp
 from slimfast.controls import uniform_like
 from slimfast.costs import Cost, count_module
 from slimfast.distillation import DistillationLoss, accuracy, distill
@@ -38,7 +38,6 @@ from slimfast.plans import Plan, plan
 from slimfast.pruning import prune_channels
 from slimfast.spectra import measure_spectra
 
-ROOT = Path(__file__).resolve().parents[2]
 Key: TypeAlias = tuple[str, str, int | None]
 """Kind, stage and seed of a network."""
 
