@@ -82,6 +82,17 @@ def test_chunks_shrink_together_and_sections_of_given_sizes_alone():
     assert sections == {("split_sizes[0]", 2), ("split_sizes[1]", 6)}
 
 
+def test_chunks_read_by_different_layers_shrink_together_too():
+    def forward(m, x):
+        left, right = m.a(x).chunk(2, 1)
+        return m.b(left) + m.c(right)
+
+    graph = trace(Net(forward, a=conv(3, 8), b=conv(4, 2), c=conv(4, 2)), 1, 3, 5, 5)
+    # the chunks of a shorter axis are halves again, wherever its channels were removed
+    assert members(graph["a"])["a.weight", 0] == [*range(4), *range(4)]
+    assert members(graph["a"])["c.weight", 1] == list(range(4))
+
+
 def test_a_depthwise_convolution_carries_its_channels_along():
     net = nn.Sequential(conv(3, 6), conv(6, 6, 3, groups=6), nn.ReLU6(), conv(6, 2))
     graph = trace(net, 1, 3, 8, 8)
