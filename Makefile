@@ -13,11 +13,12 @@ SANITIZERS ?= address,undefined
 demo: $(VENV)/.demo
 	$(BIN)/slimfast demo -o demo
 
+# One process a core; plain `pytest` runs the same tests one after another.
 test: $(VENV)/.test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 coverage: $(VENV)/.test
-	$(BIN)/pytest --cov=slimfast --cov-report=term-missing:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov=slimfast --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
