@@ -1,7 +1,8 @@
-"""Where the sizes that a model's Python passes on come from: integers read off a tensor's shape remember its axis.
+"""Where the sizes that a model's Python passes on come from: integers read off a shape remember its axis.
 
-``b, n, c = x.shape`` followed by ``y.reshape(b, n, c)`` ties the last axis of y to that of x, wherever y came from. No
-recorded operation says so: it is seen here, one level above, where the model reads shapes and passes sizes.
+``b, n, c = x.shape`` followed by ``y.reshape(b, n, c)`` ties the last axis of y to that of x, wherever y came
+from. No recorded operation says so: it is seen here, one level above, where the model reads shapes and passes
+sizes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Length(int):
 
 
 class ShapeReads(TorchFunctionMode):
-    """Makes shapes of :class:`Length` and tells ``given`` which axes the sizes of the running function are from."""
+    """Makes shapes of :class:`Length` and tells ``given`` which axes the sizes of a function are from."""
 
     def __init__(self, value_of: Callable[[Tensor], int], given: Callable[[Given], None]) -> None:
         super().__init__()
