@@ -81,8 +81,9 @@ class Member:
 class ChannelGroup:
     """Units 0..n-1 that are kept or removed one by one, each with all of its slices in all members.
 
-    ``kind``: "channel" (one producer layer), "residual" (several producers joined), "head" (attention heads),
-    "head_dim" (positions inside heads), "block" (whole groups of a grouped convolution or a group norm).
+    ``kind``: "channel" (units of one layer, or of layers joined by a product), "residual" (several producers
+    joined by addition), "head" (attention heads), "head_dim" (positions inside heads), "block" (whole groups
+    of a grouped convolution or a group norm).
     ``inexact`` says why removal is not the same as masking (a norm over the group's axis), None where it is.
     """
 
