@@ -25,7 +25,9 @@ METHODS: tuple[str, ...] = get_args(Method)
 _BLOCK = 1 << 22
 # Bytes of covariances factored in one grouped call.
 _BATCH_BYTES = 256 << 20
-# Distances of equal filters differ by rounding; scores closer than this share of the largest one are ties.
+# Squared distances below this share of the squared norms are rounding: the filters are the same.
+_SAME = 1e-12
+# Scores of equal filters differ by rounding; those closer than this share of the largest one are ties.
 _TIE = 2.0**-36
 
 
@@ -135,8 +137,11 @@ def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
     for start in range(0, n, max(1, _BLOCK // n)):
         stop = min(start + max(1, _BLOCK // n), n)
         products = _sum([x[start:stop] @ x.T for x in rows], n)
-        distances = squares[start:stop, None] + squares[None, :] - 2.0 * products
-        scores[start:stop] = np.sqrt(np.maximum(distances, 0.0)).sum(1)
+        norms = squares[start:stop, None] + squares[None, :]
+        distances = norms - 2.0 * products
+        # The root would make a visible distance of the rounding between a filter and its equal.
+        distances[distances <= _SAME * norms] = 0.0
+        scores[start:stop] = np.sqrt(distances).sum(1)
     return _snapped(scores)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.selection import METHODS, largest, select
+from slimfast.selection import METHODS, _geometric_median, largest, select
 
 
 def two_convs(n: int = 6) -> tuple[nn.Module, torch.Tensor]:
@@ -122,6 +122,17 @@ def test_ties_go_to_the_smaller_index(method):
         else:
             assert all(k in keep for k in {k % 3 for k in keep})
             assert len({k % 3 for k in keep}) == first
+
+
+def test_the_distances_of_equal_filters_are_not_told_apart_by_rounding(monkeypatch):
+    torch.manual_seed(0)
+    half, n = torch.randn(131, 1000, dtype=torch.float64), 131
+    # Matrix products round the two copies of a filter differently, in blocks even more so.
+    monkeypatch.setattr("slimfast.selection._BLOCK", 7 * 2 * n)
+    scores = _geometric_median([torch.cat([half, half.flip(0)])], 2 * n)
+    assert np.array_equal(scores[:n], scores[n:][::-1])
+    exact = torch.cdist(half, half, compute_mode="donot_use_mm_for_euclid_dist").sum(1).numpy()
+    assert np.allclose(scores[:n], 2 * exact, rtol=1e-10)
 
 
 def test_largest_breaks_ties_by_index_and_sorts():
