@@ -218,12 +218,13 @@ def main(
     name = f"cifar10-{network}-{macs:g}{'-full' if full else ''}"
     output = ROOT / "benchmarks" / "results" / f"{name}.json" if output is None else output
     output_folder(output.parent)
-    where, started = stamp(ROOT), time.perf_counter()
+    made = stamp("cuda" if torch.cuda.is_available() else "cpu")
+    started = time.perf_counter()
     rows = run(settings, work=ROOT / "build" / "accuracy" / name if work is None else work)
     result = {
         "benchmark": "cifar10",
         "settings": asdict(settings),
-        **where,
+        "stamp": made,
         "wall_seconds": round(time.perf_counter() - started, 1),
         "rows": [asdict(row) for row in rows],
         "test_accuracy": summary(rows),
