@@ -321,14 +321,18 @@ def test_a_run_that_died_goes_on_from_its_last_epoch(teacher: nn.Module, tmp_pat
 
 def test_a_second_ctrl_c_stops_at_once() -> None:
     heard: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    with postponed_interrupt(announce=lambda: heard.append(1)) as stopping:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stopping()
-        assert heard == [1]
-        with pytest.raises(KeyboardInterrupt):
+    # A process started in the background may have been told to ignore Ctrl-C.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with postponed_interrupt(announce=lambda: heard.append(1)) as stopping:
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert stopping()
+            assert heard == [1]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_distill_off_the_main_thread(teacher: nn.Module, tmp_path: Path) -> None:
