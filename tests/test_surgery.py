@@ -339,3 +339,55 @@ def test_tracing_leaves_the_model_as_it_is():
     assert model.training
     assert model.attention.num_heads == heads
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Einsum(nn.Module):
+    """Products that PyTorch carries out by other operations where a length is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.last = nn.Linear(4, 3 * 2 * 5), nn.Linear(2 * 5, 3)
+        self.table = nn.Parameter(torch.randn(2, 6, 6))
+        self.heads, self.dim = 2, 5
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, self.dim).unbind(2)
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k) + self.table
+        return self.last(torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1))
+
+
+def test_products_that_run_by_other_operations_at_a_length_of_one():
+    torch.manual_seed(0)
+    model, x = Einsum().eval(), torch.randn(2, 6, 4)
+    graph = trace_channels(model, x)
+    kinds = {group.kind: group.name for group in graph}
+    assert set(kinds) == {"head", "head_dim"}
+    for keeps in ({"head": [1]}, {"head_dim": [2]}, {"head": [0], "head_dim": [4]}):
+        thin = prune_channels(model, plan_of(graph, {kinds[kind]: keep for kind, keep in keeps.items()}))
+        assert thin.heads == len(keeps.get("head", range(2)))
+
+
+class SplitList(nn.Module):
+    """A split whose sizes are one list, two of them the same number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [4, 4, 3]
+        self.first, self.last = nn.Linear(5, 11), nn.Linear(11, 2)
+
+    def forward(self, x):
+        a, b, c = torch.split(self.first(x), self.sizes, -1)
+        return self.last(torch.cat([a.relu(), b.cos(), c.sigmoid()], -1))
+
+
+def test_the_sizes_of_a_split_are_found_in_their_order():
+    torch.manual_seed(0)
+    model, x = SplitList().eval(), torch.randn(2, 5)
+    graph = trace_channels(model, x)
+    keeps = random_keeps(graph, 0, 0.5)
+    thin = prune_channels(model, plan_of(graph, keeps))
+    kept = cut(graph, keeps)["first.weight"][0]
+    parts = [(kept < 4).sum(), ((kept >= 4) & (kept < 8)).sum(), (kept >= 8).sum()]
+    assert thin.sizes == [int(n) for n in parts]
+    assert isinstance(thin.sizes, list)
