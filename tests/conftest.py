@@ -12,6 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from slimfast._torchvision import prepare_torchvision
+
+# timm and transformers import torchvision, whichever test is the first to need them.
+prepare_torchvision()
+
 
 @pytest.fixture(autouse=True)
 def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
