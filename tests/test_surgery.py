@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -136,33 +137,28 @@ def test_check_thin_names_the_operation_that_is_not_as_predicted():
     assert [(m.module, m.expected, m.found) for m in other] == [("1", "aten.linear", "aten.relu")]
 
 
-def test_check_thin_compares_constants():
+def test_check_thin_compares_constants_where_the_shapes_agree():
     graph = hidden_graph()
-    axis = graph.axes["0.bias"][0]
-    view = Operation("aten.view", "", ((Axis(5), axis),), constants=(Constant("size[1]", 4, axis),))
-    graph = ChannelGraph(
-        graph.groups,
-        graph.axes,
-        graph.parameters,
-        (graph.operations[0], view),
-        (),
-        graph.inputs,
-        attributes=(),
-    )
+    front, back = (Axis(n, (("hidden", np.arange(n)),)) for n in (2, 1))
+    padded = Axis(7, (("hidden", np.array([0, 1, -1, -1, -1, -1, 0])),))
+    constants = (Constant("pad[0]", 2, front), Constant("pad[1]", 1, back))
+    pad = Operation("aten.constant_pad_nd", "", ((Axis(5), padded),), constants=constants)
+    linear = Operation("aten.linear", "0", ((Axis(5), Axis(4)),))
+    graph = dataclasses.replace(graph, operations=(linear, pad))
 
-    class Views(nn.Module):
-        def __init__(self, width: int) -> None:
+    class Pads(nn.Module):
+        def __init__(self, *pads: int) -> None:
             super().__init__()
-            self.add_module("0", nn.Linear(3, 2))
-            self.width = width
+            self.add_module("0", nn.Linear(3, 4))
+            self.pads = pads
 
         def forward(self, x):
-            return self.get_submodule("0")(x).view(5, self.width)
+            return functional.pad(self.get_submodule("0")(x), self.pads)
 
-    keeps = {"hidden": np.array([0, 1])}
-    assert check_thin(Views(2), graph, keeps) == []
-    assert [str(m) for m in check_thin(Views(-1), graph, keeps)] == [
-        "aten.view at the model itself: expected size[1] = 2, got -1"
+    assert check_thin(Pads(2, 1), graph, {}) == []
+    assert [str(m) for m in check_thin(Pads(1, 2), graph, {})] == [
+        "aten.constant_pad_nd at the model itself: expected pad[0] = 2, got 1",
+        "aten.constant_pad_nd at the model itself: expected pad[1] = 1, got 2",
     ]
 
 
@@ -339,3 +335,55 @@ def test_tracing_leaves_the_model_as_it_is():
     assert model.training
     assert model.attention.num_heads == heads
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Einsum(nn.Module):
+    """Products that PyTorch carries out by other operations where a length is 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.last = nn.Linear(4, 3 * 2 * 5), nn.Linear(2 * 5, 3)
+        self.table = nn.Parameter(torch.randn(2, 6, 6))
+        self.heads, self.dim = 2, 5
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, self.dim).unbind(2)
+        weights = torch.einsum("bqhd,bkhd->bhqk", q, k) + self.table
+        return self.last(torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1))
+
+
+def test_products_that_run_by_other_operations_at_a_length_of_one():
+    torch.manual_seed(0)
+    model, x = Einsum().eval(), torch.randn(2, 6, 4)
+    graph = trace_channels(model, x)
+    kinds = {group.kind: group.name for group in graph}
+    assert set(kinds) == {"head", "head_dim"}
+    for keeps in ({"head": [1]}, {"head_dim": [2]}, {"head": [0], "head_dim": [4]}):
+        thin = prune_channels(model, plan_of(graph, {kinds[kind]: keep for kind, keep in keeps.items()}))
+        assert thin.heads == len(keeps.get("head", range(2)))
+
+
+class SplitList(nn.Module):
+    """A split whose sizes are one list, two of them the same number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [4, 4, 3]
+        self.first, self.last = nn.Linear(5, 11), nn.Linear(11, 2)
+
+    def forward(self, x):
+        a, b, c = torch.split(self.first(x), self.sizes, -1)
+        return self.last(torch.cat([a.relu(), b.cos(), c.sigmoid()], -1))
+
+
+def test_the_sizes_of_a_split_are_found_in_their_order():
+    torch.manual_seed(0)
+    model, x = SplitList().eval(), torch.randn(2, 5)
+    graph = trace_channels(model, x)
+    keeps = random_keeps(graph, 0, 0.5)
+    thin = prune_channels(model, plan_of(graph, keeps))
+    kept = cut(graph, keeps)["first.weight"][0]
+    parts = [(kept < 4).sum(), ((kept >= 4) & (kept < 8)).sum(), (kept >= 8).sum()]
+    assert thin.sizes == [int(n) for n in parts]
+    assert isinstance(thin.sizes, list)

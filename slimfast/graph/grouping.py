@@ -174,6 +174,7 @@ class Grouping:
                 for argument, value, span in step.constants
                 if (axis := self._span(span)).parts
             ),
+            within=step.call.within,
         )
 
     def _span(self, span: Span) -> Axis:

@@ -113,7 +113,8 @@ class Constant:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """One recorded ATen operation. ``macs`` is a product of constants and axis lengths (empty: none
+    """One recorded ATen operation. ``within`` numbers the einsum it is a part of, 0 for none. ``macs`` is a
+    product of constants and axis lengths (empty: none
     counted)."""
 
     name: str
@@ -121,6 +122,7 @@ class Operation:
     outputs: tuple[tuple[Axis, ...], ...]
     macs: tuple[int | Axis, ...] = ()
     constants: tuple[Constant, ...] = ()
+    within: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,6 +31,8 @@ _WHOLE = frozenset(
                  "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 )  # fmt: skip
 
+# Composite operations that decompose into others at other lengths, 1 above all.
+_SHAPE_DEPENDENT = frozenset({"aten::einsum", "aten::tensordot"})
 
 # Operations whose sizes are those of their result, dim by dim.
 _SIZED = frozenset(
@@ -55,7 +57,8 @@ class Call:
 
     ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
     ``lengths``: for each dim of the output the axis whose length was passed as its size, None where the size
-    came from elsewhere.
+    came from elsewhere. ``within``: which of the forward's einsums this is a part of, counted from 1; 0 for
+    none.
     """
 
     op: str
@@ -64,6 +67,7 @@ class Call:
     outputs: tuple[Ref, ...]
     pointwise: bool
     lengths: Given = ()
+    within: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -268,6 +272,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.stack: list[tuple[str, list[torch.Size]]] = []
         self._given: Given = ()
+        self._within = self._composites = 0
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
 
@@ -305,8 +310,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "prim":
             return func(*args, **kwargs)
         if _decomposes(func):
-            with self:
-                return func.decompose(*args, **kwargs)
+            return self._decomposed(func, args, kwargs)
         bound = self._bind(func, args, kwargs)
         output = func(*args, **kwargs)
         outputs = tuple(self.ref(t) for t in tensors_in(output))
@@ -319,9 +323,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 outputs=outputs,
                 pointwise=torch.Tag.pointwise in func.tags,
                 lengths=self._given if sized else (),
+                within=self._within,
             )
         )
         return output
+
+    def _decomposed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        outermost = func._schema.name in _SHAPE_DEPENDENT and not self._within
+        if outermost:
+            self._composites += 1
+            self._within = self._composites
+        try:
+            with self:
+                return func.decompose(*args, **kwargs)
+        finally:
+            if outermost:
+                self._within = 0
 
     def _bind(self, func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
         """Arguments by name, with the shapes they had before the call."""

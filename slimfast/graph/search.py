@@ -18,23 +18,12 @@ import numpy as np
 from torch import nn
 
 from slimfast.graph.copies import copy_with, named_tensors
-from slimfast.graph.groups import Attribute, Axis, ChannelGraph, IntArray, Operation
+from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, IntArray, Operation
 from slimfast.graph.origins import Key, Wanted, axis_at, integers_of, stack_of
+from slimfast.graph.prediction import COPIES, STOPPED, item_of, mismatches, split_argument, survivors
 from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at
 from slimfast.graph.regroup import Regroup
-from slimfast.graph.surgery import (
-    COPIES,
-    STOPPED,
-    apply_patches,
-    cut,
-    item_of,
-    mismatches,
-    patches_of,
-    read_attribute,
-    select_indices,
-    split_argument,
-    survivors,
-)
+from slimfast.graph.surgery import apply_patches, cut, patches_of, read_attribute, select_indices
 from slimfast.graph.trial_keeps import Told, telling_keeps, told_by, trial_keeps
 
 # Sets of attributes tried at one operation before its groups are given up; each try records up to that
@@ -76,6 +65,7 @@ class Search:
         self.uncuttable: dict[str, tuple[str, str]] = {}
         self.inexact: dict[str, str] = {}
         self.keeps = trial_keeps(graph)
+        self.hopeless: set[tuple[Any, ...]] = set()
         self.told: Told = set()
         self.calls: tuple[Call, ...] = ()
         self._cut_keeps: Mapping[str, IntArray] = {}
@@ -147,9 +137,13 @@ class Search:
             )
         )
         conflicts = self._conflicts(operation, stack) if operation else []
-        found = self._explain(self._own(index, stack), index) or self._join(conflicts)
-        if found is None and not conflicts:
+        found = self._explain(itertools.islice(self._own(index, stack), _MAX_TRIES), index)
+        found = found or self._join(conflicts)
+        place = self._place(index)
+        if found is None and not conflicts and place not in self.hopeless:
             found = self._explain(itertools.islice(self._nearby(stack), _MAX_TRIES), index)
+            if found is None:
+                self.hopeless.add(place)
         return found or self._give_up(index, conflicts)
 
     def _explain(self, assignments: Iterable[dict[Key, Wanted]], index: int) -> _Reach | None:
@@ -169,14 +163,26 @@ class Search:
 
         A number that comes from the shape of a tensor needs no attribute: each constant may go without.
         """
+        constants = self._wanted([index], constants_only=True)
+        yield from self._in_order(constants, stack)
         choices: list[list[tuple[Key, Wanted] | None]] = []
-        for wanted in self._wanted([index], constants_only=True)[:4]:
+        for wanted in constants[:4]:
             keys = [key for path in stack for key in self._keys(path, wanted)]
             choices.append([None, *((key, wanted) for key in keys[:6])])
         for picks in sorted(itertools.product(*choices), key=lambda p: sum(pick is not None for pick in p)):
             assignment = {pick[0]: pick[1] for pick in picks if pick is not None}
             if assignment and len(assignment) == sum(pick is not None for pick in picks):
                 yield assignment
+
+    def _in_order(self, constants: list[Wanted], stack: list[str]) -> Iterator[dict[Key, Wanted]]:
+        """Tuples and lists that hold all of these constants in their order, like those of splits."""
+        runs: dict[tuple[str, str, int], dict[Key, Wanted]] = {}
+        for wanted in constants:
+            place = split_argument(wanted.constant or "")[1]
+            for key in (key for path in stack for key in self._keys(path, wanted)):
+                if place is not None and key[2] is not None:
+                    runs.setdefault((*key[:2], key[2] - place), {})[key] = wanted
+        yield from (run for run in runs.values() if len(run) == len(constants) > 1)
 
     def _nearby(self, stack: list[str]) -> Iterator[dict[Key, Wanted]]:
         """Attributes that hold a length that changes in a module around the operation, alone and in pairs."""
@@ -228,27 +234,38 @@ class Search:
         self.attributes = {key: change.axis(axis) for key, axis in self.attributes.items()}
         self.keeps = {name: keep for name, keep in self.keeps.items() if name not in names}
 
+    def _place(self, index: int) -> tuple[Any, ...]:
+        """Which operation of which class of module this is: what fails in one block fails in the next."""
+        if index == len(self.graph.operations):
+            return ()
+        operation = self.graph.operations[index]
+        step = self.inside[operation.module].index(index)
+        return type(self.modules[operation.module]), operation.name, step
+
     def _give_up(self, index: int, conflicts: list[tuple[Axis, Axis]]) -> _Reach:
         """Leave alone the groups without which operation ``index`` is right, and their like elsewhere."""
         operation = self.graph.operations[min(index, len(self.graph.operations) - 1)]
         changed = [c for c in operation.constants if len(self.kept(c.axis)) != c.value]
-        told = ", ".join(f"{c.argument} = {c.value}" for c in changed) or "the shape"
-        reason = f"{told} of {operation.name} cannot be made to follow its width"
-        suspects = [
-            self._groups_in([c.axis for c in changed]),
-            self._groups_in([own for own, _ in conflicts]),
-            self._groups_in([axis for axes in operation.outputs for axis in axes]),
+        # Constants that may be to blame, and the groups to leave alone then; the least comes first.
+        suspects: list[tuple[list[Constant], list[str]]] = [
+            *(([c], self._groups_in([c.axis])) for c in (changed if len(changed) > 1 else ())),
+            (changed, self._groups_in([c.axis for c in changed])),
+            ([], self._groups_in([own for own, _ in conflicts])),
+            ([], self._groups_in([axis for axes in operation.outputs for axis in axes])),
         ]
-        for names in filter(None, suspects):
+        suspects = [suspect for suspect in suspects if suspect[1]]
+        for blamed, names in suspects:  # noqa: B007 (read after the loop)
             found = self._probe({n: k for n, k in self.keeps.items() if n not in names}, self.attributes)
             if found.index is None or found.index > index:
                 break
         else:
-            names = next(filter(None, suspects), []) or [self._culprit()]
-        if names == suspects[0]:
-            arguments = {c.argument for c in changed}
-            for _, other in self._counterparts(operation.module, index):
-                names = names + self._groups_in([c.axis for c in other.constants if c.argument in arguments])
+            blamed, names = (changed, self._groups_in([c.axis for c in changed]))
+            names = names or next((names for _, names in suspects), []) or [self._culprit()]
+        told = ", ".join(f"{c.argument} = {c.value}" for c in blamed) or "the shape"
+        reason = f"{told} of {operation.name} cannot be made to follow its width"
+        arguments = {c.argument for c in blamed}
+        for _, other in self._counterparts(operation.module, index) if blamed else ():
+            names = names + self._groups_in([c.axis for c in other.constants if c.argument in arguments])
         self.uncuttable |= dict.fromkeys(names, (operation.module, reason))
         self._regroup(dict.fromkeys(names))
         return self._probe(self.keeps, self.attributes)

@@ -7,8 +7,7 @@ group keeps; both are data, so that the same functions serve pruning, loading an
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,17 +17,30 @@ from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError
 from slimfast.graph.copies import named_tensors
-from slimfast.graph.groups import Attribute, Axis, ChannelGraph, IntArray, Operation
-from slimfast.graph.record import Call, record
+from slimfast.graph.groups import Attribute, ChannelGraph, IntArray
+from slimfast.graph.prediction import Mismatch, Shape, check_thin, predicted_shapes, survivors
 
-Shape: TypeAlias = tuple[int, ...]
+__all__ = [
+    "Mismatch",
+    "Patch",
+    "Shape",
+    "apply_patches",
+    "check_keeps",
+    "check_thin",
+    "cut",
+    "patches",
+    "patches_of",
+    "plain",
+    "predicted_shapes",
+    "read_attribute",
+    "select_indices",
+    "standard_attributes",
+    "survivors",
+    "thin_shape",
+]
+
 # What a patched attribute may hold: an int, or a tuple or list of ints among other plain values.
 Value: TypeAlias = Any
-
-STOPPED = "nothing more"
-COPIES = ("aten.clone", "aten.contiguous", "aten.alias")
-# One reshape, under the names it has with and without a copy before it.
-_VIEWS = dict.fromkeys(("aten._unsafe_view", "aten._reshape_alias", "aten.reshape"), "aten.view")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +56,6 @@ class Patch:
     attribute: str
     before: Value
     after: Value
-
-
-def survivors(keeps: Mapping[str, IntArray]) -> Callable[[Axis], IntArray]:
-    """The surviving indices of an axis under a cut, as a function that remembers the axes it has seen."""
-    return functools.cache(lambda axis: axis.kept(keeps))
 
 
 def check_keeps(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
@@ -82,93 +89,6 @@ def cut(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> dict[str, dict[in
         if changed:
             tensors[graph.tied.get(tensor, tensor)] = changed
     return tensors
-
-
-def predicted_shapes(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[tuple[Shape, ...]]:
-    """The shapes of the outputs of every recorded operation after a cut."""
-    kept = survivors(keeps)
-    return [_shapes(operation, kept) for operation in graph.operations]
-
-
-def _shapes(operation: Operation, kept: Callable[[Axis], IntArray]) -> tuple[Shape, ...]:
-    return tuple(tuple(len(kept(axis)) for axis in axes) for axes in operation.outputs)
-
-
-@dataclass(frozen=True, slots=True)
-class Mismatch:
-    """Operation number ``index`` of a recording is not what was predicted; ``str`` says it in one line."""
-
-    index: int
-    operation: str
-    module: str
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        where = self.module or "the model itself"
-        return f"{self.operation} at {where}: expected {self.expected}, got {self.found}"
-
-
-def mismatches(
-    graph: ChannelGraph, kept: Callable[[Axis], IntArray], calls: Sequence[Call]
-) -> Iterator[Mismatch]:
-    """Where a recording differs from the prediction in an operation, a shape or a constant, in order.
-
-    ``kept`` is the cut, as :func:`survivors` gives it. What is missing at the end is ``found`` as
-    :data:`STOPPED`.
-
-    A reshape that needs a copy may do without one when a length becomes 1, so that such copies are not
-    compared.
-    """
-    steps = [(i, operation) for i, operation in enumerate(graph.operations) if operation.name not in COPIES]
-    found = [call for call in calls if call.op not in COPIES]
-    for (i, operation), call in zip(steps, found, strict=False):
-        shapes = _shapes(operation, kept)
-        got = tuple(ref.shape for ref in call.outputs)
-        if _VIEWS.get(call.op, call.op) != _VIEWS.get(operation.name, operation.name):
-            yield Mismatch(i, operation.name, operation.module, operation.name, call.op)
-        elif shapes != got:
-            yield Mismatch(i, operation.name, operation.module, f"shapes {shapes}", f"{got}")
-        else:
-            for constant in operation.constants:
-                value, length = argument_of(call, constant.argument), len(kept(constant.axis))
-                if value != length:
-                    told = f"{constant.argument} = {length}"
-                    yield Mismatch(i, operation.name, operation.module, told, str(value))
-    if len(steps) > len(found):
-        i, operation = steps[len(found)]
-        yield Mismatch(i, operation.name, operation.module, operation.name, STOPPED)
-    elif len(found) > len(steps):
-        extra = found[len(steps)]
-        yield Mismatch(len(graph.operations), extra.op, extra.module, STOPPED, extra.op)
-
-
-def check_thin(thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[Mismatch]:
-    """Record the thin network and compare every operation with the prediction; empty where all is well.
-
-    Raises :class:`UnsupportedGraph` when its forward fails, naming the module.
-    """
-    args, kwargs = graph.inputs.example()
-    return list(mismatches(graph, survivors(keeps), record(thin, args, kwargs).calls))
-
-
-def split_argument(argument: str) -> tuple[str, int | None]:
-    """``size[2]`` as ("size", 2), ``groups`` as ("groups", None)."""
-    name, _, rest = argument.partition("[")
-    return name, int(rest[:-1]) if rest else None
-
-
-def argument_of(call: Call, argument: str) -> Any:
-    """The value that a recorded call was given for ``size[2]`` or ``groups``; None where it has none."""
-    name, index = split_argument(argument)
-    return item_of(call.arguments.get(name), index)
-
-
-def item_of(value: Any, index: int | None) -> Any:
-    """The value itself, or the item at ``index`` of a tuple or list; None where there is none."""
-    if index is None:
-        return value
-    return value[index] if isinstance(value, (tuple, list)) and index < len(value) else None
 
 
 def thin_shape(shape: Shape, dims: Mapping[int, IntArray]) -> Shape:
