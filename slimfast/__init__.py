@@ -21,8 +21,7 @@ from slimfast.manifests import Manifest, manifest
 from slimfast.plans import GroupPlan, Plan, plan, plan_widths
 from slimfast.pruning import prune_channels, slim
 from slimfast.selection import select
-from slimfast.spectra import load_spectra, measure_spectra, save_spectra
-from slimfast.spectrum import Spectrum
+from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
 from slimfast.verification import Verification, verify
 
 __version__ = "0.1.0"

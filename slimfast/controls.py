@@ -11,7 +11,7 @@ import numpy as np
 from slimfast.costs import CostModel
 from slimfast.graph import ChannelGraph
 from slimfast.plans import Plan, plan_widths
-from slimfast.spectrum import Spectrum
+from slimfast.spectra.spectrum import Spectrum
 
 
 def uniform_like(plan: Plan, graph: ChannelGraph, spectra: Mapping[str, Spectrum]) -> Plan:

@@ -15,10 +15,10 @@ from slimfast.graph.groups import ChannelGraph, IntArray
 from slimfast.graph.surgery import apply_patches, check_thin, cut, patches
 from slimfast.kernels.ops import grouped_gather
 from slimfast.manifests import Manifest, attach, compose, frozen, manifest
-from slimfast.measuring import Progress
 from slimfast.plans import GroupPlan, Plan
 from slimfast.plans import plan as make_plan
 from slimfast.selection import Method, graph_of, select_units
+from slimfast.spectra.eigenvalues import Progress
 from slimfast.verification import verify as verify_thin
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]

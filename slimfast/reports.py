@@ -16,7 +16,7 @@ from slimfast.distillation import History
 from slimfast.doctor import Diagnosis
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path
-from slimfast.plan_data import Plan
+from slimfast.plans.data import Plan
 from slimfast.spectra import Spectrum
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from slimfast.graph.copies import named_tensors
 from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray, Member
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan
-from slimfast.unit_matrices import unit_matrix
+from slimfast.spectra.unit_matrices import unit_matrix
 
 Method: TypeAlias = Literal["l1", "l2", "geometric_median", "bn_scale", "pivoted_cholesky"]
 METHODS: tuple[str, ...] = get_args(Method)

@@ -23,9 +23,9 @@ from cli_cases import NET, NETS, files, needs, needs_accelerate, plan, thin, wei
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from slimfast import cli, cli_options, demo, selection
+from slimfast import cli, demo, selection
 from slimfast.checkpoints import load
-from slimfast.cli import main
+from slimfast.cli import main, options
 from slimfast.graph.inputs import InputSpec
 from slimfast.manifests import manifest
 from slimfast.models import build_model
@@ -258,7 +258,7 @@ def test_demo_shows_its_table_or_json_and_says_what_it_does(monkeypatch, capsys)
         tell("training")
         return found
 
-    monkeypatch.setattr("slimfast.cli_machine.run_demo", run_demo)
+    monkeypatch.setattr("slimfast.cli.machine.run_demo", run_demo)
     assert main(["demo", "-o", "out", "--seed", "7", "--epochs", "1", "--teacher-epochs", "2"]) == 0
     assert asked == [(Path("out"), {"seed": 7, "epochs": 1, "teacher_epochs": 2})]
     printed = capsys.readouterr()
@@ -293,7 +293,7 @@ def test_help_and_version(capsys):
 
 
 def test_the_methods_are_those_of_select():
-    assert {method.value for method in cli_options.Method} == set(typing.get_args(selection.Method))
+    assert {method.value for method in options.Method} == set(typing.get_args(selection.Method))
 
 
 # In a process of its own.

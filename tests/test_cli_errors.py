@@ -160,7 +160,7 @@ def test_an_error_inside_has_a_status_of_its_own_and_a_traceback_on_demand(monke
     def fail() -> None:
         raise KeyError("lost")
 
-    monkeypatch.setattr("slimfast.cli_machine.diagnose", fail)
+    monkeypatch.setattr("slimfast.cli.machine.diagnose", fail)
     assert main(["doctor"]) == 1
     assert capsys.readouterr().err == "slimfast: internal error, KeyError: 'lost' (--debug shows where)\n"
     assert main(["doctor", "--debug"]) == 1
@@ -171,6 +171,6 @@ def test_ctrl_c_outside_of_a_training(monkeypatch, capsys):
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("slimfast.cli_machine.diagnose", interrupt)
+    monkeypatch.setattr("slimfast.cli.machine.diagnose", interrupt)
     assert main(["doctor"]) == 130
     assert capsys.readouterr().err == "slimfast: interrupted\n"

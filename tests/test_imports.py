@@ -42,14 +42,8 @@ ROOM = {
     "_native": "native",
     "_json": "files",
     "_torchvision": "models",
-    "spectrum": "spectra",
-    "measuring": "spectra",
-    "unit_matrices": "spectra",
-    "budget": "plans",
     "manifests": "pruning",
 }
-# And those of the files whose name begins so.
-PREFIXES = {"plan_": "plans", "cli_": "cli"}
 # `spectra` knows no graph beyond the group's member list; a manifest is made of the graph's data.
 EXCEPTIONS = {("spectra", "slimfast.graph.groups")}
 
@@ -59,8 +53,7 @@ OPTIONAL = ("accelerate", "matplotlib", "onnx", "onnxruntime", "onnxscript", "sk
 def room_of(module: str) -> str:
     """The room of a dotted module of slimfast (`slimfast` itself: its `__init__`)."""
     first = module.split(".")[1] if "." in module else "__init__"
-    by_prefix = {room for prefix, room in PREFIXES.items() if first.startswith(prefix)}
-    return by_prefix.pop() if by_prefix else ROOM.get(first, first)
+    return ROOM.get(first, first)
 
 
 def imports_of(path: Path) -> set[str]:

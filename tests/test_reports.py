@@ -14,9 +14,9 @@ from slimfast.costs import Cost
 from slimfast.distillation import EpochRecord, History
 from slimfast.errors import SlimfastError
 from slimfast.graph.inputs import InputSpec
-from slimfast.plan_data import GroupPlan, Plan
+from slimfast.plans.data import GroupPlan, Plan
 from slimfast.reports import comparison_table, history_table, plan_figure, save_figure, spectra_table
-from slimfast.spectrum import Spectrum
+from slimfast.spectra.spectrum import Spectrum
 
 
 def shown(renderable) -> str:

@@ -17,10 +17,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from slimfast import measuring
 from slimfast.errors import SlimfastError
-from slimfast.spectra import Spectrum, load_spectra, measure_again, measure_spectra, save_spectra
-from slimfast.unit_matrices import unit_matrix
+from slimfast.spectra import Spectrum, eigenvalues, load_spectra, measure_again, measure_spectra, save_spectra
+from slimfast.spectra.unit_matrices import unit_matrix
 
 
 def spectrum(values: list[float], *, n: int | None = None, error: float = 0.0) -> Spectrum:
@@ -201,7 +200,7 @@ def test_a_tied_parameter_is_one_layer() -> None:
 def test_small_batches_change_nothing(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     graph, weights = chain([9, 8, 7, 2], inputs=40), chain_weights([9, 8, 7, 2], inputs=40)
     expected = [measure_spectra(model), measure_spectra(weights, graph, scaling="unit")]
-    monkeypatch.setattr(measuring, "BATCH_BYTES", 100)
+    monkeypatch.setattr(eigenvalues, "BATCH_BYTES", 100)
     found = [measure_spectra(model), measure_spectra(weights, graph, scaling="unit")]
     for before, after in zip(expected, found, strict=True):
         assert list(before) == list(after)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slimfast import cli_options as options
+from slimfast.cli import options
 from slimfast.comparison import RESNET18, compare_ops, random_layers, weight_matrices
 from slimfast.demo import demo_table, run_demo
 from slimfast.doctor import diagnose

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
 from slimfast.graph.groups import IntArray
-from slimfast.spectrum import Spectrum
+from slimfast.spectra.spectrum import Spectrum
 
 FloatArray = NDArray[np.float64]
 Price = Callable[[IntArray], Cost]

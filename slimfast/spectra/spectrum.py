@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slimfast.errors import SlimfastError
-from slimfast.measuring import Scaling
+from slimfast.spectra.eigenvalues import Scaling
 
 FloatArray = NDArray[np.float64]
 Dtype = Literal["float32", "float64"]

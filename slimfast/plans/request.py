@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimfast.budget import Rounding
 from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
 from slimfast.graph.groups import ChannelGraph, ChannelGroup, matches
-from slimfast.plan_data import Chosen
-from slimfast.spectrum import Spectrum, check_tau
-from slimfast.unit_matrices import positions
+from slimfast.plans.budget import Rounding
+from slimfast.plans.data import Chosen
+from slimfast.spectra.spectrum import Spectrum, check_tau
+from slimfast.spectra.unit_matrices import positions
 from slimfast.weights import did_you_mean
 
 # Groups whose unit is a run of channels, cut whole: multiples are counted in their channels.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from slimfast.errors import SlimfastError
 from slimfast.kernels import ops
-from slimfast.unit_matrices import Layer, Part, unit_matrix
+from slimfast.spectra.unit_matrices import Layer, Part, unit_matrix
 from slimfast.weights import Weights
 
 Scaling = Literal["raw", "unit"]

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from slimfast import cli_options as options
 from slimfast.checkpoints import export as export_network
 from slimfast.checkpoints import load, save
+from slimfast.cli import options
 from slimfast.costs import Cost, count_module
 from slimfast.distillation import DistillationLoss, History
 from slimfast.distillation import distill as train_student

@@ -1,5 +1,5 @@
 """Plan and GroupPlan: one width per channel group, as frozen data, JSON and plain text. The verbs are in
-``plans``.
+``planning``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path
 from slimfast.graph import ChannelGraph, InputSpec
-from slimfast.plan_text import explanation, table
+from slimfast.plans.text import explanation, table
 
 KIND = "slimfast.plan"
 SCHEMA = 1

@@ -14,9 +14,9 @@ from typing import Annotated
 import typer
 
 from slimfast import doctor
-from slimfast.cli_design import plan, spectra
-from slimfast.cli_machine import bench, demo, doctor_command
-from slimfast.cli_thin import distill, prune, slim
+from slimfast.cli.design import plan, spectra
+from slimfast.cli.machine import bench, demo, doctor_command
+from slimfast.cli.thin import distill, prune, slim
 from slimfast.errors import SlimfastError
 from slimfast.models import one_line
 

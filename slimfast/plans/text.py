@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from slimfast.graph.groups import ChannelGraph, ChannelGroup
 
 if TYPE_CHECKING:
-    from slimfast.plan_data import GroupPlan, Plan
+    from slimfast.plans.data import GroupPlan, Plan
 
 _SUFFIXES = ("", "K", "M", "G", "T", "P")
 

@@ -1,4 +1,4 @@
-"""Plans: one width per channel group, solved from spectra under a budget, checked against a model."""
+"""The verbs of plans: widths from spectra under a budget, and whether a plan fits a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimfast.budget import Rounding, Solution, settled, widths_at, widths_within
 from slimfast.costs import CostModel
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.groups import IntArray
-from slimfast.measuring import Progress, Scaling
-from slimfast.plan_data import GroupPlan, Plan
-from slimfast.plan_request import Choice, Request, check_request, choose, rounding_of
+from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths_within
+from slimfast.plans.data import GroupPlan, Plan
+from slimfast.plans.request import Choice, Request, check_request, choose, rounding_of
 from slimfast.spectra import measure_again, measure_spectra
-from slimfast.spectrum import Spectrum
-
-__all__ = ["GroupPlan", "Plan", "check_plan", "plan", "plan_widths"]
+from slimfast.spectra.eigenvalues import Progress, Scaling
+from slimfast.spectra.spectrum import Spectrum
 
 
 def plan_widths(

@@ -1,32 +1,21 @@
-"""Spectra: measured from weights, in float32 where that settles the widths, saved and loaded."""
+"""Spectra measured from weights, in float32 where that settles the widths."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from slimfast._json import Fields, parse_object
 from slimfast.errors import SlimfastError
-from slimfast.files import atomic_path
 from slimfast.graph.groups import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
-from slimfast.measuring import Options, Progress, Scaling, measure_layers
-from slimfast.spectrum import Dtype, FloatArray, Spectrum, check_tau
-from slimfast.unit_matrices import Layer, layers_of
+from slimfast.spectra.eigenvalues import Options, Progress, Scaling, measure_layers
+from slimfast.spectra.spectrum import Dtype, FloatArray, Spectrum, check_tau
+from slimfast.spectra.unit_matrices import Layer, layers_of
 from slimfast.weights import Source, Weights, did_you_mean, open_weights
 
-__all__ = ["Spectrum", "load_spectra", "measure_again", "measure_spectra", "save_spectra"]
-
-KIND = "slimfast.spectra"
-SCHEMA = 1
 # float32 measurements: F is within FLOAT32_ERROR u (sqrt(d / 128) + sqrt(m)) |S|_F / trace of float64
 # LAPACK's. Over 249 layers of six networks the largest error was 1.2 times the rest of that product, over
 # synthetic matrices (graded, of rank 3, far from zero mean) 2.4 times.
@@ -174,68 +163,3 @@ def _error(eigenvalues: FloatArray, d: int, dtype: Dtype) -> float:
     spread = float(np.linalg.norm(eigenvalues)) / total
     unit = float(np.finfo(np.float32).eps) / 2
     return FLOAT32_ERROR * unit * (math.sqrt(d / 128) + math.sqrt(len(eigenvalues))) * spread
-
-
-def save_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str]) -> None:
-    """Write spectra to a safetensors file, whole or not at all; their fields are JSON in its metadata."""
-    entries = [
-        {
-            "name": name,
-            "n": s.n,
-            "d": s.d,
-            "trace": s.trace,
-            "error": s.error,
-            "dtype": s.dtype,
-            "scaling": s.scaling,
-            "member_scaling": s.member_scaling,
-        }
-        for name, s in spectra.items()
-    ]
-    document = json.dumps({"kind": KIND, "schema": SCHEMA, "spectra": entries}, allow_nan=False)
-    tensors = {name: np.ascontiguousarray(s.eigenvalues) for name, s in spectra.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"slimfast": document})
-
-
-def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
-    """The spectra in a file of :func:`save_spectra`; :class:`SlimfastError` naming a file that is none."""
-    shown = os.fspath(path)
-    try:
-        with safe_open(path, framework="np") as file:
-            document = (file.metadata() or {}).get("slimfast")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, TypeError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        )
-        raise SlimfastError(f"cannot read {shown}: {reason}") from None
-    if document is None:
-        raise SlimfastError(f"cannot read {shown}: expected a file of spectra, got other tensors")
-    fields = parse_object(document, shown)
-    fields.schema(KIND, SCHEMA)
-    found = [_spectrum_from_json(item, tensors) for item in fields.objects("spectra")]
-    fields.done()
-    if sorted(s.name for s in found) != sorted(tensors):
-        raise SlimfastError(f"cannot read {shown}: expected one entry for each of {len(tensors)} spectra")
-    return {s.name: s for s in found}
-
-
-def _spectrum_from_json(fields: Fields, tensors: Mapping[str, Any]) -> Spectrum:
-    name = fields.string("name")
-    if name not in tensors:
-        raise SlimfastError(f"{fields.where}: no eigenvalues of {name!r}")
-    dtype: Any = fields.string("dtype", ("float32", "float64"))
-    scaling: Any = fields.string("scaling", ("raw", "unit"))
-    spectrum = Spectrum(
-        name=name,
-        n=fields.integer("n", 1),
-        d=fields.integer("d", 1),
-        eigenvalues=tensors[name],
-        trace=fields.number("trace", 0.0, math.inf),
-        error=fields.number("error", 0.0, 1.0),
-        dtype=dtype,
-        scaling=scaling,
-        member_scaling=fields.boolean("member_scaling"),
-    )
-    fields.done()
-    return spectrum

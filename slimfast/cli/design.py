@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from slimfast import cli_options as options
+from slimfast.cli import options
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.models import build_model, default_inputs, is_weight_file, parse_inputs

@@ -1,0 +1,6 @@
+"""Plans: one width per channel group, solved from spectra under a budget, checked against a model."""
+
+from slimfast.plans.data import GroupPlan, Plan
+from slimfast.plans.planning import check_plan, plan, plan_widths
+
+__all__ = ["GroupPlan", "Plan", "check_plan", "plan", "plan_widths"]
