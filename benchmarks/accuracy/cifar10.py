@@ -33,8 +33,8 @@ from slimfast.distillation import DistillationLoss, accuracy, distill
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, output_folder
 from slimfast.graph import trace_channels
-from slimfast.plan_text import quantity
 from slimfast.plans import Plan, plan
+from slimfast.plans.text import quantity
 from slimfast.pruning import prune_channels
 from slimfast.spectra import measure_spectra
 
