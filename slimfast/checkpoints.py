@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from slimfast.errors import SlimfastError
-from slimfast.files import atomic_path
+from slimfast.files import atomic_path, check_file
 from slimfast.graph.copies import aliases, copy_with, named_tensors
 from slimfast.graph.inputs import arguments, map_leaves
 from slimfast.graph.record import tensors_in
@@ -67,6 +67,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises :class:`SlimfastError` naming the tensor or the attribute for whatever does not match.
     """
     shown = os.fspath(path)
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -11,7 +11,14 @@ from __future__ import annotations
 
 
 class SlimfastError(Exception):
-    """Something outside the program's control is wrong: a file, a model, a budget, the machine."""
+    """Something outside the program's control is wrong: a file, a model, a budget, the machine.
+
+    The message is one printable line, whatever names a stranger's file put into it: other characters stand
+    there as their escapes.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message if message.isprintable() else "".join(map(_printable, message)))
 
 
 class BackendUnavailable(SlimfastError):
@@ -20,3 +27,7 @@ class BackendUnavailable(SlimfastError):
 
 class UnsupportedGraph(SlimfastError):
     """A model's forward cannot be recorded; the message names the operation or the module."""
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

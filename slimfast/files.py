@@ -54,6 +54,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
 
 
+def check_file(path: str | os.PathLike[str]) -> Path:
+    """``path``, if it is a regular file; else :class:`SlimfastError`: reading a pipe would wait for ever."""
+    found = Path(path)
+    try:
+        if found.is_file():
+            return found
+        there = os.path.lexists(found)
+    except (OSError, ValueError):
+        # Names that no file can have: too long, or with a zero byte.
+        there = False
+    raise SlimfastError(f"cannot read {found}: {'it is not a file' if there else 'no such file'}")
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise :class:`SlimfastError` now where :func:`atomic_path` would fail only after hours of work."""
     _beside(_target(path), path).unlink()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slimfast._json import Fields, parse_object, shown
+from slimfast._json import LARGEST, Fields, parse_object, shown
 from slimfast.errors import SlimfastError
 from slimfast.graph.copies import named_tensors
 from slimfast.graph.groups import IntArray
@@ -120,7 +120,7 @@ def frozen(index: Any) -> IntArray:
 def _index(value: object, where: str) -> IntArray:
     if not isinstance(value, list) or any(type(i) is not int for i in value):
         raise SlimfastError(f"{where}: expected a list of integers, got {shown(value)}")
-    if not value or value[0] < 0 or any(a >= b for a, b in itertools.pairwise(value)):
+    if not value or value[0] < 0 or value[-1] > LARGEST or any(a >= b for a, b in itertools.pairwise(value)):
         raise SlimfastError(f"{where}: expected sorted, distinct indices, at least one, got {shown(value)}")
     return frozen(value)
 
@@ -136,8 +136,8 @@ def _tensors_from_json(
         cut = tensor.object("cut")
         tensor.done()
         for dim in cut.names():
-            if not dim.isdecimal() or int(dim) >= len(shape):
-                raise SlimfastError(f"{cut.where}: expected a dim of shape {shape}, got {shown(dim)}")
+            if dim not in map(str, range(len(shape))):
+                raise SlimfastError(f"{cut.where}: expected a dim of shape {shown(shape)}, got {shown(dim)}")
             index = kept[cut.integer(dim, 0, len(kept) - 1)]
             if index[-1] >= shape[int(dim)]:
                 raise SlimfastError(f"{cut.where}: expected indices below {shape[int(dim)]}, got {index[-1]}")
@@ -153,6 +153,15 @@ def _patch_from_json(fields: Fields) -> Patch:
         _value(fields.raw("after"), fields.where),
     )
     fields.done()
+    if not all(part.isidentifier() and not part.startswith("__") for part in patch.attribute.split(".")):
+        raise SlimfastError(
+            f"{fields.where}: expected the name of an attribute, got {shown(patch.attribute)}"
+        )
+    if _types(patch.before) != _types(patch.after):
+        raise SlimfastError(
+            f"{fields.where}: expected {patch.attribute} of one type before and after, "
+            f"got {shown(patch.before)} and {shown(patch.after)}"
+        )
     return patch
 
 
@@ -163,6 +172,10 @@ def _value(value: object, where: str) -> Any:
     if any(item is not None and not isinstance(item, (int, float, str)) for item in flat):
         raise SlimfastError(f"{where}: expected plain values, got {shown(value)}")
     return plainly
+
+
+def _types(value: object) -> list[type]:
+    return [type(item) for item in value] if isinstance(value, tuple) else [type(value)]
 
 
 def _widths_from_json(fields: Fields) -> dict[str, tuple[int, int]]:

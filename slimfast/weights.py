@@ -7,20 +7,20 @@ Files from strangers are never unpickled: ``.safetensors`` holds no code, and pi
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from slimfast._json import parse_object, shown
 from slimfast.errors import SlimfastError
+from slimfast.files import check_file
 
 Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 
@@ -60,14 +60,14 @@ class Weights:
     def info(self, name: str) -> TensorInfo:
         """What is known of a tensor; :class:`SlimfastError` with the nearest name where there is none."""
         if name not in self.infos:
-            raise SlimfastError(f"{self.source}: no tensor {name!r}{did_you_mean(name, self.infos)}")
+            raise SlimfastError(f"{self.source}: no tensor {shown(name)}{did_you_mean(name, self.infos)}")
         return self.infos[name]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for a message: the nearest of the known names, or nothing."""
     nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    return f" (did you mean {shown(nearest[0])}?)" if nearest else ""
 
 
 def open_weights(source: Source) -> Weights:
@@ -84,9 +84,7 @@ def open_weights(source: Source) -> Weights:
         return _in_memory("weights", {k: v.detach() for k, v in source.items() if isinstance(v, Tensor)})
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"expected a module, a mapping of tensors or a path, got {type(source).__name__}")
-    path = Path(source)
-    if not path.exists():
-        raise SlimfastError(f"cannot read {path}: no such file")
+    path = check_file(source)
     if path.name.endswith(".safetensors"):
         infos = _safetensors_infos(path)
         return _renamed(Weights(str(path), infos, lambda name: _read_safetensors(path, name)))
@@ -142,34 +140,42 @@ def _read_safetensors(path: Path, name: str) -> Tensor:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor
-    except (SafetensorError, OSError) as error:
+    # TypeError: a shape that PyTorch cannot hold (2**63 by 0).
+    except (SafetensorError, OSError, TypeError) as error:
         raise SlimfastError(f"cannot read {path}: {name}: {_one_line(error)}") from None
 
 
 def _sharded(index: Path) -> Weights:
-    """The tensors of an index of shards, which maps each tensor's name to a file of its folder."""
-    files = {name: _shard(index, file) for name, file in _weight_map(index).items()}
+    """The tensors of an index of shards, which maps each tensor's name to a file of its folder.
+
+    The shards hold what the index says of them, and nothing else.
+    """
+    files = _weight_map(index)
+    shards = {file: _shard(index, file) for file in sorted(set(files.values()))}
     infos: dict[str, TensorInfo] = {}
-    for shard in sorted(set(files.values())):
-        held = _safetensors_infos(shard)
-        for name in (n for n, file in files.items() if file == shard):
-            if name not in held:
-                raise SlimfastError(f"{index}: {name} is not in {shard.name}")
-            infos[name] = held[name]
+    for file, path in shards.items():
+        held = _safetensors_infos(path)
+        for name in held:
+            if files.get(name) != file:
+                where = f"in {shown(files[name])}" if name in files else "nowhere"
+                raise SlimfastError(f"{index}: {shown(name)} is {where} by the index, but also in {file}")
+        infos |= held
+    for name, file in files.items():
+        if name not in infos:
+            raise SlimfastError(f"{index}: {shown(name)} is not in {file}")
+    paths = {name: shards[file] for name, file in files.items()}
     return Weights(
-        str(index), {n: infos[n] for n in files}, lambda name: _read_safetensors(files[name], name)
+        str(index), {n: infos[n] for n in files}, lambda name: _read_safetensors(paths[name], name)
     )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        content: Any = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = index.read_bytes()
+    except OSError as error:
         raise SlimfastError(f"cannot read {index}: {_one_line(error)}") from None
-    found = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
-        raise SlimfastError(f"cannot read {index}: expected an object 'weight_map' of tensor names and files")
-    return found
+    fields = parse_object(content, f"cannot read {index}").object("weight_map")
+    return {name: fields.string(name) for name in fields.names()}
 
 
 def _shard(index: Path, file: str) -> Path:
@@ -180,11 +186,11 @@ def _shard(index: Path, file: str) -> Path:
     parts = PureWindowsPath(file).parts
     outside = PurePosixPath(file).is_absolute() or PureWindowsPath(file).anchor or ".." in parts
     if outside or not file.endswith(".safetensors"):
-        raise SlimfastError(f"{index}: expected .safetensors files inside its folder, got {file!r}")
-    path = index.parent / file
-    if not path.exists():
-        raise SlimfastError(f"cannot read {index}: its shard {file} is missing")
-    return path
+        raise SlimfastError(f"{index}: expected .safetensors files inside its folder, got {shown(file)}")
+    try:
+        return check_file(index.parent / file)
+    except SlimfastError:
+        raise SlimfastError(f"cannot read {index}: its shard {shown(file)} is missing") from None
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

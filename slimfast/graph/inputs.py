@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from slimfast.errors import SlimfastError
 
 Json = Any
 # A nested argument: a TensorSpec, a plain scalar or None, or a list, tuple or mapping of nested arguments.
@@ -69,13 +71,21 @@ class InputSpec:
     def example(
         self, seed: int = 0, device: str | torch.device = "cpu"
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Synthetic (args, kwargs), the same for the same seed on every device."""
+        """Synthetic (args, kwargs), the same for the same seed on every device.
+
+        Raises :class:`SlimfastError` where no tensor can be what is described: a description from a file may
+        ask for one that fits no memory.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def make(leaf: Any) -> Any:
             return leaf.make(generator).to(device) if isinstance(leaf, TensorSpec) else leaf
 
-        return map_leaves(self.args, make), map_leaves(dict(self.kwargs), make)
+        try:
+            return map_leaves(self.args, make), map_leaves(dict(self.kwargs), make)
+        except (RuntimeError, TypeError, NotImplementedError, MemoryError) as error:
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise SlimfastError(f"the inputs that are described cannot be made: {reason}") from error
 
     def to_json(self) -> Json:
         """Plain dicts, lists and scalars; :meth:`from_json` inverts it."""
@@ -119,6 +129,25 @@ def map_leaves(nest: Any, function: Callable[[Any], Any]) -> Any:
     return function(nest)
 
 
+def tensors_in(nest: Any) -> Iterator[Tensor]:
+    """The tensors of nested lists, tuples, mappings and dataclasses, in order.
+
+    Other objects are not looked into: a decoder's key/value cache shrinks with its heads and is no output to
+    keep.
+    """
+    if isinstance(nest, Tensor):
+        yield nest
+    elif isinstance(nest, Mapping):
+        for value in nest.values():
+            yield from tensors_in(value)
+    elif isinstance(nest, (list, tuple)):
+        for value in nest:
+            yield from tensors_in(value)
+    elif is_dataclass(nest) and not isinstance(nest, type):
+        for entry in fields(nest):
+            yield from tensors_in(getattr(nest, entry.name))
+
+
 def _to_spec(argument: Any, where: str) -> Nested:
     def convert(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
@@ -155,12 +184,12 @@ def _decode(obj: Json) -> Nested:
     if kind == "tensor" and isinstance(body, Mapping):
         dtype = getattr(torch, str(body.get("dtype")), None)
         shape = body.get("shape")
-        if not isinstance(shape, list) or not all(isinstance(s, int) and s >= 0 for s in shape):
+        if not isinstance(shape, list) or not all(_in_int64(s) and s >= 0 for s in shape):
             raise ValueError(f"InputSpec: not the shape of a tensor: {shape!r}")
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"InputSpec: not a dtype: {body.get('dtype')!r}")
         low, high = body.get("low", 0), body.get("high", 0)
-        if not isinstance(low, int) or not isinstance(high, int) or low > high:
+        if not _in_int64(low) or not _in_int64(high) or low > high:
             raise ValueError(f"InputSpec: low {low!r} and high {high!r} are not a range of integers")
         return TensorSpec(tuple(shape), dtype, low, high)
     if kind == "dict" and isinstance(body, Mapping):
@@ -171,3 +200,8 @@ def _decode(obj: Json) -> Nested:
     if kind == "value" and isinstance(body, _SCALARS):
         return body
     raise ValueError(f"InputSpec: cannot read {kind!r}")
+
+
+def _in_int64(value: object) -> bool:
+    # One below the last: ranges are handed on with their end excluded.
+    return type(value) is int and -(2**63) <= value < 2**63 - 1

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slimfast._json import Fields, parse_object, read_text
+from slimfast._json import Fields, first_repeated, parse_object, read_text, shown
 from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path
@@ -126,10 +126,9 @@ class Plan:
             inputs=_inputs_from_json(fields.raw("inputs"), what),
         )
         fields.done()
-        names = [group.name for group in plan.groups]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise SlimfastError(f"{what}: group {twice!r} is there twice")
+        twice = first_repeated(group.name for group in plan.groups)
+        if twice is not None:
+            raise SlimfastError(f"{what}: group {shown(twice)} is there twice")
         return plan
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -207,7 +206,7 @@ def _budget_from_json(fields: Fields) -> dict[str, float]:
     budget: dict[str, float] = {}
     for name in fields.names():
         if name not in ("explained_variance", "params", "macs"):
-            raise SlimfastError(f"{fields.where}: unknown budget {name!r}")
+            raise SlimfastError(f"{fields.where}: unknown budget {shown(name)}")
         budget[name] = fields.number(name, 0.0, float(2**63))
     return budget
 

@@ -118,7 +118,9 @@ def _check(s: Spectrum) -> None:
             f"spectrum: expected {min(s.n, s.d)} float64 eigenvalues for {s.n} units over {s.d} positions, "
             f"got {values.dtype} of shape {values.shape} ({s.name})"
         )
-    total = float(values.sum())
+    # A sum beyond what float64 holds is inf, and told below.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(values.sum())
     if not math.isfinite(total) or not math.isfinite(s.trace):
         raise SlimfastError(
             f"spectrum: expected finite eigenvalues, got a sum of {total} and a trace of {s.trace} ({s.name})"

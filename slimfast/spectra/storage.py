@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from slimfast._json import Fields, parse_object
+from slimfast._json import Fields, parse_object, shown
 from slimfast.errors import SlimfastError
-from slimfast.files import atomic_path
+from slimfast.files import atomic_path, check_file
 from slimfast.spectra.spectrum import Spectrum
 
 KIND = "slimfast.spectra"
@@ -44,31 +44,43 @@ def save_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str]) 
 
 def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
     """The spectra in a file of :func:`save_spectra`; :class:`SlimfastError` naming a file that is none."""
-    shown = os.fspath(path)
+    where = f"cannot read {check_file(path)}"
     try:
-        with safe_open(path, framework="np") as file:
-            document = (file.metadata() or {}).get("slimfast")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        document, tensors = _read(path, where)
     except (SafetensorError, OSError, TypeError) as error:
         reason = (
             error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
         )
-        raise SlimfastError(f"cannot read {shown}: {reason}") from None
-    if document is None:
-        raise SlimfastError(f"cannot read {shown}: expected a file of spectra, got other tensors")
-    fields = parse_object(document, shown)
+        raise SlimfastError(f"{where}: {reason}") from None
+    fields = parse_object(document, where)
     fields.schema(KIND, SCHEMA)
     found = [_spectrum_from_json(item, tensors) for item in fields.objects("spectra")]
     fields.done()
     if sorted(s.name for s in found) != sorted(tensors):
-        raise SlimfastError(f"cannot read {shown}: expected one entry for each of {len(tensors)} spectra")
+        raise SlimfastError(f"{where}: expected one entry for each of {len(tensors)} spectra")
     return {s.name: s for s in found}
+
+
+def _read(path: str | os.PathLike[str], where: str) -> tuple[str, dict[str, Any]]:
+    """The JSON document and the eigenvalues by name."""
+    with safe_open(path, framework="np") as file:
+        document = (file.metadata() or {}).get("slimfast")
+        if document is None:
+            raise SlimfastError(f"{where}: expected a file of spectra, got other tensors")
+        names = file.keys()
+        for name in names:
+            # Before it is read: NumPy has no array of some of the types and shapes that the format knows.
+            part = file.get_slice(name)
+            if part.get_dtype() != "F64" or len(part.get_shape()) != 1:
+                got = f"{part.get_dtype()} of shape {shown(part.get_shape())}"
+                raise SlimfastError(f"{where}: {shown(name)}: expected a row of F64 eigenvalues, got {got}")
+        return document, {name: file.get_tensor(name) for name in names}
 
 
 def _spectrum_from_json(fields: Fields, tensors: Mapping[str, Any]) -> Spectrum:
     name = fields.string("name")
     if name not in tensors:
-        raise SlimfastError(f"{fields.where}: no eigenvalues of {name!r}")
+        raise SlimfastError(f"{fields.where}: no eigenvalues of {shown(name)}")
     dtype: Any = fields.string("dtype", ("float32", "float64"))
     scaling: Any = fields.string("scaling", ("raw", "unit"))
     spectrum = Spectrum(
