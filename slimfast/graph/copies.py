@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError
+
+# Values that a copy shares, as copy.deepcopy does.
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device})
+# Methods by which a class says how it is copied.
+_COPYING = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__",
+            "__getnewargs__", "__getnewargs_ex__"}  # fmt: skip
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -27,29 +37,72 @@ def aliases(model: nn.Module) -> dict[str, str]:
     return further
 
 
-def copy_with(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
+def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
     """A deep copy of ``model`` whose parameters and buffers of these names are ``tensors``, wherever they
     occur.
 
     The replaced tensors are not copied, and a tied one is replaced under all of its names. A replacement
     takes the ``requires_grad`` and the class of the parameter it stands for, and may share memory with
-    anything; what is not named is copied as ``copy.deepcopy`` does it. Raises :class:`SlimfastError` for a
-    module that cannot be copied.
+    anything; what is not named is copied as ``copy.deepcopy`` does it, or with ``share`` is the copy's too.
+    Raises :class:`SlimfastError` for a module that cannot be copied.
     """
     present = {name: tensor for _, name, tensor in _tensors(model, remove_duplicate=False)}
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = {id(tensor): tensor for tensor in present.values()} if share else {}
     for name, tensor in tensors.items():
         old = present[name]
         if isinstance(old, nn.Parameter):
             memo[id(old)] = type(old)(tensor.detach(), requires_grad=old.requires_grad)
         else:
             memo[id(old)] = tensor.detach().requires_grad_(old.requires_grad)
+    return deep_copy(model, memo)
+
+
+def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """``copy.deepcopy(model, memo)``, several times faster. Raises :class:`SlimfastError` where it fails."""
     try:
-        return copy.deepcopy(model, memo)
-    except (RuntimeError, TypeError) as error:
+        shells = []
+        for module in model.modules():
+            if id(module) not in memo and _is_plain(type(module).__mro__):
+                shells.append((module, object.__new__(type(module))))
+                memo[id(module)] = shells[-1][1]
+        for module, shell in shells:
+            vars(shell).update({name: _copied(value, memo) for name, value in _state(module)})
+        copied: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
         raise SlimfastError(
             f"{type(model).__name__} cannot be copied: {' '.join(str(error).split())}"
         ) from error
+    return copied
+
+
+@cache
+def _is_plain(bases: tuple[type, ...]) -> bool:
+    """Whether copying a module of a class with these bases is copying its attributes: none says otherwise."""
+    for base in bases[: bases.index(nn.Module)]:
+        # PyTorch's own layers fill in, when they are restored, what files of earlier versions lack.
+        said = vars(base).keys() - ({"__setstate__"} if base.__module__.startswith("torch.nn.") else set())
+        if said & _COPYING or vars(base).get("__slots__"):
+            return False
+    return True
+
+
+def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What nn.Module.__getstate__ gives: a compiled forward is not copied."""
+    return ((name, value) for name, value in vars(module).items() if name != "_compiled_call_impl")
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind is dict or kind is OrderedDict:
+        made = memo[id(value)] = kind()
+        for key, item in value.items():
+            made[key if type(key) is str else copy.deepcopy(key, memo)] = _copied(item, memo)
+        return made
+    return copy.deepcopy(value, memo)
 
 
 def _tensors(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[int, str, Tensor]]:

@@ -15,15 +15,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from slimfast.graph.copies import copy_with, named_tensors
 from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, IntArray, Operation
 from slimfast.graph.origins import Key, Wanted, axis_at, integers_of, stack_of
 from slimfast.graph.prediction import COPIES, STOPPED, item_of, mismatches, split_argument, survivors
-from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at
+from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at, record_hollow
 from slimfast.graph.regroup import Regroup
-from slimfast.graph.surgery import apply_patches, cut, patches_of, read_attribute, select_indices
+from slimfast.graph.surgery import (
+    apply_patches,
+    cut,
+    patches_of,
+    read_attribute,
+    select_indices,
+    thin_shape,
+)
 from slimfast.graph.trial_keeps import Told, telling_keeps, told_by, trial_keeps
 
 # Sets of attributes tried at one operation before its groups are given up; each try records up to that
@@ -55,6 +63,7 @@ class Search:
         self.wide = recording.calls
         self.arguments = graph.inputs.example()
         self.base = model if self.place == "real" else hollow_copy(model)
+        self.tensors = named_tensors(self.base)
         self.modules = dict(self.base.named_modules())
         self.inside: dict[str, list[int]] = {}
         for i, operation in enumerate(graph.operations):
@@ -108,14 +117,15 @@ class Search:
         if keeps is not self._cut_keeps:
             self._cut_keeps, self._cuts, self.kept = keeps, cut(self.graph, keeps), survivors(keeps)
         lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
-        wide = named_tensors(self.base)
-        thin = copy_with(
-            self.base, {name: select_indices(wide[name].detach(), dims) for name, dims in self._cuts.items()}
-        )
+        tensors = {name: self._thin_tensor(name, dims) for name, dims in self._cuts.items()}
+        thin = copy_with(self.base, tensors, share=self.place != "real")
         apply_patches(thin, patches_of(self.base, self._cuts, lengths))
         args, kwargs = self.arguments
         try:
-            calls, module = record_at(thin, args, kwargs, self.place).calls, None
+            if self.place == "meta":
+                calls, module = record_hollow(thin, args, kwargs).calls, None
+            else:
+                calls, module = record_at(thin, args, kwargs, self.place).calls, None
         except ForwardFailed as failure:
             calls, module = failure.calls, failure.module
         first = next(mismatches(self.graph, self.kept, calls), None)
@@ -127,6 +137,12 @@ class Search:
             )
         stopped = module is not None and first.found == STOPPED
         return _Reach(first.index, (module or "") if stopped else first.module, calls)
+
+    def _thin_tensor(self, name: str, dims: Mapping[int, IntArray]) -> Tensor:
+        wide = self.tensors[name].detach()
+        if self.place == "real":
+            return select_indices(wide, dims)
+        return torch.empty(thin_shape(tuple(wide.shape), dims), dtype=wide.dtype, device="meta")
 
     def _resolve(self, reach: _Reach, index: int) -> _Reach:
         """Make operation ``index`` right by the least that does it, and say how far the trial gets then."""

@@ -1,0 +1,224 @@
+"""The mode under which a forward is recorded: it sees each ATen operation, and in which module it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slimfast.graph.inputs import tensors_in
+from slimfast.graph.lengths import Given
+from slimfast.graph.shapes import SHORTCUTS, Shortcut
+
+# Composite operations recorded as they are called instead of what they decompose into: the scale of an
+# attention would become a bare number, a linear layer on (B, T, C) a reshape to (B T, C) and back, a
+# recurrent layer a step per token, a norm three operations that say no more.
+_WHOLE = frozenset(
+    f"aten::{name}"
+    for name in ("linear", "matmul", "scaled_dot_product_attention", "batch_norm", "layer_norm", "lstm",
+                 "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+)  # fmt: skip
+
+# Composite operations that decompose into others at other lengths, 1 above all.
+_SHAPE_DEPENDENT = frozenset({"aten::einsum", "aten::tensordot"})
+
+# Operations whose sizes are those of their result, dim by dim.
+_SIZED = frozenset(
+    f"aten::{name}"
+    for name in ("view", "_unsafe_view", "_reshape_alias", "expand", "zeros", "ones", "empty", "full",
+                 "new_zeros", "new_ones", "new_empty", "new_full")
+)  # fmt: skip
+
+_NO_DEFAULT = object()
+
+
+class Ref(NamedTuple):
+    """A tensor in a recording: the same ``value`` is the same tensor object; an in-place op may change its
+    shape."""
+
+    value: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One operation as it ran: ``arguments`` by schema name, defaults filled in, every tensor replaced by
+    its Ref.
+
+    ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
+    ``lengths``: for each dim of the output the axis whose length was passed as its size, None where the size
+    came from elsewhere. ``within``: which of the forward's einsums this is a part of, counted from 1; 0 for
+    none.
+    """
+
+    op: str
+    module: str
+    arguments: dict[str, Any]
+    outputs: tuple[Ref, ...]
+    pointwise: bool
+    lengths: Given = ()
+    within: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Operator:
+    """What is known of an ATen operation by its schema. ``parameters``: (name, default) in order."""
+
+    name: str
+    silent: bool
+    composite: bool
+    shape_dependent: bool
+    sized: bool
+    pointwise: bool
+    shortcut: Shortcut | None
+    parameters: tuple[tuple[str, Any], ...]
+
+
+@cache
+def _operator(func: Any) -> _Operator:
+    schema = func._schema
+    name = schema.name
+    composite = name not in _WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+    return _Operator(
+        name=name.replace("::", "."),
+        silent=func.namespace == "prim",
+        composite=bool(composite),
+        shape_dependent=name in _SHAPE_DEPENDENT,
+        sized=name in _SIZED,
+        pointwise=torch.Tag.pointwise in func.tags,
+        shortcut=SHORTCUTS.get(name),
+        parameters=tuple(
+            (entry.name, entry.default_value if entry.has_default_value() else _NO_DEFAULT)
+            for entry in schema.arguments
+        ),
+    )
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down each ATen operation. Tensors are kept alive so that an object's identity names one
+    tensor.
+
+    ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.shapes` knows from there.
+    """
+
+    def __init__(self, *, shortcuts: bool = False) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+        self._stack: list[tuple[str, Any, Any]] = []
+        self._shortcuts = shortcuts
+        self._given: Given = ()
+        self._within = self._composites = 0
+        self._values: dict[int, int] = {}
+        self._alive: list[Tensor] = []
+
+    @property
+    def module(self) -> str:
+        """The path of the module that is running."""
+        return self._stack[-1][0] if self._stack else ""
+
+    def called_with(self) -> list[list[int]]:
+        """The shapes of the tensors among the arguments of the module that is running."""
+        _, args, kwargs = self._stack[-1] if self._stack else ("", (), {})
+        return [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+
+    def value_of(self, tensor: Tensor) -> int:
+        value = self._values.get(id(tensor))
+        if value is None:
+            value = self._values[id(tensor)] = len(self._alive)
+            self._alive.append(tensor)
+        return value
+
+    def give(self, lengths: Given) -> None:
+        """The axes that the sizes of the calls from here on were read off."""
+        self._given = lengths
+
+    def ref(self, tensor: Tensor) -> Ref:
+        return Ref(self.value_of(tensor), tuple(tensor.shape))
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Knows the running module while a forward of ``model`` runs."""
+
+        def enter(path: str) -> Callable[[nn.Module, Any, Any], None]:
+            return lambda module, args, kwargs: self._stack.append((path, args, kwargs))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self._stack.pop()
+
+        handles = []
+        for path, module in model.named_modules():
+            handles.append(module.register_forward_pre_hook(enter(path), prepend=True, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        operator = _operator(func)
+        if operator.silent:
+            return func(*args, **kwargs)
+        if operator.composite:
+            return self._decomposed(operator, func, args, kwargs)
+        # before the call: an operation in place may change the shape of what it is given
+        given = _bind(operator, args, kwargs)
+        arguments = {name: self._replace(value) for name, value in given.items()}
+        output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
+        if output is None:
+            output = func(*args, **kwargs)
+        outputs = tuple(self.ref(t) for t in tensors_in(output))
+        sized = operator.sized and len(self._given) == len(outputs[0].shape)
+        self.calls.append(
+            Call(
+                op=operator.name,
+                module=self.module,
+                arguments=arguments,
+                outputs=outputs,
+                pointwise=operator.pointwise,
+                lengths=self._given if sized else (),
+                within=self._within,
+            )
+        )
+        return output
+
+    def _replace(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self.ref(argument)
+        if isinstance(argument, (list, tuple)):
+            return [self._replace(item) for item in argument]
+        return argument
+
+    def _decomposed(self, operator: _Operator, func: Any, args: Any, kwargs: Any) -> Any:
+        outermost = operator.shape_dependent and not self._within
+        if outermost:
+            self._composites += 1
+            self._within = self._composites
+        try:
+            with self:
+                return func.decompose(*args, **kwargs)
+        finally:
+            if outermost:
+                self._within = 0
+
+
+def _bind(operator: _Operator, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by name, defaults filled in."""
+    given: dict[str, Any] = {}
+    for position, (name, default) in enumerate(operator.parameters):
+        if position < len(args):
+            given[name] = args[position]
+        elif name in kwargs:
+            given[name] = kwargs[name]
+        elif default is not _NO_DEFAULT:
+            given[name] = default
+    return given
