@@ -22,6 +22,7 @@ from slimfast.plans import GroupPlan, Plan, plan, plan_widths
 from slimfast.pruning import prune_channels, slim
 from slimfast.selection import select
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
+from slimfast.states import prune_state
 from slimfast.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "plan",
     "plan_widths",
     "prune_channels",
+    "prune_state",
     "save",
     "save_spectra",
     "select",

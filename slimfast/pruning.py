@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,11 +19,34 @@ from slimfast.plans import GroupPlan, Plan
 from slimfast.plans import plan as make_plan
 from slimfast.selection import Method, graph_of, select_units
 from slimfast.spectra.eigenvalues import Progress
+from slimfast.states import AnyOptimizer, prune_optimizer
 from slimfast.verification import verify as verify_thin
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
 
 
+@overload
+def prune_channels(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    select: Method = ...,
+    verify: bool = ...,
+    example: Any = ...,
+    backend: str = ...,
+    optimizer: None = ...,
+) -> nn.Module: ...
+@overload
+def prune_channels(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    select: Method = ...,
+    verify: bool = ...,
+    example: Any = ...,
+    backend: str = ...,
+    optimizer: AnyOptimizer,
+) -> tuple[nn.Module, AnyOptimizer]: ...
 def prune_channels(
     model: nn.Module,
     plan: Plan,
@@ -32,7 +55,8 @@ def prune_channels(
     verify: bool = True,
     example: Any = None,
     backend: str = "auto",
-) -> nn.Module:
+    optimizer: AnyOptimizer | None = None,
+) -> nn.Module | tuple[nn.Module, AnyOptimizer]:
     """A copy of ``model`` cut to the widths of ``plan``; ``model`` is untouched.
 
     Groups whose units the plan has not chosen are filled in by :func:`slimfast.select` with the method
@@ -43,6 +67,10 @@ def prune_channels(
 
     ``verify`` also runs both networks and compares (:func:`slimfast.verify`), on ``example`` or on inputs
     made up to the plan's description.
+
+    With the ``optimizer`` of ``model``, so that a training goes on, the result is (thin network, its
+    optimizer): the same hyperparameters, and the state of what was kept
+    (:func:`slimfast.states.prune_optimizer`). Gradients do not come along.
 
     Raises :class:`SlimfastError` for a plan of another model and for a thin network that fails a check.
     """
@@ -61,7 +89,7 @@ def prune_channels(
     attach(thin, compose(manifest(model), Manifest(shapes, kept, changes, widths)))
     if verify:
         verify_thin(model, thin, graph, keeps, example)
-    return thin
+    return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
 
 
 def slim(

@@ -43,6 +43,7 @@ ROOM = {
     "_json": "files",
     "_torchvision": "models",
     "manifests": "pruning",
+    "states": "pruning",
 }
 # `spectra` knows no graph beyond the group's member list; a manifest is made of the graph's data.
 EXCEPTIONS = {("spectra", "slimfast.graph.groups")}
