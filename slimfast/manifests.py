@@ -175,7 +175,7 @@ def _value(value: object, where: str) -> Any:
 
 
 def _types(value: object) -> list[type]:
-    return [type(item) for item in value] if isinstance(value, tuple) else [type(value)]
+    return [tuple, *map(type, value)] if isinstance(value, tuple) else [type(value)]
 
 
 def _widths_from_json(fields: Fields) -> dict[str, tuple[int, int]]:

@@ -83,16 +83,11 @@ def _spectrum_from_json(fields: Fields, tensors: Mapping[str, Any]) -> Spectrum:
         raise SlimfastError(f"{fields.where}: no eigenvalues of {shown(name)}")
     dtype: Any = fields.string("dtype", ("float32", "float64"))
     scaling: Any = fields.string("scaling", ("raw", "unit"))
-    spectrum = Spectrum(
-        name=name,
-        n=fields.integer("n", 1),
-        d=fields.integer("d", 1),
-        eigenvalues=tensors[name],
-        trace=fields.number("trace", 0.0, math.inf),
-        error=fields.number("error", 0.0, 1.0),
-        dtype=dtype,
-        scaling=scaling,
-        member_scaling=fields.boolean("member_scaling"),
-    )
+    n, d = fields.integer("n", 1), fields.integer("d", 1)
+    trace, error = fields.number("trace", 0.0, math.inf), fields.number("error", 0.0, 1.0)
+    member_scaling = fields.boolean("member_scaling")
     fields.done()
-    return spectrum
+    try:
+        return Spectrum(name, n, d, tensors[name], trace, error, dtype, scaling, member_scaling)
+    except SlimfastError as wrong:
+        raise SlimfastError(f"{fields.where}: {wrong}") from None
