@@ -7,11 +7,12 @@ Files from strangers are never unpickled: ``.safetensors`` holds no code, and pi
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
@@ -50,12 +51,26 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor's bytes lie: from ``start`` to ``stop`` of a file."""
+
+    path: Path
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
-    """Tensors by name, read on demand: ``infos`` is at hand, ``load(name)`` gives the tensor, detached."""
+    """Tensors by name, read on demand: ``infos`` is at hand, ``load(name)`` gives the tensor, detached.
+
+    Tensors of safetensors files are maps of the file: what is not touched is not read, and it leaves the
+    memory with the tensor. ``extents`` says where their bytes are; it has no tensor of other sources.
+    """
 
     source: str
     infos: Mapping[str, TensorInfo]
     load: Callable[[str], Tensor]
+    extents: Mapping[str, Extent] = field(default_factory=dict)
 
     def info(self, name: str) -> TensorInfo:
         """What is known of a tensor; :class:`SlimfastError` with the nearest name where there is none."""
@@ -86,8 +101,8 @@ def open_weights(source: Source) -> Weights:
         raise TypeError(f"expected a module, a mapping of tensors or a path, got {type(source).__name__}")
     path = check_file(source)
     if path.name.endswith(".safetensors"):
-        infos = _safetensors_infos(path)
-        return _renamed(Weights(str(path), infos, lambda name: _read_safetensors(path, name)))
+        infos, extents = _safetensors_header(path)
+        return _renamed(Weights(str(path), infos, lambda name: _read_safetensors(path, name), extents))
     if path.name.endswith(".safetensors.index.json"):
         return _renamed(_sharded(path))
     if path.suffix in PICKLES:
@@ -121,18 +136,29 @@ def _renamed(weights: Weights) -> Weights:
 
 def _without(prefix: str, weights: Weights) -> Weights:
     infos = {name.removeprefix(prefix): info for name, info in weights.infos.items()}
-    return Weights(weights.source, infos, lambda name: weights.load(prefix + name))
+    extents = {name.removeprefix(prefix): extent for name, extent in weights.extents.items()}
+    return Weights(weights.source, infos, lambda name: weights.load(prefix + name), extents)
 
 
-def _safetensors_infos(path: Path) -> dict[str, TensorInfo]:
+def _safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Extent]]:
+    """What is known of the tensors of a file, and where in it they are."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return {
+            infos = {
                 k: TensorInfo(tuple(s.get_shape()), _FLOATING.get(s.get_dtype())) for k, s in slices.items()
             }
-    except (SafetensorError, OSError) as error:
+        # The library has found the header to be sound, but does not say where the tensors are.
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        first = 8 + length
+        extents = {
+            name: Extent(path, *(first + offset for offset in header[name]["data_offsets"])) for name in infos
+        }
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
         raise SlimfastError(f"cannot read {path}: {_one_line(error)}") from None
+    return infos, extents
 
 
 def _read_safetensors(path: Path, name: str) -> Tensor:
@@ -153,20 +179,21 @@ def _sharded(index: Path) -> Weights:
     files = _weight_map(index)
     shards = {file: _shard(index, file) for file in sorted(set(files.values()))}
     infos: dict[str, TensorInfo] = {}
+    extents: dict[str, Extent] = {}
     for file, path in shards.items():
-        held = _safetensors_infos(path)
+        held, where_held = _safetensors_header(path)
         for name in held:
             if files.get(name) != file:
                 where = f"in {shown(files[name])}" if name in files else "nowhere"
                 raise SlimfastError(f"{index}: {shown(name)} is {where} by the index, but also in {file}")
         infos |= held
+        extents |= where_held
     for name, file in files.items():
         if name not in infos:
             raise SlimfastError(f"{index}: {shown(name)} is not in {file}")
     paths = {name: shards[file] for name, file in files.items()}
-    return Weights(
-        str(index), {n: infos[n] for n in files}, lambda name: _read_safetensors(paths[name], name)
-    )
+    in_order = {name: infos[name] for name in files}
+    return Weights(str(index), in_order, lambda name: _read_safetensors(paths[name], name), extents)
 
 
 def _weight_map(index: Path) -> dict[str, str]:

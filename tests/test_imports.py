@@ -18,7 +18,8 @@ BELOW = {
     "files": ("errors",),
     "kernels": ("files", "native"),
     "weights": ("kernels",),
-    "spectra": ("weights",),
+    "distributed": ("errors",),
+    "spectra": ("weights", "distributed"),
     "graph": ("errors",),
     "costs": ("graph",),
     "plans": ("costs", "spectra"),
@@ -44,6 +45,7 @@ ROOM = {
     "_torchvision": "models",
     "manifests": "pruning",
     "states": "pruning",
+    "streaming": "weights",
 }
 # `spectra` knows no graph beyond the group's member list; a manifest is made of the graph's data.
 EXCEPTIONS = {("spectra", "slimfast.graph.groups")}

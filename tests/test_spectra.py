@@ -259,6 +259,29 @@ JOINT = [
 ]
 
 
+@pytest.mark.parametrize("scaling", ["raw", "unit"])
+@pytest.mark.parametrize("member_scaling", [False, True])
+def test_more_units_than_positions_in_blocks(
+    scaling: str, member_scaling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block has at least one unit more than there are positions; the last ones are not of one size."""
+    monkeypatch.setattr(eigenvalues, "_BLOCK_ELEMENTS", 1)
+    members = [("a", (47, 3), 0, units_of(47)), ("b", (2, 47), 1, units_of(47))]
+    tensors = {name: torch.randn(shape) * (i + 1) + 2 for i, (name, shape, _, _) in enumerate(members)}
+    layer = joint(members)
+    found = measure_spectra(
+        tensors, layer, scaling=scaling, member_scaling=member_scaling, dtype=torch.float64
+    )
+    expected = lapack(
+        *(numpy_of(tensors[name], dim, units) for name, _, dim, units in members),
+        scaling=scaling,
+        member_scaling=member_scaling,
+    )
+    (s,) = found.values()
+    np.testing.assert_allclose(s.eigenvalues, expected, rtol=1e-10, atol=1e-12 * expected[0])
+    assert s.trace == pytest.approx(expected.sum())
+
+
 @pytest.mark.parametrize("members", JOINT, ids=["residual", "wide", "heads", "part"])
 @pytest.mark.parametrize("scaling", ["raw", "unit"])
 @pytest.mark.parametrize("member_scaling", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
@@ -12,14 +13,17 @@ from torch import Tensor
 from slimfast.errors import SlimfastError
 from slimfast.kernels import ops
 from slimfast.spectra.unit_matrices import Layer, Part, unit_matrix
+from slimfast.streaming import read_ahead
 from slimfast.weights import Weights
 
 Scaling = Literal["raw", "unit"]
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
-# Bytes of weights that are read, and of row covariances that are formed, in one grouped call.
+# Bytes of weights that are read, and of float64 covariances that could be formed, in one grouped call.
 BATCH_BYTES = 256 << 20
+# Elements of a block of units that is centred and scaled in float64 at once, where that many are needed.
+_BLOCK_ELEMENTS = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +51,34 @@ class Measured(NamedTuple):
     dtype: torch.dtype
 
 
-def measure_layers(layers: Sequence[Layer], weights: Weights, options: Options) -> Iterator[Measured]:
-    """Every layer measured, in any order, :data:`BATCH_BYTES` at a time."""
-    by_rows = [layer for layer in layers if _by_rows(layer, options)]
-    whole = [layer for layer in layers if not _by_rows(layer, options)]
+def measure_layers(
+    layers: Sequence[Layer],
+    weights: Weights,
+    options: Options,
+    *,
+    seen: dict[str, str] | None = None,
+) -> Iterator[Measured]:
+    """Every layer measured, in any order, :data:`BATCH_BYTES` at a time, while the next are read.
+
+    ``seen`` receives the fingerprints of a layer's tensors before the layer is given out.
+    """
+    alone = [layer for layer in layers if len(layer.parts) == 1 and options.scaling == "raw"]
+    joint = [layer for layer in layers if len(layer.parts) > 1 or options.scaling == "unit"]
     try:
-        yield from _measure_whole(whole, weights, options)
-        yield from _measure_by_rows(by_rows, weights, options)
+        yield from _measure_alone(alone, weights, options, seen)
+        yield from _measure_by_columns([x for x in joint if x.n > x.d], weights, options, seen)
+        yield from _measure_by_rows([x for x in joint if x.n <= x.d], weights, options, seen)
     except ValueError as error:
         # The ops' arguments are all made here, so that what they object to is in the weights.
         raise SlimfastError(f"{weights.source}: {error}") from None
 
 
-def _by_rows(layer: Layer, options: Options) -> bool:
-    """Whether the (n, n) covariances of a layer's members are summed, rather than one matrix measured.
-
-    They are where several members or a scaling allow no view of the weights, and n is the smaller side.
-    """
-    return layer.n <= layer.d and (len(layer.parts) > 1 or options.scaling == "unit")
-
-
-def _measure_whole(layers: Sequence[Layer], weights: Weights, options: Options) -> Iterator[Measured]:
-    for batch in _batches(layers, [sum(part.bytes for part in layer.parts) for layer in layers]):
-        xs = [
-            _joined([_load(layer, part, weights, options) for part in layer.parts], options)
-            for layer in batch
-        ]
+def _measure_alone(
+    layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
+) -> Iterator[Measured]:
+    """Layers of one member as it is: views of the weights."""
+    for batch in read_ahead(_batches(layers, _sizes(layers)), weights, _tensors_of_layers, seen=seen):
+        xs = [_load(layer, layer.parts[0], weights, options) for layer in batch]
         for same in _by_device(xs):
             found = ops.grouped_spectra(
                 [xs[i] for i in same],
@@ -82,29 +88,80 @@ def _measure_whole(layers: Sequence[Layer], weights: Weights, options: Options) 
             )
             for i, values, trace in zip(same, found.eigenvalues, found.traces.tolist(), strict=True):
                 yield Measured(batch[i], values, trace, _arithmetic(xs[i].dtype, options))
+        # Copies of the weights must not live on while the next batch's are made.
+        del xs
 
 
-def _joined(members: list[Tensor], options: Options) -> Tensor:
-    """One matrix (n, d) of the members side by side, each centred on its own and scaled as asked."""
-    if len(members) == 1 and options.scaling == "raw":
-        return members[0]
-    double = torch.float64 in {options.dtype, *(m.dtype for m in members)}
-    samples = max(sum(m.shape[1] for m in members) - 1, 1)
-    centred = [m.to(members[0].device, torch.float64) for m in members]
-    centred = [m - m.mean(1, keepdim=True) for m in centred]
+def _measure_by_columns(
+    layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
+) -> Iterator[Measured]:
+    """Xc^T Xc / (d - 1), the smaller side where n > d, summed over blocks of the units."""
+    for batch in read_ahead(_batches(layers, _sizes(layers)), weights, _tensors_of_layers, seen=seen):
+        items = [(layer, *_by_columns(layer, weights, options)) for layer in batch]
+        # The units' scale is in the sums.
+        yield from _measure_sums(items, dataclasses.replace(options, scaling="raw"))
+        del items
+
+
+def _by_columns(layer: Layer, weights: Weights, options: Options) -> tuple[Tensor, set[torch.dtype]]:
+    members = [_load(layer, part, weights, options) for part in layer.parts]
+    members = [member.to(members[0].device) for member in members]
+    dtypes = {member.dtype for member in members}
+    blocks = _blocks(layer)
+    samples = max(layer.d - 1, 1)
+    scales = [torch.ones((), dtype=torch.float64, device=members[0].device) for _ in members]
     if options.member_scaling:
-        centred = [m * _inverse_root(m.square().sum() / samples) for m in centred]
-    joined = torch.cat(centred, dim=1)
-    if options.scaling == "unit":
-        joined *= _inverse_root(joined.square().sum(1, keepdim=True) / samples)
-    return joined if double else joined.float()
+        scales = [
+            _inverse_root(torch.stack([_centred(m[a:b]).square().sum() for a, b in blocks]).sum() / samples)
+            for m in members
+        ]
+    total = torch.zeros(layer.d, layer.d, dtype=torch.float64, device=members[0].device)
+    for first, last in blocks:
+        x = torch.cat([_centred(m[first:last]) * scale for m, scale in zip(members, scales, strict=True)], 1)
+        if options.scaling == "unit":
+            x *= _inverse_root(x.square().sum(1, keepdim=True) / samples)
+        found = ops.grouped_covariance(
+            [x if torch.float64 in {options.dtype, *dtypes} else x.float()],
+            dtype=options.dtype,
+            names=[layer.name],
+            backend=options.backend,
+        )
+        total += found.matrices[0]
+    return total, dtypes
 
 
-def _measure_by_rows(layers: Sequence[Layer], weights: Weights, options: Options) -> Iterator[Measured]:
+def _blocks(layer: Layer) -> list[tuple[int, int]]:
+    """Ranges of the units, more of them than positions in each, so that columns are the smaller side."""
+    count = max(1, layer.n // max(layer.d + 1, _BLOCK_ELEMENTS // layer.d))
+    ends = [layer.n * (i + 1) // count for i in range(count)]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _centred(rows: Tensor) -> Tensor:
+    double = rows.to(torch.float64)
+    return double - double.mean(1, keepdim=True)
+
+
+def _sizes(layers: Sequence[Layer]) -> list[int]:
+    return [sum(part.bytes for part in layer.parts) + 8 * min(layer.n, layer.d) ** 2 for layer in layers]
+
+
+def _tensors_of_layers(batch: Sequence[Layer]) -> list[str]:
+    return [part.tensor for layer in batch for part in layer.parts]
+
+
+def _tensors_of_parts(batch: Sequence[tuple[Layer, Part]]) -> list[str]:
+    return [part.tensor for _, part in batch]
+
+
+def _measure_by_rows(
+    layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
+) -> Iterator[Measured]:
     """S = sum over members of (d_member - 1) / (d - 1) times the member's own covariance, in float64."""
     parts = [(layer, part) for layer in layers for part in layer.parts]
     sums: dict[str, tuple[Tensor, set[torch.dtype], int]] = {}
-    for batch in _batches(parts, [part.bytes + 8 * layer.n**2 for layer, part in parts]):
+    batches = _batches(parts, [part.bytes + 8 * layer.n**2 for layer, part in parts])
+    for batch in read_ahead(batches, weights, _tensors_of_parts, seen=seen):
         xs = [_load(layer, part, weights, options) for layer, part in batch]
         for same in _by_device(xs):
             found = ops.grouped_covariance(
@@ -122,6 +179,7 @@ def _measure_by_rows(layers: Sequence[Layer], weights: Weights, options: Options
                 total, dtypes, count = sums.get(layer.name, (torch.zeros_like(member), set(), 0))
                 total += member.to(total.device)
                 sums[layer.name] = (total, dtypes | {xs[i].dtype}, count + 1)
+        del xs, found
         done = [layer for layer in layers if layer.name in sums and sums[layer.name][2] == len(layer.parts)]
         yield from _measure_sums([(layer, *sums.pop(layer.name)[:2]) for layer in done], options)
 
@@ -172,17 +230,16 @@ def _by_device(xs: Sequence[Tensor]) -> list[list[int]]:
     return list(found.values())
 
 
-def _batches(items: Sequence[T], sizes: Sequence[int]) -> Iterator[list[T]]:
+def _batches(items: Sequence[T], sizes: Sequence[int]) -> list[list[T]]:
     """The items in order, cut where a batch would exceed ``BATCH_BYTES``; a larger item is a batch of its
     own.
     """
-    batch: list[T] = []
+    batches: list[list[T]] = []
     used = 0
     for item, size in zip(items, sizes, strict=True):
-        if batch and used + size > BATCH_BYTES:
-            yield batch
-            batch, used = [], 0
-        batch.append(item)
+        if not batches or used + size > BATCH_BYTES:
+            batches.append([])
+            used = 0
+        batches[-1].append(item)
         used += size
-    if batch:
-        yield batch
+    return batches

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-import numpy as np
 import torch
 
+from slimfast.distributed import Team
 from slimfast.errors import SlimfastError
 from slimfast.graph.groups import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
-from slimfast.spectra.eigenvalues import Options, Progress, Scaling, measure_layers
-from slimfast.spectra.spectrum import Dtype, FloatArray, Spectrum, check_tau
+from slimfast.spectra.eigenvalues import Options, Progress, Scaling
+from slimfast.spectra.running import Run, measure
+from slimfast.spectra.sidecar import open_sidecar
+from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
 from slimfast.weights import Source, Weights, did_you_mean, open_weights
-
-# float32 measurements: F is within FLOAT32_ERROR u (sqrt(d / 128) + sqrt(m)) |S|_F / trace of float64
-# LAPACK's. Over 249 layers of six networks the largest error was 1.2 times the rest of that product, over
-# synthetic matrices (graded, of rank 3, far from zero mean) 2.4 times.
-FLOAT32_ERROR = 16.0
-# float64 measurements by other means than LAPACK's.
-FLOAT64_ERROR = 1e-12
 
 
 def measure_spectra(
@@ -34,6 +30,8 @@ def measure_spectra(
     member_scaling: bool = False,
     backend: str = "auto",
     progress: Progress | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    team: Team | None = None,
 ) -> dict[str, Spectrum]:
     """The spectrum of every channel group that has weights of its own, or without a graph of every weight
     matrix.
@@ -49,6 +47,12 @@ def measure_spectra(
     variance, and ``member_scaling`` every member of a group the same total variance. ``progress`` is called
     with the number of layers done and of all.
 
+    Files of safetensors are read a few layers at a time, ahead of the arithmetic: what is in memory is no
+    more than the parameters of the largest layer, its (m, m) workspace and 1 GiB. ``resume`` names a sidecar
+    (:mod:`slimfast.spectra.sidecar`) from which finished layers are taken if their weights and these options
+    are what they were, and which the others are appended to; the result is the same bit for bit. ``team``
+    (:func:`slimfast.distributed.join_team`) shares the layers out; every process gets all spectra.
+
     Raises :class:`SlimfastError` naming the layer for weights that are missing, empty, of another shape than
     the graph's, or not finite.
     """
@@ -63,11 +67,12 @@ def measure_spectra(
     weights = open_weights(source)
     layers = layers_of(source, weights, graph)
     options = Options(dtype=dtype, scaling=scaling, member_scaling=member_scaling, backend=backend)
-    spectra = _measure(layers, weights, options, progress)
-    unsettled = _unsettled(spectra.values(), taus or ())
-    while unsettled:
-        spectra |= _again(layers, weights, spectra, unsettled, backend)
-        unsettled = _unsettled((spectra[name] for name in unsettled), taus or ())
+    with _run(progress, resume, team) as run:
+        spectra = measure(layers, weights, options, run)
+        unsettled = _unsettled(spectra.values(), taus or ())
+        while unsettled:
+            spectra |= _again(layers, weights, spectra, unsettled, backend, run)
+            unsettled = _unsettled((spectra[name] for name in unsettled), taus or ())
     return {layer.name: spectra[layer.name] for layer in layers}
 
 
@@ -78,10 +83,13 @@ def measure_again(
     graph: ChannelGraph | None = None,
     *,
     backend: str = "auto",
+    resume: str | os.PathLike[str] | None = None,
+    team: Team | None = None,
 ) -> dict[str, Spectrum]:
     """The named spectra, each measured one step more exactly than it was, under its own scaling.
 
     The steps: float32; float64; float64 by LAPACK on the CPU, which is the definition and has no error.
+    ``resume`` and ``team`` as for :func:`measure_spectra`.
     """
     weights = open_weights(source)
     layers = layers_of(source, weights, graph)
@@ -90,7 +98,21 @@ def measure_again(
     for name in wanted:
         if name not in known or name not in spectra:
             raise SlimfastError(f"{weights.source}: no layer {name!r}{did_you_mean(name, known)}")
-    return _again(layers, weights, spectra, wanted, backend)
+    with _run(None, resume, team) as run:
+        return _again(layers, weights, spectra, wanted, backend, run)
+
+
+@contextmanager
+def _run(
+    progress: Progress | None, resume: str | os.PathLike[str] | None, team: Team | None
+) -> Iterator[Run]:
+    """What goes along with one measurement, with its sidecar open; each rank of a team has its own."""
+    if resume is None:
+        yield Run(progress, None, team)
+        return
+    rank = team.rank if team is not None else 0
+    with open_sidecar(f"{os.fspath(resume)}.{rank}" if rank else resume) as sidecar:
+        yield Run(progress, sidecar, team)
 
 
 def _unsettled(spectra: Iterable[Spectrum], taus: Sequence[float]) -> list[str]:
@@ -103,7 +125,10 @@ def _again(
     spectra: Mapping[str, Spectrum],
     names: Iterable[str],
     backend: str,
+    run: Run,
 ) -> dict[str, Spectrum]:
+    """One more exact measurement of each, which progress does not count."""
+    run = Run(None, run.sidecar, run.team)
     steps: dict[Options, list[Layer]] = {}
     wanted = set(names)
     for layer in layers:
@@ -120,46 +145,5 @@ def _again(
             steps.setdefault(step, []).append(layer)
     found: dict[str, Spectrum] = {}
     for step, some in steps.items():
-        found |= _measure(some, weights, step, None)
+        found |= measure(some, weights, step, run)
     return found
-
-
-def _measure(
-    layers: Sequence[Layer], weights: Weights, options: Options, progress: Progress | None
-) -> dict[str, Spectrum]:
-    spectra: dict[str, Spectrum] = {}
-    for layer, values, trace, dtype in measure_layers(layers, weights, options):
-        eigenvalues: FloatArray = np.maximum(values.numpy()[::-1], 0.0)
-        name: Dtype = "float64" if dtype == torch.float64 else "float32"
-        exact = options.on_cpu and options.backend == "reference"
-        spectra[layer.name] = Spectrum(
-            name=layer.name,
-            n=layer.n,
-            d=layer.d,
-            eigenvalues=eigenvalues,
-            trace=trace,
-            error=0.0 if exact else _error(eigenvalues, layer.d, name),
-            dtype=name,
-            scaling=options.scaling,
-            member_scaling=options.member_scaling,
-        )
-        if progress is not None:
-            progress(len(spectra), len(layers))
-    return spectra
-
-
-def _error(eigenvalues: FloatArray, d: int, dtype: Dtype) -> float:
-    """The bound on F's error: the probabilistic form of the Lidskii and Ky Fan bounds, with a measured
-    constant.
-
-    Sums of d products in blocks of 128 err like sqrt(d / 128) u, a reduction to tridiagonal form like sqrt(m)
-    u, each relative to |S|_F; rigorous bounds are hundreds of times wider and settle nothing.
-    """
-    if dtype == "float64":
-        return FLOAT64_ERROR
-    total = float(eigenvalues.sum())
-    if total <= 0.0:
-        return 0.0
-    spread = float(np.linalg.norm(eigenvalues)) / total
-    unit = float(np.finfo(np.float32).eps) / 2
-    return FLOAT32_ERROR * unit * (math.sqrt(d / 128) + math.sqrt(len(eigenvalues))) * spread
