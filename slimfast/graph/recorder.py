@@ -84,12 +84,14 @@ class _Operator:
 def _operator(func: Any) -> _Operator:
     schema = func._schema
     name = schema.name
-    composite = name not in _WHOLE and torch._C._dispatch_has_kernel_for_dispatch_key(
+    # A question about a tensor (prim::device); the dispatcher knows no such operation.
+    silent = func.namespace == "prim"
+    composite = not (silent or name in _WHOLE) and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
     return _Operator(
         name=name.replace("::", "."),
-        silent=func.namespace == "prim",
+        silent=silent,
         composite=bool(composite),
         shape_dependent=name in _SHAPE_DEPENDENT,
         sized=name in _SIZED,
