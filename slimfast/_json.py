@@ -195,14 +195,20 @@ class Fields:
         for i, item in enumerate(value):
             yield Fields(item, f"{self.at(name)}[{i}]")
 
-    def schema(self, kind: str, version: int) -> None:
-        """The two fields every document begins with: what it is, and the version of its schema."""
+    def schema(self, kind: str, version: int, *, oldest: int | None = None) -> int:
+        """The two fields every document begins with: what it is, and the version of its schema.
+
+        Returns that version. ``oldest``: the first that can still be read, by default ``version`` alone.
+        """
         found = self._left.pop("kind", None)
         if found != kind:
             raise SlimfastError(f"{self.where}: expected a document of kind {kind!r}, got {shown(found)}")
         number = self.raw("schema")
-        if isinstance(number, bool) or number != version:
-            raise SlimfastError(f"{self.where}: expected schema {version} of {kind}, got {shown(number)}")
+        first = version if oldest is None else oldest
+        if not isinstance(number, int) or isinstance(number, bool) or not first <= number <= version:
+            known = f"{version}" if first == version else f"{first} to {version}"
+            raise SlimfastError(f"{self.where}: expected schema {known} of {kind}, got {shown(number)}")
+        return number
 
     def done(self) -> None:
         """Raise if a field was not read."""

@@ -15,13 +15,13 @@ from slimfast.spectra.spectrum import Spectrum
 
 
 def uniform_like(plan: Plan, graph: ChannelGraph, spectra: Mapping[str, Spectrum]) -> Plan:
-    """The same share of the units of every group whose width ``plan`` chose by tau, at no more MACs than it.
+    """The same share of the units of every group whose width ``plan`` solved for, at no more MACs than it.
 
     As close below the MACs of ``plan`` as one unit allows: among groups that would get their next unit at the
     same share, those that come first in the graph get it. ``spectra`` only fill in what this plan explains.
     """
     costs = CostModel(graph)
-    chosen = [i for i, group in enumerate(plan.groups) if group.chosen == "tau"]
+    chosen = [i for i, group in enumerate(plan.groups) if group.chosen in ("tau", "gain")]
     ladder = sorted((unit / plan.groups[i].n, i) for i in chosen for unit in range(2, plan.groups[i].n + 1))
     rungs = np.array([i for _, i in ladder], dtype=np.int64)
     least = costs.vector({group.name: group.width for group in plan.groups})

@@ -469,7 +469,7 @@ def group_plans(draw: st.DrawFn) -> GroupPlan:
         draw(st.booleans()),
         keep,
         draw(st.sampled_from(["float32", "float64", None])),
-        draw(st.sampled_from(["tau", "override", "excluded"])),
+        draw(st.sampled_from(["tau", "gain", "override", "excluded"])),
         draw(costs),
         draw(costs),
     )
@@ -482,12 +482,13 @@ def group_plans(draw: st.DrawFn) -> GroupPlan:
     budget=st.dictionaries(st.sampled_from(["macs", "params"]), st.floats(1e-9, 1e18)),
     shapes=st.dictionaries(text, st.lists(st.integers(0, 2**40), max_size=4).map(tuple)),
     cost=costs,
+    allocation=st.sampled_from(["explained_variance", "marginal_gain"]),
 )
 def test_any_plan_survives_json(
-    groups: list[GroupPlan], tau: float | None, budget: Any, shapes: Any, cost: Cost
+    groups: list[GroupPlan], tau: float | None, budget: Any, shapes: Any, cost: Cost, allocation: Any
 ) -> None:
     inputs = InputSpec.of((torch.zeros(2, 3), {"mask": torch.tensor([1, 5])}))
-    found = Plan(tuple(groups), tau, budget, 3, cost, cost, shapes, inputs)
+    found = Plan(tuple(groups), tau, budget, 3, cost, cost, shapes, inputs, allocation)
     assert Plan.from_json(found.to_json()) == found
 
 
@@ -506,8 +507,10 @@ def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 2, "expected schema 1 of slimfast.plan, got 2"),
-        (("schema",), True, "expected schema 1 of slimfast.plan, got True"),
+        (("schema",), 3, "expected schema 1 to 2 of slimfast.plan, got 3"),
+        (("schema",), True, "expected schema 1 to 2 of slimfast.plan, got True"),
+        (("schema",), 1, "unknown field 'allocation'"),
+        (("allocation",), "other", "allocation: expected one of .*explained_variance.* got 'other'"),
         (("schema",), ..., "field 'schema' is missing"),
         (("kind",), "other", "expected a document of kind 'slimfast.plan', got 'other'"),
         (("kind",), ..., "expected a document of kind 'slimfast.plan', got None"),

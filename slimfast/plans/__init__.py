@@ -1,6 +1,7 @@
 """Plans: one width per channel group, solved from spectra under a budget, checked against a model."""
 
-from slimfast.plans.data import GroupPlan, Plan
+from slimfast.plans.data import Allocation, GroupPlan, Plan
+from slimfast.plans.gains import ErrorCurve
 from slimfast.plans.planning import check_plan, plan, plan_widths
 
-__all__ = ["GroupPlan", "Plan", "check_plan", "plan", "plan_widths"]
+__all__ = ["Allocation", "ErrorCurve", "GroupPlan", "Plan", "check_plan", "plan", "plan_widths"]

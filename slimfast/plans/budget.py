@@ -28,10 +28,27 @@ Price = Callable[[IntArray], Cost]
 
 
 class Solution(NamedTuple):
-    """Widths (g,) of the chosen groups, and the tau they come from."""
+    """Widths (g,) of the chosen groups, and the tau they come from, where they come from one."""
 
     widths: IntArray
-    explained_variance: float
+    explained_variance: float | None
+
+
+class Ladder(NamedTuple):
+    """The units after each group's first, in the order in which they are added: ``keys`` ascending, and the
+    group of each.
+    """
+
+    keys: FloatArray
+    groups: IntArray
+
+    @staticmethod
+    def of(keys: Sequence[FloatArray]) -> Ladder:
+        """The ladder of these keys, one array per group; ties in the order of the groups."""
+        groups = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
+        joined = np.concatenate(keys) if keys else np.zeros(0)
+        order = np.argsort(joined, kind="stable")
+        return Ladder(joined[order], groups[order])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,10 +87,18 @@ def widths_within(
     :class:`SlimfastError` with the nearest that can be reached, as a share of ``whole`` too, where the
     smallest widths do not fit.
     """
-    keys, groups = _ladder(spectra)
+    ladder = Ladder.of([_keys(s) for s in spectra])
+    widths, height = longest_prefix(ladder, limits, price, rounding, whole=whole)
+    return Solution(widths, min(float(ladder.keys[height]), 1.0) if height < len(ladder.keys) else 1.0)
+
+
+def longest_prefix(
+    ladder: Ladder, limits: Mapping[str, float], price: Price, rounding: Rounding, *, whole: Cost
+) -> tuple[IntArray, int]:
+    """The widths of the longest prefix of a ladder that is within every limit, and that prefix's length."""
 
     def widths(prefix: int) -> IntArray:
-        units: IntArray = 1 + np.bincount(groups[:prefix], minlength=len(spectra))
+        units: IntArray = 1 + np.bincount(ladder.groups[:prefix], minlength=len(rounding.full))
         return rounding.apply(units)
 
     def fits(prefix: int) -> bool:
@@ -82,14 +107,14 @@ def widths_within(
 
     if not fits(0):
         raise _unreachable(price(widths(0)), limits, whole)
-    low, high = 0, len(keys)
+    low, high = 0, len(ladder.keys)
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle):
             low = middle
         else:
             high = middle - 1
-    return Solution(widths(low), min(float(keys[low]), 1.0) if low < len(keys) else 1.0)
+    return widths(low), low
 
 
 def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> NDArray[np.bool_]:
@@ -101,18 +126,9 @@ def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> NDAr
     return same
 
 
-def _ladder(spectra: Sequence[Spectrum]) -> tuple[FloatArray, IntArray]:
-    """For each unit after the first of each group: the value that tau must pass, ascending, and the group."""
-    keys = [_keys(s) for s in spectra]
-    groups = np.repeat(np.arange(len(spectra)), [len(k) for k in keys])
-    joined = np.concatenate(keys) if keys else np.zeros(0)
-    order = np.argsort(joined, kind="stable")
-    return joined[order], groups[order]
-
-
 def _keys(spectrum: Spectrum) -> FloatArray:
-    """F(1), ..., F(r - 1), then n - r values evenly spaced in (1, 2], r = k(1) being all that tau can ask
-    for.
+    """The value that tau must pass for each unit after the first: F(1), ..., F(r - 1), then n - r values
+    evenly spaced in (1, 2], r = k(1) being all that tau can ask for.
     """
     needed = spectrum.width(explained_variance=1.0)
     beyond = spectrum.n - needed

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from slimfast._json import Fields, first_repeated, parse_object, read_text, shown
 from slimfast.costs import Cost
@@ -19,10 +19,13 @@ from slimfast.graph import ChannelGraph, InputSpec
 from slimfast.plans.text import explanation, table
 
 KIND = "slimfast.plan"
-SCHEMA = 1
+# 2: ``allocation``, and groups chosen by "gain". Documents of schema 1 are read.
+SCHEMA = 2
 
-Chosen = Literal["tau", "override", "excluded"]
-_CHOSEN = ("tau", "override", "excluded")
+Chosen = Literal["tau", "gain", "override", "excluded"]
+Allocation = Literal["explained_variance", "marginal_gain"]
+_CHOSEN: tuple[str, ...] = get_args(Chosen)
+ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 _DTYPES = ("float32", "float64")
 _NOTHING = Cost(0, 0, 0)
 
@@ -32,11 +35,12 @@ class GroupPlan:
     """The width of one group: ``width`` of its ``n`` units stay, which can explain the share
     ``explained_variance`` of their variance (0 where nothing was measured).
 
-    ``chosen`` says by what: the network's tau, an override, or the group was left alone. ``certified``: the
-    width is the one float64 arithmetic gives, because float32 settled it or because it was measured in
-    float64 (``dtype``; None where nothing was measured). ``keep`` has the sorted kept units once they are
-    selected. ``before`` and ``after`` are the cost of the tensors and operations the group takes part in;
-    groups share those, so that these costs add up to more than the network's.
+    ``chosen`` says by what: the network's tau, the gain that the next unit's cost would bring, an override,
+    or the group was left alone. ``certified``: the width is the one float64 arithmetic gives, because float32
+    settled it or because it was measured in float64 (``dtype``; None where no spectrum was measured).
+    ``keep`` has the sorted kept units once they are selected. ``before`` and ``after`` are the cost of the
+    tensors and operations the group takes part in; groups share those, so that these costs add up to more
+    than the network's.
     """
 
     name: str
@@ -57,9 +61,10 @@ class Plan:
     """One width per channel group of a network, and all that is needed to apply it to that network, and to no
     other.
 
-    ``explained_variance`` is the network's tau (None where every width was given by hand); ``budget`` is what
-    was asked for; ``shapes`` has the wide shape of every parameter and buffer by name. ``graph`` is at hand
-    where the plan was just made; it is neither compared nor written.
+    ``allocation`` is how a budget was spent. ``explained_variance`` is the network's tau (None where there
+    was none: widths given by hand or by marginal gain); ``budget`` is what was asked for; ``shapes`` has
+    the wide shape of every parameter and buffer by name. ``graph`` is at hand where the plan was just made;
+    it is neither compared nor written.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -70,6 +75,7 @@ class Plan:
     cost_after: Cost
     shapes: Mapping[str, tuple[int, ...]]
     inputs: InputSpec
+    allocation: Allocation = "explained_variance"
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     def widths(self) -> dict[str, int]:
@@ -96,6 +102,7 @@ class Plan:
         head = {
             "kind": KIND,
             "schema": SCHEMA,
+            "allocation": self.allocation,
             "explained_variance": self.explained_variance,
             "budget": dict(self.budget),
             "multiple_of": self.multiple_of,
@@ -114,8 +121,11 @@ class Plan:
     def from_json(text: str | bytes, *, what: str = "plan") -> Plan:
         """The plan in a JSON document; one line of :class:`SlimfastError` for whatever is wrong with it."""
         fields = parse_object(text, what)
-        fields.schema(KIND, SCHEMA)
+        allocation: Any = "explained_variance"
+        if fields.schema(KIND, SCHEMA, oldest=1) > 1:
+            allocation = fields.string("allocation", ALLOCATIONS)
         plan = Plan(
+            allocation=allocation,
             groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
             explained_variance=_optional_share(fields, "explained_variance"),
             budget=_budget_from_json(fields.object("budget")),

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from slimfast.costs import CostModel
+from slimfast.costs import Cost, CostModel
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.groups import IntArray
 from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths_within
 from slimfast.plans.data import GroupPlan, Plan
+from slimfast.plans.gains import ErrorCurve, widths_by_gain
 from slimfast.plans.request import Choice, Request, check_request, choose, rounding_of
 from slimfast.spectra import measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Progress, Scaling
@@ -34,6 +35,7 @@ def plan_widths(
     overrides: Mapping[str, int | float] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
+    curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
     """One width for each channel group of a traced network, from its spectra; takes milliseconds.
 
@@ -50,6 +52,10 @@ def plan_widths(
     is. Groups that an ``exclude`` glob matches, or no ``include`` glob, are left alone, as are those without
     weights of their own and those of only one position per unit, whose variance says nothing.
 
+    With ``curves`` (:func:`slimfast.error_curves`) a budget is spent by marginal gain instead: the units that
+    lower the consumers' summed error most for their cost come first, and groups without a curve are left
+    alone. Spectra are then only shown.
+
     Raises ``ValueError`` for wrong arguments, and :class:`SlimfastError` for spectra that are missing or not
     of this network, and for a budget that cannot be reached, with the nearest that can.
     """
@@ -63,7 +69,9 @@ def plan_widths(
         include=include,
         exclude=exclude,
     )
-    problem = _problem(graph, spectra, request)
+    if curves is not None and explained_variance is not None:
+        raise ValueError("plan: error curves spend a budget of params or macs, got explained_variance")
+    problem = _problem(graph, spectra, request, curves)
     return _plan(problem, spectra, _solve(problem, spectra))
 
 
@@ -140,8 +148,8 @@ def check_plan(plan: Plan, model: nn.Module) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """A request for a graph: ``free`` are the indices of the groups that tau decides, ``fixed`` (g,) all
-    widths with those at full.
+    """A request for a graph: ``free`` are the indices of the groups that tau or the ``curves`` decide,
+    ``fixed`` (g,) all widths with those at full.
     """
 
     graph: ChannelGraph
@@ -151,6 +159,7 @@ class _Problem:
     fixed: IntArray
     free: IntArray
     rounding: Rounding
+    curves: Mapping[str, ErrorCurve] | None
 
     def spectra(self, spectra: Mapping[str, Spectrum]) -> list[Spectrum]:
         """The spectra of the free groups."""
@@ -163,14 +172,19 @@ class _Problem:
         return widths
 
 
-def _problem(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Request) -> _Problem:
+def _problem(
+    graph: ChannelGraph,
+    spectra: Mapping[str, Spectrum],
+    request: Request,
+    curves: Mapping[str, ErrorCurve] | None = None,
+) -> _Problem:
     if not graph.groups:
         reasons = "; ".join(sorted({f.reason for f in graph.frozen})[:3])
         raise SlimfastError(
             f"plan: the model has no channel group that can be cut{f': {reasons}' if reasons else ''}"
         )
-    choices = choose(graph, spectra, request)
-    free = [i for i, choice in enumerate(choices) if choice.chosen == "tau"]
+    choices = choose(graph, spectra, request, curves)
+    free = [i for i, choice in enumerate(choices) if choice.chosen in ("tau", "gain")]
     return _Problem(
         graph=graph,
         request=request,
@@ -179,29 +193,32 @@ def _problem(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Requ
         fixed=np.array([choice.width for choice in choices], dtype=np.int64),
         free=np.array(free, dtype=np.int64),
         rounding=rounding_of([graph.groups[i] for i in free], request),
+        curves=curves,
     )
 
 
 def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | None:
     """The widths of the free groups; None where every width was given by hand."""
-    request, free = problem.request, problem.spectra(spectra)
+    request = problem.request
     if request.explained_variance is not None:
-        return widths_at(free, request.explained_variance, problem.rounding)
+        return widths_at(problem.spectra(spectra), request.explained_variance, problem.rounding)
     if not request.budget:
         return None
     whole = problem.costs.cost(problem.costs.full)
-    return widths_within(
-        free,
-        request.limits(whole),
-        lambda widths: problem.costs.cost(problem.widths(widths)),
-        problem.rounding,
-        whole=whole,
-    )
+    limits = request.limits(whole)
+
+    def price(widths: IntArray) -> Cost:
+        return problem.costs.cost(problem.widths(widths))
+
+    if problem.curves is not None:
+        curves = [problem.curves[problem.graph.groups[i].name] for i in problem.free]
+        return widths_by_gain(curves, limits, price, problem.rounding, whole=whole)
+    return widths_within(problem.spectra(spectra), limits, price, problem.rounding, whole=whole)
 
 
 def _unsettled(problem: _Problem, spectra: Mapping[str, Spectrum], solution: Solution | None) -> list[str]:
     """The free groups whose measurement leaves the width at this tau open."""
-    if solution is None:
+    if solution is None or solution.explained_variance is None:
         return []
     free = problem.spectra(spectra)
     sure = settled(free, solution.explained_variance, problem.rounding)
@@ -215,17 +232,18 @@ def _plan(problem: _Problem, spectra: Mapping[str, Spectrum], solution: Solution
     before, after = costs.group_costs(costs.full), costs.group_costs(widths)
     groups = []
     for i, group in enumerate(graph.groups):
-        spectrum = spectra.get(group.name)
         width, chosen = int(widths[i]), problem.choices[i].chosen
+        spectrum = spectra.get(group.name)
+        curve = problem.curves[group.name] if problem.curves is not None and chosen == "gain" else None
         groups.append(
             GroupPlan(
                 name=group.name,
                 kind=group.kind,
                 n=group.n,
                 width=width,
-                explained_variance=_share(spectrum, group.n, width),
-                certified=group.name not in unsettled,
-                dtype=spectrum.dtype if spectrum else None,
+                explained_variance=curve.ratio(width) if curve else _share(spectrum, group.n, width),
+                certified=curve is None and group.name not in unsettled,
+                dtype=spectrum.dtype if spectrum and curve is None else None,
                 chosen=chosen,
                 before=before[i],
                 after=after[i],
@@ -240,6 +258,7 @@ def _plan(problem: _Problem, spectra: Mapping[str, Spectrum], solution: Solution
         cost_after=costs.cost(widths),
         shapes={name: tuple(axis.length for axis in axes) for name, axes in graph.axes.items()},
         inputs=graph.inputs,
+        allocation="explained_variance" if problem.curves is None else "marginal_gain",
         graph=graph,
     )
 

@@ -13,6 +13,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.groups import ChannelGraph, ChannelGroup, matches
 from slimfast.plans.budget import Rounding
 from slimfast.plans.data import Chosen
+from slimfast.plans.gains import ErrorCurve
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import positions
 from slimfast.weights import did_you_mean
@@ -48,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """How a group gets its width: by tau, or it is ``width`` by hand or because it is left alone."""
+    """How a group gets its width: by tau or gain, or it is ``width`` by hand or because it is left alone."""
 
     chosen: Chosen
     width: int
@@ -101,9 +102,14 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def choose(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Request) -> list[Choice]:
+def choose(
+    graph: ChannelGraph,
+    spectra: Mapping[str, Spectrum],
+    request: Request,
+    curves: Mapping[str, ErrorCurve] | None = None,
+) -> list[Choice]:
     """How each group gets its width, in the order of the graph; the spectra of those that tau decides are
-    checked.
+    checked, and so are the error curves, where the budget is spent by them.
 
     ``ValueError`` for a glob that matches no group and a width by hand that a group cannot have.
     """
@@ -119,20 +125,28 @@ def choose(graph: ChannelGraph, spectra: Mapping[str, Spectrum], request: Reques
     choices = []
     for group in graph.groups:
         d = positions(group, graph)
-        choices.append(_choice(group, d, request))
-        if choices[-1].chosen == "tau":
-            _check_group(group, d, spectra, request)
+        by: Chosen = "gain" if curves is not None else "tau"
+        decided = group.name in curves if curves is not None else d > 1
+        choices.append(_choice(group, by if decided else "excluded", request))
+        if choices[-1].chosen == by:
+            _check_step(group, request)
+            if curves is None:
+                _check_spectrum(group, d, spectra)
+            elif curves[group.name].n != group.n:
+                raise SlimfastError(
+                    f"error curve: expected {group.n} units, got {curves[group.name].n} ({group.name})"
+                )
     return choices
 
 
-def _choice(group: ChannelGroup, d: int, request: Request) -> Choice:
+def _choice(group: ChannelGroup, by: Chosen, request: Request) -> Choice:
     for glob, value in request.overrides.items():
         if _matches(group, (glob,)):
             return Choice("override", _width_by_hand(group, value))
     included = request.include is None or _matches(group, request.include)
-    tau_given = request.explained_variance is not None or bool(request.budget)
-    if included and tau_given and d > 1 and not _matches(group, request.exclude):
-        return Choice("tau", group.n)
+    asked = request.explained_variance is not None or bool(request.budget)
+    if included and asked and not _matches(group, request.exclude):
+        return Choice(by, group.n)
     return Choice("excluded", group.n)
 
 
@@ -150,7 +164,7 @@ def _width_by_hand(group: ChannelGroup, value: int | float) -> int:
     )
 
 
-def _check_group(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum], request: Request) -> None:
+def _check_spectrum(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum]) -> None:
     if group.name not in spectra:
         raise SlimfastError(f"spectra: none for group {group.name}{did_you_mean(group.name, spectra)}")
     spectrum = spectra[group.name]
@@ -159,6 +173,9 @@ def _check_group(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum], r
             f"spectra: expected {group.n} units over {d} positions, got {spectrum.n} over {spectrum.d} "
             f"({group.name})"
         )
+
+
+def _check_step(group: ChannelGroup, request: Request) -> None:
     step = unit_step(group, request.multiple_of)
     if step > group.n:
         raise SlimfastError(

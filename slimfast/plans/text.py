@@ -53,11 +53,15 @@ def _row(group: GroupPlan) -> tuple[str, ...]:
         str(group.n),
         "->",
         str(group.width),
-        f"{group.explained_variance:.4f}" if group.dtype or group.width == group.n else "-",
+        f"{group.explained_variance:.4f}" if _measured(group) else "-",
         *_change(group.before.params, group.after.params),
         *_change(group.before.macs, group.after.macs),
         _by(group),
     )
+
+
+def _measured(group: GroupPlan) -> bool:
+    return group.dtype is not None or group.chosen == "gain" or group.width == group.n
 
 
 def _by(group: GroupPlan) -> str:
@@ -75,6 +79,8 @@ def _notes(plan: Plan) -> list[str]:
     notes = []
     if plan.explained_variance is not None:
         notes.append(f"explained variance >= {plan.explained_variance:.6f} in every group chosen by it")
+    if plan.allocation == "marginal_gain":
+        notes.append("gain: the units whose next MAC or parameter lowers the consumers' error most")
     for name, asked in plan.budget.items():
         if name in ("params", "macs"):
             old, new = getattr(before, name), getattr(after, name)

@@ -1,0 +1,138 @@
+"""Widths by marginal gain: a budget goes where it lowers the consumers' error most for its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from slimfast.costs import Cost
+from slimfast.errors import SlimfastError
+from slimfast.graph.groups import IntArray
+from slimfast.plans.budget import FloatArray, Ladder, Price, Rounding, Solution, longest_prefix
+
+# The price of a unit depends on the other widths; it is taken anew at each solution, this many times.
+_ROUNDS = 8
+_TINY = float(np.finfo(np.float64).tiny)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ErrorCurve:
+    """The error that a group of ``n`` units leaves in its consumers when 0, ..., n of them stay.
+
+    ``residual`` (n + 1,) float64, never rising, 0 or above: the sum over the consumers of the share of the
+    variance of what they read that is lost, so that ``residual[0]`` is the number of consumers. Groups'
+    errors are added up as they are.
+    """
+
+    name: str
+    n: int
+    residual: FloatArray
+
+    def __post_init__(self) -> None:
+        values = self.residual
+        if values.shape != (self.n + 1,) or values.dtype != np.float64:
+            raise SlimfastError(
+                f"error curve: expected {self.n + 1} float64 values for {self.n} units, "
+                f"got {values.dtype} of shape {values.shape} ({self.name})"
+            )
+        if not np.isfinite(values).all() or values[-1] < 0 or (np.diff(values) > 0).any():
+            raise SlimfastError(f"error curve: expected finite values >= 0 that never rise ({self.name})")
+
+    def ratio(self, width: int) -> float:
+        """The share of the error that ``width`` units take away."""
+        whole = float(self.residual[0])
+        return 1.0 - float(self.residual[width]) / whole if whole > 0.0 else 1.0
+
+    def gains(self) -> FloatArray:
+        """(n,) what each next unit takes away, on the lower convex hull of the curve: never rising."""
+        at, gains = 0, np.empty(self.n)
+        while at < self.n:
+            slopes = (self.residual[at] - self.residual[at + 1 :]) / np.arange(1, self.n - at + 1)
+            best = int(np.flatnonzero(slopes == slopes.max())[-1]) + 1
+            gains[at : at + best] = slopes[best - 1]
+            at += best
+        return gains
+
+
+def widths_by_gain(
+    curves: Sequence[ErrorCurve],
+    limits: Mapping[str, float],
+    price: Price,
+    rounding: Rounding,
+    *,
+    whole: Cost,
+) -> Solution:
+    """The widths that leave the smallest summed error within every limit, ``params`` and ``macs``.
+
+    A unit's price is the sum over the limits of what it costs as a share of the limit, at the widths of the
+    round before; the units with the most gain for their price come first. Of all rounds the one with the
+    least error counts, and what it leaves of the budget is spent where a unit still fits.
+    Errors as in :func:`slimfast.plans.budget.widths_within`.
+    """
+    gains = [curve.gains() for curve in curves]
+    best: tuple[float, IntArray] | None = None
+    widths = rounding.full
+    seen: set[bytes] = set()
+    for _ in range(_ROUNDS):
+        prices = _unit_prices(widths, limits, price)
+        widths, _ = longest_prefix(_ladder(gains, prices), limits, price, rounding, whole=whole)
+        error = sum(float(c.residual[w]) for c, w in zip(curves, widths, strict=True))
+        if best is None or error < best[0]:
+            best = (error, widths)
+        if widths.tobytes() in seen:
+            break
+        seen.add(widths.tobytes())
+    assert best is not None
+    return Solution(_filled(best[1], gains, limits, price, rounding), None)
+
+
+def _filled(
+    widths: IntArray,
+    gains: Sequence[FloatArray],
+    limits: Mapping[str, float],
+    price: Price,
+    rounding: Rounding,
+) -> IntArray:
+    """The widths with what is left of the budget spent: wherever a next step still fits, most gain first."""
+    left = set(range(len(widths)))
+    while left:
+        prices = _unit_prices(widths, limits, price)
+        left = {i for i in left if widths[i] < len(gains[i]) and gains[i][widths[i]] > 0.0}
+        for i in sorted(left, key=lambda i: -gains[i][widths[i]] / max(float(prices[i]), _TINY)):
+            wider = widths.copy()
+            wider[i] += 1
+            wider = rounding.apply(wider)
+            cost = price(wider)
+            if all(getattr(cost, name) <= limit for name, limit in limits.items()):
+                widths = wider
+                break
+            left.discard(i)
+    return widths
+
+
+def _unit_prices(widths: IntArray, limits: Mapping[str, float], price: Price) -> FloatArray:
+    """(g,) what one unit of each group costs at these widths, each limit being worth 1."""
+
+    def worth(cost: Cost) -> float:
+        return sum(float(getattr(cost, name)) / limit for name, limit in limits.items())
+
+    prices = np.empty(len(widths))
+    for i in range(len(widths)):
+        upper, lower = widths.copy(), widths.copy()
+        upper[i] = max(int(widths[i]), 2)
+        lower[i] = upper[i] - 1
+        prices[i] = worth(price(upper)) - worth(price(lower))
+    return prices
+
+
+def _ladder(gains: Sequence[FloatArray], prices: FloatArray) -> Ladder:
+    """The units after each group's first, most gain for the price first; without gain in equal shares."""
+    keys = []
+    for gain, unit_price in zip(gains, prices, strict=True):
+        n = len(gain)
+        shares = np.arange(2, n + 1) / n
+        worth = gain[1:] / max(float(unit_price), _TINY)
+        keys.append(np.where(gain[1:] > 0.0, -worth, shares))
+    return Ladder.of(keys)
