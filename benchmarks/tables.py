@@ -2,7 +2,8 @@
 
 A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, named by suite and op. Its
 rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
-``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`.
+``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`; one named ``zoo-NAME`` is of
+the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from benchmarks.accuracy import tables as accuracy
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
 from benchmarks.timing import BACKEND, BOUND, OURS, PEAK, Row, Target
+from benchmarks.zoo import tables as zoo
 
 MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z]+)-(?P<op>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
 ACCURACY = "accuracy"
+ZOO = "zoo"
 TITLES = {
     "torch": "plain PyTorch",
     "best": "best PyTorch",
@@ -44,15 +47,24 @@ def fill(text: str, results: Path = RESULTS) -> str:
 
     def filled(match: re.Match[str]) -> str:
         suite, op = match["suite"], match["op"]
-        if suite != ACCURACY and (suite not in SUITES or op not in OPS):
-            known = f"{'|'.join(SUITES)}-{'|'.join(OPS)} or {ACCURACY}-NAME"
+        if suite == ACCURACY:
+            made = accuracy.table(_read(results / f"{op}.json"))
+        elif suite == ZOO and op in zoo.ZOOS:
+            made = zoo.table(op, _read(results / "zoo.json"))
+        elif suite in SUITES and op in OPS:
+            made = table(suite, op, _read(results / f"{suite}-{op}.json"))
+        else:
+            known = f"{'|'.join(SUITES)}-{'|'.join(OPS)}, {ACCURACY}-NAME or {ZOO}-{'|'.join(zoo.ZOOS)}"
             raise ValueError(f"table {suite}-{op}: expected {known}")
-        path = results / (f"{op}.json" if suite == ACCURACY else f"{suite}-{op}.json")
-        result = json.loads(path.read_text()) if path.exists() else {}
-        made = accuracy.table(result) if suite == ACCURACY else table(suite, op, result)
         return match[1] + made + match[4]
 
     return MARKED.sub(filled, text)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of results; empty where nothing was measured."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def table(suite: str, op: str, result: Mapping[str, Any]) -> str:

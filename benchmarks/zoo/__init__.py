@@ -1,0 +1,1 @@
+"""How many networks out there can be slimmed: ``python -m benchmarks.zoo``."""

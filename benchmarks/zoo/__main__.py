@@ -1,0 +1,114 @@
+"""Slim every network of a zoo, each in processes of its own: ``python -m benchmarks.zoo [--zoo families]``.
+
+The results stand in ``benchmarks/results/zoo.json``, one row a network, written after each of them; what has
+a row is not run again unless told. ``python -m benchmarks.tables`` makes the tables of ``docs/zoo.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from benchmarks.run import RESULTS
+from benchmarks.stamp import stamp
+from benchmarks.zoo import stages
+from benchmarks.zoo.networks import ZOOS, missing
+from benchmarks.zoo.processes import Limits, run_limited, start_server
+from slimfast.files import atomic_path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    names = [
+        name
+        for zoo in options.zoo
+        for name in ZOOS[zoo]
+        if fnmatch.fnmatchcase(name.partition(":")[2], options.only)
+    ]
+    results: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
+    waiting = [
+        n
+        for n in dict.fromkeys(names)
+        if options.again or not _is_done(results.get(n), options.onnx, options.peer)
+    ]
+    if options.list:
+        print("\n".join(waiting))
+        return 0
+    start_server()
+    threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
+    limits = Limits(options.limit_s, int(options.limit_gb * 1e9), threads)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = {pool.submit(measure, n, limits, options.onnx, options.peer): n for n in waiting}
+        for count, row in enumerate(as_completed(rows), 1):
+            name = rows[row]
+            results[name] = row.result()
+            with atomic_path(options.results) as beside:
+                beside.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+            print(f"[{count}/{len(waiting)}] {name}: {describe(results[name])}", flush=True)
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--zoo", nargs="+", choices=ZOOS, default=["families"], metavar="ZOO", help=", ".join(ZOOS)
+    )
+    parser.add_argument("--only", default="*", metavar="GLOB", help="only networks of these names")
+    parser.add_argument("--jobs", type=int, default=1, help="networks at a time; they share the cores")
+    parser.add_argument("--threads", type=int, help="of each network; as many as the jobs leave, unless told")
+    parser.add_argument("--limit-s", type=float, default=120.0, help="seconds of each process")
+    parser.add_argument("--limit-gb", type=float, default=10.0, help="memory of each process")
+    parser.add_argument("--onnx", action="store_true", help="export to ONNX too")
+    parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave torch-pruning out")
+    parser.add_argument("--again", action="store_true", help="run what has a row already")
+    parser.add_argument("--list", action="store_true", help="print what would run, and run nothing")
+    parser.add_argument("--results", type=Path, default=RESULTS / "zoo.json", help="where the results go")
+    return parser.parse_args(arguments)
+
+
+def _is_done(row: dict[str, Any] | None, onnx: bool, peer: bool) -> bool:
+    """Whether a row holds all that is asked for now."""
+    if row is None:
+        return False
+    exported = "onnx" in row["stages"] or "seconds" not in row["stages"].get("reload", {})
+    return (exported or not onnx) and ("peer" in row or not peer)
+
+
+def measure(name: str, limits: Limits, onnx: bool, peer: bool) -> dict[str, Any]:
+    """The row of one network: what happened in each stage, and to the peer."""
+    made = stamp("cpu")
+    made["machine"]["threads"] = limits.threads
+    row: dict[str, Any] = {"limit_s": limits.seconds, "limit_gb": limits.memory / 1e9, "stamp": made}
+    package = missing(name)
+    if package is not None:
+        return row | {"stages": {"build": {"not measured": f"{package} is not installed"}}}
+    with tempfile.TemporaryDirectory() as folder:
+        row["stages"] = run_limited(stages.slim, (name, folder), limits)
+        if "seconds" in row["stages"].get("save", {}):
+            row["stages"] |= run_limited(stages.reload, (name, folder, onnx), limits)
+    if peer:
+        package = missing("torch_pruning")
+        row["peer"] = (
+            run_limited(stages.peer, (name,), limits)
+            if package is None
+            else {"build": {"not measured": "torch-pruning is not installed"}}
+        )
+    return row
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One line of progress: what failed, else the seconds."""
+    failed = [f"{stage}: {found['failed']}" for stage, found in row["stages"].items() if "failed" in found]
+    spent = [found.get("seconds", 0.0) for found in row["stages"].values()]
+    return "; ".join(failed) or f"all well, {sum(spent):.1f} s"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,213 @@
+"""What is done to each network, stage by stage; every function runs in a process of its own.
+
+A stage is told before it starts and again when it has ended, so that what kills the process is blamed on the
+right one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import slimfast
+from benchmarks.zoo.networks import build, classifier, two_samples
+from slimfast.checkpoints import export
+from slimfast.graph import ChannelGraph
+from slimfast.graph.inputs import arguments
+from slimfast.graph.record import tensors_in
+from slimfast.graph.surgery import cut, thin_shape
+from slimfast.verification import difference, rounding, verify
+
+PARAMS = 0.5
+# The peer's share of every layer's channels.
+RATIO = 0.5
+
+Tell = Callable[[str, dict[str, Any] | None], None]
+
+
+class Stopped(Exception):
+    """A stage failed and the following ones need it."""
+
+
+class Stages:
+    """Runs the stages of one process and tells how each went."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    @contextmanager
+    def stage(self, name: str, *, needed: bool = False) -> Iterator[dict[str, Any]]:
+        """Time the block; what it puts into the dict is told. A failure ends the process where ``needed``."""
+        self._tell(name, None)
+        facts: dict[str, Any] = {}
+        start = time.perf_counter()
+        try:
+            yield facts
+        except Exception as error:
+            self._tell(name, {"failed": reason(error)})
+            if needed:
+                raise Stopped from error
+            return
+        self._tell(name, {"seconds": round(time.perf_counter() - start, 4), **facts})
+
+
+def reason(error: BaseException) -> str:
+    """The kind of an error and the first line of its message."""
+    lines = str(error).strip().splitlines()
+    told = f": {lines[0][:300]}" if lines else ""
+    return f"{type(error).__name__}{told}"
+
+
+def slim(name: str, folder: str, tell: Tell) -> None:
+    """Trace, measure, plan, prune; then run, verify, save and train the thin network."""
+    stages = Stages(tell)
+    with stages.stage("build", needed=True) as facts:
+        model, example = build(name)
+        facts["params"] = parameters(model)
+    _warm_up()
+    with stages.stage("trace", needed=True) as facts:
+        graph = slimfast.trace_channels(model, example)
+        facts["groups"] = len(graph)
+    with stages.stage("spectra", needed=True):
+        spectra = slimfast.measure_spectra(model, graph)
+    with stages.stage("plan", needed=True):
+        plan = slimfast.plan_widths(graph, spectra, params=PARAMS)
+    with stages.stage("prune", needed=True):
+        plan = slimfast.select(model, plan)
+        thin = slimfast.prune_channels(model, plan, verify=False)
+    with stages.stage("count") as facts:
+        facts["prunable"] = round(prunable(graph), 4)
+        facts["reached"] = round(parameters(thin) / parameters(model), 4)
+    args, kwargs = arguments(example)
+    with stages.stage("run", needed=True), torch.no_grad():
+        thin(*args, **kwargs)
+    with stages.stage("verify") as facts:
+        keeps = {group.name: np.array(group.keep) for group in plan.groups}
+        found = verify(model, thin, graph, keeps, example)
+        facts |= {"compared": len(found.compared), "inexact": len(found.inexact)}
+    with stages.stage("save"):
+        slimfast.save(thin, Path(folder, "thin.safetensors"))
+        with torch.no_grad():
+            outputs = dict(enumerate(tensors_in(thin(*args, **kwargs))))
+        save_file(
+            {str(i): t.contiguous().clone() for i, t in outputs.items()}, Path(folder, "outputs.safetensors")
+        )
+    with stages.stage("train"):
+        _train(thin, two_samples(example))
+
+
+def reload(name: str, folder: str, onnx: bool, tell: Tell) -> None:
+    """Cut a freshly built network to the file, compare its outputs, and export it."""
+    stages = Stages(tell)
+    with stages.stage("reload", needed=True):
+        model, example = build(name)
+        # Whatever the file leaves out would show.
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(math.nan)
+        thin = slimfast.load(Path(folder, "thin.safetensors"), model)
+        args, kwargs = arguments(example)
+        with torch.no_grad():
+            found = list(tensors_in(thin(*args, **kwargs)))
+        expected = [
+            tensor
+            for _, tensor in sorted(
+                load_file(Path(folder, "outputs.safetensors")).items(), key=lambda item: int(item[0])
+            )
+        ]
+        error, limit = difference(expected, found), rounding(thin, torch.float32, 1000)
+        if not error <= limit:
+            raise ValueError(f"the reloaded network's output is off by {error:.2g} of its size")
+    if onnx:
+        with stages.stage("onnx"):
+            export(thin, Path(folder, "thin.onnx"), example)
+
+
+def peer(name: str, tell: Tell) -> None:
+    """The same network cut by torch-pruning as it comes: half of all channels, the classifier left alone."""
+    import torch_pruning
+
+    stages = Stages(tell)
+    with stages.stage("build", needed=True):
+        model, example = build(name)
+    wide = parameters(model)
+    _warm_up_peer(torch_pruning)
+    with stages.stage("prune", needed=True) as facts:
+        _peer_prune(torch_pruning, model, example, classifier(model))
+        facts["reached"] = round(parameters(model) / wide, 4)
+    args, kwargs = arguments(example)
+    with stages.stage("run"), torch.no_grad():
+        model(*args, **kwargs)
+
+
+def parameters(model: nn.Module) -> int:
+    """The number of elements of a network's parameters, tied ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def prunable(graph: ChannelGraph) -> float:
+    """The share of the parameters that goes when every group is cut to a single unit."""
+    least = cut(graph, {group.name: np.zeros(1, dtype=np.int64) for group in graph})
+    before = after = 0
+    for name, axes in graph.axes.items():
+        if name in graph.parameters and name not in graph.tied:
+            shape = tuple(axis.length for axis in axes)
+            before += math.prod(shape)
+            after += math.prod(thin_shape(shape, least.get(name, {})))
+    return 1 - after / before
+
+
+def _train(model: nn.Module, example: Any) -> None:
+    """One step of SGD that pulls the outputs towards 1; every gradient must be finite, and some not zero."""
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    args, kwargs = arguments(example)
+    outputs = [t for t in tensors_in(model(*args, **kwargs)) if t.is_floating_point() and t.requires_grad]
+    # Not towards 0, which is where a last layer that starts as zeros has them.
+    torch.stack([(t.float() - 1).square().mean() for t in outputs]).sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    if not gradients or not all(bool(g.isfinite().all()) for g in gradients):
+        raise ValueError(f"expected finite gradients, got {len(gradients)} of which some are not")
+    if not any(bool(g.any()) for g in gradients):
+        raise ValueError("expected gradients, got zeros")
+    optimizer.step()
+
+
+def _small() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)), torch.randn(
+        1, 3, 8, 8
+    )
+
+
+def _warm_up() -> None:
+    """What PyTorch does once in a process is not any network's time."""
+    model, example = _small()
+    slimfast.slim(model, example, params=PARAMS, verify=False)
+
+
+def _warm_up_peer(torch_pruning: Any) -> None:
+    model, example = _small()
+    _peer_prune(torch_pruning, model, example, [model[3]])
+
+
+def _peer_prune(torch_pruning: Any, model: nn.Module, example: Any, ignored: list[nn.Module]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pruner = torch_pruning.pruner.BasePruner(
+            model,
+            example,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=RATIO,
+            ignored_layers=ignored,
+        )
+        pruner.step()

@@ -1,0 +1,160 @@
+"""Markdown tables of the zoo's results: a row a network, then the counts, then why what failed failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.zoo.networks import ZOOS
+from benchmarks.zoo.stages import PARAMS
+
+NOT_MEASURED = "not measured"
+# How far below the budget a plan may stay.
+NEAR = 0.02
+# A peer's network counts as slimmed when it runs and has lost at least this share of its parameters.
+PEER_LEAST = 0.3
+
+_HEAD = ("", "groups", "prunable", "reached", "runs", "verified", "reloaded", "trained", "ONNX", "seconds",
+         "torch-pruning", "seconds")  # fmt: skip
+# Where the time of the whole road lies, verification not included.
+_ROAD = ("trace", "spectra", "plan", "prune")
+_COUNTED = (
+    ("trace", "traced"),
+    ("plan", "planned"),
+    ("prune", "pruned"),
+    ("run", "run"),
+    ("verify", "verified"),
+    ("reload", "reloaded"),
+    ("train", "trained"),
+    ("onnx", "exported to ONNX"),
+)
+
+Row = Mapping[str, Any]
+
+
+def table(zoo: str, results: Mapping[str, Row]) -> str:
+    """The table of one of :data:`ZOOS`; networks without a row are told as not measured."""
+    names = ZOOS[zoo]
+    lines: list[Sequence[str]] = [_HEAD, ["---", *["--:"] * 3, *["---"] * 5, "--:", "---", "--:"]]
+    lines += [_line(name, results.get(name)) for name in names]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    rows = {name: results[name] for name in names if name in results}
+    return f"{text}\n\n{_counts(len(names), rows)}\n\n{_failures(rows)}{_where(list(rows.values()))}\n"
+
+
+def _line(name: str, row: Row | None) -> list[str]:
+    shown = name.partition(":")[2]
+    if row is None:
+        return [shown, *[NOT_MEASURED] * (len(_HEAD) - 1)]
+    stages = row["stages"]
+    count = stages.get("count", {})
+    return [
+        shown,
+        str(stages.get("trace", {}).get("groups", "-")),
+        f"{100 * count['prunable']:.0f} %" if "prunable" in count else "-",
+        f"{count['reached']:.3f}{'' if near(row) else ' (far)'}" if "reached" in count else "-",
+        _said(stages, "run"),
+        _verified(stages),
+        *(_said(stages, stage) for stage in ("reload", "train")),
+        _said(stages, "onnx")
+        if "onnx" in stages or "seconds" not in stages.get("reload", {})
+        else NOT_MEASURED,
+        _seconds(stages),
+        peer_verdict(row),
+        _peer_seconds(row),
+    ]
+
+
+def near(row: Row) -> bool:
+    """Whether the thin network has the share of parameters that was asked for."""
+    reached = row["stages"].get("count", {}).get("reached")
+    return reached is not None and PARAMS * (1 - NEAR) <= reached <= PARAMS
+
+
+def _said(stages: Mapping[str, Any], stage: str) -> str:
+    """Yes or no; a dash for what an earlier failure left undone."""
+    found = stages.get(stage, {})
+    return "yes" if "seconds" in found else "**no**" if "failed" in found else "-"
+
+
+def _verified(stages: Mapping[str, Any]) -> str:
+    found = stages.get("verify", {})
+    if found.get("inexact"):
+        return f"yes, {found['compared']} of {found['compared'] + found['inexact']} groups"
+    return _said(stages, "verify")
+
+
+def _seconds(stages: Mapping[str, Any]) -> str:
+    spent = [stages.get(stage, {}).get("seconds") for stage in _ROAD]
+    return "-" if None in spent else f"{sum(spent):.2f}"
+
+
+def peer_verdict(row: Row) -> str:
+    """What became of the network in the peer's hands, in a word or two."""
+    peer = row.get("peer")
+    if peer is None or "not measured" in peer.get("build", {}):
+        return NOT_MEASURED
+    failed = next((found["failed"] for found in peer.values() if "failed" in found), None)
+    if failed is not None:
+        return "not finished" if failed.startswith("not finished") else "error"
+    reached = peer["prune"]["reached"]
+    return f"{reached:.2f} of it" if reached <= 1 - PEER_LEAST else f"{reached:.2f} of it (too much)"
+
+
+def _peer_seconds(row: Row) -> str:
+    seconds = row.get("peer", {}).get("prune", {}).get("seconds")
+    return "-" if seconds is None else f"{seconds:.2f}"
+
+
+def _counts(total: int, rows: Mapping[str, Row]) -> str:
+    done = {
+        stage: sum("seconds" in row["stages"].get(stage, {}) for row in rows.values())
+        for stage, _ in _COUNTED
+    }
+    told = [f"{word} {done[stage]}" for stage, word in _COUNTED if stage != "onnx" or done["onnx"]]
+    told.insert(3, f"within {100 * NEAR:g} % of the budget {sum(map(near, rows.values()))}")
+    peers = [peer_verdict(row) for row in rows.values()]
+    slimmed = sum(verdict.endswith("of it") for verdict in peers)
+    compared = sum(verdict != NOT_MEASURED for verdict in peers)
+    text = f"Of {total} networks, {len(rows)} measured: {', '.join(told)}."
+    if not compared:
+        return text
+    both = [row for row in rows.values() if _seconds(row["stages"]) != "-" and _peer_seconds(row) != "-"]
+    faster = sum(float(_seconds(row["stages"])) < float(_peer_seconds(row)) for row in both)
+    return (
+        f"{text} torch-pruning made {slimmed} of {compared} at least {100 * PEER_LEAST:g} % smaller; "
+        f"slimfast was the faster for {faster} of the {len(both)} that both finished."
+    )
+
+
+def _failures(rows: Mapping[str, Row]) -> str:
+    lines = [
+        f"- {name.partition(':')[2]}, {stage}: {_plain(found['failed'])}"
+        for name, row in rows.items()
+        for stage, found in row["stages"].items()
+        if "failed" in found
+    ]
+    return "\n".join(["What failed, and why:", "", *lines]) + "\n\n" if lines else ""
+
+
+def _plain(text: str) -> str:
+    """Text that markdown leaves as it is."""
+    return f"`{text.replace('`', chr(39))}`"
+
+
+def _where(rows: Sequence[Row]) -> str:
+    made = [row["stamp"] for row in rows]
+    if not made:
+        return "Not measured yet."
+    limits = sorted({f"{row['limit_s']:g} s and {row['limit_gb']:g} GB" for row in rows})
+    commits = sorted({stamp["commit"] or "no commit" for stamp in made})
+    loads = [stamp["machine"]["load"] for stamp in made]
+    machine, versions = made[0]["machine"], made[0]["versions"]
+    return (
+        f"Seconds are of one run each, trace to prune, after a warm-up on a small network; "
+        f"at most {', '.join(limits)} a process; {machine['cpu']}, {machine['threads']} threads, "
+        f"load {min(loads):g} to {max(loads):g} (1 minute, before each network: under load seconds compare "
+        f"within a row only); torch {versions['torch']}, timm {versions['timm']}, "
+        f"torch-pruning {versions['torch-pruning']}, {max(stamp['date'] for stamp in made)}, "
+        f"commit {', '.join(commits)}."
+    )

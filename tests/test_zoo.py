@@ -1,0 +1,184 @@
+"""The zoo's own machinery: limits, what is told of failures, resuming, and the tables made of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.zoo import __main__ as command
+from benchmarks.zoo import networks, stages, tables
+from benchmarks.zoo.processes import Limits, run_limited
+from slimfast.graph import trace_channels
+
+LIMITS = Limits(60.0, 8_000_000_000, 1)
+STAMP = {
+    "machine": {"cpu": "a CPU", "threads": 2, "load": 1.5},
+    "versions": {"torch": "2", "timm": "1", "torch-pruning": "1.6"},
+    "commit": "abc",
+    "date": "2026-01-01",
+}
+
+
+def two_stages(tell):
+    found = stages.Stages(tell)
+    with found.stage("first") as facts:
+        facts["seen"] = 3
+    with found.stage("second"):
+        raise ValueError("no such thing\nin two lines")
+    with found.stage("third", needed=True):
+        raise KeyError("gone")
+
+
+def endless(tell):
+    with stages.Stages(tell).stage("loop"):
+        time.sleep(100)
+
+
+def hungry(tell):
+    with stages.Stages(tell).stage("fill"):
+        bytearray(3_000_000_000)
+
+
+def dying(tell):
+    with stages.Stages(tell).stage("die"):
+        raise SystemExit(3)
+
+
+def test_stages_are_told_as_they_end():
+    told = run_limited(two_stages, (), LIMITS)
+    assert told["first"].keys() == {"seconds", "seen"}
+    assert told["second"] == {"failed": "ValueError: no such thing"}
+    assert told["third"] == {"failed": "KeyError: 'gone'"}
+
+
+@pytest.mark.parametrize(
+    ("function", "limits", "stage", "reason"),
+    [
+        (endless, Limits(2.0, 8_000_000_000, 1), "loop", "not finished in 2 s"),
+        (hungry, Limits(60.0, 2_500_000_000, 1), "fill", "MemoryError"),
+        (dying, LIMITS, "die", "the process ended with status 3"),
+    ],
+)
+def test_a_process_that_takes_too_much_is_blamed_on_its_stage(function, limits, stage, reason):
+    assert run_limited(function, (), limits) == {stage: {"failed": reason}}
+
+
+def test_selections_have_the_networks_they_are_about():
+    assert {zoo: len(names) for zoo, names in networks.ZOOS.items() if zoo != "timm"} == {
+        "families": 45,
+        "transformers": 16,
+        "torchvision": 33,
+    }
+    names = [name for zoo in networks.ZOOS.values() for name in set(zoo)]
+    assert all(re.fullmatch(r"(timm|torchvision|transformers):[\w.]+", name) for name in names)
+
+
+def test_one_model_of_each_file_of_timm():
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    files = set(timm.list_modules())
+    for module, name in networks.SMALLEST.items():
+        # Another version of timm may have other files.
+        if module in files:
+            assert name in timm.list_models(module=module)
+    assert len(networks.SMALLEST) >= 98
+
+
+def test_prunable_is_what_a_single_unit_of_each_group_leaves():
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5))
+    # One hidden unit leaves a column of 3, its bias, a row of 5 and the output's 5 biases.
+    assert stages.prunable(trace_channels(model, torch.zeros(1, 3))) == pytest.approx(1 - 14 / 77)
+
+
+def test_the_peers_classifier():
+    assert networks.classifier(nn.Sequential(nn.Linear(2, 2))) == []
+    model = nn.Module()
+    model.classifier = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert networks.classifier(model) == [model.classifier[2]]
+
+
+def test_a_second_sample():
+    example = {"x": torch.zeros(1, 3), "mask": torch.ones(1, 2, dtype=torch.int64), "n": 4}
+    twice = networks.two_samples(example)
+    assert twice["x"].shape == (2, 3)
+    assert torch.equal(twice["mask"], torch.ones(2, 2, dtype=torch.int64))
+    assert twice["n"] == 4
+    assert bool(twice["x"][1].any())
+
+
+def test_what_has_a_row_is_not_run_again(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def measure(name, limits, onnx, peer):
+        ran.append(name)
+        return {"stages": {"reload": {"seconds": 1.0}}, "stamp": STAMP}
+
+    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "start_server", lambda: None)
+    arguments = ["--only", "resnet*", "--no-peer", "--results", str(tmp_path / "zoo.json")]
+    assert command.main(arguments) == 0
+    assert ran == ["timm:resnet18"]
+    assert command.main(arguments) == 0
+    assert len(ran) == 1
+    assert command.main([*arguments, "--onnx"]) == 0
+    assert len(ran) == 2
+    assert command.main([*arguments, "--again"]) == 0
+    assert len(ran) == 3
+    assert json.loads((tmp_path / "zoo.json").read_text()).keys() == {"timm:resnet18"}
+    assert "all well, 1.0 s" in capsys.readouterr().out
+
+
+def row(**changes):
+    done = dict.fromkeys(("build", "trace", "spectra", "plan", "prune", "run", "verify", "reload", "train"))
+    found = {name: {"seconds": 0.5} for name in done}
+    found["trace"]["groups"] = 7
+    found["count"] = {"seconds": 0.1, "prunable": 0.987, "reached": 0.4955}
+    found["verify"] |= {"compared": 6, "inexact": 1}
+    made = {"limit_s": 120.0, "limit_gb": 10.0, "stamp": STAMP, "stages": found | changes}
+    made["peer"] = {"build": {"seconds": 1}, "prune": {"seconds": 4.0, "reached": 0.3}, "run": {"seconds": 1}}
+    return made
+
+
+def test_the_table_tells_what_was_done_and_what_failed():
+    results = {
+        "timm:resnet18": row(),
+        "timm:vgg16_bn": row(
+            train={"failed": "not finished in 120 s"}, count={"reached": 0.4, "prunable": 1.0}
+        ),
+    }
+    results["timm:vgg16_bn"]["peer"]["run"] = {"failed": "RuntimeError: shapes `a` and `b`"}
+    lines = tables.table("families", results).splitlines()
+    assert lines[2] == (
+        "| resnet18 | 7 | 99 % | 0.495 | yes | yes, 6 of 7 groups | yes | yes | not measured | 2.00 "
+        "| 0.30 of it | 4.00 |"
+    )
+    assert lines[3].startswith("| resnext50_32x4d | not measured | not measured |")
+    assert (
+        "| 0.400 (far) | yes | yes, 6 of 7 groups | yes | **no** | not measured | 2.00 | error | 4.00 |"
+        in lines[4]
+    )
+    text = "\n".join(lines[47:])
+    assert (
+        "Of 45 networks, 2 measured: traced 2, planned 2, pruned 2, within 2 % of the budget 1, run 2" in text
+    )
+    assert "trained 1" in text
+    assert "made 1 of 2 at least 30 % smaller; slimfast was the faster for 2 of the 2" in text
+    assert "- vgg16_bn, train: `not finished in 120 s`" in text
+    assert "load 1.5 to 1.5" in text
+
+
+def test_an_early_failure_leaves_dashes():
+    failed = {"build": {"seconds": 1.0}, "trace": {"failed": "UnsupportedGraph: no"}}
+    made = {"limit_s": 1.0, "limit_gb": 1.0, "stamp": STAMP, "stages": failed}
+    line = tables.table("families", {"timm:resnet18": made}).splitlines()[2]
+    assert line == "| resnet18 | - | - | - | - | - | - | - | - | - | not measured | - |"
+
+
+def test_no_results_at_all():
+    text = tables.table("transformers", {})
+    assert text.count("| not measured |") > 0
+    assert text.endswith("Not measured yet.\n")
