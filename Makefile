@@ -8,7 +8,7 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
 CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(BUILD_INPUTS))
 SANITIZERS ?= address,undefined
 
-.PHONY: demo test coverage check format bench sanitize dist clean
+.PHONY: demo test coverage check format bench sanitize fuzz dist wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/slimfast demo -o demo
@@ -50,8 +50,18 @@ sanitize: $(VENV)/.test
 	    tests/test_isa.py; \
 	status=$$?; cp build/sanitize/plain.so $$plain; exit $$status
 
+# A million executions take hours; EXECUTIONS is for each target. Guided by atheris, where its wheel installs.
+EXECUTIONS ?= 100000
+fuzz: $(VENV)/.test
+	$(PIP) -e '.[fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder build/fuzz
+
 dist: $(VENV)/.test
 	$(BIN)/python -m build
+
+# The CPU wheel, checked in a fresh environment, and its list of parts.
+wheels:
+	PYTHON=$(PYTHON) sh tools/wheels.sh
 
 clean:
 	rm -rf build dist demo $(VENV)

@@ -1,0 +1,120 @@
+"""The runner: every target in a process of its own, watched, and a summary of what was executed."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.fuzz import files, structure
+from tests.fuzz.child import State
+
+ROOT = Path(__file__).resolve().parents[2]
+CRASHES = Path(__file__).parent / "crashes"
+# An execution takes milliseconds; the machine may be busy.
+LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a target. ``finding`` is empty, or says what was found; its input is in ``found_in``."""
+
+    target: str
+    engine: str
+    sanitized: bool
+    executions: int
+    seconds: float
+    slowest_s: float
+    finding: str = ""
+    found_in: str = ""
+
+
+def fuzz(target: str, executions: int, seed: int, folder: Path) -> Result:
+    """Execute a target so often, or until something is found; ``folder`` keeps the corpus between runs."""
+    guided = target in files.READERS and importlib.util.find_spec("atheris") is not None
+    engine = "atheris" if guided else "hypothesis"
+    state_path, log_path = folder / f"{target}.state", folder / f"{target}.log"
+    state_path.unlink(missing_ok=True)
+    state = State(state_path)
+    arguments = [target, str(executions), str(seed), str(state_path), str(folder / target), engine]
+    start = time.monotonic()
+    with log_path.open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.child", *arguments], cwd=ROOT, stdout=log, stderr=log
+        )
+        hung = _watch(child, state)
+    count, slowest, content = state.read()
+    finding = found_in = ""
+    if hung or child.returncode:
+        told = log_path.read_text(errors="replace").strip().splitlines()
+        lines = [line for line in told if "Error" in line or "ERROR" in line] or told[-1:]
+        finding = f"no answer in {LIMIT_S:.0f} s" if hung else (lines[0].strip() if lines else "crash")
+        path = folder / f"{target}-{hashlib.sha256(content).hexdigest()[:12]}"
+        path.write_bytes(content)
+        found_in = path.name
+    sanitized = bool(os.environ.get("SLIMFAST_FUZZ_CPU"))
+    seconds = round(time.monotonic() - start, 1)
+    return Result(target, engine, sanitized, count, seconds, round(slowest, 3), finding, found_in)
+
+
+def _watch(child: subprocess.Popen[bytes], state: State) -> bool:
+    """Wait for the child; True where it had to be killed because an execution did not end."""
+    # Starting takes longer than an execution may.
+    last, since = 0, time.monotonic() + LIMIT_S
+    while child.poll() is None:
+        time.sleep(0.2)
+        count = state.read()[0]
+        if count != last:
+            last, since = count, time.monotonic()
+        if time.monotonic() - since > LIMIT_S:
+            child.kill()
+            child.wait()
+            return True
+    return False
+
+
+def main() -> int:
+    """Run the command line; 1 where something was found."""
+    names = [*files.READERS, *structure.TARGETS]
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--executions", type=int, default=100_000, help="of each target (default 100000)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--target", action="append", choices=names, help="only this one; repeat it for more")
+    parser.add_argument("--folder", type=Path, help="corpus, logs and findings (default: a temporary one)")
+    parser.add_argument("--output", type=Path, help="summary to add to, as JSON")
+    given = parser.parse_args()
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="slimfast-fuzz-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for name in given.target or names:
+        result = fuzz(name, given.executions, given.seed, folder)
+        print(json.dumps(asdict(result)), flush=True)
+        failed |= bool(result.finding)
+        if given.output is not None:
+            _add(given.output, result)
+    if failed:
+        print(f"the inputs are in {folder}", file=sys.stderr)
+    return int(failed)
+
+
+def _add(path: Path, result: Result) -> None:
+    """One more run in a summary: executions without a finding are summed up for each target."""
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    runs.append(asdict(result))
+    executions: dict[str, int] = {}
+    for run in runs:
+        executions[run["target"]] = executions.get(run["target"], 0) + run["executions"]
+    summary = {"executions": sum(executions.values()), "by_target": executions, "runs": runs}
+    path.write_text(json.dumps(summary, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
