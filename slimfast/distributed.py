@@ -31,8 +31,11 @@ _BEAT = 1.0
 _POLL = 0.02
 # The store refuses values of 8 MiB and more.
 _CHUNK = 4 << 20
-# What a beat says: the rank lives, has left in order, or has failed with the message that follows.
-_ALIVE, _LEFT, _FAILED = b"+", b"-", b"!"
+# What a beat says: the rank lives, has left in order, has failed with the message that follows, or has given
+# up because another is lost, with the message that says so.
+_ALIVE, _LEFT, _FAILED, _GAVE_UP = b"+", b"-", b"!", b"?"
+# Beats for which the rank that may hold the store stays, so that the others can learn what has happened.
+_GRACE = 3
 
 
 def share_out(costs: Sequence[float], size: int) -> list[list[int]]:
@@ -64,7 +67,7 @@ def join_team(*, timeout: float = TIMEOUT) -> Iterator[Team]:
     try:
         yield team
     except BaseException as error:
-        team.leave(_FAILED + f"{type(error).__name__}: {error}".encode())
+        team.leave(team.farewell(error))
         raise
     team.leave(_LEFT)
 
@@ -132,13 +135,21 @@ class Team:
         except (RuntimeError, OSError) as error:
             raise self._store_is_gone(error) from None
 
+    def farewell(self, error: BaseException) -> bytes:
+        """The last beat of a rank that leaves with an error."""
+        if self._lost is not None:
+            return _GAVE_UP + self._lost.encode()
+        return _FAILED + f"{type(error).__name__}: {error}".encode()
+
     def leave(self, beat: bytes) -> None:
-        """Say goodbye; the rank that may hold the store waits until all have."""
+        """Say goodbye; the rank that may hold the store waits until all have, as far as they live."""
         self._beat = beat
         with suppress(RuntimeError, OSError):
             self._store.set(f"beat/{self.rank}", beat)
-            while self.rank == 0 and self._lost is None and not all(map(self._has_left, range(self.size))):
+            grace = _GRACE * _BEAT / _POLL
+            while self.rank == 0 and grace > 0 and not all(map(self._has_left, range(self.size))):
                 time.sleep(_POLL)
+                grace -= self._lost is not None
         self._over.set()
         self._thread.join()
 
@@ -176,6 +187,8 @@ class Team:
             watch.beat, watch.since = beat, time.monotonic()
         if beat.startswith(_FAILED):
             self._lost = f"{self._names[rank]} failed: {beat[1:].decode(errors='replace')}"
+        elif beat.startswith(_GAVE_UP):
+            self._lost = beat[1:].decode(errors="replace")
         elif not beat.startswith(_LEFT) and silent > self._timeout:
             self._lost = f"{self._names[rank]} died: no sign of life for {self._timeout:.0f} s"
 

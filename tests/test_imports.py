@@ -28,15 +28,16 @@ BELOW = {
     "verification": ("plans",),
     "pruning": ("selection", "verification"),
     "checkpoints": ("pruning",),
+    "shards": ("checkpoints",),
     "distillation": ("checkpoints",),
     "doctor": ("kernels",),
     "models": ("weights",),
     "comparison": ("kernels",),
     "reports": ("distillation", "doctor", "comparison"),
     "demo": ("reports", "controls"),
-    "cli": ("demo", "models"),
+    "cli": ("demo", "models", "shards"),
     "__main__": ("cli",),
-    "__init__": ("distillation",),
+    "__init__": ("distillation", "shards"),
 }
 # Files that share a room.
 ROOM = {
@@ -46,6 +47,7 @@ ROOM = {
     "manifests": "pruning",
     "states": "pruning",
     "streaming": "weights",
+    "tensor_files": "weights",
 }
 # `spectra` knows no graph beyond the group's member list; a manifest is made of the graph's data.
 EXCEPTIONS = {("spectra", "slimfast.graph.groups")}

@@ -256,7 +256,7 @@ def test_two_runs_on_one_sidecar(tmp_path: Path) -> None:
     path = tmp_path / "side"
     measure_spectra(layers(), resume=path)
     content = path.read_bytes()
-    with open_sidecar(path), pytest.raises(SlimfastError, match="side: another run has this sidecar open"):
+    with open_sidecar(path), pytest.raises(SlimfastError, match="side: another run writes to it"):
         measure_spectra(layers(seed=1), resume=path)
     assert path.read_bytes() == content
 

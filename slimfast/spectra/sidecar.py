@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slimfast.errors import SlimfastError
+from slimfast.files import lock
 from slimfast.spectra.records import decode, encode
 from slimfast.spectra.spectrum import Spectrum
 
@@ -77,7 +78,7 @@ def open_sidecar(path: str | os.PathLike[str]) -> Iterator[Sidecar]:
     """
     shown = Path(path)
     with _opened(shown) as stream:
-        _lock(stream, shown)
+        lock(stream.fileno(), shown)
         content = stream.readall()
         # A run killed in its first moment leaves a part of the header.
         if not content.startswith(_HEADER) and not _HEADER.startswith(content):
@@ -115,21 +116,6 @@ def _opened(path: Path) -> io.FileIO:
         os.close(descriptor)
         raise SlimfastError(f"cannot write {path}: it is not a regular file")
     return io.FileIO(descriptor, "r+")
-
-
-def _lock(stream: io.FileIO, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:
-        raise SlimfastError(f"{path}: this system has no file locks, without which runs could mix") from None
-    try:
-        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise SlimfastError(
-            f"{path}: another run has this sidecar open; wait for it or name another"
-        ) from None
-    except OSError as error:
-        raise SlimfastError(f"{path}: cannot be locked: {error.strerror}") from error
 
 
 def _write(stream: io.FileIO, content: bytes) -> None:
