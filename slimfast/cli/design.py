@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
+from torch import nn
 
 from slimfast.cli import options
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.models import build_model, default_inputs, is_weight_file, parse_inputs
-from slimfast.plans import plan as make_plan
 from slimfast.reports import TAUS, plan_figure, save_figure, spectra_table
+from slimfast.shards import plan_checkpoint
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
 
 
@@ -29,6 +31,8 @@ def spectra(
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
+    resume: options.Finished = None,
+    stream: options.Stream = False,
     output: options.Output = None,
     as_json: options.Json = False,
 ) -> None:
@@ -45,10 +49,14 @@ def spectra(
         if input or weights:
             raise SlimfastError(f"{model}: a file of weights takes neither --input nor --weights")
     else:
-        source = build_model(model, weights=weights, seed=seed, device=device)
-        graph = trace_channels(source, parse_inputs(input, seed=seed, device=device)) if input else None
-    with options.progress("measuring spectra") as advance:
-        found = measure_spectra(source, graph, taus=taus, backend=backend, progress=advance)
+        network, source = _network(model, weights, seed, device, stream=stream)
+        graph = trace_channels(network, parse_inputs(input, seed=seed, device=device)) if input else None
+    with options.progress("measuring spectra") as advance, options.together() as team:
+        found = measure_spectra(
+            source, graph, taus=taus, backend=backend, progress=advance, resume=resume, team=team
+        )
+    if not options.is_first(team):
+        return
     if output is not None:
         save_spectra(found, output)
     if as_json:
@@ -83,6 +91,8 @@ def plan(
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
+    resume: options.Finished = None,
+    stream: options.Stream = False,
     output: options.Output = None,
     as_json: options.Json = False,
 ) -> None:
@@ -92,12 +102,16 @@ def plan(
     )
     options.check_outputs(output, plot)
     measured = None if spectra is None else load_spectra(spectra)
-    network = build_model(model, weights=weights, seed=seed, device=device)
+    network, source = _network(model, weights, seed, device, stream=stream)
     example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
-    with options.progress("measuring spectra") as advance:
+    how: dict[str, Any] = {"backend": backend, "resume": resume}
+    with options.progress("measuring spectra") as advance, options.together() as team:
+        how |= {"progress": advance, "team": team}
         if plot is not None and measured is None:
-            measured = measure_spectra(network, trace_channels(network, example), backend=backend)
-        found = make_plan(network, example, spectra=measured, backend=backend, progress=advance, **wishes)
+            measured = measure_spectra(source, trace_channels(network, example), **how)
+        found = plan_checkpoint(source, network, example, spectra=measured, **how, **wishes)
+    if not options.is_first(team):
+        return
     if output is not None:
         found.save(output)
     if plot is not None and measured is not None:
@@ -109,6 +123,19 @@ def plan(
     if explain:
         print(f"\n{found.explain()}", file=sys.stderr if as_json else sys.stdout)
     options.tell_written(output, plot)
+
+
+def _network(
+    model: str, weights: Path | None, seed: int, device: str, *, stream: bool
+) -> tuple[nn.Module, nn.Module | Path]:
+    """The model, and where its weights are to be read from: itself, or the file where they stay."""
+    if not stream:
+        network = build_model(model, weights=weights, seed=seed, device=device)
+        return network, network
+    if weights is None or device != "cpu":
+        raise SlimfastError(f"--stream: expected --weights and --device cpu, got {weights} and {device}")
+    with torch.device("meta"):
+        return build_model(model, seed=seed, device="meta"), weights
 
 
 def _to_json(spectrum: Spectrum, taus: tuple[float, ...]) -> dict[str, Any]:

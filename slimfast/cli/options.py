@@ -14,6 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress
 
+from slimfast.distributed import Team, join_team, launched
 from slimfast.errors import SlimfastError
 from slimfast.files import check_writable
 
@@ -86,6 +87,14 @@ Resume = Annotated[
     Path | None,
     typer.Option(help="Folder of a training that was stopped: go on from there, and keep it there."),
 ]
+Finished = Annotated[
+    Path | None,
+    typer.Option("--resume", help="File of finished layers: a measurement that was stopped goes on there."),
+]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="Read --weights a layer at a time; the model is built without memory."),
+]
 
 
 def show(renderable: RenderableType, *, stderr: bool = False) -> None:
@@ -134,6 +143,21 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+@contextmanager
+def together() -> Iterator[Team | None]:
+    """The processes that torchrun has started, this one among them; None where it is alone."""
+    if launched():
+        with join_team() as team:
+            yield team
+    else:
+        yield None
+
+
+def is_first(team: Team | None) -> bool:
+    """Whether this process is the one that writes and prints."""
+    return team is None or team.rank == 0
 
 
 def wishes(
