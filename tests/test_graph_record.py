@@ -8,7 +8,8 @@ from torch import nn
 
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph import trace_channels
-from slimfast.graph.record import hollow_copy, record, tensor_names
+from slimfast.graph.copies import tensor_names
+from slimfast.graph.record import hollow_copy, record
 
 
 def _record(model, *args, **kwargs):

@@ -15,26 +15,36 @@ from slimfast.errors import SlimfastError
 
 # Values that a copy shares, as copy.deepcopy does.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device})
+# Containers that every module has to itself.
+_OWN = frozenset(name for name, value in vars(nn.Module()).items() if type(value) in (dict, OrderedDict, set))
 # Methods by which a class says how it is copied.
 _COPYING = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__",
             "__getnewargs__", "__getnewargs_ex__"}  # fmt: skip
 
 
+def tensor_names(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Parameters, then buffers, by first name; further names of a shared (tied) tensor mapped to that first
+    name."""
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in _tensors(model):
+        if id(tensor) in first:
+            tied[name] = first[id(tensor)]
+        else:
+            first[id(tensor)] = name
+            tensors[name] = tensor
+    return tensors, tied
+
+
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer of a module, each once, under the first of its names; parameters first."""
-    return {name: tensor for _, name, tensor in _tensors(model, remove_duplicate=True)}
+    return tensor_names(model)[0]
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
     """Each further name of a shared (tied) parameter or buffer, and the first name of the same tensor."""
-    first: dict[int, str] = {}
-    further: dict[str, str] = {}
-    for identity, name, _ in _tensors(model, remove_duplicate=False):
-        if identity in first:
-            further[name] = first[identity]
-        else:
-            first[identity] = name
-    return further
+    return tensor_names(model)[1]
 
 
 def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
@@ -46,7 +56,7 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
     anything; what is not named is copied as ``copy.deepcopy`` does it, or with ``share`` is the copy's too.
     Raises :class:`SlimfastError` for a module that cannot be copied.
     """
-    present = {name: tensor for _, name, tensor in _tensors(model, remove_duplicate=False)}
+    present = dict(_tensors(model))
     memo: dict[int, object] = {id(tensor): tensor for tensor in present.values()} if share else {}
     for name, tensor in tensors.items():
         old = present[name]
@@ -66,7 +76,16 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                 shells.append((module, object.__new__(type(module))))
                 memo[id(module)] = shells[-1][1]
         for module, shell in shells:
-            vars(shell).update({name: _copied(value, memo) for name, value in _state(module)})
+            state = vars(shell)
+            for name, value in vars(module).items():
+                if type(value) in _ATOMS:
+                    state[name] = value
+                elif name in _OWN and not value:
+                    state[name] = type(value)()
+                else:
+                    state[name] = _copied(value, memo)
+            # as nn.Module.__getstate__ has it
+            state.pop("_compiled_call_impl", None)
         copied: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise SlimfastError(
@@ -86,11 +105,6 @@ def _is_plain(bases: tuple[type, ...]) -> bool:
     return True
 
 
-def _state(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """What nn.Module.__getstate__ gives: a compiled forward is not copied."""
-    return ((name, value) for name, value in vars(module).items() if name != "_compiled_call_impl")
-
-
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in _ATOMS:
@@ -102,11 +116,19 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         for key, item in value.items():
             made[key if type(key) is str else copy.deepcopy(key, memo)] = _copied(item, memo)
         return made
+    if kind is tuple and all(type(item) in _ATOMS for item in value):
+        return value
     return copy.deepcopy(value, memo)
 
 
-def _tensors(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[int, str, Tensor]]:
-    for name, parameter in model.named_parameters(remove_duplicate=remove_duplicate):
-        yield id(parameter), name, parameter
-    for name, buffer in model.named_buffers(remove_duplicate=remove_duplicate):
-        yield id(buffer), name, buffer
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What named_parameters and named_buffers yield with their duplicates, in one pass over the modules."""
+    modules = [(f"{path}." if path else "", m) for path, m in model.named_modules(remove_duplicate=False)]
+    for prefix, module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield prefix + name, parameter
+    for prefix, module in modules:
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                yield prefix + name, buffer

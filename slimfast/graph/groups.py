@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 Role = Literal["producer", "consumer", "follower"]
 
 
@@ -23,6 +24,16 @@ def matches(globs: Iterable[str], name: str, kind: str) -> bool:
     A name as it is printed means itself, brackets included: ``blocks.0.attn.qkv[head]``.
     """
     return any(glob in (name, kind) or fnmatchcase(name, glob) or fnmatchcase(kind, glob) for glob in globs)
+
+
+def alive_units(keep: IntArray) -> BoolArray:
+    """A table of a group's units by number + 1: number -1 (no unit) is alive, the last stands for all beyond.
+
+    ``keep``: the kept units, sorted."""
+    table = np.zeros(int(keep[-1]) + 3 if len(keep) else 2, dtype=bool)
+    table[0] = True
+    table[np.asarray(keep) + 1] = True
+    return table
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,11 +51,15 @@ class Axis:
 
     def kept(self, keeps: Mapping[str, IntArray]) -> IntArray:
         """The surviving indices, sorted, when each group keeps these units (a group not named keeps all)."""
+        return self.alive({group: alive_units(keeps[group]) for group, _ in self.parts if group in keeps})
+
+    def alive(self, masks: Mapping[str, BoolArray]) -> IntArray:
+        """:meth:`kept` from the :func:`alive_units` of each group."""
         alive = np.ones(self.length, dtype=bool)
         for group, units in self.parts:
-            if group in keeps:
-                alive &= (units < 0) | np.isin(units, keeps[group])
-        return np.flatnonzero(alive).astype(np.int64)
+            if group in masks:
+                alive &= masks[group][np.minimum(units + 1, len(masks[group]) - 1)]
+        return np.flatnonzero(alive)
 
     def terms(self) -> dict[tuple[str, ...], int]:
         """Number of indices by the groups that have a say in them: the polynomial of the axis's length in

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from slimfast.graph.groups import Axis, ChannelGraph, IntArray, Operation
+from slimfast.graph.groups import Axis, ChannelGraph, IntArray, Operation, alive_units
 from slimfast.graph.record import Call, record
 
 Shape: TypeAlias = tuple[int, ...]
@@ -24,7 +24,8 @@ _VIEWS = dict.fromkeys(("aten._unsafe_view", "aten._reshape_alias", "aten.reshap
 
 def survivors(keeps: Mapping[str, IntArray]) -> Callable[[Axis], IntArray]:
     """The surviving indices of an axis under a cut, as a function that remembers the axes it has seen."""
-    return functools.cache(lambda axis: axis.kept(keeps))
+    masks = {group: alive_units(keep) for group, keep in keeps.items()}
+    return functools.cache(lambda axis: axis.alive(masks))
 
 
 def predicted_shapes(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[tuple[Shape, ...]]:

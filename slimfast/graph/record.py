@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slimfast.errors import SlimfastError, UnsupportedGraph
-from slimfast.graph.copies import deep_copy
+from slimfast.graph.copies import deep_copy, named_tensors
 from slimfast.graph.inputs import map_leaves, tensors_in
 from slimfast.graph.lengths import ShapeReads
 from slimfast.graph.recorder import Call, Recorder, Ref
 
 __all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "hollow_copy", "record", "record_at",
-           "record_hollow", "tensor_names", "tensors_in"]  # fmt: skip
+           "record_hollow", "tensors_in"]  # fmt: skip
 
 Place = Literal["meta", "fake", "real"]
 
@@ -68,22 +68,6 @@ def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def tensor_names(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Parameters and buffers by first name, and further names of a shared tensor mapped to that first
-    name."""
-    first: dict[int, str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in named:
-        if id(tensor) in first:
-            tied[name] = first[id(tensor)]
-        else:
-            first[id(tensor)] = name
-            tensors[name] = tensor
-    return tensors, tied
-
-
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recording:
     """Run ``model(*args, **kwargs)`` once in eval mode on a hollow copy and write down what it did.
 
@@ -91,7 +75,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     real arguments. Raises UnsupportedGraph, naming the module that failed, when the forward fails on real
     tensors too.
     """
-    on_meta = any(t.device.type == "meta" for t in tensor_names(model)[0].values())
+    on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
     places: tuple[Place, ...] = ("meta", "fake") if on_meta else ("meta", "fake", "real")
     for place in places:
         try:
@@ -141,7 +125,7 @@ def record_hollow(
 
     inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
     recorder = Recorder(shortcuts=place == "meta")
-    names = {recorder.value_of(tensor): name for name, tensor in tensor_names(hollow)[0].items()}
+    names = {recorder.value_of(tensor): name for name, tensor in named_tensors(hollow).items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:

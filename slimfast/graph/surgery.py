@@ -223,9 +223,8 @@ def _thin_shapes_by_module(
     first = {id(tensor): name for name, tensor in tensors.items() if name in cuts}
     modules: dict[str, dict[str, Shape]] = {}
     for prefix, module in model.named_modules():
-        own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-        for name, tensor in own:
-            if id(tensor) in first:
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and id(tensor) in first:
                 dims = cuts[first[id(tensor)]]
                 modules.setdefault(prefix, {})[name] = thin_shape(tuple(tensor.shape), dims)
     return modules

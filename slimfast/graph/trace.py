@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from slimfast.graph import trial
+from slimfast.graph.copies import named_tensors, tensor_names
 from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, refs_in
 from slimfast.graph.grouping import Grouping
 from slimfast.graph.groups import ChannelGraph
 from slimfast.graph.inputs import InputSpec, arguments
-from slimfast.graph.record import Recording, record, tensor_names
+from slimfast.graph.record import Recording, record
 from slimfast.graph.rules import find_rule
 
 
@@ -43,15 +44,16 @@ def trace_channels(
     recording = record(model, args, kwargs)
     flow = propagate(model, recording)
     grouping = Grouping(flow, include, exclude)
+    tensors, tied = tensor_names(model)
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
-        parameters=frozenset(name for name, _ in model.named_parameters()),
+        parameters=frozenset(name for name, t in tensors.items() if isinstance(t, nn.Parameter)),
         operations=tuple(grouping.operation(i) for i in range(len(flow.steps))),
         frozen=grouping.frozen(),
         inputs=inputs,
-        tied=tensor_names(model)[1],
-        itemsize={name: tensor.element_size() for name, tensor in tensor_names(model)[0].items()},
+        tied=tied,
+        itemsize={name: tensor.element_size() for name, tensor in tensors.items()},
     )
     return trial.settle(model, graph, recording) if settle else graph
 
@@ -59,7 +61,7 @@ def trace_channels(
 def propagate(model: nn.Module, recording: Recording) -> Flow:
     """Follow the labels of every parameter and buffer through the recorded operations."""
     flow = Flow(dict(model.named_modules()))
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensor_names(model)[0].items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
     for value, name in recording.names.items():
         flow.values[value] = flow.tensors[name] = Value(
             flow.fresh(shapes[name]), False, frozenset({name}), shapes[name]

@@ -32,6 +32,7 @@ class Partition:
 
     def __init__(self) -> None:
         self._size = 1
+        self._has_splits = False
         self._parent = np.zeros(1024, dtype=np.int64)
         self._outer = np.zeros(1024, dtype=np.int64)
         self._inner = np.zeros(1024, dtype=np.int64)
@@ -62,12 +63,11 @@ class Partition:
     def find(self, labels: Labels) -> Labels:
         """The representative of each label's class, same shape."""
         root: Labels = self._parent[labels]
-        while True:
-            further = self._parent[root]
-            if np.array_equal(further, root):
-                break
-            root = further
-        self._parent[labels] = root
+        further = self._parent[root]
+        if (further != root).any():
+            while (further != root).any():
+                root, further = further, self._parent[further]
+            self._parent[labels] = root
         return root
 
     def resolve(self, labels: Labels) -> Labels:
@@ -77,7 +77,7 @@ class Partition:
         The order of a row's labels (outer before inner) is kept and zeros stand last.
         """
         root = self.find(labels)
-        while True:
+        while self._has_splits:
             outer = self._outer[root]
             if not outer.any():
                 break
@@ -148,12 +148,17 @@ class Partition:
     def _inherit(self, heirs: Labels, ancestors: Labels, kept_marks: int) -> None:
         """The classes that heirs[i] are in take over what was known of ancestors[i]."""
         roots = self.find(heirs)
-        np.bitwise_or.at(self._marks, roots, self._marks[ancestors] & kept_marks)
-        np.minimum.at(self._frozen, roots, self._frozen[ancestors])
-        np.minimum.at(self._inexact, roots, self._inexact[ancestors])
+        marks, frozen, inexact = self._marks[ancestors], self._frozen[ancestors], self._inexact[ancestors]
+        if marks.any():
+            np.bitwise_or.at(self._marks, roots, marks & kept_marks)
+        if frozen.min(initial=_NONE) < _NONE:
+            np.minimum.at(self._frozen, roots, frozen)
+        if inexact.min(initial=_NONE) < _NONE:
+            np.minimum.at(self._inexact, roots, inexact)
 
     def expand(self, labels: Labels, outer: Labels, inner: Labels) -> None:
         """Split the classes of distinct representatives labels[i] into the pair (outer[i], inner[i])."""
+        self._has_splits = True
         self._outer[labels] = outer
         self._inner[labels] = inner
         self._inherit(outer, labels, ADDED)
@@ -174,12 +179,14 @@ class Partition:
         pair; sets of one size are matched in the order that joins fewest classes; whatever does not fit
         becomes a single class.
         """
-        if a.shape == b.shape and np.array_equal(self.find(a), self.find(b)):
+        if a.shape == b.shape and not (self.find(a) != self.find(b)).any():
             return
         while True:
             left, right = self.resolve(a), self.resolve(b)
             if left.shape[1] == right.shape[1] == 1 and left.all() and right.all():
                 self.union(left[:, 0], right[:, 0])
+                return
+            if self._expand_new(left, right) or self._expand_new(right, left):
                 return
             left, right = _remove_common(left, right)
             # a frozen label says nothing: rows that differ in frozen labels only are equal
@@ -192,6 +199,19 @@ class Partition:
                 self._pair(left, right)
             else:
                 self._unify_unequal(left, right, reason)
+
+    def _expand_new(self, few: Labels, many: Labels) -> bool:
+        """Whether ``few`` was one label on each index, no two alike and none among the pairs, and is split
+        now."""
+        if few.shape[1] != 1 or many.shape[1] != 2 or not (few.all() and many.all()):
+            return False
+        if self.frozen(few).any() or self.frozen(many).any():
+            return False
+        labels = np.sort(few[:, 0])
+        if (labels[1:] == labels[:-1]).any() or np.isin(labels, many).any():
+            return False
+        self.expand(few[:, 0], many[:, 0], many[:, 1])
+        return True
 
     def _says(self, labels: Labels) -> Mask:
         """Which rows have a label that can be removed."""
@@ -292,6 +312,8 @@ def widen(labels: Labels, k: int) -> Labels:
 def _tidy(labels: Labels) -> Labels:
     """Duplicates in a row become 0, zeros go last, and columns of zeros go away."""
     k = labels.shape[1]
+    if k == 1:
+        return labels if labels.any() else labels[:, :0]
     if k > 1:
         labels = labels.copy()
         for c in range(1, k):
