@@ -5,10 +5,12 @@ The short way is :func:`plan` and :func:`slim`; the long way, each stage with da
 :func:`distill`. Method: Wang et al., arXiv 2202.10461.
 """
 
+import logging
+
 from slimfast.checkpoints import load, save
 from slimfast.costs import Cost, count_module
 from slimfast.distillation import DistillationLoss, aligned_hints, distill
-from slimfast.errors import BackendUnavailable, SlimfastError, UnsupportedGraph
+from slimfast.errors import BackendUnavailable, Cancelled, SlimfastError, UnsupportedGraph
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.kernels import (
     grouped_covariance,
@@ -25,10 +27,14 @@ from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spect
 from slimfast.states import prune_state
 from slimfast.verification import Verification, verify
 
+# Silent until the program that embeds it configures logging.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "Cancelled",
     "ChannelGraph",
     "ChannelGroup",
     "Cost",

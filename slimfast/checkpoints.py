@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,6 +24,8 @@ from slimfast.graph.record import tensors_in
 from slimfast.graph.surgery import Shape, apply_patches, read_attribute, select_indices
 from slimfast.manifests import Manifest, attach, manifest
 from slimfast.verification import difference, rounding
+
+_log = logging.getLogger(__name__)
 
 _KEY = "slimfast"
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
@@ -52,6 +55,7 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
         # A copy of its own wherever the memory is shared or has gaps, which the format does not know.
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         stored[name] = tensor.detach() if whole else tensor.detach().contiguous().clone()
+    _log.debug("saving %d tensors of %s", len(stored), type(thin).__name__)
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata={_KEY: described.to_json()})
 
@@ -92,6 +96,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         tensors[name] = select_indices(wide[name].detach(), described.keeps.get(name, {})).clone()
     placed = {n: t.to("cpu" if wide[n].is_meta else wide[n].device) for n, t in tensors.items()}
     thin = copy_with(model, placed)
+    _log.debug("loaded %d tensors of %s", len(placed), shown)
     apply_patches(thin, described.patches)
     attach(thin, described)
     return thin

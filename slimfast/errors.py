@@ -2,6 +2,7 @@
 
     SlimfastError                     what the user can act on; the message is one line
     ├── BackendUnavailable            a backend that was asked for by name cannot run
+    ├── Cancelled                     a progress callback raised it to stop the work
     └── UnsupportedGraph              a model whose forward cannot be recorded
 
 Wrong arguments are plain ``ValueError`` and ``TypeError``.
@@ -23,6 +24,16 @@ class SlimfastError(Exception):
 
 class BackendUnavailable(SlimfastError):
     """A kernel backend that was named cannot run; the message lists every reason."""
+
+
+class Cancelled(SlimfastError):
+    """Raised by a ``progress`` callback to stop the work it is told of; it then reaches the caller.
+
+    Nothing that was being written is half there, and the models are as usable as before the call.
+    """
+
+    def __init__(self, message: str = "cancelled") -> None:
+        super().__init__(message)
 
 
 class UnsupportedGraph(SlimfastError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -24,6 +25,10 @@ from slimfast.verification import verify as verify_thin
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
 
+_log = logging.getLogger(__name__)
+# Traced, selected, gathered, checked, verified.
+_STAGES = 5
+
 
 @overload
 def prune_channels(
@@ -34,6 +39,7 @@ def prune_channels(
     verify: bool = ...,
     example: Any = ...,
     backend: str = ...,
+    progress: Progress | None = ...,
     optimizer: None = ...,
 ) -> nn.Module: ...
 @overload
@@ -45,6 +51,7 @@ def prune_channels(
     verify: bool = ...,
     example: Any = ...,
     backend: str = ...,
+    progress: Progress | None = ...,
     optimizer: AnyOptimizer,
 ) -> tuple[nn.Module, AnyOptimizer]: ...
 def prune_channels(
@@ -55,6 +62,7 @@ def prune_channels(
     verify: bool = True,
     example: Any = None,
     backend: str = "auto",
+    progress: Progress | None = None,
     optimizer: AnyOptimizer | None = None,
 ) -> nn.Module | tuple[nn.Module, AnyOptimizer]:
     """A copy of ``model`` cut to the widths of ``plan``; ``model`` is untouched.
@@ -66,7 +74,8 @@ def prune_channels(
     network are compared with the prediction.
 
     ``verify`` also runs both networks and compares (:func:`slimfast.verify`), on ``example`` or on inputs
-    made up to the plan's description.
+    made up to the plan's description. ``progress`` is called with the number of stages done and of all; what
+    it raises (:class:`slimfast.Cancelled`) ends the work.
 
     With the ``optimizer`` of ``model``, so that a training goes on, the result is (thin network, its
     optimizer): the same hyperparameters, and the state of what was kept
@@ -74,12 +83,22 @@ def prune_channels(
 
     Raises :class:`SlimfastError` for a plan of another model and for a thin network that fails a check.
     """
+    stages = iter(range(1, _STAGES + 1))
+
+    def reached(stage: str) -> None:
+        _log.debug("pruning %s: %s", type(model).__name__, stage)
+        if progress is not None:
+            progress(next(stages), _STAGES)
+
     graph = graph_of(model, plan)
+    reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, backend)
+    reached("units selected")
     cuts = cut(graph, keeps)
     changes = patches(model, graph, keeps)
     thin = copy_with(model, _gather(named_tensors(model), cuts, backend))
     apply_patches(thin, changes)
+    reached("weights gathered")
     mismatches = check_thin(thin, graph, keeps)
     if mismatches:
         raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
@@ -87,8 +106,11 @@ def prune_channels(
     kept = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
     widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
     attach(thin, compose(manifest(model), Manifest(shapes, kept, changes, widths)))
+    reached("shapes checked")
     if verify:
         verify_thin(model, thin, graph, keeps, example)
+    reached("verified" if verify else "done")
+    _log.info("pruned %s: %d tensors cut", type(model).__name__, len(cuts))
     return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
 
 
@@ -112,7 +134,8 @@ def slim(
     """A thin copy of ``model`` in one call: :func:`slimfast.plan` and :func:`prune_channels`, arguments as
     there.
 
-    ``example`` serves the tracing and the verification.
+    ``example`` serves the tracing and the verification; ``progress`` is told of the groups measured, then of
+    the stages of the pruning.
     """
     planned = make_plan(
         model,
@@ -128,7 +151,9 @@ def slim(
         backend=backend,
         progress=progress,
     )
-    return prune_channels(model, planned, select=select, verify=verify, example=example, backend=backend)
+    return prune_channels(
+        model, planned, select=select, verify=verify, example=example, backend=backend, progress=progress
+    )
 
 
 def _keeps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ from slimfast.distillation.training import Evaluate, Loss, Training
 from slimfast.errors import SlimfastError
 from slimfast.files import output_folder
 
+_log = logging.getLogger(__name__)
+
 
 def distill(
     student: nn.Module,
@@ -47,7 +50,7 @@ def distill(
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
-    progress: bool | None = None,
+    progress: bool | Callable[[int, int], None] | None = None,
     callback: Callable[[EpochRecord], None] | None = None,
     accelerator: Any = None,
 ) -> History:
@@ -71,7 +74,9 @@ def distill(
         steps_per_epoch: for a ``train`` without length, or for shorter epochs.
         checkpoint: folder to save the training to after every epoch and on Ctrl-C. With ``resume=True`` a run
             that was stopped goes on from there; on one CPU process it ends with the bits of an unstopped one.
-        progress: a bar on stderr; None: where that is a terminal.
+        progress: a bar on stderr; None: where that is a terminal. A function is called with the number of
+            steps done and of all instead; where it raises :class:`slimfast.Cancelled`, the training is saved
+            to ``checkpoint`` if there is one, and that is raised (on other processes KeyboardInterrupt).
         callback: called with each finished epoch, after it is saved, on the main process.
         accelerator: your own ``accelerate.Accelerator``, for what this call does not offer.
 
@@ -114,9 +119,14 @@ def distill(
             TrainingBar(recipe, done=run.steps_done, shown=progress, main=accelerator.is_main_process)
         )
         features = stack.enter_context(run.watching())
-        stopping: Callable[[], bool] = bool
+        interrupted: Callable[[], bool] = bool
         if folder is not None:
-            stopping = stack.enter_context(postponed_interrupt(announce=bar.announce_stop))
+            interrupted = stack.enter_context(postponed_interrupt(announce=bar.announce_stop))
+
+        def stopping() -> bool:
+            return interrupted() or bar.cancelled is not None
+
+        _log.info("distilling %s: epochs %d to %d", type(student).__name__, run.epoch + 1, recipe.epochs)
         while run.epoch < recipe.epochs:
             finished = run.train_epoch(features, stopping, bar)
             record = run.close_epoch() if finished else None
@@ -124,11 +134,12 @@ def distill(
                 if folder is not None:
                     save_training(folder, run.state())
                 if record is not None:
+                    _log.info("epoch %d: loss %.4g, score %s", record.epoch, record.loss, record.score)
                     bar.show_record(record)
                     if callback is not None:
                         callback(record)
             if run.agreed(stopping()):
-                raise KeyboardInterrupt
+                raise bar.cancelled or KeyboardInterrupt
         if restore == "best" and run.best is not None:
             student.load_state_dict(run.best["student"])
         return run.history()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from slimfast.plans.request import Choice, Request, check_request, choose, round
 from slimfast.spectra import measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Progress, Scaling
 from slimfast.spectra.spectrum import Spectrum
+
+_log = logging.getLogger(__name__)
 
 
 def plan_widths(
@@ -98,7 +101,8 @@ def plan(
 
     Groups whose width float32 does not settle at the tau that is found are measured again in float64, and the
     widths solved again until all are settled, so that the plan is the one that float64 LAPACK gives.
-    ``spectra`` saves the first measurement where it was made before. Arguments as for :func:`plan_widths` and
+    ``spectra`` saves the first measurement where it was made before; ``progress`` counts what is settled.
+    Arguments as for :func:`plan_widths` and
     :func:`measure_spectra`.
     """
     request = check_request(
@@ -112,6 +116,7 @@ def plan(
         exclude=exclude,
     )
     graph = trace_channels(model, example)
+    _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
     if spectra is None:
         spectra = measure_spectra(
             model,
@@ -125,6 +130,9 @@ def plan(
     problem = _problem(graph, spectra, request)
     solution = _solve(problem, spectra)
     while unsettled := _unsettled(problem, spectra, solution):
+        if progress is not None:
+            progress(len(spectra) - len(unsettled), len(spectra))
+        _log.info("measuring %d groups again, more exactly", len(unsettled))
         spectra = {**spectra, **measure_again(model, spectra, unsettled, graph, backend=backend)}
         solution = _solve(problem, spectra)
     return _plan(problem, spectra, solution)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
 from slimfast.weights import Source, Weights, did_you_mean, open_weights
+
+_log = logging.getLogger(__name__)
 
 
 def measure_spectra(
@@ -45,7 +48,7 @@ def measure_spectra(
     float32 does not settle the width at each of them are measured again, in float64; where that comes within
     1e-12 of a tau, by LAPACK in float64, which defines the width. ``scaling="unit"`` gives every unit unit
     variance, and ``member_scaling`` every member of a group the same total variance. ``progress`` is called
-    with the number of layers done and of all.
+    with the number of layers done and of all; what it raises (:class:`slimfast.Cancelled`) ends the work.
 
     Files of safetensors are read a few layers at a time, ahead of the arithmetic: what is in memory is no
     more than the parameters of the largest layer, its (m, m) workspace and 1 GiB. ``resume`` names a sidecar
@@ -67,10 +70,12 @@ def measure_spectra(
     weights = open_weights(source)
     layers = layers_of(source, weights, graph)
     options = Options(dtype=dtype, scaling=scaling, member_scaling=member_scaling, backend=backend)
+    _log.info("measuring %d layers of %s", len(layers), weights.source)
     with _run(progress, resume, team) as run:
         spectra = measure(layers, weights, options, run)
         unsettled = _unsettled(spectra.values(), taus or ())
         while unsettled:
+            _log.info("measuring %d layers again, more exactly", len(unsettled))
             spectra |= _again(layers, weights, spectra, unsettled, backend, run)
             unsettled = _unsettled((spectra[name] for name in unsettled), taus or ())
     return {layer.name: spectra[layer.name] for layer in layers}

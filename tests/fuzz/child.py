@@ -13,8 +13,9 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 _HEAD = struct.Struct("<QdQ")
@@ -78,18 +79,32 @@ def _use(path: str) -> None:
 def _guided(target: str, executions: int, seed: int, state: State, corpus: Path) -> None:
     import atheris
 
-    with atheris.instrument_imports(include=["slimfast"], enable_loader_override=False):
-        from . import files
+    from . import files
+
+    # By hand: an editable install has a finder of its own, which atheris' import hook does not see.
+    for function in _functions():
+        atheris.instrument_func(function)
     corpus.mkdir(parents=True, exist_ok=True)
     for i, content in enumerate(files.seeds(target)):
         (corpus / f"seed-{i}").write_bytes(content)
-    flags = [f"-runs={executions}", f"-seed={seed + 1}", "-max_len=16384", "-timeout=0", "-rss_limit_mb=4096"]
+    flags = [f"-runs={executions}", f"-seed={seed + 1}", "-max_len=16384", "-len_control=0", "-timeout=600"]
     flags += [f"-artifact_prefix={corpus.with_suffix('.found-')}", str(corpus)]
     atheris.Setup([sys.argv[0], *flags], state.watch(files.READERS[target]))
     try:
         atheris.Fuzz()
     finally:
         shutil.rmtree(files.folder(), ignore_errors=True)
+
+
+def _functions() -> Iterator[FunctionType]:
+    """The functions and methods of slimfast that are loaded."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "slimfast":
+            for owner in (module, *(value for value in vars(module).values() if isinstance(value, type))):
+                for value in list(vars(owner).values()):
+                    found = getattr(value, "__func__", value)
+                    if isinstance(found, FunctionType) and found.__module__ == name:
+                        yield found
 
 
 def _structured(target: str, executions: int, seed: int, state: State) -> None:
