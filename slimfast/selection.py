@@ -23,6 +23,8 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 # Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
 _BLOCK = 1 << 22
+# Elements of a matrix converted at once: 256 KiB in float64.
+_ROWS = 1 << 15
 # Bytes of covariances factored in one grouped call.
 _BATCH_BYTES = 256 << 20
 # Squared distances below this share of the squared norms are rounding: the filters are the same.
@@ -75,7 +77,7 @@ def select_units(
         return keeps | {g.name: largest(_bn_scale(model, graph[g.name], tensors), g.width) for g in chosen}
     score = _SCORES[method]
     for g in chosen:
-        scores = score([x.to(torch.float64) for x in _rows(graph[g.name], tensors)], g.n)
+        scores = score(_rows(graph[g.name], tensors), g.n)
         if not np.isfinite(scores).all():
             raise SlimfastError(_not_finite(graph[g.name], tensors))
         keeps[g.name] = largest(scores, g.width)
@@ -122,17 +124,29 @@ def _rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def _l1(rows: list[Tensor], n: int) -> np.ndarray:
-    return _sum([x.abs().sum(1) for x in rows], n)
+    return _sum([_of_rows(x, lambda block: block.abs_().sum(1)) for x in rows], n)
 
 
 def _l2(rows: list[Tensor], n: int) -> np.ndarray:
-    norms: np.ndarray = np.sqrt(_sum([x.square().sum(1) for x in rows], n))
+    norms: np.ndarray = np.sqrt(_sum([_of_rows(x, _squares) for x in rows], n))
     return norms
+
+
+def _squares(rows: Tensor) -> Tensor:
+    return rows.square().sum(1)
+
+
+def _of_rows(rows: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """What ``measure`` says of each row, (n,) in float64, a block of rows in the cache at a time."""
+    step = max(1, _ROWS // max(1, rows.shape[1]))
+    parts = [measure(rows[i : i + step].to(torch.float64, copy=True)) for i in range(0, len(rows), step)]
+    return torch.cat(parts)
 
 
 def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
     """(n,) sums of Euclidean distances to all other units, over the rows of all members joined."""
-    squares = _sum([x.square().sum(1) for x in rows], n)
+    rows = [x.to(torch.float64) for x in rows]
+    squares = _sum([_squares(x) for x in rows], n)
     scores = np.empty(n)
     for start in range(0, n, max(1, _BLOCK // n)):
         stop = min(start + max(1, _BLOCK // n), n)

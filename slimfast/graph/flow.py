@@ -185,12 +185,8 @@ class Flow:
             for dim, own in enumerate(self.tensors[name].ways):
                 if (name, dim) in self.roles or isinstance(own, int):
                     continue
-                if own is way or np.isin(self.partition.resolve(way), self._present(own)).any():
+                if own is way or self.partition.meet(own, way):
                     self.roles[name, dim] = role
-
-    def _present(self, way: Labels) -> Labels:
-        labels = self.partition.resolve(way)
-        return labels[labels > 0]
 
     def macs(self, *factors: int | tuple[Way, int]) -> None:
         """The operation costs the product of these lengths."""

@@ -131,6 +131,13 @@ class Partition:
         roots = self.resolve(labels).ravel()
         return roots[roots > 0]
 
+    def meet(self, a: Labels, b: Labels) -> bool:
+        """Whether two label matrices have a class in common."""
+        found = np.zeros(self._size, dtype=bool)
+        found[self.resolve(a)] = True
+        found[0] = False
+        return bool(found[self.resolve(b)].any())
+
     def union(self, a: Labels, b: Labels) -> None:
         """Join the classes of a[i] and b[i] (representatives that are not split), for every i."""
         while True:
@@ -207,8 +214,10 @@ class Partition:
             return False
         if self.frozen(few).any() or self.frozen(many).any():
             return False
-        labels = np.sort(few[:, 0])
-        if (labels[1:] == labels[:-1]).any() or np.isin(labels, many).any():
+        place = np.zeros(self._size, dtype=np.int64)
+        number = np.arange(1, len(few) + 1)
+        place[few[:, 0]] = number
+        if (place[few[:, 0]] != number).any() or place[many].any():
             return False
         self.expand(few[:, 0], many[:, 0], many[:, 1])
         return True
