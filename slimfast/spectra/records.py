@@ -75,18 +75,14 @@ def _spectrum(body: bytes, where: str) -> tuple[Spectrum, dict[str, str]]:
     scaling: Any = fields.string("scaling", ("raw", "unit"))
     try:
         trace, error = float.fromhex(fields.string("trace")), float.fromhex(fields.string("error"))
-    except ValueError as problem:
+    except (ValueError, OverflowError) as problem:
         raise SlimfastError(f"{where}: {problem}") from None
-    spectrum = Spectrum(
-        name=fields.string("name"),
-        n=fields.integer("n", 1),
-        d=fields.integer("d", 1),
-        eigenvalues=np.frombuffer(body, dtype="<f8", offset=end).astype(np.float64),
-        trace=trace,
-        error=error,
-        dtype=dtype,
-        scaling=scaling,
-        member_scaling=fields.boolean("member_scaling"),
-    )
+    name, n, d = fields.string("name"), fields.integer("n", 1), fields.integer("d", 1)
+    member_scaling = fields.boolean("member_scaling")
     fields.done()
+    eigenvalues = np.frombuffer(body, dtype="<f8", offset=end).astype(np.float64)
+    try:
+        spectrum = Spectrum(name, n, d, eigenvalues, trace, error, dtype, scaling, member_scaling)
+    except SlimfastError as wrong:
+        raise SlimfastError(f"{where}: {wrong}") from None
     return spectrum, labels

@@ -125,5 +125,7 @@ def _check(s: Spectrum) -> None:
         raise SlimfastError(
             f"spectrum: expected finite eigenvalues, got a sum of {total} and a trace of {s.trace} ({s.name})"
         )
+    if not s.error >= 0.0:
+        raise SlimfastError(f"spectrum: expected an error >= 0, got {s.error} ({s.name})")
     if values[-1] < 0 or (np.diff(values) > 0).any():
         raise SlimfastError(f"spectrum: expected eigenvalues >= 0 in descending order, got others ({s.name})")

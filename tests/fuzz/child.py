@@ -87,8 +87,11 @@ def _guided(target: str, executions: int, seed: int, state: State, corpus: Path)
     corpus.mkdir(parents=True, exist_ok=True)
     for i, content in enumerate(files.seeds(target)):
         (corpus / f"seed-{i}").write_bytes(content)
+    words = corpus.with_suffix(".dict")
+    escaped = ("".join(f"\\x{byte:02x}" for byte in word) for word in files.words())
+    words.write_text("".join(f'"{word}"\n' for word in escaped))
     flags = [f"-runs={executions}", f"-seed={seed + 1}", "-max_len=16384", "-len_control=0", "-timeout=600"]
-    flags += [f"-artifact_prefix={corpus.with_suffix('.found-')}", str(corpus)]
+    flags += [f"-dict={words}", f"-artifact_prefix={corpus.with_suffix('.found-')}", str(corpus)]
     atheris.Setup([sys.argv[0], *flags], state.watch(files.READERS[target]))
     try:
         atheris.Fuzz()

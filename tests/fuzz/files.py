@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
@@ -20,7 +22,8 @@ import slimfast
 from slimfast import Plan, SlimfastError
 from slimfast.distillation.resume import FILE, load_training, save_training
 from slimfast.manifests import Manifest, manifest
-from slimfast.spectra.sidecar import open_sidecar
+from slimfast.spectra.records import _FRAME, _MAGIC
+from slimfast.spectra.sidecar import _HEADER, open_sidecar
 from slimfast.weights import open_weights
 
 Read = Callable[[bytes], None]
@@ -132,6 +135,12 @@ def sidecar(content: bytes) -> None:
         assert isinstance(found.found, dict)
 
 
+def record(content: bytes) -> None:
+    """A sidecar of one record whose checksum is right, whatever is in it."""
+    frame = _FRAME.pack(_MAGIC, len(content), hashlib.sha256(content).digest())
+    sidecar(_HEADER + frame + content)
+
+
 def header(text: bytes, body: bytes = b"") -> bytes:
     """A safetensors file with this header."""
     return struct.pack("<Q", len(text)) + text + body
@@ -192,6 +201,30 @@ def _training() -> bytes:
     return (folder() / FILE).read_bytes()
 
 
+def _first_record() -> int:
+    length: int = _FRAME.unpack_from(_sidecar(), len(_HEADER))[1]
+    return length
+
+
+def words() -> list[bytes]:
+    """What stands in documents, and what should not: the dictionary of guided fuzzing."""
+    names = {name for document in documents().values() for name in re.findall(r'"[^"]*"', document)}
+    odd = [
+        "NaN",
+        "-Infinity",
+        "1e999",
+        "null",
+        "true",
+        "[[[[",
+        "{}",
+        '"\\ud800"',
+        str(2**63),
+        "-1",
+        "0x1p9999",
+    ]
+    return [text.encode() for text in sorted(names) + odd]
+
+
 def seeds(name: str) -> list[bytes]:
     """Sound files for a target to start from."""
     tensors = {"a": torch.ones(2, 3), "b": torch.ones(2).bfloat16()}
@@ -207,6 +240,7 @@ def seeds(name: str) -> list[bytes]:
         "pickle": lambda: [_saved(**tensors), _old(**tensors), _old(state_dict={"module.a": tensors["a"]})],
         "training": lambda: [_training()],
         "sidecar": lambda: [_sidecar()],
+        "record": lambda: [_sidecar()[len(_HEADER) + _FRAME.size :][: _first_record()]],
     }
     return made[name]()
 
@@ -221,4 +255,5 @@ READERS: dict[str, Read] = {
     "pickle": pickle,
     "training": training,
     "sidecar": sidecar,
+    "record": record,
 }
