@@ -7,6 +7,8 @@ The short way is :func:`plan` and :func:`slim`; the long way, each stage with da
 
 import logging
 
+from slimfast.calibration import Calibration, calibrate
+from slimfast.calibration_files import load_calibration, save_calibration
 from slimfast.checkpoints import load, save
 from slimfast.costs import Cost, count_module
 from slimfast.distillation import DistillationLoss, aligned_hints, distill
@@ -20,11 +22,14 @@ from slimfast.kernels import (
     grouped_spectra,
 )
 from slimfast.manifests import Manifest, manifest
-from slimfast.plans import GroupPlan, Plan, plan, plan_widths
+from slimfast.plans import ErrorCurve, GroupPlan, Plan, error_curves, plan, plan_widths
+from slimfast.pretrained import save_pretrained
 from slimfast.pruning import prune_channels, slim
+from slimfast.repair import RepairReport, repair_report
 from slimfast.selection import select
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
 from slimfast.states import prune_state
+from slimfast.uniform import plan_uniform
 from slimfast.verification import Verification, verify
 
 # Silent until the program that embeds it configures logging.
@@ -34,35 +39,45 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendUnavailable",
+    "Calibration",
     "Cancelled",
     "ChannelGraph",
     "ChannelGroup",
     "Cost",
     "DistillationLoss",
+    "ErrorCurve",
     "GroupPlan",
     "Manifest",
     "Plan",
+    "RepairReport",
     "SlimfastError",
     "Spectrum",
     "UnsupportedGraph",
     "Verification",
     "aligned_hints",
+    "calibrate",
     "count_module",
     "distill",
+    "error_curves",
     "grouped_covariance",
     "grouped_eigvalsh",
     "grouped_gather",
     "grouped_pivoted_cholesky",
     "grouped_spectra",
     "load",
+    "load_calibration",
     "load_spectra",
     "manifest",
     "measure_spectra",
     "plan",
+    "plan_uniform",
     "plan_widths",
     "prune_channels",
     "prune_state",
+    "repair_report",
     "save",
+    "save_calibration",
+    "save_pretrained",
     "save_spectra",
     "select",
     "slim",

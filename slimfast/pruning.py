@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.calibration import Calibration
 from slimfast.errors import SlimfastError
 from slimfast.graph.copies import copy_with, named_tensors
 from slimfast.graph.groups import ChannelGraph, IntArray
 from slimfast.graph.surgery import apply_patches, check_thin, cut, patches
 from slimfast.kernels.ops import grouped_gather
 from slimfast.manifests import Manifest, attach, compose, frozen, manifest
-from slimfast.plans import GroupPlan, Plan
+from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
+from slimfast.repair import RepairKind, check_kind, repair_thin
 from slimfast.selection import Method, graph_of, select_units
 from slimfast.spectra.eigenvalues import Progress
 from slimfast.states import AnyOptimizer, prune_optimizer
@@ -36,6 +38,8 @@ def prune_channels(
     plan: Plan,
     *,
     select: Method = ...,
+    repair: RepairKind | None = ...,
+    calibration: Calibration | None = ...,
     verify: bool = ...,
     example: Any = ...,
     backend: str = ...,
@@ -48,6 +52,8 @@ def prune_channels(
     plan: Plan,
     *,
     select: Method = ...,
+    repair: RepairKind | None = ...,
+    calibration: Calibration | None = ...,
     verify: bool = ...,
     example: Any = ...,
     backend: str = ...,
@@ -59,6 +65,8 @@ def prune_channels(
     plan: Plan,
     *,
     select: Method = "l1",
+    repair: RepairKind | None = None,
+    calibration: Calibration | None = None,
     verify: bool = True,
     example: Any = None,
     backend: str = "auto",
@@ -81,6 +89,10 @@ def prune_channels(
     optimizer): the same hyperparameters, and the state of what was kept
     (:func:`slimfast.states.prune_optimizer`). Gradients do not come along.
 
+    ``repair`` then solves the layers that read what was cut for the best weights in closed form, from the
+    ``weights`` alone or from the ``activations`` of a ``calibration`` (:func:`slimfast.calibrate`), which
+    also gives the batch norms their statistics; ``repair_report(thin)`` says what was done and what was not.
+
     Raises :class:`SlimfastError` for a plan of another model and for a thin network that fails a check.
     """
     stages = iter(range(1, _STAGES + 1))
@@ -90,9 +102,11 @@ def prune_channels(
         if progress is not None:
             progress(next(stages), _STAGES)
 
+    if repair is not None:
+        check_kind(repair, calibration)
     graph = graph_of(model, plan)
     reached("traced")
-    keeps = _keeps(model, graph, plan.groups, select, backend)
+    keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
     reached("units selected")
     cuts = cut(graph, keeps)
     changes = patches(model, graph, keeps)
@@ -109,6 +123,8 @@ def prune_channels(
     reached("shapes checked")
     if verify:
         verify_thin(model, thin, graph, keeps, example)
+    if repair is not None:
+        repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration)
     reached("verified" if verify else "done")
     _log.info("pruned %s: %d tensors cut", type(model).__name__, len(cuts))
     return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
@@ -126,7 +142,10 @@ def slim(
     overrides: Mapping[str, int | float] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
+    allocation: Allocation | None = None,
+    calibration: Calibration | None = None,
     select: Method = "l1",
+    repair: RepairKind | None = None,
     verify: bool = True,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -148,21 +167,38 @@ def slim(
         overrides=overrides,
         include=include,
         exclude=exclude,
+        allocation=allocation,
+        calibration=calibration,
         backend=backend,
         progress=progress,
     )
     return prune_channels(
-        model, planned, select=select, verify=verify, example=example, backend=backend, progress=progress
+        model,
+        planned,
+        select=select,
+        repair=repair,
+        calibration=calibration,
+        verify=verify,
+        example=example,
+        backend=backend,
+        progress=progress,
     )
 
 
 def _keeps(
-    model: nn.Module, graph: ChannelGraph, groups: Sequence[GroupPlan], method: Method, backend: str
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Sequence[GroupPlan],
+    method: Method,
+    calibration: Calibration | None,
+    backend: str,
 ) -> dict[str, IntArray]:
     """The kept units of every group: the plan's, or chosen now."""
     keeps = {g.name: np.array(g.keep, dtype=np.int64) for g in groups if g.keep is not None}
     open_groups = [g for g in groups if g.keep is None]
-    return keeps | select_units(model, graph, open_groups, method=method, backend=backend)
+    return keeps | select_units(
+        model, graph, open_groups, method=method, calibration=calibration, backend=backend
+    )
 
 
 def _gather(

@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.calibration import Calibration, unit_covariance
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.copies import named_tensors
 from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray, Member
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan
+from slimfast.readers import readers
 from slimfast.spectra.unit_matrices import unit_matrix
 
-Method: TypeAlias = Literal["l1", "l2", "geometric_median", "bn_scale", "pivoted_cholesky"]
+Method: TypeAlias = Literal["l1", "l2", "geometric_median", "bn_scale", "pivoted_cholesky", "activations"]
 METHODS: tuple[str, ...] = get_args(Method)
 
 # Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
@@ -33,7 +35,14 @@ _SAME = 1e-12
 _TIE = 2.0**-36
 
 
-def select(model: nn.Module, plan: Plan, *, method: Method = "l1", backend: str = "auto") -> Plan:
+def select(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    method: Method = "l1",
+    calibration: Calibration | None = None,
+    backend: str = "auto",
+) -> Plan:
     """The plan with the units each group keeps chosen by ``method``, whatever was chosen before.
 
     A unit is measured on all the convolution and linear weights that produce it together:
@@ -41,14 +50,16 @@ def select(model: nn.Module, plan: Plan, *, method: Method = "l1", backend: str 
     - ``l1``, ``l2``: the norm of its weights (Li et al., ICLR 2017);
     - ``geometric_median``: the sum of its distances to all other units (FPGM, He et al., CVPR 2019);
     - ``bn_scale``: the sum of \\|gamma\\| of the batch norms that follow (Liu et al., ICCV 2017);
-    - ``pivoted_cholesky``: greedy choice of the unit with the most variance not explained by those before it.
+    - ``pivoted_cholesky``: greedy choice of the unit with the most variance not explained by those before it;
+    - ``activations``: the same choice by how the units vary together in what their consumers read, each
+      weighted by the consumer's weights (:func:`slimfast.calibrate`).
 
     The largest stay; ties go to the smaller index. Raises ``ValueError`` for an unknown method and for groups
     without a batch norm where it needs one, :class:`SlimfastError` for a plan of another model and weights
     that are not finite.
     """
     graph = graph_of(model, plan)
-    keeps = select_units(model, graph, plan.groups, method=method, backend=backend)
+    keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
     return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))
 
 
@@ -58,6 +69,7 @@ def select_units(
     groups: Sequence[GroupPlan],
     *,
     method: Method,
+    calibration: Calibration | None = None,
     backend: str = "auto",
 ) -> dict[str, IntArray]:
     """Group name -> sorted kept units, for each of ``groups``; see :func:`select`."""
@@ -71,7 +83,14 @@ def select_units(
             if tensors[member.tensor].is_meta:
                 raise SlimfastError(f"select: {member.tensor} is a meta tensor and has no values ({g.name})")
     if method == "pivoted_cholesky":
-        return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], tensors, backend)
+        return keeps | _pivoted_cholesky(
+            [(graph[g.name], g.width) for g in chosen], lambda g: _covariance(g, tensors, backend), backend
+        )
+    if method == "activations":
+        if calibration is None:
+            raise ValueError("select: by activations it needs a calibration, got none")
+        read = _covariance_read(model, graph, calibration)
+        return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], read, backend)
     if method == "bn_scale":
         _check_batch_norms(model, [graph[g.name] for g in chosen])
         return keeps | {g.name: largest(_bn_scale(model, graph[g.name], tensors), g.width) for g in chosen}
@@ -181,12 +200,12 @@ def _sum(terms: list[Tensor], n: int) -> np.ndarray:
 
 
 def _pivoted_cholesky(
-    chosen: Sequence[tuple[ChannelGroup, int]], tensors: Mapping[str, Tensor], backend: str
+    chosen: Sequence[tuple[ChannelGroup, int]], covariance: Callable[[ChannelGroup], Tensor], backend: str
 ) -> dict[str, IntArray]:
     """Group name -> kept units; see :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`."""
     keeps: dict[str, IntArray] = {}
     for batch in _batches(chosen):
-        mats = [_covariance(group, tensors, backend) for group, _ in batch]
+        mats = [covariance(group) for group, _ in batch]
         for device in sorted({mat.device for mat in mats}, key=str):
             here = [i for i, mat in enumerate(mats) if mat.device == device]
             picks = grouped_pivoted_cholesky(
@@ -205,6 +224,23 @@ def _pivoted_cholesky(
                 best = np.lexsort((np.arange(len(variance)), -variance, -rank))
                 keeps[batch[i][0].name] = np.sort(best[: batch[i][1]]).astype(np.int64)
     return keeps
+
+
+def _covariance_read(
+    model: nn.Module, graph: ChannelGraph, calibration: Calibration
+) -> Callable[[ChannelGroup], Tensor]:
+    """The (n, n) covariance of a group's units in what its consumers read, as a function of the group."""
+    found = {reader.weight: reader for reader in readers(model, graph)[0]}
+
+    def read(group: ChannelGroup) -> Tensor:
+        covariance = unit_covariance(group, found, calibration)
+        if covariance is None:
+            left = calibration.left
+            why = next((left[m.tensor] for m in group.members if m.tensor in left), "no layer reads it")
+            raise SlimfastError(f"select: {group.name} was not calibrated: {why}")
+        return covariance
+
+    return read
 
 
 def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str) -> Tensor:

@@ -106,7 +106,7 @@ def test_pivoted_cholesky_beyond_the_rank_takes_the_largest_of_the_rest():
     assert chosen(model, x, "pivoted_cholesky", 3) == (1, 3, 5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "activations"])
 def test_ties_go_to_the_smaller_index(method):
     model, x = two_convs(6)
     weight = torch.randn(3, 3, 3, 3)
@@ -160,7 +160,7 @@ def test_half_precision_weights_are_ranked_in_float64():
     assert chosen(model, x, "l2", 3) == top(joint(model).norm(dim=1), 3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "activations"])
 def test_weights_that_are_not_finite_are_named(method):
     model, x = two_convs()
     tensor = model[1] if method == "bn_scale" else model[0]

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from slimfast.calibration import Calibration
 from slimfast.costs import Cost, CostModel
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.groups import IntArray
 from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths_within
-from slimfast.plans.data import GroupPlan, Plan
+from slimfast.plans.curves import error_curves
+from slimfast.plans.data import ALLOCATIONS, Allocation, GroupPlan, Plan
 from slimfast.plans.gains import ErrorCurve, widths_by_gain
 from slimfast.plans.request import Choice, Request, check_request, choose, rounding_of
 from slimfast.spectra import measure_again, measure_spectra
@@ -90,6 +92,8 @@ def plan(
     overrides: Mapping[str, int | float] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
+    allocation: Allocation | None = None,
+    calibration: Calibration | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
     dtype: torch.dtype | None = None,
     scaling: Scaling = "raw",
@@ -102,8 +106,11 @@ def plan(
     Groups whose width float32 does not settle at the tau that is found are measured again in float64, and the
     widths solved again until all are settled, so that the plan is the one that float64 LAPACK gives.
     ``spectra`` saves the first measurement where it was made before; ``progress`` counts what is settled.
-    Arguments as for :func:`plan_widths` and
-    :func:`measure_spectra`.
+    Arguments as for :func:`plan_widths` and :func:`measure_spectra`.
+
+    ``allocation`` is how a budget is spent: by one ``explained_variance`` for all groups, or by
+    ``marginal_gain``, from the error curves of a ``calibration`` (:func:`slimfast.calibrate`) and without
+    spectra. By default it is the latter where there is a calibration.
     """
     request = check_request(
         explained_variance=explained_variance,
@@ -115,8 +122,12 @@ def plan(
         include=include,
         exclude=exclude,
     )
+    by_gain = _by_gain(allocation, calibration, request)
     graph = trace_channels(model, example)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
+    if by_gain is not None:
+        problem = _problem(graph, {}, request, error_curves(model, graph, by_gain, backend=backend))
+        return _plan(problem, {}, _solve(problem, {}))
     if spectra is None:
         spectra = measure_spectra(
             model,
@@ -136,6 +147,21 @@ def plan(
         spectra = {**spectra, **measure_again(model, spectra, unsettled, graph, backend=backend)}
         solution = _solve(problem, spectra)
     return _plan(problem, spectra, solution)
+
+
+def _by_gain(
+    allocation: Allocation | None, calibration: Calibration | None, request: Request
+) -> Calibration | None:
+    """The calibration to spend the budget by; None where one explained variance does."""
+    if allocation not in (None, *ALLOCATIONS):
+        raise ValueError(f"plan: expected allocation {' or '.join(ALLOCATIONS)}, got {allocation!r}")
+    if allocation == "marginal_gain" and calibration is None:
+        raise ValueError("plan: marginal_gain needs a calibration: slimfast.calibrate(model, graph, batches)")
+    if request.explained_variance is not None:
+        if allocation == "marginal_gain":
+            raise ValueError("plan: marginal_gain spends a budget of params or macs, got explained_variance")
+        return None
+    return None if allocation == "explained_variance" else calibration
 
 
 def check_plan(plan: Plan, model: nn.Module) -> None:

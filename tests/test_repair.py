@@ -1,0 +1,279 @@
+"""Repair in closed form: hand-derived cases in which the thin network must become exact; honest reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slimfast
+from slimfast.plans import Plan
+from slimfast.repair.least_squares import solve
+
+
+def planned(model: nn.Module, example: Any, keeps: dict[str, list[int]]) -> Plan:
+    """A plan that keeps these units of these groups, and all of the others."""
+    import dataclasses
+
+    graph = slimfast.trace_channels(model, example)
+    plan = slimfast.plan_widths(graph, {}, overrides={name: len(keep) for name, keep in keeps.items()})
+    groups = [
+        dataclasses.replace(g, keep=tuple(keeps[g.name])) if g.name in keeps else g for g in plan.groups
+    ]
+    return dataclasses.replace(plan, groups=tuple(groups))
+
+
+def repaired(
+    model: nn.Module, batch: Tensor, keeps: dict[str, list[int]], kind: Any = "activations"
+) -> nn.Module:
+    model.eval()
+    plan = planned(model, batch[:2], keeps)
+    graph = slimfast.trace_channels(model, batch[:2])
+    calibration = slimfast.calibrate(model, graph, [batch]) if kind == "activations" else None
+    return slimfast.prune_channels(model, plan, repair=kind, calibration=calibration)
+
+
+def conv_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.Flatten(),
+    )
+
+
+def copy_filter(model: nn.Sequential, source: int, target: int) -> None:
+    """Make a unit of the first layer and its batch norm the copy of another."""
+    with torch.no_grad():
+        model[0].weight[target] = model[0].weight[source]
+        for tensor in (model[1].weight, model[1].bias, model[1].running_mean, model[1].running_var):
+            tensor[target] = tensor[source]
+
+
+@pytest.mark.parametrize("kind", ["weights", "activations"])
+def test_copies_of_kept_filters_make_the_thin_network_exact(kind: str) -> None:
+    torch.manual_seed(0)
+    model = conv_net()
+    with torch.no_grad():
+        model[1].weight.uniform_(0.5, 2)
+        model[1].bias.normal_()
+    batch = torch.randn(16, 3, 8, 8)
+    # Statistics as they are in training, so that measuring them again changes nothing but rounding.
+    model.train()
+    model[1].momentum = 1.0
+    model(batch)
+    copy_filter(model, 0, 3)
+    copy_filter(model, 1, 5)
+    thin = repaired(model, batch, {"0": [0, 1, 2, 4]}, kind)
+    wide = model(batch)
+    cut = slimfast.prune_channels(model, planned(model, batch[:2], {"0": [0, 1, 2, 4]}))
+    assert (cut(batch) - wide).abs().max() > 0.1 * wide.abs().max()
+    # Damping of the weights' repair leaves a hundredth of a mean variance.
+    tolerance = 0.05 if kind == "weights" else 1e-4
+    assert (thin(batch) - wide).abs().max() < tolerance * wide.abs().max()
+    assert list(slimfast.repair_report(thin).fits) == ["3.weight"]
+
+
+def test_a_linear_combination_of_kept_units_is_made_up_for() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 6), nn.Linear(6, 3)).double()
+    with torch.no_grad():
+        model[0].weight[4] = 2 * model[0].weight[0] - 0.5 * model[0].weight[2]
+        model[0].bias[4] = 7.0
+    batch = torch.randn(64, 9, dtype=torch.float64)
+    thin = repaired(model, batch, {"0": [0, 1, 2, 3, 5]})
+    # W[:, 0] += 2 W[:, 4], W[:, 2] -= 0.5 W[:, 4], and the constant part into the bias.
+    expected = model[1].weight.detach()[:, [0, 1, 2, 3, 5]].clone()
+    gone = model[1].weight.detach()[:, 4]
+    expected[:, 0] += 2 * gone
+    expected[:, 2] -= 0.5 * gone
+    bias, first = model[1].bias.detach(), model[0].bias.detach()
+    shift = gone * (7.0 - 2 * first[0] + 0.5 * first[2])
+    assert torch.allclose(thin[1].weight, expected, atol=1e-4)
+    assert torch.allclose(thin[1].bias, bias + shift, atol=1e-4)
+    assert torch.allclose(thin(batch), model(batch), atol=1e-4)
+
+
+def test_a_constant_unit_goes_into_the_bias() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with torch.no_grad():
+        model[0].weight[1] = 0.0
+        model[0].bias[1] = 3.0
+    batch = torch.randn(32, 4)
+    thin = repaired(model, batch, {"0": [0, 2]})
+    assert torch.allclose(thin[2].bias, model[2].bias + 3.0 * model[2].weight[:, 1], atol=1e-5)
+    assert torch.allclose(thin(batch), model(batch), atol=1e-5)
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.inner = nn.Conv2d(6, 5, 1)
+        self.outer = nn.Conv2d(5, 6, 1)
+        self.head = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((x + self.outer(torch.relu(self.inner(x)))).relu())
+
+
+def test_repair_goes_through_a_residual_join() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    with torch.no_grad():
+        for layer in (model.stem, model.outer):
+            layer.weight[4], layer.bias[4] = layer.weight[1], layer.bias[1]
+    batch = torch.randn(8, 3, 5, 5)
+    thin = repaired(model, batch, {"stem[residual]": [0, 1, 2, 3, 5]})
+    assert thin.stem.weight.shape[0] == thin.outer.weight.shape[0] == 5
+    assert set(slimfast.repair_report(thin).fits) >= {"inner.weight", "head.weight"}
+    assert torch.allclose(thin(batch), model(batch), atol=1e-4)
+
+
+def test_repair_goes_through_a_depthwise_convolution() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.no_grad():
+        for layer in (model[0], model[1]):
+            layer.weight[2], layer.bias[2] = layer.weight[0], layer.bias[0]
+    batch = torch.randn(8, 3, 6, 6)
+    thin = repaired(model, batch, {"0": [0, 1, 3]})
+    assert torch.allclose(thin(batch), model(batch), atol=1e-4)
+
+
+def test_repair_inside_the_groups_of_a_convolution() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 4, 3, groups=2), nn.Flatten())
+    with torch.no_grad():
+        # Positions 1 and 2 of both blocks of three.
+        for a, b in ((1, 2), (4, 5)):
+            model[0].weight[b], model[0].bias[b] = 3 * model[0].weight[a], 3 * model[0].bias[a]
+    batch = torch.randn(8, 3, 6, 6)
+    graph = slimfast.trace_channels(model, batch[:2])
+    inner = next(g.name for g in graph if g.n == 3)
+    thin = repaired(model, batch, {inner: [0, 1]})
+    assert thin[1].weight.shape[1] == 2
+    assert torch.allclose(thin(batch), model(batch), atol=1e-3)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.proj = nn.Linear(8, 8)
+        self.heads = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (
+            f(x).reshape(b, t, self.heads, 2).transpose(1, 2) for f in (self.query, self.key, self.value)
+        )
+        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, t, -1))
+
+
+def test_a_removed_head_that_copies_another_is_made_up_for() -> None:
+    torch.manual_seed(0)
+    model = Attention()
+    with torch.no_grad():
+        for layer in (model.query, model.key, model.value):
+            layer.weight[6:8], layer.bias[6:8] = layer.weight[0:2], layer.bias[0:2]
+    batch = torch.randn(16, 5, 8)
+    graph = slimfast.trace_channels(model, batch[:2])
+    head = next(g.name for g in graph if g.kind == "head")
+    thin = repaired(model, batch, {head: [0, 1, 2]})
+    assert thin.proj.weight.shape == (8, 6)
+    assert torch.allclose(thin(batch), model(batch), atol=1e-4)
+    data_free = repaired(model, batch, {head: [0, 1, 2]}, "weights")
+    assert slimfast.repair_report(data_free).fits == {}
+    assert "of several channels each" in slimfast.repair_report(data_free).left["proj.weight"]
+
+
+def test_batch_norms_take_the_statistics_of_what_reaches_them() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1, bias=False), nn.BatchNorm2d(3), nn.Flatten()
+    )
+    batch = torch.randn(32, 3, 4, 4)
+    thin = repaired(model, batch, {"0": [1, 3]})
+    seen = thin[2](thin[1](thin[0](batch)))
+    assert torch.allclose(thin[3].running_mean, seen.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(thin[3].running_var, seen.var((0, 2, 3)), rtol=1e-4)
+    assert slimfast.repair_report(thin).norms == ("3",)
+
+
+def test_what_cannot_be_repaired_is_reported() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.shared, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.relu(self.shared(torch.relu(self.shared(torch.relu(self.first(x)))))))
+
+    torch.manual_seed(0)
+    model, batch = Twice(), torch.randn(16, 4)
+    graph = slimfast.trace_channels(model, batch[:2])
+    name = graph.groups[0].name
+    thin = repaired(model, batch, {name: [0, 1, 2, 3]})
+    report = slimfast.repair_report(thin)
+    assert report.left == {"shared.weight": "shared is called 2 times as a module, not once"}
+    assert "last.weight" in report.fits
+    with pytest.raises(slimfast.SlimfastError, match="no repair was made"):
+        slimfast.repair_report(model)
+
+
+def test_the_repair_starts_after_the_verified_cut_and_leaves_the_model_alone() -> None:
+    torch.manual_seed(0)
+    model, batch = conv_net(), torch.randn(8, 3, 8, 8)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    repaired(model, batch, {"0": [0, 2, 4]})
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_wrong_requests() -> None:
+    model, batch = conv_net().eval(), torch.randn(4, 3, 8, 8)
+    plan = planned(model, batch, {"0": [0, 1]})
+    with pytest.raises(ValueError, match="expected 'weights' or 'activations', got 'data'"):
+        slimfast.prune_channels(model, plan, repair="data")  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="from activations it needs a calibration, got none"):
+        slimfast.prune_channels(model, plan, repair="activations")
+
+
+# The least squares of one layer
+
+
+def test_least_squares_against_numpy() -> None:
+    torch.manual_seed(0)
+    a, true = torch.randn(3, 400, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
+    b = true @ a + 2.0
+    weight = torch.randn(4, 5, 1, dtype=torch.float64)
+    repaired_weight, shift, fit = solve(a, b, torch.tensor([0, 2, 4]), weight, centred=True)
+    assert torch.allclose(repaired_weight[..., 0], weight[..., 0] @ true, atol=1e-5)
+    assert torch.allclose(shift, weight[..., 0].sum(1) * 2.0, atol=1e-5)
+    assert fit.damping == 1e-8
+    assert fit.after is not None
+    assert fit.after < 1e-10
+
+
+def test_no_evidence_no_change() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(3, 40, dtype=torch.float64, generator=generator)
+    # What was removed has nothing to do with what stays: with so few positions any fit does harm.
+    b = torch.cat([a, torch.randn(30, 40, dtype=torch.float64, generator=generator)])
+    weight = torch.ones(1, 33, 1, dtype=torch.float64)
+    new, shift, fit = solve(a, b, torch.arange(3), weight, centred=False)
+    if fit.damping == float("inf"):
+        assert torch.equal(new, torch.ones(1, 3, 1, dtype=torch.float64))
+    assert fit.after is not None
+    assert fit.before is not None
+    assert fit.after <= fit.before
+    assert torch.equal(shift, torch.zeros(1, dtype=torch.float64))
+    dead, _, fit = solve(torch.zeros_like(a), b, torch.arange(3), weight, centred=True)
+    assert torch.equal(dead, torch.ones(1, 3, 1, dtype=torch.float64))
+    assert fit.damping == float("inf")
