@@ -23,8 +23,7 @@ import slimfast
 from benchmarks.zoo.networks import build, classifier, two_samples
 from slimfast.checkpoints import export
 from slimfast.graph import ChannelGraph
-from slimfast.graph.inputs import arguments
-from slimfast.graph.record import tensors_in
+from slimfast.graph.inputs import arguments, tensors_in
 from slimfast.graph.surgery import cut, thin_shape
 from slimfast.verification import difference, rounding, verify
 
