@@ -8,10 +8,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jaxtyping
+import plan_schemas
 import pytest
 import torch
 from torch import Tensor
 
+from slimfast import Plan
 from slimfast._torchvision import prepare_torchvision
 
 # timm and transformers import torchvision, whichever test is the first to need them.
@@ -30,6 +32,19 @@ def poisoned_empty(monkeypatch: pytest.MonkeyPatch) -> None:
         return out
 
     monkeypatch.setattr(torch, "empty", poisoned)
+
+
+@pytest.fixture(autouse=True)
+def plans_follow_their_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every plan that any test writes as JSON follows the published schema."""
+    to_json = Plan.to_json
+
+    def checked(plan: Plan) -> str:
+        text = to_json(plan)
+        plan_schemas.check(text)
+        return text
+
+    monkeypatch.setattr(Plan, "to_json", checked)
 
 
 @pytest.fixture

@@ -184,6 +184,8 @@ def _decode(obj: Json) -> Nested:
     if kind == "tensor" and isinstance(body, Mapping):
         dtype = getattr(torch, str(body.get("dtype")), None)
         shape = body.get("shape")
+        if set(body) - {"shape", "dtype", "low", "high"}:
+            raise ValueError(f"InputSpec: expected shape, dtype, low and high, got {sorted(body)}")
         if not isinstance(shape, list) or not all(_in_int64(s) and s >= 0 for s in shape):
             raise ValueError(f"InputSpec: not the shape of a tensor: {shape!r}")
         if not isinstance(dtype, torch.dtype):
