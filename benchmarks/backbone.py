@@ -76,8 +76,8 @@ class Decoder:
                 f"{block}.mlp.up_proj.weight": (self.intermediate, wide),
                 f"{block}.mlp.down_proj.weight": (wide, self.intermediate),
             }
-        head = {} if self.tied else {"lm_head.weight": (self.vocabulary, self.hidden)}
-        yield {"model.norm.weight": (self.hidden,)} | head
+        head: dict[str, Shape] = {} if self.tied else {"lm_head.weight": (self.vocabulary, self.hidden)}
+        yield {"model.norm.weight": (self.hidden,), **head}
 
 
 SIZES = {

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -165,6 +166,36 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
     apply_patches(thin, described.patches)
     attach(thin, described)
     return thin
+
+
+def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """The thin tensors of a folder of :func:`prune_checkpoint` as a new folder of
+    ``torch.distributed.checkpoint``, from which FSDP loads them: ``dcp.load({...}, checkpoint_id=target)``.
+
+    Raises :class:`SlimfastError` where ``target`` holds a checkpoint already, or cannot be written.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    weights = open_weights(Path(folder) / INDEX)
+    made = output_folder(target)
+    with _alone(made):
+        if (made / ".metadata").exists():
+            raise SlimfastError(f"cannot write {made}: it holds a checkpoint already")
+        try:
+            with warnings.catch_warnings():
+                # It warns that it does what it is asked: to save from one process.
+                warnings.simplefilter("ignore")
+                # The index is written last, and renamed when whole.
+                save(
+                    {name: weights.load(name) for name in weights.infos},
+                    storage_writer=FileSystemWriter(made),
+                    no_dist=True,
+                )
+        except (OSError, RuntimeError, CheckpointException) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise SlimfastError(f"cannot write {made}: {lines[-1] if lines else error!r}") from error
 
 
 def _manifest(

@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import re
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -88,8 +89,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def open_weights(source: Source) -> Weights:
     """The tensors of ``source``, none read yet where it is a file of safetensors or an index of its shards.
 
-    A module gives its parameters (buffers are no weights), a mapping its tensors. A pickle may hold a bare
-    state dict or one nested under the usual names; a prefix that wrappers put before every name is dropped.
+    The tensors of a folder of ``torch.distributed.checkpoint`` are read one at a time too. A module gives its
+    parameters (buffers are no weights), a mapping its tensors. A pickle may hold a bare state dict or one
+    nested under the usual names; a prefix that wrappers put before every name is dropped.
     Raises :class:`SlimfastError` naming the file, and why it cannot be used.
     """
     if isinstance(source, nn.Module):
@@ -99,6 +101,8 @@ def open_weights(source: Source) -> Weights:
         return _in_memory("weights", {k: v.detach() for k, v in source.items() if isinstance(v, Tensor)})
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"expected a module, a mapping of tensors or a path, got {type(source).__name__}")
+    if (Path(source) / ".metadata").is_file():
+        return _renamed(_distributed(Path(source)))
     path = check_file(source)
     if path.name.endswith(".safetensors"):
         infos, extents = _safetensors_header(path)
@@ -118,12 +122,23 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
     for name, tensor in tensors.items():
+        if _is_part(tensor):
+            raise SlimfastError(
+                f"{label}: expected whole tensors, got a part of {name}: give the folder of "
+                "torch.distributed.checkpoint.save"
+            )
         if tensor.is_meta:
             raise SlimfastError(f"{label}: expected weights with values, got a meta tensor ({name})")
     infos = {
         k: TensorInfo(tuple(v.shape), v.dtype if v.is_floating_point() else None) for k, v in tensors.items()
     }
     return Weights(label, infos, tensors.__getitem__)
+
+
+def _is_part(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of the tensor. Until its class is imported there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _renamed(weights: Weights) -> Weights:
@@ -218,6 +233,17 @@ def _shard(index: Path, file: str) -> Path:
         return check_file(index.parent / file)
     except SlimfastError:
         raise SlimfastError(f"cannot read {index}: its shard {shown(file)} is missing") from None
+
+
+def _distributed(folder: Path) -> Weights:
+    """The tensors of a folder of ``torch.distributed.checkpoint``, which is costly to import."""
+    from slimfast.dcp import read_tensor, stored_tensors
+
+    held = stored_tensors(folder, _NESTED.split())
+    infos = {
+        name: TensorInfo(t.shape, t.dtype if t.dtype.is_floating_point else None) for name, t in held.items()
+    }
+    return Weights(str(folder), infos, lambda name: read_tensor(held[name], name))
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

@@ -52,6 +52,7 @@ ROOM = {
     "calibration_files": "calibration",
     "states": "pruning",
     "uniform": "pretrained",
+    "dcp": "weights",
     "streaming": "weights",
     "tensor_files": "weights",
 }
