@@ -12,12 +12,12 @@ from torch import nn
 
 from slimfast.graph.groups import Axis, ChannelGraph, IntArray, Operation, alive_units
 from slimfast.graph.record import Call, record
+from slimfast.graph.recorder import COPIES
 
 Shape: TypeAlias = tuple[int, ...]
 Kept: TypeAlias = Callable[[Axis], IntArray]
 
 STOPPED = "nothing more"
-COPIES = ("aten.clone", "aten.contiguous", "aten.alias")
 # One reshape, under the names it has with and without a copy before it.
 _VIEWS = dict.fromkeys(("aten._unsafe_view", "aten._reshape_alias", "aten.reshape"), "aten.view")
 

@@ -17,7 +17,7 @@ from slimfast.errors import SlimfastError, UnsupportedGraph
 from slimfast.graph.copies import deep_copy, named_tensors
 from slimfast.graph.inputs import map_leaves, tensors_in
 from slimfast.graph.lengths import ShapeReads
-from slimfast.graph.recorder import Call, Recorder, Ref
+from slimfast.graph.recorder import Call, Enough, Recorder, Ref
 
 __all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "hollow_copy", "record", "record_at",
            "record_hollow", "tensors_in"]  # fmt: skip
@@ -98,10 +98,18 @@ class ForwardFailed(Exception):
         self.module = module
 
 
-def record_at(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], place: Place) -> Recording:
-    """:func:`record` on one kind of tensors only; raises :class:`ForwardFailed`."""
+def record_at(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    place: Place,
+    *,
+    most: int | None = None,
+) -> Recording:
+    """:func:`record` on one kind of tensors only, at ``most`` so many operations (copies not counted); raises
+    :class:`ForwardFailed`."""
     mode = FakeTensorMode(allow_non_fake_inputs=True) if place == "fake" else None
-    return record_hollow(hollow_copy(model, place, mode), args, kwargs, place, mode)
+    return record_hollow(hollow_copy(model, place, mode), args, kwargs, place, mode, most=most)
 
 
 def record_hollow(
@@ -110,6 +118,8 @@ def record_hollow(
     kwargs: Mapping[str, Any],
     place: Place = "meta",
     mode: FakeTensorMode | None = None,
+    *,
+    most: int | None = None,
 ) -> Recording:
     """:func:`record_at` on a module that is nobody else's and has its tensors there already."""
     hollow.eval()
@@ -124,7 +134,7 @@ def record_hollow(
         return torch.empty_like(leaf.detach(), device="meta")
 
     inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
-    recorder = Recorder(shortcuts=place == "meta")
+    recorder = Recorder(shortcuts=place == "meta", most=most)
     names = {recorder.value_of(tensor): name for name, tensor in named_tensors(hollow).items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -145,6 +155,8 @@ def record_hollow(
         stack.enter_context(recorder)
         try:
             output = hollow(*inner_args, **inner_kwargs)
+        except Enough:
+            output = ()
         except Exception as error:
             shapes = ", ".join(map(str, recorder.called_with())) or "no tensors"
             where = f"forward failed in {recorder.module or 'the model itself'} called with shapes {shapes}"

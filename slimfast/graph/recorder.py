@@ -35,7 +35,14 @@ _SIZED = frozenset(
                  "new_zeros", "new_ones", "new_empty", "new_full")
 )  # fmt: skip
 
+# Operations that a recording of other lengths may have more or fewer of.
+COPIES = frozenset({"aten.clone", "aten.contiguous", "aten.alias"})
+
 _NO_DEFAULT = object()
+
+
+class Enough(BaseException):
+    """As many operations were recorded as were asked for; no handler in a forward may stop it."""
 
 
 class Ref(NamedTuple):
@@ -109,13 +116,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     tensor.
 
     ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.shapes` knows from there.
+    ``most``: raise :class:`Enough` after that many operations, copies not counted.
     """
 
-    def __init__(self, *, shortcuts: bool = False) -> None:
+    def __init__(self, *, shortcuts: bool = False, most: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._stack: list[tuple[str, Any, Any]] = []
         self._shortcuts = shortcuts
+        self._left = most
         self._given: Given = ()
         self._within = self._composites = 0
         self._values: dict[int, int] = {}
@@ -191,6 +200,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 within=self._within,
             )
         )
+        if self._left is not None and operator.name not in COPIES:
+            self._left -= 1
+            if self._left == 0:
+                raise Enough
         return output
 
     def _replace(self, argument: Any) -> Any:

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from slimfast.graph.copies import copy_with, named_tensors
 from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, IntArray, Operation
 from slimfast.graph.origins import Key, Wanted, axis_at, integers_of, stack_of
-from slimfast.graph.prediction import COPIES, STOPPED, item_of, mismatches, split_argument, survivors
+from slimfast.graph.prediction import STOPPED, item_of, mismatches, split_argument, survivors
 from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at, record_hollow
+from slimfast.graph.recorder import COPIES
 from slimfast.graph.regroup import Regroup
 from slimfast.graph.surgery import (
     apply_patches,
@@ -46,12 +47,22 @@ _FACTORS = ("other", "alpha", "beta", "exponent", "value", "scale")
 @dataclass(frozen=True, slots=True)
 class _Reach:
     """How far a trial got: the first operation that disagrees (None: none does), and the module that was
-    running.
+    running, with the message of the error it stopped with.
     """
 
     index: int | None
     module: str
     calls: tuple[Call, ...]
+    error: str = ""
+
+    def right(self, index: int) -> bool:
+        """Whether that operation and all before it agree."""
+        return self.index is None or self.index > index
+
+    def seen(self) -> tuple[Any, ...]:
+        """What a change that matters here changes: the last operation, or the error after it."""
+        last = self.calls[-1] if self.calls else None
+        return len(self.calls), self.error, last and (last.op, repr(last.arguments), repr(last.outputs))
 
 
 class Search:
@@ -74,6 +85,7 @@ class Search:
         self.uncuttable: dict[str, tuple[str, str]] = {}
         self.inexact: dict[str, str] = {}
         self.keeps = trial_keeps(graph)
+        self.idle: set[Key] = set()
         self.hopeless: set[tuple[Any, ...]] = set()
         self.told: Told = set()
         self.calls: tuple[Call, ...] = ()
@@ -112,8 +124,15 @@ class Search:
                 if constant.axis.parts and held == constant.value and not isinstance(held, bool):
                     self.attributes[operation.module, name, index] = constant.axis
 
-    def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> _Reach:
-        """Cut, patch, record, and compare with the prediction."""
+    def _probe_to(self, index: int, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> _Reach:
+        """:meth:`_probe` that records operation ``index`` and those before it only."""
+        most = sum(operation.name not in COPIES for operation in self.graph.operations[: index + 1])
+        return self._probe(keeps, attributes, most=most if index < len(self.graph.operations) else None)
+
+    def _probe(
+        self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis], *, most: int | None = None
+    ) -> _Reach:
+        """Cut, patch, record (at ``most`` so many operations), and compare with the prediction."""
         if keeps is not self._cut_keeps:
             self._cut_keeps, self._cuts, self.kept = keeps, cut(self.graph, keeps), survivors(keeps)
         lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
@@ -121,22 +140,23 @@ class Search:
         thin = copy_with(self.base, tensors, share=self.place != "real")
         apply_patches(thin, patches_of(self.base, self._cuts, lengths))
         args, kwargs = self.arguments
+        error = ""
         try:
             if self.place == "meta":
-                calls, module = record_hollow(thin, args, kwargs).calls, None
+                calls, module = record_hollow(thin, args, kwargs, most=most).calls, None
             else:
-                calls, module = record_at(thin, args, kwargs, self.place).calls, None
+                calls, module = record_at(thin, args, kwargs, self.place, most=most).calls, None
         except ForwardFailed as failure:
-            calls, module = failure.calls, failure.module
+            calls, module, error = failure.calls, failure.module, str(failure)
         first = next(mismatches(self.graph, self.kept, calls), None)
         if first is None:
             return (
                 _Reach(None, "", calls)
                 if module is None
-                else _Reach(len(self.graph.operations), module, calls)
+                else _Reach(len(self.graph.operations), module, calls, error)
             )
         stopped = module is not None and first.found == STOPPED
-        return _Reach(first.index, (module or "") if stopped else first.module, calls)
+        return _Reach(first.index, (module or "") if stopped else first.module, calls, error)
 
     def _thin_tensor(self, name: str, dims: Mapping[int, IntArray]) -> Tensor:
         wide = self.tensors[name].detach()
@@ -153,6 +173,7 @@ class Search:
             )
         )
         conflicts = self._conflicts(operation, stack) if operation else []
+        self.idle.clear()
         found = self._explain(itertools.islice(self._own(index, stack), _MAX_TRIES), index)
         found = found or self._join(conflicts)
         place = self._place(index)
@@ -163,15 +184,24 @@ class Search:
         return found or self._give_up(index, conflicts)
 
     def _explain(self, assignments: Iterable[dict[Key, Wanted]], index: int) -> _Reach | None:
-        """Adopt the first set of attributes that makes operation ``index`` right; None where none does."""
+        """Adopt the first set of attributes that makes operation ``index`` right; None where none does.
+
+        An attribute that changes nothing there alone is not tried with others.
+        """
+        before = None
         for assignment in assignments:
+            if len(assignment) > 1 and not self.idle.isdisjoint(assignment):
+                continue
             chosen = {key: wanted.axis for key, wanted in assignment.items()}
             attributes = {**self.attributes, **self._generalised(assignment), **chosen}
-            found = self._probe(self.keeps, attributes)
-            if found.index is None or found.index > index:
+            reach = self._probe_to(index, self.keeps, attributes)
+            if reach.right(index):
                 self.attributes = attributes
                 self.settled |= chosen.keys()
-                return found
+                return self._probe(self.keeps, attributes)
+            if len(assignment) == 1:
+                before = before or self._probe_to(index, self.keeps, self.attributes).seen()
+                self.idle |= chosen.keys() if reach.seen() == before else set()
         return None
 
     def _own(self, index: int, stack: list[str]) -> Iterator[dict[Key, Wanted]]:
@@ -271,8 +301,7 @@ class Search:
         ]
         suspects = [suspect for suspect in suspects if suspect[1]]
         for blamed, names in suspects:  # noqa: B007 (read after the loop)
-            found = self._probe({n: k for n, k in self.keeps.items() if n not in names}, self.attributes)
-            if found.index is None or found.index > index:
+            if self._probe_to(index, self._without(names), self.attributes).right(index):
                 break
         else:
             blamed, names = (changed, self._groups_in([c.axis for c in changed]))
@@ -285,6 +314,10 @@ class Search:
         self.uncuttable |= dict.fromkeys(names, (operation.module, reason))
         self._regroup(dict.fromkeys(names))
         return self._probe(self.keeps, self.attributes)
+
+    def _without(self, names: Iterable[str]) -> dict[str, IntArray]:
+        gone = set(names)
+        return {name: keep for name, keep in self.keeps.items() if name not in gone}
 
     def _wanted(self, indices: list[int], *, constants_only: bool = False) -> list[Wanted]:
         """The numbers that change at these operations; outside of one operation's constants, each change
