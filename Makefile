@@ -26,6 +26,7 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/python -m benchmarks.tables --check
+	$(BIN)/python tools/api.py --check
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

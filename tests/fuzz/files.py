@@ -119,6 +119,12 @@ def checkpoint(content: bytes) -> None:
         slimfast.load(path, model())
 
 
+def calibration(content: bytes) -> None:
+    path = _file("calibration.safetensors", content)
+    with one_line(str(path)):
+        slimfast.load_calibration(path)
+
+
 def pickle(content: bytes) -> None:
     _load_all(_file("x.pth", content))
 
@@ -193,6 +199,13 @@ def _sidecar() -> bytes:
     return path.read_bytes()
 
 
+def _calibration() -> bytes:
+    path = folder() / "seed.calibration.safetensors"
+    graph = slimfast.trace_channels(model(), torch.zeros(1, 6))
+    slimfast.save_calibration(slimfast.calibrate(model(), graph, [torch.randn(4, 6)]), path)
+    return path.read_bytes()
+
+
 def _training() -> bytes:
     empty = dict.fromkeys(
         ["recipe", "epoch", "step", "losses", "records", "student", "optimizer", "scaler", "rng", "best"]
@@ -237,6 +250,7 @@ def seeds(name: str) -> list[bytes]:
         ],
         "spectra": lambda: [with_document("spectra", documents()["spectra"])],
         "checkpoint": lambda: [with_document("manifest", documents()["manifest"])],
+        "calibration": lambda: [_calibration()],
         "pickle": lambda: [_saved(**tensors), _old(**tensors), _old(state_dict={"module.a": tensors["a"]})],
         "training": lambda: [_training()],
         "sidecar": lambda: [_sidecar()],
@@ -252,6 +266,7 @@ READERS: dict[str, Read] = {
     "index": index,
     "spectra": spectra,
     "checkpoint": checkpoint,
+    "calibration": calibration,
     "pickle": pickle,
     "training": training,
     "sidecar": sidecar,

@@ -1,0 +1,59 @@
+"""The page of the public API says what there is."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import threading
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import slimfast
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "api.md"
+
+spec = importlib.util.spec_from_file_location("api", ROOT / "tools" / "api.py")
+assert spec is not None
+assert spec.loader is not None
+api = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(api)
+
+
+def test_the_page_is_made_from_the_package() -> None:
+    assert api.fill(PAGE.read_text()) == PAGE.read_text(), "run: python tools/api.py"
+
+
+def test_every_public_name_is_there_once_with_a_sentence() -> None:
+    listed = re.findall(r"^- `(\w+).*`  \n  (\S.*)$", PAGE.read_text(), flags=re.MULTILINE)
+    assert sorted(name for name, _ in listed) == sorted(slimfast.__all__)
+    assert all(sentence.endswith((".", ":")) for _, sentence in listed)
+
+
+def test_all_is_sorted_and_typed() -> None:
+    assert sorted(slimfast.__all__) == slimfast.__all__
+    for name in slimfast.__all__:
+        value = getattr(slimfast, name)
+        if inspect.isfunction(value):
+            assert inspect.signature(value).return_annotation is not inspect.Signature.empty, name
+    assert (Path(slimfast.__file__).parent / "py.typed").exists()
+
+
+def test_links_of_the_page_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", PAGE.read_text()):
+        assert (PAGE.parent / target).exists(), target
+
+
+def test_code_of_the_page_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    names: dict[str, object] = {"model": nn.Linear(4, 3)}
+    exec(code, names)
+    assert set(names["spectra"]) == {"weight"}  # type: ignore[call-overload]
+    stop = names["stop"]
+    assert isinstance(stop, threading.Event)
+    stop.set()
+    with pytest.raises(slimfast.Cancelled):
+        exec(code.rsplit("\n\n", 1)[1], names)

@@ -1,0 +1,70 @@
+"""The public API page, made from ``slimfast.__all__``: ``python tools/api.py [--check]``."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import slimfast
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+BEGIN, END = "<!-- made by tools/api.py -->", "<!-- end -->"
+
+
+def entries() -> str:
+    """One line for each public name: how it is called, and the first sentence on it."""
+    kinds: dict[str, list[str]] = {"Verbs": [], "Data": [], "Exceptions": []}
+    for name in slimfast.__all__:
+        value = getattr(slimfast, name)
+        if not inspect.isclass(value):
+            kind = "Verbs"
+        else:
+            kind = "Exceptions" if issubclass(value, BaseException) else "Data"
+        kinds[kind].append(
+            f"- `{name}{_arguments(value) if kind != 'Exceptions' else ''}`  \n  {_sentence(value)}"
+        )
+    return "\n\n".join("\n".join([f"### {kind}", "", *lines]) for kind, lines in kinds.items())
+
+
+def fill(text: str) -> str:
+    """The page with its list made anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{entries()}\n\n{END}{after}"
+
+
+def _arguments(value: Any) -> str:
+    """The names of the parameters, those with a default in the form ``name=``."""
+    words: list[str] = []
+    starred = False
+    for parameter in inspect.signature(value).parameters.values():
+        if parameter.name.startswith("_"):
+            continue
+        if parameter.kind is parameter.KEYWORD_ONLY and not starred:
+            words.append("*")
+            starred = True
+        words.append(parameter.name + ("" if parameter.default is parameter.empty else "="))
+    return f"({', '.join(words)})"
+
+
+def _sentence(value: Any) -> str:
+    text = " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
+    return text.replace(":func:", "").replace(":class:", "")
+
+
+def main() -> int:
+    """Write the page, or with ``--check`` say whether it is up to date."""
+    old = PAGE.read_text(encoding="utf-8")
+    new = fill(old)
+    if "--check" in sys.argv[1:]:
+        if new != old:
+            print("docs/api.md is out of date: python tools/api.py", file=sys.stderr)
+        return int(new != old)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
