@@ -3,6 +3,12 @@
 from slimfast.distillation.batches import accuracy
 from slimfast.distillation.losses import DistillationLoss, Hint, aligned_hints, hint_loss, soft_target_loss
 from slimfast.distillation.recipe import EpochRecord, History
+from slimfast.distillation.relations import (
+    attention_loss,
+    correlation_loss,
+    decoupled_loss,
+    relational_loss,
+)
 from slimfast.distillation.trainer import distill
 
 __all__ = [
@@ -12,7 +18,11 @@ __all__ = [
     "History",
     "accuracy",
     "aligned_hints",
+    "attention_loss",
+    "correlation_loss",
+    "decoupled_loss",
     "distill",
     "hint_loss",
+    "relational_loss",
     "soft_target_loss",
 ]

@@ -1,4 +1,4 @@
-"""What a student is trained on: the teacher's soft targets, the hard labels, and aligned feature hints."""
+"""What a student is trained on: a weighted sum of losses towards the teacher, the labels and its features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slimfast.distillation.relations import (
+    attention_loss,
+    correlation_loss,
+    decoupled_loss,
+    relational_loss,
+)
 from slimfast.manifests import manifest
 
 Features: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
 """One (student feature, teacher feature) pair per hint, of the same shape, channels in dim 1."""
+
+_OF_FEATURES = ("hint", "attention")
+_WEIGHTS = ("soft", "hard", "decoupled", "correlation", "relational", *_OF_FEATURES)
 
 # Modules whose channels are their output's last dim; convolutions, batch and group norms have them in dim 1.
 _CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
@@ -99,7 +108,7 @@ def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...
 
 @dataclass(frozen=True, slots=True)
 class DistillationLoss:
-    """A weighted sum of soft targets, cross entropy and aligned hints, for :func:`distill` or any own loop.
+    r"""A weighted sum of losses, for :func:`distill` or any own loop.
 
         loss = DistillationLoss(hints=aligned_hints(student, ["layer1.0.conv1"]))
         with loss.watching(student, teacher) as features:
@@ -108,8 +117,10 @@ class DistillationLoss:
                     expected = teacher(inputs)
                 loss(student(inputs), expected, targets, features()).backward()
 
-    ``soft``, ``hard`` and ``hint`` are the weights of the three terms; ``class_dim`` is where the logits
-    have their classes; ``label_smoothing`` is that of the cross entropy (Szegedy et al. 2016).
+    The weights: ``soft`` targets, ``hard`` labels, and the aligned ``hint``\ s, all in use by default;
+    ``decoupled`` soft targets, the ``correlation`` of DIST and the ``relational`` loss, all three of the
+    logits; and ``attention``, on the hinted features. ``class_dim`` is where the logits have their classes;
+    ``label_smoothing`` is that of the cross entropy (Szegedy et al. 2016).
     """
 
     temperature: float = 4.0
@@ -119,6 +130,10 @@ class DistillationLoss:
     label_smoothing: float = 0.0
     hints: tuple[Hint, ...] = ()
     class_dim: int = -1
+    decoupled: float = 0.0
+    correlation: float = 0.0
+    relational: float = 0.0
+    attention: float = 0.0
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
@@ -127,11 +142,12 @@ class DistillationLoss:
             raise ValueError(
                 f"DistillationLoss: label_smoothing must be in [0, 1), got {self.label_smoothing}"
             )
-        for name in ("soft", "hard", "hint"):
+        for name in _WEIGHTS:
             weight = getattr(self, name)
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ValueError(f"DistillationLoss: the weight {name} must be >= 0, got {weight}")
-        if self.soft == self.hard == 0 and not (self.hint and self.hints):
+        of_features = (self.hint or self.attention) and self.hints
+        if not of_features and not any(getattr(self, name) for name in _WEIGHTS if name not in _OF_FEATURES):
             raise ValueError("DistillationLoss: every term has weight 0")
 
     def __call__(
@@ -151,33 +167,56 @@ class DistillationLoss:
         """The terms with a weight above zero by name, each as (weight, unweighted scalar)."""
         terms: dict[str, tuple[float, Tensor]] = {}
         logits = logits_of(student)
-        if self.soft:
-            expected = logits_of(teacher)
-            if logits.shape != expected.shape:
-                got, wanted = tuple(logits.shape), tuple(expected.shape)
-                raise ValueError(f"DistillationLoss: student logits are {got}, the teacher's {wanted}")
-            value = soft_target_loss(logits, expected, temperature=self.temperature, class_dim=self.class_dim)
-            terms["soft"] = (self.soft, value)
-        if self.hard:
-            if targets is None:
+        for name in ("hard", "decoupled"):
+            weight = getattr(self, name)
+            if weight and targets is None:
                 raise ValueError(
-                    f"DistillationLoss: hard={self.hard} needs targets; without them pass hard=0"
+                    f"DistillationLoss: {name}={weight} needs targets; without them pass {name}=0"
                 )
+        if self.soft or self.decoupled or self.correlation or self.relational:
+            terms |= self._of_logits(logits, logits_of(teacher), targets)
+        if self.hard:
+            assert targets is not None
             by_class = _wide(logits).movedim(self.class_dim, 1)
             if targets.is_floating_point():
                 targets = targets.movedim(self.class_dim, 1)
             value = functional.cross_entropy(by_class, targets, label_smoothing=self.label_smoothing)
             terms["hard"] = (self.hard, value)
-        if self.hint and self.hints:
+        if (self.hint or self.attention) and self.hints:
             if len(features) != len(self.hints):
                 raise ValueError(
                     f"DistillationLoss: {len(self.hints)} hints, {len(features)} pairs of features; run both "
                     "networks inside watching(student, teacher) and pass what it yields, called"
                 )
-            terms["hint"] = (
-                self.hint,
-                torch.stack([hint_loss(ours, theirs) for ours, theirs in features]).mean(),
-            )
+            for name, loss in (("hint", hint_loss), ("attention", attention_loss)):
+                if weight := getattr(self, name):
+                    terms[name] = (weight, torch.stack([loss(*pair) for pair in features]).mean())
+        return terms
+
+    def _of_logits(
+        self, logits: Tensor, expected: Tensor, targets: Tensor | None
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The terms of the two networks' logits."""
+        if logits.shape != expected.shape:
+            got, wanted = tuple(logits.shape), tuple(expected.shape)
+            raise ValueError(f"DistillationLoss: student logits are {got}, the teacher's {wanted}")
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if self.soft:
+            value = soft_target_loss(logits, expected, temperature=self.temperature, class_dim=self.class_dim)
+            terms["soft"] = (self.soft, value)
+        # One row per prediction, as a token is.
+        ours, theirs = (x.movedim(self.class_dim, -1).flatten(0, -2) for x in (logits, expected))
+        if self.decoupled:
+            assert targets is not None
+            if targets.is_floating_point():
+                raise ValueError("DistillationLoss: decoupled needs targets that are class indices")
+            value = decoupled_loss(ours, theirs, targets.flatten(), temperature=self.temperature)
+            terms["decoupled"] = (self.decoupled, value)
+        if self.correlation:
+            value = correlation_loss(ours, theirs, temperature=self.temperature)
+            terms["correlation"] = (self.correlation, value)
+        if self.relational:
+            terms["relational"] = (self.relational, relational_loss(ours, theirs))
         return terms
 
     @contextmanager

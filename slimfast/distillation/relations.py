@@ -1,0 +1,109 @@
+"""Losses between the outputs of two networks beyond plain soft targets: each a scalar, 0 where they agree."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def decoupled_loss(
+    student: Tensor,
+    teacher: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 4.0,
+    target_weight: float = 1.0,
+    other_weight: float = 8.0,
+) -> Tensor:
+    """T^2 times the divergence in the target class against the rest, plus that among the other classes.
+
+    Logits (N, classes), targets (N,) class indices. With b = (p_t, 1 - p_t) and q the softmax over the
+    classes but t: ``target_weight`` KL(b_teacher || b_student) + ``other_weight`` KL(q_teacher || q_student),
+    means over the samples. Soft targets weigh the second by the teacher's 1 - p_t, which hides it where the
+    teacher is sure (Zhao et al., CVPR 2022, "Decoupled Knowledge Distillation", equation 7). Computed in
+    float32 or wider.
+    """
+    ours, theirs = _wide(student) / temperature, _wide(teacher) / temperature
+    one_hot = functional.one_hot(targets, ours.shape[-1]).bool()
+
+    def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
+        """log (p_t, 1 - p_t), (N, 2), and log q, (N, classes - 1)."""
+        rest = logits.masked_fill(one_hot, -torch.inf).logsumexp(-1)
+        whole = logits.logsumexp(-1)
+        binary = torch.stack([logits[one_hot] - whole, rest - whole], dim=-1)
+        others = logits[~one_hot].view(len(logits), -1).log_softmax(-1)
+        return binary, others
+
+    total = torch.zeros((), dtype=ours.dtype, device=ours.device)
+    weights = (target_weight, other_weight)
+    for weight, log_q, log_p in zip(weights, parts(ours), parts(theirs), strict=True):
+        divergence = functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        total = total + weight * divergence.mean()
+    return total * temperature**2
+
+
+def correlation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """T^2 times (1 - the correlation of the classes' probabilities in a sample) + (1 - that of the samples'
+    in a class), means over the samples and over the classes.
+
+    Logits (N, classes). Matches how classes and samples rank, not the probabilities themselves, which a much
+    smaller network cannot reach (Huang et al., NeurIPS 2022, "Knowledge Distillation from A Stronger
+    Teacher", DIST, with both weights 1). Computed in float32 or wider.
+    """
+    p = (_wide(student) / temperature).softmax(-1)
+    q = (_wide(teacher) / temperature).softmax(-1)
+    between = 1 - _pearson(p, q).mean()
+    within = 1 - _pearson(p.T, q.T).mean()
+    return (between + within) * temperature**2
+
+
+def relational_loss(student: Tensor, teacher: Tensor, *, angle_weight: float = 2.0) -> Tensor:
+    """How differently two batches of vectors lie: Huber loss of all distances, each in units of its batch's
+    mean distance, plus ``angle_weight`` times that of the cosines of all angles at a sample between two more.
+
+    (N, ...) each, of any two widths, flattened. (Park et al., CVPR 2019, "Relational Knowledge Distillation",
+    equations 5 to 10, with its ratio of 1 to 2.) The angles take N^3 elements. Computed in float32 or wider.
+    """
+    ours, theirs = (_wide(x).flatten(1) for x in (student, teacher))
+    distance = functional.smooth_l1_loss(_distances(ours), _distances(theirs))
+    return distance + angle_weight * functional.smooth_l1_loss(_angles(ours), _angles(theirs))
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the attention maps, mean over the samples: where a layer is active, whatever the
+    channel.
+
+    Features (N, C, ...) of the same positions and any two widths; the map is the sum over the channels of
+    squares, scaled to norm 1 over the positions (Zagoruyko and Komodakis, ICLR 2017, "Paying More Attention
+    to Attention", equation 2 with p = 2). Computed in float32 or wider.
+    """
+    ours, theirs = (
+        functional.normalize(_wide(x).square().sum(1).flatten(1), dim=1) for x in (student, teacher)
+    )
+    return (ours - theirs).square().sum(1).mean()
+
+
+def _pearson(p: Tensor, q: Tensor) -> Tensor:
+    """(N,) correlation of the rows; 0 where one does not vary."""
+    p, q = p - p.mean(-1, keepdim=True), q - q.mean(-1, keepdim=True)
+    return functional.cosine_similarity(p, q, dim=-1)
+
+
+def _distances(x: Tensor) -> Tensor:
+    """(N, N) Euclidean distances as shares of their mean over all pairs."""
+    squares = (x[:, None] - x[None]).square().sum(-1)
+    # The root has no derivative at 0, where a sample meets itself.
+    found = torch.where(squares > 0, squares.clamp_min(torch.finfo(x.dtype).tiny).sqrt(), 0.0)
+    pairs = max(int((found > 0).sum()), 1)
+    return found / (found.sum() / pairs).clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _angles(x: Tensor) -> Tensor:
+    """(N, N, N) cosine at sample i of the angle from j to k."""
+    towards = functional.normalize(x[None] - x[:, None], dim=-1)
+    return towards @ towards.transpose(1, 2)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
