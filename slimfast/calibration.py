@@ -221,6 +221,17 @@ def _cut(batch: Any, inputs: InputSpec, samples: int, device: torch.device) -> t
     return (map_leaves(args, cut), map_leaves(kwargs, cut)), keep
 
 
+def first_sample(batches: Iterable[Arguments]) -> Arguments:
+    """The arguments of one sample."""
+    args, kwargs = next(iter(batches))
+    count = len(next(t for t in tensors_in((args, kwargs)) if t.dim()))
+
+    def cut(leaf: Any) -> Any:
+        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count else leaf
+
+    return map_leaves(args, cut), map_leaves(kwargs, cut)
+
+
 def joined(batches: Iterable[Arguments]) -> Arguments:
     """The batches as one; :class:`SlimfastError` where their samples are not of one shape."""
     each = list(batches)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimfast.calibration import Arguments, Calibration, joined, run, running, watched
+from slimfast.calibration import Arguments, Calibration, first_sample, joined, run, running, watched
 from slimfast.graph.copies import named_tensors
 from slimfast.graph.groups import ChannelGraph, IntArray
 from slimfast.graph.surgery import survivors
@@ -45,7 +45,7 @@ def repair_from_activations(
     found, left = readers(model, graph)
     args = joined(calibration.batches)
     kept = survivors(keeps)
-    calls, with_norm = _survey(model, found, args)
+    calls, with_norm = _survey(model, found, first_sample(calibration.batches))
     for reader in found:
         if calls.get(reader.weight, 0) != 1:
             times = calls.get(reader.weight, 0)
