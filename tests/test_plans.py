@@ -22,7 +22,7 @@ from benchmarks.accuracy.resnet_cifar import resnet56
 from slimfast.costs import Cost, count
 from slimfast.errors import SlimfastError
 from slimfast.graph import InputSpec
-from slimfast.graph.groups import ChannelGraph, Frozen
+from slimfast.graph.groups import Axis, ChannelGraph, Frozen
 from slimfast.plans import GroupPlan, Plan, check_plan, plan, plan_widths
 from slimfast.spectra import Spectrum, measure_spectra
 from slimfast.weights import read_tensors
@@ -417,13 +417,31 @@ def test_the_table_has_every_group_and_the_totals(graph: ChannelGraph, spectra: 
 def test_explain_says_what_is_coupled_and_what_is_left_alone(
     graph: ChannelGraph, spectra: dict[str, Spectrum]
 ) -> None:
-    frozen = (Frozen("3.weight", 0, "an output of the network", "3"),)
-    found = plan_widths(dataclasses.replace(graph, frozen=frozen), spectra, overrides={"1": 4})
+    frozen = (
+        Frozen("3.weight", 0, "aten.sort takes it apart", "3"),
+        Frozen("1.weight", 0, "aten.sort takes it apart", "3"),
+        Frozen("0.weight", 1, "network input", ""),
+    )
+    # A depthwise filter that no group can change, and no reason of its own.
+    axes = {**graph.axes, "depthwise.weight": (Axis(9), Axis(1), Axis(3), Axis(3))}
+    parameters = graph.parameters | {"depthwise.weight"}
+    changed = dataclasses.replace(graph, frozen=frozen, axes=axes, parameters=parameters)
+    found = plan_widths(changed, spectra, overrides={"1": 4, "2": 8})
     text = found.explain()
     assert "1 (channel): 10 -> 4 units" in text
     for member in ("producer 1.weight dim 0", "follower 1.bias dim 0", "consumer 2.weight dim 1"):
         assert member in text
-    assert "3.weight dim 0: an output of the network" in text
+    assert "2 (channel): 8 -> 8 units, left whole: by hand, removed together in" in text
+    assert text.endswith(
+        "left alone, each layer with the reason:\n"
+        "  aten.sort takes it apart (3)\n"
+        "    3.weight dim 0\n"
+        "    1.weight dim 0 (the units of no group)\n"
+        "  it is what the network is given\n"
+        "    0.weight dim 1\n"
+        "  goes along with what is left alone (depthwise filters, tables), or takes no part in this forward\n"
+        "    depthwise.weight"
+    )
     again = Plan.from_json(found.to_json())
     with pytest.raises(ValueError, match="expected the graph of the model"):
         again.explain()

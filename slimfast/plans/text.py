@@ -11,6 +11,22 @@ if TYPE_CHECKING:
 
 _SUFFIXES = ("", "K", "M", "G", "T", "P")
 
+# Why a group keeps all of its units, by what chose its width.
+_WHOLE = {
+    "tau": "the plan keeps all of its variance",
+    "gain": "every unit is worth what it costs",
+    "override": "by hand",
+    "excluded": "excluded by name, or its weights have no spectrum",
+}
+# Reasons that the graph tells in a word, in a sentence.
+_REASONS = {
+    "network input": "it is what the network is given",
+    "network output": "it is what the network returns",
+    "one unit only": "all of its channels can only go at once",
+    "no weight produces it": "no weight of this network produces it",
+}
+_SILENT = "goes along with what is left alone (depthwise filters, tables), or takes no part in this forward"
+
 
 def quantity(count: float) -> str:
     """A count in three digits and a decimal suffix: 4652008 -> 4.65M."""
@@ -99,17 +115,43 @@ def _notes(plan: Plan) -> list[str]:
 
 def explanation(plan: Plan, graph: ChannelGraph) -> str:
     """What each group couples, member by member, and what is left alone and why."""
-    widths = plan.widths()
-    parts = [_explain_group(group, widths[group.name]) for group in graph.groups]
-    if graph.frozen:
-        lines = [f"  {f.tensor} dim {f.dim}: {f.reason} ({f.module})" for f in graph.frozen]
-        parts.append("\n".join(["left alone:", *lines]))
+    groups = {group.name: group for group in plan.groups}
+    parts = [_explain_group(group, groups[group.name]) for group in graph.groups]
+    alone = _left_alone(graph)
+    if alone:
+        parts.append("\n".join(["left alone, each layer with the reason:", *alone]))
     return "\n\n".join(parts)
 
 
-def _explain_group(group: ChannelGroup, width: int) -> str:
-    lines = [f"{group.name} ({group.kind}): {group.n} -> {width} units, removed together in"]
+def _explain_group(group: ChannelGroup, planned: GroupPlan) -> str:
+    width = planned.width
+    whole = f", left whole: {_WHOLE[planned.chosen]}" if width == group.n else ""
+    lines = [f"{group.name} ({group.kind}): {group.n} -> {width} units{whole}, removed together in"]
     lines += [f"  {m.role:<8} {m.tensor} dim {m.dim}" for m in group.members]
     if group.inexact:
         lines.append(f"  removal is not the same as masking: {group.inexact}")
     return "\n".join(lines)
+
+
+def _left_alone(graph: ChannelGraph) -> list[str]:
+    """The axes of weights that stay as long as they are, by reason, in the order they were found."""
+    reasons: dict[str, list[str]] = {}
+    for f in graph.frozen:
+        reason = _REASONS.get(f.reason, f.reason)
+        where = f" ({f.module})" if f.module and f.module not in reason else ""
+        # Heads that can go whole, say, whose positions inside cannot.
+        part = " (the units of no group)" if graph.axes[f.tensor][f.dim].parts else ""
+        reasons.setdefault(reason + where, []).append(f"{f.tensor} dim {f.dim}{part}")
+    told = {f.tensor for f in graph.frozen}
+    silent = [
+        name
+        for name, axes in graph.axes.items()
+        if name in graph.parameters - told - graph.tied.keys()
+        and sum(axis.length > 1 for axis in axes) > 1
+        and not any(axis.parts for axis in axes)
+    ]
+    if silent:
+        reasons[_SILENT] = silent
+    return [
+        line for reason, names in reasons.items() for line in (f"  {reason}", *(f"    {n}" for n in names))
+    ]
