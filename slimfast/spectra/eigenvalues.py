@@ -23,7 +23,7 @@ T = TypeVar("T")
 # Bytes of weights that are read, and of float64 covariances that could be formed, in one grouped call.
 BATCH_BYTES = 256 << 20
 # Elements of a block of units that is centred and scaled in float64 at once, where that many are needed.
-_BLOCK_ELEMENTS = 4 << 20
+_BLOCK_ELEMENTS = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,6 @@ def _measure_by_columns(
         items = [(layer, *_by_columns(layer, weights, options)) for layer in batch]
         # The units' scale is in the sums.
         yield from _measure_sums(items, dataclasses.replace(options, scaling="raw"))
-        del items
 
 
 def _by_columns(layer: Layer, weights: Weights, options: Options) -> tuple[Tensor, set[torch.dtype]]:
@@ -120,19 +119,28 @@ def _by_columns(layer: Layer, weights: Weights, options: Options) -> tuple[Tenso
         x = torch.cat([_centred(m[first:last]) * scale for m, scale in zip(members, scales, strict=True)], 1)
         if options.scaling == "unit":
             x *= _inverse_root(x.square().sum(1, keepdim=True) / samples)
-        found = ops.grouped_covariance(
-            [x if torch.float64 in {options.dtype, *dtypes} else x.float()],
-            dtype=options.dtype,
-            names=[layer.name],
-            backend=options.backend,
-        )
-        total += found.matrices[0]
-    return total, dtypes
+        _add_gram(total, x, options, double=torch.float64 in {options.dtype, *dtypes}, name=layer.name)
+    return total.div_(samples), dtypes
+
+
+def _add_gram(total: Tensor, x: Tensor, options: Options, *, double: bool, name: str) -> None:
+    """total += x^T x, by way of the covariance of x's columns over its r rows: x^T x = (r - 1) cov + r mean
+    mean^T.
+
+    In place: the matrix may be most of what fits in memory.
+    """
+    rows, mean = len(x), x.mean(0)
+    columns = (x if double else x.float()).T
+    found = ops.grouped_covariance(
+        [columns], side="rows", dtype=options.dtype, names=[name], backend=options.backend
+    )
+    total.add_(found.matrices[0], alpha=max(rows - 1, 1))
+    total.addr_(mean, mean, alpha=rows)
 
 
 def _blocks(layer: Layer) -> list[tuple[int, int]]:
-    """Ranges of the units, more of them than positions in each, so that columns are the smaller side."""
-    count = max(1, layer.n // max(layer.d + 1, _BLOCK_ELEMENTS // layer.d))
+    """Ranges of the units, of nearly the same size, that hold up to :data:`_BLOCK_ELEMENTS`."""
+    count = min(layer.n, -(-layer.n * layer.d // _BLOCK_ELEMENTS))
     ends = [layer.n * (i + 1) // count for i in range(count)]
     return list(zip([0, *ends[:-1]], ends, strict=True))
 
@@ -173,34 +181,41 @@ def _measure_by_rows(
             )
             for i, matrix in zip(same, found.matrices, strict=True):
                 layer, part = batch[i]
-                member = matrix.double() * (max(part.d - 1, 1) / max(layer.d - 1, 1))
+                share = max(part.d - 1, 1) / max(layer.d - 1, 1)
                 if options.member_scaling:
-                    member *= _inverse_root(member.trace()).square()
-                total, dtypes, count = sums.get(layer.name, (torch.zeros_like(member), set(), 0))
-                total += member.to(total.device)
+                    variance = matrix.diagonal().sum(dtype=torch.float64) * share
+                    share *= float(_inverse_root(variance)) ** 2
+                if layer.name not in sums:
+                    sums[layer.name] = torch.zeros_like(matrix, dtype=torch.float64), set(), 0
+                total, dtypes, count = sums[layer.name]
+                total.add_(matrix.to(total.device), alpha=share)
                 sums[layer.name] = (total, dtypes | {xs[i].dtype}, count + 1)
-        del xs, found
+        del xs, found, matrix, total
         done = [layer for layer in layers if layer.name in sums and sums[layer.name][2] == len(layer.parts)]
         yield from _measure_sums([(layer, *sums.pop(layer.name)[:2]) for layer in done], options)
 
 
 def _measure_sums(
-    items: Sequence[tuple[Layer, Tensor, set[torch.dtype]]], options: Options
+    items: list[tuple[Layer, Tensor, set[torch.dtype]]], options: Options
 ) -> Iterator[Measured]:
+    """The spectra of float64 sums; ``items`` is emptied, so that a sum goes as soon as it is rounded."""
+    layers = [layer for layer, _, _ in items]
     mats, traces, dtypes = [], [], []
-    for _, total, held in items:
+    while items:
+        _, total, held = items.pop(0)
         if options.scaling == "unit":
             inverse = _inverse_root(total.diagonal())
             total = total * inverse * inverse[:, None]
         dtypes.append(_arithmetic(torch.float64 if torch.float64 in held else torch.float32, options))
         traces.append(float(total.trace()))
         mats.append(total.to(dtypes[-1]))
+        del total
     for same in _by_device(mats):
         values = ops.grouped_eigvalsh(
-            [mats[i] for i in same], names=[items[i][0].name for i in same], backend=options.backend
+            [mats[i] for i in same], names=[layers[i].name for i in same], backend=options.backend
         )
         for i, value in zip(same, values, strict=True):
-            yield Measured(items[i][0], value.to("cpu", torch.float64), traces[i], dtypes[i])
+            yield Measured(layers[i], value.to("cpu", torch.float64), traces[i], dtypes[i])
 
 
 def _inverse_root(values: Tensor) -> Tensor:
