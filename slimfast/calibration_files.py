@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -14,9 +15,10 @@ from torch import Tensor
 from slimfast._json import Fields, parse_object
 from slimfast.calibration import Arguments, Calibration, Reading
 from slimfast.errors import SlimfastError
-from slimfast.files import atomic_path
+from slimfast.files import atomic_path, check_file
 from slimfast.graph.inputs import InputSpec, TensorSpec, map_leaves
 from slimfast.graph.record import tensors_in
+from slimfast.kernels.ops import FLOATING
 
 KIND = "slimfast.calibration"
 SCHEMA = 1
@@ -51,7 +53,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     """The calibration in a file of :func:`save_calibration`, on the CPU; :class:`SlimfastError` for another
     file.
     """
-    shown = os.fspath(path)
+    shown = os.fspath(check_file(path))
     try:
         with safe_open(path, framework="pt") as file:
             document = (file.metadata() or {}).get("slimfast")
@@ -82,7 +84,7 @@ def _reading(fields: Fields, tensors: Mapping[str, Tensor]) -> Reading:
     shapes = (tuple(mean.shape), tuple(covariance.shape), tuple(norms.shape))
     if shapes != ((length,), (length, length), (length,)):
         raise SlimfastError(f"{fields.where}: moments of shapes {shapes} do not fit each other ({weight})")
-    if not all(bool(t.is_floating_point() and t.isfinite().all()) for t in (mean, covariance, norms)):
+    if not all(t.dtype in FLOATING and bool(t.isfinite().all()) for t in (mean, covariance, norms)):
         raise SlimfastError(f"{fields.where}: expected finite moments ({weight})")
     reading = Reading(weight, mean.double(), covariance.double(), norms.double(), fields.integer("count", 1))
     fields.done()
@@ -98,7 +100,7 @@ def _batches(inputs: Any, tensors: Mapping[str, Tensor], shown: str) -> tuple[Ar
             spec = InputSpec.from_json(item)
         except ValueError as error:
             raise SlimfastError(f"{shown}: inputs[{i}]: {error}") from None
-        place = iter(range(len(tensors)))
+        place = itertools.count()
 
         def read(leaf: Any, i: int = i, place: Any = place) -> Any:
             if not isinstance(leaf, TensorSpec):

@@ -101,7 +101,7 @@ def open_weights(source: Source) -> Weights:
         return _in_memory("weights", {k: v.detach() for k, v in source.items() if isinstance(v, Tensor)})
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"expected a module, a mapping of tensors or a path, got {type(source).__name__}")
-    if (Path(source) / ".metadata").is_file():
+    if os.path.isfile(Path(source) / ".metadata"):
         return _renamed(_distributed(Path(source)))
     path = check_file(source)
     if path.name.endswith(".safetensors"):

@@ -22,15 +22,19 @@ from slimfast import (
     Plan,
     SlimfastError,
     Spectrum,
+    calibrate,
     load,
+    load_calibration,
     load_spectra,
     manifest,
     measure_spectra,
     prune_channels,
     save,
+    save_calibration,
     save_spectra,
     select,
     slim,
+    trace_channels,
 )
 from slimfast import plan as make_plan
 from slimfast._json import DEEPEST, parse_object
@@ -132,14 +136,15 @@ def test_names_of_tensors_stay_in_one_line(tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(suffix: str, model: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     os.mkfifo(path)
-    readers = (Plan.load,) if suffix == ".json" else (open_weights, load_spectra, lambda p: load(p, model))
+    readers: tuple[Callable[[Path], Any], ...] = (open_weights, load_spectra, load_calibration)
+    readers = (Plan.load,) if suffix == ".json" else (*readers, lambda path: load(path, model))
     for read in readers:
         assert "it is not a file" in refused(read, path)
 
 
 @pytest.mark.parametrize("name", ["a\0b.safetensors", "x" * 300 + ".safetensors", "\ud800.safetensors"])
 def test_names_that_no_file_can_have(name: str, model: nn.Module, tmp_path: Path) -> None:
-    for read in (open_weights, load_spectra, Plan.load, lambda path: load(path, model)):
+    for read in (open_weights, load_spectra, load_calibration, Plan.load, lambda path: load(path, model)):
         assert "no such file" in refused(read, tmp_path / name, names=str(tmp_path))
 
 
@@ -261,6 +266,10 @@ def documents(model: nn.Module, tmp_path: Path) -> dict[str, tuple[str, Callable
         (tmp_path / "stranger.json").write_text(text, encoding="utf-8", errors="surrogatepass")
         return Plan.load(tmp_path / "stranger.json")
 
+    graph = trace_channels(model, torch.zeros(1, 6))
+    save_calibration(calibrate(model, graph, [torch.randn(4, 6)]), tmp_path / "calibration.safetensors")
+    with safe_open(tmp_path / "calibration.safetensors", framework="pt") as file:
+        calibrated = file.metadata()["slimfast"]
     found = select(model, make_plan(model, torch.zeros(1, 6), params=0.6))
     with safe_open(tmp_path / "spectra.safetensors", framework="pt") as file:
         measured = file.metadata()["slimfast"]
@@ -268,10 +277,11 @@ def documents(model: nn.Module, tmp_path: Path) -> dict[str, tuple[str, Callable
         "plan": (found.to_json(), plan_reader),
         "manifest": (manifest(thin).to_json(), reader("thin.safetensors", lambda path: load(path, model))),
         "spectra": (measured, reader("spectra.safetensors", load_spectra)),
+        "calibration": (calibrated, reader("calibration.safetensors", load_calibration)),
     }
 
 
-KINDS = ("plan", "manifest", "spectra")
+KINDS = ("plan", "manifest", "spectra", "calibration")
 
 
 def nested(levels: int) -> str:
@@ -381,6 +391,11 @@ def change(text: str, path: tuple[Any, ...], value: Any) -> str:
         ("spectra", ("spectra", 0, "name"), "2.weight", "got float64 of shape (3,) (2.weight)"),
         ("spectra", ("spectra", 0, "name"), "no\nthing", r"no eigenvalues of 'no\nthing'"),
         ("spectra", ("spectra",), [], "expected one entry for each of 2 spectra"),
+        ("calibration", ("samples",), 0, "samples: expected an integer in 1.."),
+        ("calibration", ("readings", 0, "count"), -1, "count: expected an integer in 1.."),
+        ("calibration", ("readings", 0, "weight"), "none", "no tensor 'mean:none'"),
+        ("calibration", ("inputs",), {}, "inputs: expected a list"),
+        ("calibration", ("inputs", 0, "args"), [{"value": []}], "inputs[0]: InputSpec: cannot read 'value'"),
     ],
 )
 def test_a_wrong_value_in_a_document_is_named(
@@ -419,6 +434,25 @@ def test_eigenvalues_of_a_stranger(values: torch.Tensor, message: str, tmp_path:
     path = tmp_path / "spectra.safetensors"
     save_file({"a": values}, path, metadata=metadata)
     assert message in refused(load_spectra, path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int64, torch.bool])
+def test_moments_of_a_stranger(dtype: torch.dtype, documents: Any, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(
+        {n: t.to(dtype) if n.startswith("mean") else t for n, t in tensors.items()}, path, metadata=metadata
+    )
+    assert "expected finite moments (2.weight)" in refused(load_calibration, path)
+
+
+def test_a_calibration_of_no_tensors(documents: Any, tmp_path: Path) -> None:
+    text, _ = documents["calibration"]
+    path = tmp_path / "calibration.safetensors"
+    save_file({}, path, metadata={"slimfast": change(text, ("readings",), [])})
+    assert "no tensor 'input:0:0'" in refused(load_calibration, path)
 
 
 def test_depth_is_counted_in_objects_and_lists() -> None:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CRASHES = Path(__file__).parent / "crashes"
 # An execution takes milliseconds; the machine may be busy.
 LIMIT_S = 60.0
+START_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def fuzz(target: str, executions: int, seed: int, folder: Path) -> Result:
 def _watch(child: subprocess.Popen[bytes], state: State) -> bool:
     """Wait for the child; True where it had to be killed because an execution did not end."""
     # Starting takes longer than an execution may.
-    last, since = 0, time.monotonic() + LIMIT_S
+    last, since = 0, time.monotonic() + START_S
     while child.poll() is None:
         time.sleep(0.2)
         count = state.read()[0]

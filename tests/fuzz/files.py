@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load as safetensors_tensors
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
@@ -156,6 +157,13 @@ def _metadata(document: str, tensors: dict[str, torch.Tensor]) -> bytes:
     return safetensors_bytes(tensors, metadata={"slimfast": document})
 
 
+def _document(content: bytes) -> str:
+    """The document in the metadata of a safetensors file."""
+    size = struct.unpack_from("<Q", content)[0]
+    text: str = json.loads(content[8 : 8 + size])["__metadata__"]["slimfast"]
+    return text
+
+
 @cache
 def documents() -> dict[str, str]:
     """Sound documents of every kind."""
@@ -163,11 +171,11 @@ def documents() -> dict[str, str]:
     measured = _content(
         lambda path: slimfast.save_spectra(slimfast.measure_spectra(model()), path), ".safetensors"
     )
-    size = struct.unpack_from("<Q", measured)[0]
     return {
         "plan": found.to_json(),
         "manifest": manifest(thin()).to_json(),
-        "spectra": json.loads(measured[8 : 8 + size])["__metadata__"]["slimfast"],
+        "spectra": _document(measured),
+        "calibration": _document(_calibration()),
     }
 
 
@@ -177,6 +185,8 @@ def with_document(kind: str, text: str) -> bytes:
         return text.encode(errors="surrogatepass")
     if kind == "manifest":
         return _metadata(text, {name: tensor.detach() for name, tensor in thin().state_dict().items()})
+    if kind == "calibration":
+        return _metadata(text, safetensors_tensors(_calibration()))
     values = {s.name: torch.from_numpy(s.eigenvalues) for s in slimfast.measure_spectra(model()).values()}
     return _metadata(text, values)
 
@@ -199,6 +209,7 @@ def _sidecar() -> bytes:
     return path.read_bytes()
 
 
+@cache
 def _calibration() -> bytes:
     path = folder() / "seed.calibration.safetensors"
     graph = slimfast.trace_channels(model(), torch.zeros(1, 6))

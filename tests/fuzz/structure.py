@@ -94,7 +94,9 @@ def _edited(draw: st.DrawFn, kind: str) -> str:
 
 
 def _reader(kind: str) -> Callable[[str], None]:
-    read = {"plan": files.plan, "manifest": files.checkpoint, "spectra": files.spectra}[kind]
+    read = {"plan": files.plan, "manifest": files.checkpoint, "spectra": files.spectra}.get(
+        kind, files.calibration
+    )
     return lambda text: read(files.with_document(kind, text))
 
 
@@ -182,7 +184,7 @@ def _gather(arguments: tuple[list[Tensor], list[dict[int, Tensor]]]) -> None:
 _RANKS = st.integers(-1, 42)
 
 TARGETS: dict[str, Target] = {
-    **{f"{kind}-fields": (_reader(kind), _edited(kind)) for kind in ("plan", "manifest", "spectra")},
+    **{f"{kind}-fields": (_reader(kind), _edited(kind)) for kind in _SOUND},
     "covariance": (
         _covariance,
         st.tuples(
