@@ -19,7 +19,7 @@ class SlimfastError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(message if message.isprintable() else "".join(map(_printable, message)))
+        super().__init__(printable(message))
 
 
 class BackendUnavailable(SlimfastError):
@@ -40,5 +40,8 @@ class UnsupportedGraph(SlimfastError):
     """A model's forward cannot be recorded; the message names the operation or the module."""
 
 
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def printable(text: str) -> str:
+    """``text`` with line breaks, the codes that steer a terminal and the like as their escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

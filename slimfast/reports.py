@@ -14,7 +14,7 @@ from rich.text import Text
 from slimfast.comparison import Comparison
 from slimfast.distillation import History
 from slimfast.doctor import Diagnosis
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, printable
 from slimfast.files import atomic_path
 from slimfast.plans.data import Plan
 from slimfast.spectra import Spectrum
@@ -38,7 +38,8 @@ def spectra_table(spectra: Mapping[str, Spectrum], *, taus: Sequence[float] = TA
     for name, spectrum in spectra.items():
         widths = (str(spectrum.width(explained_variance=tau)) for tau in taus)
         rank = f"{spectrum.effective_rank():.1f}"
-        table.add_row(name, str(spectrum.n), str(spectrum.d), rank, *widths)
+        # Text: brackets in the names of a stranger's file are no markup.
+        table.add_row(Text(printable(name)), str(spectrum.n), str(spectrum.d), rank, *widths)
     return table
 
 

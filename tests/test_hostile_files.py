@@ -38,6 +38,7 @@ from slimfast import (
 )
 from slimfast import plan as make_plan
 from slimfast._json import DEEPEST, parse_object
+from slimfast.cli import main
 from slimfast.manifests import Manifest
 from slimfast.weights import open_weights, read_tensors
 
@@ -130,6 +131,19 @@ def test_names_of_tensors_stay_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a\nslimfast: all is well\x1b[2J": torch.full((2, 2), float("nan"))}, path)
     assert r"a\nslimfast: all is well\x1b[2J" in refused(measure_spectra, path)
+
+
+def test_tables_of_hostile_names(tmp_path: Path, capsys: pytest.CaptureFixture[str], documents: Any) -> None:
+    path = tmp_path / "model.safetensors"
+    names = ["a[/b]", "[bold]c", "d\x1b[2J", "e\nslimfast: all is well"]
+    save_file({name: torch.randn(3, 4) for name in names}, path)
+    assert main(["spectra", str(path)]) == 0
+    printed = capsys.readouterr().out
+    for name in ("a[/b]", "[bold]c", r"d\x1b[2J", r"e\nslimfast: all is well"):
+        assert name in printed
+    text, read = documents["plan"]
+    lines = str(read(change(text, ("groups", 0, "name"), names[3])))
+    assert r"e\nslimfast: all is well" in lines
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".safetensors.index.json", ".pth", ".json"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from slimfast.errors import printable
 from slimfast.graph.groups import ChannelGraph, ChannelGroup
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ def table(plan: Plan) -> str:
     ]
     rule = "-" * max(len(line.rstrip()) for line in lines)
     body = [line.rstrip() for line in lines]
-    return "\n".join([body[0], rule, *body[1:-1], rule, body[-1], *_notes(plan)])
+    shown = [body[0], rule, *body[1:-1], rule, body[-1], *_notes(plan)]
+    # A plan may come from a stranger's file.
+    return "\n".join(map(printable, shown))
 
 
 def _row(group: GroupPlan) -> tuple[str, ...]:
