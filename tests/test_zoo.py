@@ -113,8 +113,9 @@ def test_a_second_sample():
 def test_what_has_a_row_is_not_run_again(tmp_path, monkeypatch, capsys):
     ran = []
 
-    def measure(name, limits, onnx, peer):
+    def measure(name, limits, onnx, peer, known):
         ran.append(name)
+        assert known is None
         return {"stages": {"reload": {"seconds": 1.0}}, "stamp": STAMP}
 
     monkeypatch.setattr(command, "measure", measure)
@@ -130,6 +131,24 @@ def test_what_has_a_row_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert len(ran) == 3
     assert json.loads((tmp_path / "zoo.json").read_text()).keys() == {"timm:resnet18"}
     assert "all well, 1.0 s" in capsys.readouterr().out
+
+
+def test_the_peer_alone_is_added_to_a_row_that_lacks_it(monkeypatch):
+    calls = []
+
+    def run(function, arguments, limits):
+        calls.append((function, arguments))
+        return {"prune": {"seconds": 9.0, "reached": 0.4}}
+
+    monkeypatch.setattr(command, "run_limited", run)
+    known = row()
+    del known["peer"]
+    found = command.measure("timm:resnet18", LIMITS, False, True, known)
+    assert calls == [(stages.peer, ("timm:resnet18",))]
+    assert found["stages"] == known["stages"]
+    text = tables.table("families", {"timm:resnet18": found})
+    assert "| 0.40 of it | 9.00 (another time) |" in text
+    assert "slimfast was the faster" not in text
 
 
 def row(**changes):
@@ -166,7 +185,7 @@ def test_the_table_tells_what_was_done_and_what_failed():
         "Of 45 networks, 2 measured: traced 2, planned 2, pruned 2, within 2 % of the budget 1, run 2" in text
     )
     assert "trained 1" in text
-    assert "made 1 of 2 at least 30 % smaller; slimfast was the faster for 2 of the 2" in text
+    assert "made 1 of 2 at least 30 % smaller. slimfast was the faster for 2 of the 2 that" in text
     assert "- vgg16_bn, train: `not finished in 120 s`" in text
     assert "load 1.5 to 1.5" in text
 

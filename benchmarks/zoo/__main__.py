@@ -45,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     limits = Limits(options.limit_s, int(options.limit_gb * 1e9), threads)
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = {pool.submit(measure, n, limits, options.onnx, options.peer): n for n in waiting}
+        known = {
+            n: row for n, row in results.items() if not options.again and _is_done(row, options.onnx, False)
+        }
+        rows = {pool.submit(measure, n, limits, options.onnx, options.peer, known.get(n)): n for n in waiting}
         for count, row in enumerate(as_completed(rows), 1):
             name = rows[row]
             results[name] = row.result()
@@ -81,8 +84,16 @@ def _is_done(row: dict[str, Any] | None, onnx: bool, peer: bool) -> bool:
     return (exported or not onnx) and ("peer" in row or not peer)
 
 
-def measure(name: str, limits: Limits, onnx: bool, peer: bool) -> dict[str, Any]:
-    """The row of one network: what happened in each stage, and to the peer."""
+def measure(
+    name: str, limits: Limits, onnx: bool, peer: bool, known: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The row of one network: what happened in each stage, and to the peer.
+
+    To a row that is ``known`` and lacks nothing but the peer only that is added; its seconds are then told to
+    be of another time.
+    """
+    if known is not None:
+        return known | {"peer": _peer(name, limits), "apart": True}
     made = stamp("cpu")
     made["machine"]["threads"] = limits.threads
     row: dict[str, Any] = {"limit_s": limits.seconds, "limit_gb": limits.memory / 1e9, "stamp": made}
@@ -93,14 +104,14 @@ def measure(name: str, limits: Limits, onnx: bool, peer: bool) -> dict[str, Any]
         row["stages"] = run_limited(stages.slim, (name, folder), limits)
         if "seconds" in row["stages"].get("save", {}):
             row["stages"] |= run_limited(stages.reload, (name, folder, onnx), limits)
-    if peer:
-        package = missing("torch_pruning")
-        row["peer"] = (
-            run_limited(stages.peer, (name,), limits)
-            if package is None
-            else {"build": {"not measured": "torch-pruning is not installed"}}
-        )
-    return row
+    return row | {"peer": _peer(name, limits)} if peer else row
+
+
+def _peer(name: str, limits: Limits) -> dict[str, Any]:
+    package = missing("torch_pruning")
+    if package is not None:
+        return {"build": {"not measured": "torch-pruning is not installed"}}
+    return run_limited(stages.peer, (name,), limits)
 
 
 def describe(row: dict[str, Any]) -> str:

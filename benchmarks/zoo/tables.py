@@ -103,7 +103,8 @@ def peer_verdict(row: Row) -> str:
 
 def _peer_seconds(row: Row) -> str:
     seconds = row.get("peer", {}).get("prune", {}).get("seconds")
-    return "-" if seconds is None else f"{seconds:.2f}"
+    apart = " (another time)" if row.get("apart") else ""
+    return "-" if seconds is None else f"{seconds:.2f}{apart}"
 
 
 def _counts(total: int, rows: Mapping[str, Row]) -> str:
@@ -119,12 +120,16 @@ def _counts(total: int, rows: Mapping[str, Row]) -> str:
     text = f"Of {total} networks, {len(rows)} measured: {', '.join(told)}."
     if not compared:
         return text
-    both = [row for row in rows.values() if _seconds(row["stages"]) != "-" and _peer_seconds(row) != "-"]
+    told = f"{text} torch-pruning made {slimmed} of {compared} at least {100 * PEER_LEAST:g} % smaller."
+    both = [row for row in rows.values() if not row.get("apart") and _both_finished(row)]
+    if not both:
+        return told
     faster = sum(float(_seconds(row["stages"])) < float(_peer_seconds(row)) for row in both)
-    return (
-        f"{text} torch-pruning made {slimmed} of {compared} at least {100 * PEER_LEAST:g} % smaller; "
-        f"slimfast was the faster for {faster} of the {len(both)} that both finished."
-    )
+    return f"{told} slimfast was the faster for {faster} of the {len(both)} that both finished side by side."
+
+
+def _both_finished(row: Row) -> bool:
+    return "-" not in (_seconds(row["stages"]), _peer_seconds(row))
 
 
 def _failures(rows: Mapping[str, Row]) -> str:
