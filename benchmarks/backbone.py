@@ -219,6 +219,29 @@ def read_all(index: Path) -> Iterator[str]:
     return read_ahead(list(weights.infos), weights, lambda name: [name])
 
 
+def table(result: dict[str, Any]) -> str:
+    """A markdown table of a result, and a line on where it was measured."""
+    if not result:
+        return "not measured\n"
+    size, throughput, machine = result["settings"], result["throughput"], result["stamp"]["machine"]
+    peak, limit = result["peak_rss"] / 2**30, result["limit"] / 2**30
+    largest = f"{size['vocabulary']} x {size['hidden']}"
+    killed_after = ", ".join(f"{kill['after']:g}" for kill in result["kills"])
+    rows = [
+        ("Shards", f"{size['bytes'] / 1e9:.2f} GB, {result['layers']} layers up to {largest}"),
+        ("Spectra and widths of every layer", f"{result['seconds']:.0f} s"),
+        ("Peak resident memory, of its limit", f"{peak:.2f} GiB of {limit:.2f} GiB"),
+        ("Killed", f"{killed_after} s after the first sign of life, then the same spectra bit for bit"),
+        (
+            f"From disk beside in memory, {throughput['bytes'] / 1e9:.1f} GB",
+            f"{throughput['of_in_memory']:.0%} of the throughput",
+        ),
+    ]
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    where = f"{machine['cpu']}, {machine['threads']} threads, load {machine['load']}"
+    return "\n".join([*lines, "", f"Measured on {where}, at {result['stamp']['commit']}."]) + "\n"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.backbone", description=__doc__)
     parser.add_argument("folder", type=Path, help="where the shards are generated, and kept")

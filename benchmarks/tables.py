@@ -3,7 +3,8 @@
 A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, named by suite and op. Its
 rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
 ``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`; one named ``zoo-NAME`` is of
-the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`.
+the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`; ``backbone-SIZE`` is of
+``results/backbone-SIZE.json``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import backbone
 from benchmarks.accuracy import tables as accuracy
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
@@ -26,6 +28,7 @@ MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z]+)-(?P<op>[\w.-]+) -->\n).*?(<!
 NOT_MEASURED = "not measured"
 ACCURACY = "accuracy"
 ZOO = "zoo"
+BACKBONE = "backbone"
 TITLES = {
     "torch": "plain PyTorch",
     "best": "best PyTorch",
@@ -51,6 +54,8 @@ def fill(text: str, results: Path = RESULTS) -> str:
             made = accuracy.table(_read(results / f"{op}.json"))
         elif suite == ZOO and op in zoo.ZOOS:
             made = zoo.table(op, _read(results / "zoo.json"))
+        elif suite == BACKBONE and op in backbone.SIZES:
+            made = backbone.table(_read(results / f"{suite}-{op}.json"))
         elif suite in SUITES and op in OPS:
             made = table(suite, op, _read(results / f"{suite}-{op}.json"))
         else:

@@ -12,6 +12,7 @@ from slimfast.calibration_files import load_calibration, save_calibration
 from slimfast.checkpoints import load, save
 from slimfast.costs import Cost, count_module
 from slimfast.distillation import DistillationLoss, aligned_hints, distill
+from slimfast.distributed import join_team
 from slimfast.errors import BackendUnavailable, Cancelled, SlimfastError, UnsupportedGraph
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.kernels import (
@@ -27,6 +28,7 @@ from slimfast.pretrained import save_pretrained
 from slimfast.pruning import prune_channels, slim
 from slimfast.repair import RepairReport, repair_report
 from slimfast.selection import select
+from slimfast.shards import export_dcp, load_checkpoint, plan_checkpoint, prune_checkpoint
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
 from slimfast.states import prune_state
 from slimfast.uniform import plan_uniform
@@ -59,20 +61,25 @@ __all__ = [
     "count_module",
     "distill",
     "error_curves",
+    "export_dcp",
     "grouped_covariance",
     "grouped_eigvalsh",
     "grouped_gather",
     "grouped_pivoted_cholesky",
     "grouped_spectra",
+    "join_team",
     "load",
     "load_calibration",
+    "load_checkpoint",
     "load_spectra",
     "manifest",
     "measure_spectra",
     "plan",
+    "plan_checkpoint",
     "plan_uniform",
     "plan_widths",
     "prune_channels",
+    "prune_checkpoint",
     "prune_state",
     "repair_report",
     "save",

@@ -320,3 +320,15 @@ def test_tensors_that_were_not_announced(
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(SlimfastError, match=r"a is of torch\.complex64"):
         write_tensors(tmp_path / "a.safetensors", {"a": ((1,), torch.complex64)}, [])
+
+
+def test_the_code_of_the_page_runs(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[1] / "docs" / "large-models.md"
+    code = page.read_text().partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {"Net": lambda: ConvNet().eval(), "example": X}
+    exec(code, scope)
+    thin = scope["thin"]
+    assert isinstance(thin, nn.Module)
+    assert thin(X).shape == (2, 5)
+    assert (tmp_path / "spectra.sidecar").exists()
