@@ -25,6 +25,7 @@ class Recipe:
     seed: int
     processes: int
     loss: str
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch"):
@@ -40,6 +41,8 @@ class Recipe:
             raise ValueError(f"distill: weight_decay must be >= 0, got {self.weight_decay}")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"distill: warmup is a share of the steps in [0, 1), got {self.warmup}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"distill: ema must be in (0, 1) or None, got {self.ema}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"distill: max_grad_norm must be positive or None, got {self.max_grad_norm}")
 

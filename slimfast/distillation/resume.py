@@ -17,7 +17,8 @@ import torch
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path
 
-SCHEMA = 1
+# 2: ``average``, without which trainings of schema 1 go on.
+SCHEMA = 2
 FILE = "training.pt"
 _KEYS = {
     "schema",
@@ -31,6 +32,7 @@ _KEYS = {
     "scaler",
     "rng",
     "best",
+    "average",
 }
 
 
@@ -59,6 +61,8 @@ def load_training(folder: Path) -> dict[str, Any] | None:
         # Damage shows as any of a dozen types, from seek errors to unpickling errors.
         except Exception as error:
             raise SlimfastError(f"{os.fspath(path)} is damaged or not a training checkpoint") from error
+    if isinstance(state, dict) and state.get("schema") == 1:
+        state = {"average": None, **state, "schema": SCHEMA}
     if not isinstance(state, dict) or set(state) != _KEYS:
         raise SlimfastError(f"{os.fspath(path)} is not a training checkpoint of slimfast")
     if state["schema"] != SCHEMA:

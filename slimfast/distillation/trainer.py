@@ -44,6 +44,7 @@ def distill(
     weight_decay: float = 5e-4,
     warmup: float = 0.05,
     max_grad_norm: float | None = 5.0,
+    ema: float | None = None,
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None,
     steps_per_epoch: int | None = None,
     restore: Literal["best", "last"] = "best",
@@ -70,6 +71,8 @@ def distill(
         optimizer: "sgd" (Nesterov momentum) or "adamw". Weight decay spares biases and norm scales.
         warmup: share of all steps with a rising learning rate; afterwards it follows a cosine to zero.
         max_grad_norm: longer gradients are scaled down to this norm; None leaves them.
+        ema: decay of an exponential moving average of the weights, as 0.999; scores, the best epoch and what
+            the student ends with are then the average's.
         mixed_precision: None takes accelerate's own setting, which is "no" unless it was configured.
         steps_per_epoch: for a ``train`` without length, or for shorter epochs.
         checkpoint: folder to save the training to after every epoch and on Ctrl-C. With ``resume=True`` a run
@@ -107,6 +110,7 @@ def distill(
             seed=seed,
             processes=accelerator.num_processes,
             loss=str(criterion) if isinstance(criterion, DistillationLoss) else "custom",
+            ema=ema,
         )
         saved = None if folder is None else _saved_run(folder, recipe, resume=resume)
         stack.enter_context(_lent(student, accelerator.device))
@@ -142,6 +146,8 @@ def distill(
                 raise bar.cancelled or KeyboardInterrupt
         if restore == "best" and run.best is not None:
             student.load_state_dict(run.best["student"])
+        elif run.average is not None:
+            run.average.put()
         return run.history()
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from slimfast.distillation.averaging import MovingAverage
 from slimfast.distillation.batches import Feed, call, count_right, describe, evaluating, split_batch
 from slimfast.distillation.losses import DistillationLoss, FeatureTap, logits_of
 from slimfast.distillation.progress import TrainingBar
@@ -50,6 +51,7 @@ class Training:
         self.losses = torch.zeros(recipe.steps_per_epoch, device=accelerator.device)
         self.records: list[EpochRecord] = []
         self.best: dict[str, Any] | None = None
+        self.average = None if recipe.ema is None else MovingAverage(student, recipe.ema)
         self._rng: dict[str, Any] | None = None
         self._looked = False
         self._since = time.perf_counter()
@@ -110,18 +112,23 @@ class Training:
                 torch.distributed.broadcast(buffer, 0)
         loss = float(self.accelerator.reduce(self.losses.mean(), "mean"))
         rate = self.recipe.rate(self.steps_done - 1)
-        score = self._score()
+        with nullcontext() if self.average is None else self.average.used():
+            score = self._score()
+            best = self._best(score)
         now = time.perf_counter()
         record = EpochRecord(self.epoch + 1, loss, rate, score, now - self._since)
-        if score is not None and (self.best is None or score > self.best["score"]):
-            weights = {
-                name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()
-            }
-            self.best = {"epoch": record.epoch, "score": score, "student": weights}
+        self.best = best
         self.records.append(record)
         self.epoch, self.step, self._since = self.epoch + 1, 0, now
         self.losses.zero_()
         return record
+
+    def _best(self, score: float | None) -> dict[str, Any] | None:
+        """The best epoch so far, the one that just got this score included, with the weights as they are."""
+        if score is None or (self.best is not None and not score > self.best["score"]):
+            return self.best
+        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
+        return {"epoch": self.epoch + 1, "score": score, "student": weights}
 
     def history(self) -> History:
         """The finished epochs."""
@@ -141,6 +148,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "rng": self._rng,
+            "average": None if self.average is None else (self.average.tensors, self.average.updates),
             "best": self.best,
         }
 
@@ -159,6 +167,8 @@ class Training:
         self.epoch, self.step, self.best, self._rng = (
             saved[name] for name in ("epoch", "step", "best", "rng")
         )
+        if self.average is not None:
+            self.average.load(*saved["average"])
         self.losses.copy_(saved["losses"])
         self.records = [EpochRecord(**record) for record in saved["records"]]
 
@@ -174,6 +184,8 @@ class Training:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update()
         self.losses[self.step] = loss.detach()
         self.step += 1
 
