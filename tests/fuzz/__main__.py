@@ -7,21 +7,25 @@ import hashlib
 import importlib.util
 import json
 import os
-import subprocess
+import shutil
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from tests.fuzz.child import State, use_kernels_of
+from tests.fuzz.child import main as run_target
+
+if os.environ.get("SLIMFAST_FUZZ_CPU"):
+    use_kernels_of(os.environ["SLIMFAST_FUZZ_CPU"])
 from tests.fuzz import files, structure
-from tests.fuzz.child import State
 
-ROOT = Path(__file__).resolve().parents[2]
-CRASHES = Path(__file__).parent / "crashes"
 # An execution takes milliseconds; the machine may be busy.
-LIMIT_S = 60.0
-START_S = 600.0
+LIMIT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -45,16 +49,12 @@ def fuzz(target: str, executions: int, seed: int, folder: Path) -> Result:
     state_path, log_path = folder / f"{target}.state", folder / f"{target}.log"
     state_path.unlink(missing_ok=True)
     state = State(state_path)
-    arguments = [target, str(executions), str(seed), str(state_path), str(folder / target), engine]
     start = time.monotonic()
-    with log_path.open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.child", *arguments], cwd=ROOT, stdout=log, stderr=log
-        )
-        hung = _watch(child, state)
+    child = _fork(log_path, target, executions, seed, state_path, folder / target, engine)
+    status, hung = _watch(child, state)
     count, slowest, content = state.read()
     finding = found_in = ""
-    if hung or child.returncode:
+    if hung or status:
         told = log_path.read_text(errors="replace").strip().splitlines()
         lines = [line for line in told if "Error" in line or "ERROR" in line] or told[-1:]
         finding = f"no answer in {LIMIT_S:.0f} s" if hung else (lines[0].strip() if lines else "crash")
@@ -66,20 +66,41 @@ def fuzz(target: str, executions: int, seed: int, folder: Path) -> Result:
     return Result(target, engine, sanitized, count, seconds, round(slowest, 3), finding, found_in)
 
 
-def _watch(child: subprocess.Popen[bytes], state: State) -> bool:
-    """Wait for the child; True where it had to be killed because an execution did not end."""
-    # Starting takes longer than an execution may.
-    last, since = 0, time.monotonic() + START_S
-    while child.poll() is None:
+def _fork(log: Path, *arguments: Any) -> int:
+    """A child, with what is imported here, that runs a target; its output goes to a file."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        for standard in (1, 2):
+            os.dup2(descriptor, standard)
+        run_target(*arguments)
+        status = 0
+    except SystemExit as done:
+        status = int(done.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _watch(child: int, state: State) -> tuple[int, bool]:
+    """The status a child ends with, and whether it had to be killed because an execution did not end."""
+    last, since = 0, time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status, False
         time.sleep(0.2)
         count = state.read()[0]
         if count != last:
             last, since = count, time.monotonic()
         if time.monotonic() - since > LIMIT_S:
-            child.kill()
-            child.wait()
-            return True
-    return False
+            os.kill(child, signal.SIGKILL)
+            return os.waitpid(child, 0)[1], True
 
 
 def main() -> int:
@@ -101,6 +122,7 @@ def main() -> int:
         failed |= bool(result.finding)
         if given.output is not None:
             _add(given.output, result)
+    shutil.rmtree(files.folder(), ignore_errors=True)
     if failed:
         print(f"the inputs are in {folder}", file=sys.stderr)
     return int(failed)

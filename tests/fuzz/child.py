@@ -1,15 +1,9 @@
-"""One target, fuzzed in this process.
-
-Arguments: target, executions, seed, file of the state, folder of the corpus, engine. What it is at stands in
-the state, which outlives a crash.
-"""
+"""One target, fuzzed in this process; what it is at stands in a file, which outlives a crash."""
 
 from __future__ import annotations
 
 import importlib.util
 import mmap
-import os
-import shutil
 import struct
 import sys
 import time
@@ -55,16 +49,14 @@ class State:
 
 
 def main(target: str, executions: int, seed: int, state: Path, corpus: Path, engine: str) -> None:
-    """Run a target so many times more; an exception ends the process."""
-    if sanitized := os.environ.get("SLIMFAST_FUZZ_CPU"):
-        _use(sanitized)
+    """Run a target so often; an exception is a finding. ``atheris`` as the engine ends the process."""
     if engine == "atheris":
         _guided(target, executions, seed, State(state), corpus)
     else:
         _structured(target, executions, seed, State(state))
 
 
-def _use(path: str) -> None:
+def use_kernels_of(path: str) -> None:
     """Take ``slimfast._cpu`` from another file, one that was built with sanitizers."""
     import torch  # noqa: F401 (its OpenMP comes first)
 
@@ -93,10 +85,7 @@ def _guided(target: str, executions: int, seed: int, state: State, corpus: Path)
     flags = [f"-runs={executions}", f"-seed={seed + 1}", "-max_len=16384", "-len_control=0", "-timeout=600"]
     flags += [f"-dict={words}", f"-artifact_prefix={corpus.with_suffix('.found-')}", str(corpus)]
     atheris.Setup([sys.argv[0], *flags], state.watch(files.READERS[target]))
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(files.folder(), ignore_errors=True)
+    atheris.Fuzz()
 
 
 def _functions() -> Iterator[FunctionType]:
@@ -129,10 +118,7 @@ def _structured(target: str, executions: int, seed: int, state: State) -> None:
         phases=[Phase.generate],
         suppress_health_check=list(hypothesis.HealthCheck),
     )(hypothesis.seed(seed)(fuzz))
-    try:
-        fuzz()
-    finally:
-        shutil.rmtree(files.folder(), ignore_errors=True)
+    fuzz()
 
 
 def _edited(seeds: Any) -> Any:
@@ -150,8 +136,3 @@ def _edited(seeds: Any) -> Any:
         )
 
     return edited()
-
-
-if __name__ == "__main__":
-    name, count, start, state_path, corpus_path, kind = sys.argv[1:]
-    main(name, int(count), int(start), Path(state_path), Path(corpus_path), kind)
