@@ -43,9 +43,9 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
     """
     described = manifest(thin)
     present = named_tensors(thin)
-    _check_tensors(present, described.shapes(), type(thin).__name__)
-    _check_storable(thin)
     passing = _not_persistent(thin)
+    _check_tensors(present, described.shapes(), passing - described.keeps.keys(), type(thin).__name__)
+    _check_storable(thin)
     stored: dict[str, Tensor] = {}
     for name, tensor in present.items():
         if name in passing:
@@ -218,8 +218,15 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _check_tensors(present: Mapping[str, Tensor], expected: Mapping[str, Shape], what: str) -> None:
-    _check_names({name: tuple(tensor.shape) for name, tensor in present.items()}, expected, what)
+def _check_tensors(
+    present: Mapping[str, Tensor], expected: Mapping[str, Shape], made: set[str], what: str
+) -> None:
+    """Likewise, but for buffers that are ``made`` by a forward as it needs them: neither stored nor cut."""
+    _check_names(
+        {name: tuple(tensor.shape) for name, tensor in present.items() if name not in made},
+        {name: shape for name, shape in expected.items() if name not in made},
+        what,
+    )
 
 
 def _check_names(present: Mapping[str, Shape], expected: Mapping[str, Shape], what: str) -> None:
@@ -239,7 +246,8 @@ def _check_model(model: nn.Module, described: Manifest, shown: str) -> None:
     label = f"{shown}: {type(model).__name__}"
     if manifest(model).keeps:
         raise SlimfastError(f"{label}: expected a fresh, wide model, got one that is already thin")
-    _check_tensors(named_tensors(model), described.shapes_before, label)
+    made = _not_persistent(model) - described.keeps.keys()
+    _check_tensors(named_tensors(model), described.shapes_before, made, label)
     modules = dict(model.named_modules())
     for patch in described.patches:
         where = f"{label}: {patch.module or 'the model'}: {patch.attribute}"

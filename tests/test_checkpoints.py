@@ -137,6 +137,33 @@ def test_buffers_that_are_not_stored_are_cut_from_the_models_own(tmp_path):
         load(tmp_path / "a.safetensors", hollow)
 
 
+class Remaking(nn.Module):
+    """Makes a table as long as its input is, as relative positions are, and keeps it in a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("table", torch.zeros(1), persistent=False)
+
+    def forward(self, x):
+        if len(self.table) != x.shape[1]:
+            self.table = torch.arange(float(x.shape[1]))
+        return self.second(self.first(x + self.table[:, None]).relu())
+
+
+def test_buffers_that_a_forward_makes_anew_are_no_difference(tmp_path):
+    torch.manual_seed(0)
+    model, x = Remaking(), torch.randn(2, 5, 3)
+    thin = prune_channels(model, random_plan(model, x))
+    expected = thin(x)
+    assert thin.table.shape == (5,)
+    save(thin, tmp_path / "thin.safetensors")
+    used = Remaking()
+    used(torch.randn(2, 7, 3))
+    for fresh in (Remaking(), used):
+        assert torch.equal(load(tmp_path / "thin.safetensors", fresh)(x), expected)
+
+
 def test_a_network_that_was_never_pruned_can_be_saved_too(tmp_path):
     model, _ = build("conv")
     model.to(memory_format=torch.channels_last)

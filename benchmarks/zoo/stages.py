@@ -87,13 +87,13 @@ def slim(name: str, folder: str, tell: Tell) -> None:
     with stages.stage("count") as facts:
         facts["prunable"] = round(prunable(graph), 4)
         facts["reached"] = round(parameters(thin) / parameters(model), 4)
-    args, kwargs = arguments(example)
-    with stages.stage("run", needed=True), torch.no_grad():
-        thin(*args, **kwargs)
     with stages.stage("verify") as facts:
         keeps = {group.name: np.array(group.keep) for group in plan.groups}
         found = verify(model, thin, graph, keeps, example)
         facts |= {"compared": len(found.compared), "inexact": len(found.inexact)}
+    args, kwargs = arguments(example)
+    with stages.stage("run", needed=True), torch.no_grad():
+        thin(*args, **kwargs)
     with stages.stage("save"):
         slimfast.save(thin, Path(folder, "thin.safetensors"))
         with torch.no_grad():
