@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import random
-import resource
 import signal
 import statistics
 import subprocess
@@ -136,12 +135,21 @@ def measure(index: Path, output: Path, sidecar: Path | None) -> None:
     spectra = measure_spectra(index, progress=progress, resume=sidecar)
     found = {
         "seconds": time.perf_counter() - start,
-        "peak_rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss": peak_rss(),
         "widths": {name: [s.width(explained_variance=tau) for tau in TAUS] for name, s in spectra.items()},
         "digest": digest(spectra),
     }
     with atomic_path(output) as temporary:
         temporary.write_text(json.dumps(found))
+
+
+def peak_rss() -> int:
+    """The most memory this process has had resident, in bytes.
+
+    Not ``ru_maxrss``, which begins at the peak of the process that started this one.
+    """
+    (line,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM:"))
+    return int(line.split()[1]) << 10
 
 
 def digest(spectra: dict[str, Spectrum]) -> str:

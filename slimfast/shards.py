@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,11 @@ def prune_checkpoint(
     job = _job(weights, described)
     shards = _shards_of(weights)
     with _alone(target):
-        if _job_of_index(target / INDEX) not in (None, job):
-            # A reader must not find new shards under an old index.
-            (target / INDEX).unlink()
+        _clear(target, shards, job)
         done, total = 0, 0
         for file, names in shards.items():
-            if not _finished(target / file, names, job):
+            # Files get their names when they are whole.
+            if _job_of_shard(target / file) != job:
                 _write_shard(target / file, names, weights, described, first, job, backend)
             infos = open_weights(target / file).infos
             total += sum(_bytes(info) for info in infos.values())
@@ -286,21 +285,31 @@ def _job(weights: Weights, described: Manifest) -> str:
     return digest.hexdigest()
 
 
-def _job_of_index(index: Path) -> str | None:
-    """The job of a finished folder; None where there is no index, or one of something else."""
-    if not index.exists():
-        return None
-    fields = parse_object(check_file(index).read_bytes(), str(index)).object("metadata")
-    return fields.string(_JOB) if _JOB in fields.names() else ""
+def _clear(folder: Path, files: Iterable[str], job: str) -> None:
+    """Make way for a job: remove the index of an earlier one, and refuse to write over what is not ours.
+
+    Without the index no reader finds the new shards among the old.
+    """
+    for file in files:
+        if (folder / file).exists() and _job_of_shard(folder / file) is None:
+            raise SlimfastError(f"cannot write {folder / file}: a file of something else is there")
+    index = folder / INDEX
+    if index.exists():
+        fields = parse_object(check_file(index).read_bytes(), str(index))
+        held = fields.object("metadata") if "metadata" in fields.names() else fields
+        if _JOB not in held.names():
+            raise SlimfastError(f"cannot write {index}: another checkpoint is there")
+        if held.string(_JOB) != job:
+            index.unlink()
 
 
-def _finished(path: Path, names: list[str], job: str) -> bool:
-    """Whether an earlier run of the same job has written this shard; files get their names when whole."""
+def _job_of_shard(path: Path) -> str | None:
+    """The job that has written a shard; None for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(_JOB) == job and sorted(file.keys()) == sorted(names)
+            return (file.metadata() or {}).get(_JOB)
     except (SafetensorError, OSError):
-        return False
+        return None
 
 
 @contextmanager

@@ -40,6 +40,9 @@ def read_ahead(
     tensor before the item that needs it is given out. Raises :class:`SlimfastError` naming the file that
     cannot be read, or ends before its tensors do.
     """
+    if seen is None and not weights.extents:
+        yield from items
+        return
     stop = threading.Event()
     drop = _exceeds_cache(weights)
 

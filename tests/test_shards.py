@@ -243,6 +243,20 @@ def test_changed_weights_are_cut_again(
     assert torch.equal(wide, other.classifier.bias)
 
 
+def test_a_folder_of_something_else_is_not_written_to(index: Path, model: nn.Module, tmp_path: Path) -> None:
+    described = manifest(slimfast.prune_channels(model, slimfast.plan(model, X, macs=0.4)))
+    before = contents(index.parent)
+    with pytest.raises(SlimfastError, match=r"cannot write .*index\.json: another checkpoint is there"):
+        prune_checkpoint(index, described, index.parent)
+    assert contents(index.parent) == before
+    other = tmp_path / "other"
+    other.mkdir()
+    save_file({"a": torch.ones(2)}, other / "model-00002-of-00003.safetensors")
+    with pytest.raises(SlimfastError, match=r"model-00002-of-00003\.safetensors: a file of something else"):
+        prune_checkpoint(index, described, other)
+    assert list(contents(other)) == ["model-00002-of-00003.safetensors"]
+
+
 def test_two_runs_on_one_folder(index: Path, model: nn.Module, tmp_path: Path) -> None:
     described = manifest(slimfast.prune_channels(model, slimfast.plan(model, X, macs=0.4)))
     prune_checkpoint(index, described, tmp_path / "thin")

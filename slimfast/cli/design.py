@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from torch import nn
 
 from slimfast.cli import options
+from slimfast.distributed import launched
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.models import build_model, default_inputs, is_weight_file, parse_inputs
@@ -129,6 +131,8 @@ def _network(
     model: str, weights: Path | None, seed: int, device: str, *, stream: bool
 ) -> tuple[nn.Module, nn.Module | Path]:
     """The model, and where its weights are to be read from: itself, or the file where they stay."""
+    if device == "cuda" and launched():
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not stream:
         network = build_model(model, weights=weights, seed=seed, device=device)
         return network, network
