@@ -49,9 +49,10 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
         save_file(tensors, temporary, metadata={"slimfast": json.dumps(document, allow_nan=False)})
 
 
-def load_calibration(path: str | os.PathLike[str]) -> Calibration:
-    """The calibration in a file of :func:`save_calibration`, on the CPU; :class:`SlimfastError` for another
-    file.
+def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Calibration:
+    """The calibration in a file of :func:`save_calibration`, its inputs on ``device``.
+
+    :class:`SlimfastError` for another file.
     """
     shown = os.fspath(check_file(path))
     try:
@@ -70,7 +71,7 @@ def load_calibration(path: str | os.PathLike[str]) -> Calibration:
     found = Calibration(
         readings={reading.weight: reading for reading in readings},
         left={name: left.string(name) for name in left.names()},
-        batches=_batches(inputs, tensors, shown),
+        batches=_batches(inputs, tensors, shown, device),
         samples=fields.integer("samples", 1),
     )
     fields.done()
@@ -91,7 +92,7 @@ def _reading(fields: Fields, tensors: Mapping[str, Tensor]) -> Reading:
     return reading
 
 
-def _batches(inputs: Any, tensors: Mapping[str, Tensor], shown: str) -> tuple[Arguments, ...]:
+def _batches(inputs: Any, tensors: Mapping[str, Tensor], shown: str, device: str) -> tuple[Arguments, ...]:
     if not isinstance(inputs, list):
         raise SlimfastError(f"{shown}: inputs: expected a list")
     batches = []
@@ -105,7 +106,7 @@ def _batches(inputs: Any, tensors: Mapping[str, Tensor], shown: str) -> tuple[Ar
         def read(leaf: Any, i: int = i, place: Any = place) -> Any:
             if not isinstance(leaf, TensorSpec):
                 return leaf
-            return _tensor(tensors, f"input:{i}:{next(place)}", shown)
+            return _tensor(tensors, f"input:{i}:{next(place)}", shown).to(device)
 
         batches.append((map_leaves(spec.args, read), map_leaves(dict(spec.kwargs), read)))
     return tuple(batches)

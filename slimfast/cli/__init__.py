@@ -16,6 +16,7 @@ import typer
 from slimfast import doctor
 from slimfast.cli.design import plan, spectra
 from slimfast.cli.machine import bench, demo, doctor_command
+from slimfast.cli.measuring import calibrate
 from slimfast.cli.thin import distill, prune, slim
 from slimfast.errors import SlimfastError
 from slimfast.models import one_line
@@ -27,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (spectra, plan, prune, distill, slim, bench, demo):
+for command in (spectra, calibrate, plan, prune, distill, slim, bench, demo):
     app.command()(command)
 app.command("doctor")(doctor_command)
 

@@ -27,6 +27,14 @@ class Method(str, Enum):
     geometric_median = "geometric_median"
     bn_scale = "bn_scale"
     pivoted_cholesky = "pivoted_cholesky"
+    activations = "activations"
+
+
+class Kind(str, Enum):
+    """The ways to repair a thin network."""
+
+    weights = "weights"
+    activations = "activations"
 
 
 Model = Annotated[
@@ -58,6 +66,13 @@ Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ..."
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
 Select = Annotated[Method, typer.Option(help="Which units of a group stay.")]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(help="What 'slimfast calibrate' wrote: for widths, and for 'activations' elsewhere."),
+]
+Repair = Annotated[
+    Kind | None, typer.Option(help="Solve the layers that read what is cut, from weights or activations.")
+]
 Export = Annotated[
     Path | None,
     typer.Option(help="Also write the thin network to this .onnx or .pt2 file, checked by running it."),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
+from slimfast.calibration_files import load_calibration
 from slimfast.checkpoints import export as export_network
 from slimfast.checkpoints import load, save
 from slimfast.cli import options
@@ -23,6 +24,7 @@ from slimfast.models import build_model, default_inputs, load_data, parse_inputs
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
 from slimfast.pruning import prune_channels
+from slimfast.repair import repair_report
 from slimfast.reports import history_table
 
 Verify = Annotated[bool, typer.Option(help="Run both networks and compare what comes out.")]
@@ -33,6 +35,8 @@ def prune(
     plan: Annotated[Path, typer.Argument(help="A plan of this model, as 'slimfast plan' writes it.")],
     weights: options.Weights = None,
     select: options.Select = options.Method.l1,
+    repair: options.Repair = None,
+    calibration: options.Calibration = None,
     verify: Verify = True,
     export: options.Export = None,
     seed: options.Seed = 0,
@@ -46,7 +50,16 @@ def prune(
     options.check_export(export)
     found = Plan.load(plan)
     network = build_model(model, weights=weights, seed=seed, device=device)
-    thin = prune_channels(network, found, select=select.value, verify=verify, backend=backend)
+    thin = prune_channels(
+        network,
+        found,
+        select=select.value,
+        repair=repair.value if repair else None,
+        calibration=None if calibration is None else load_calibration(calibration, device=device),
+        verify=verify,
+        backend=backend,
+    )
+    _tell_repair(thin, repair)
     save(thin, output)
     options.tell_written(output)
     args, kwargs = found.inputs.example(device=device)
@@ -98,6 +111,8 @@ def slim(
     exclude: options.Exclude = None,
     width: options.Widths = None,
     select: options.Select = options.Method.l1,
+    repair: options.Repair = None,
+    calibration: options.Calibration = None,
     verify: Verify = True,
     data: Annotated[str | None, typer.Option(help=f"Distil too. {options.DATA_HELP}")] = None,
     epochs: options.Epochs = 10,
@@ -122,9 +137,19 @@ def slim(
     folder = output_folder(output)
     network = build_model(model, weights=weights, seed=seed, device=device)
     example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
+    measured = None if calibration is None else load_calibration(calibration, device=device)
     with options.progress("measuring spectra") as advance:
-        plan = make_plan(network, example, backend=backend, progress=advance, **wishes)
-    thin = prune_channels(network, plan, select=select.value, verify=verify, backend=backend)
+        plan = make_plan(network, example, calibration=measured, backend=backend, progress=advance, **wishes)
+    thin = prune_channels(
+        network,
+        plan,
+        select=select.value,
+        repair=repair.value if repair else None,
+        calibration=measured,
+        verify=verify,
+        backend=backend,
+    )
+    _tell_repair(thin, repair)
     plan.save(folder / "plan.json")
     save(thin, folder / "thin.safetensors")
     options.tell_written(folder / "plan.json", folder / "thin.safetensors")
@@ -180,6 +205,13 @@ def _train(
         with suppress(OSError):
             folder.rmdir()
     return history
+
+
+def _tell_repair(thin: nn.Module, repair: options.Kind | None) -> None:
+    """Say what a repair left as it was cut."""
+    if repair is not None:
+        for name, reason in repair_report(thin).left.items():
+            options.tell(f"not repaired: {name}: {reason}")
 
 
 def _export(thin: nn.Module, path: Path | None, example: Any) -> None:
