@@ -16,8 +16,15 @@ from slimfast.graph.recorder import COPIES
 
 Shape: TypeAlias = tuple[int, ...]
 Kept: TypeAlias = Callable[[Axis], IntArray]
+# An operation with its number.
+Step: TypeAlias = tuple[int, Operation]
 
 STOPPED = "nothing more"
+# Operations that neither compute nor reorder: code that repeats something n times leaves them out for n = 1.
+_PLAIN_VIEWS = frozenset(
+    f"aten.{name}"
+    for name in ("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "expand")
+)
 # One reshape, under the names it has with and without a copy before it.
 _VIEWS = dict.fromkeys(("aten._unsafe_view", "aten._reshape_alias", "aten.reshape"), "aten.view")
 
@@ -59,8 +66,8 @@ def mismatches(graph: ChannelGraph, kept: Kept, calls: Sequence[Call]) -> Iterat
     ``kept`` is the cut, as :func:`survivors` gives it. What is missing at the end is ``found`` as
     :data:`STOPPED`.
 
-    PyTorch carries out an einsum by other operations where a length becomes 1; there its result is compared
-    alone.
+    Where a length becomes 1, PyTorch carries out an einsum by other operations, of which the result is then
+    compared alone, and a model may leave out the views around a repetition.
     """
     steps = [(i, operation) for i, operation in enumerate(graph.operations) if operation.name not in COPIES]
     found = [call for call in calls if call.op not in COPIES]
@@ -70,32 +77,29 @@ def mismatches(graph: ChannelGraph, kept: Kept, calls: Sequence[Call]) -> Iterat
         run = wide_runs[k] if k < len(wide_runs) else []
         thin = thin_runs[k] if k < len(thin_runs) else []
         differ = list(_compare(run, thin, kept, len(graph.operations)))
-        if differ and thin and thin[0].within and _collapses(run, kept):
+        if differ and run and thin and run[0][1].within and thin[0].within and _collapse(run, kept):
             differ = list(_compare_shapes(run[-1], thin[-1], kept))
         yield from differ
-
-
-def _collapses(run: list[tuple[int, Operation]], kept: Kept) -> bool:
-    """Whether a length in an einsum becomes 1."""
-    axes = {axis for _, operation in run for output in operation.outputs for axis in output}
-    within = bool(run) and run[0][1].within > 0
-    return within and any(axis.length > 1 and len(kept(axis)) == 1 for axis in axes)
 
 
 def _name(operation: str) -> str:
     return _VIEWS.get(operation, operation)
 
 
-def _compare_shapes(step: tuple[int, Operation], call: Call, kept: Kept) -> Iterator[Mismatch]:
+def _compare_shapes(step: Step, call: Call, kept: Kept) -> Iterator[Mismatch]:
     i, operation = step
     shapes, got = _shapes(operation, kept), tuple(ref.shape for ref in call.outputs)
     if shapes != got:
         yield Mismatch(i, operation.name, operation.module, f"shapes {shapes}", f"{got}")
 
 
-def _compare(run: list[tuple[int, Operation]], thin: list[Call], kept: Kept, end: int) -> Iterator[Mismatch]:
+def _compare(run: list[Step], thin: list[Call], kept: Kept, end: int) -> Iterator[Mismatch]:
     """Operation by operation; ``end`` is the number of the operation after the last."""
-    for (i, operation), call in zip(run, thin, strict=False):
+    for step, call in _aligned(run, thin, kept):
+        if step is None or call is None:
+            yield _left_over(run, step, call, end)
+            return
+        i, operation = step
         if _name(call.op) != _name(operation.name):
             yield Mismatch(i, operation.name, operation.module, operation.name, call.op)
             continue
@@ -106,12 +110,53 @@ def _compare(run: list[tuple[int, Operation]], thin: list[Call], kept: Kept, end
             if value not in (length, -1):
                 told = f"{constant.argument} = {length}"
                 yield Mismatch(i, operation.name, operation.module, told, str(value))
-    if len(run) > len(thin):
-        i, operation = run[len(thin)]
-        yield Mismatch(i, operation.name, operation.module, operation.name, STOPPED)
-    elif len(thin) > len(run):
-        extra = thin[len(run)]
-        yield Mismatch(run[-1][0] + 1 if run else end, extra.op, extra.module, STOPPED, extra.op)
+
+
+def _left_over(run: list[Step], step: Step | None, call: Call | None, end: int) -> Mismatch:
+    """An operation without its call, or a call that no operation predicts."""
+    if step is not None:
+        return Mismatch(step[0], step[1].name, step[1].module, step[1].name, STOPPED)
+    op, module = (call.op, call.module) if call is not None else ("", "")
+    return Mismatch(run[-1][0] + 1 if run else end, op, module, STOPPED, op)
+
+
+def aligned(graph: ChannelGraph, kept: Kept, calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
+    """The number of each predicted operation with the call that stands for it."""
+    steps = [(i, operation) for i, operation in enumerate(graph.operations) if operation.name not in COPIES]
+    for step, call in _aligned(steps, [call for call in calls if call.op not in COPIES], kept):
+        if step is not None and call is not None:
+            yield step[0], call
+
+
+def _aligned(run: list[Step], thin: list[Call], kept: Kept) -> Iterator[tuple[Step | None, Call | None]]:
+    """Operations and calls side by side, without the views that may be left out; None where one side ends."""
+    i = j = 0
+    while i < len(run):
+        call = thin[j] if j < len(thin) else None
+        agree = call is not None and _name(call.op) == _name(run[i][1].name)
+        if call is None or agree or not _may_be_missing(run, i, kept):
+            yield run[i], call
+            j += 1
+        i += 1
+    for rest in thin[j:]:
+        yield None, rest
+
+
+def _may_be_missing(run: list[Step], i: int, kept: Kept) -> bool:
+    """Whether operation ``i`` is one of several plain views in a row of which one has a length that becomes
+    1."""
+    first = last = i
+    while first >= 0 and run[first][1].name in _PLAIN_VIEWS:
+        first -= 1
+    while last < len(run) and run[last][1].name in _PLAIN_VIEWS:
+        last += 1
+    return _collapse(run[first + 1 : last], kept)
+
+
+def _collapse(run: list[Step], kept: Kept) -> bool:
+    """Whether a length in the results of these operations becomes 1."""
+    axes = {axis for _, operation in run for output in operation.outputs for axis in output}
+    return any(axis.length > 1 and len(kept(axis)) == 1 for axis in axes)
 
 
 def check_thin(thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[Mismatch]:

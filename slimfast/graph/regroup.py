@@ -10,16 +10,19 @@ import numpy as np
 from slimfast.graph.groups import Axis, ChannelGraph, ChannelGroup, IntArray, Member, Operation, Role
 
 Part = tuple[str, IntArray]
+# What becomes of a group: the group it joins and the unit there of each of its units, or None where it is to
+# change nothing any more.
+Fate = tuple[str, IntArray] | None
 
 
 class Regroup:
-    """``names`` maps a group to the group it joins, or to None where it is to change nothing any more.
+    """The change that the fates of some groups make.
 
-    Groups that are joined have the same number of units, and unit u of one goes with unit u of the other.
-    What no such group has a say in stays the same object.
+    Several units may join one unit of the other group, equally many each. What no such group has a say in
+    stays the same object.
     """
 
-    def __init__(self, names: Mapping[str, str | None]) -> None:
+    def __init__(self, names: Mapping[str, Fate]) -> None:
         self._names = names
         self._axes: dict[Axis, Axis] = {}
 
@@ -42,10 +45,16 @@ class Regroup:
     def _parts(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         found: list[Part] = []
         for name, units in parts:
-            now = self._names.get(name, name)
+            now = self._part(name, units)
             if now is not None:
-                _join(found, now, units)
+                _join(found, *now)
         return tuple(found)
+
+    def _part(self, name: str, units: IntArray) -> Part | None:
+        if name not in self._names:
+            return name, units
+        fate = self._names[name]
+        return None if fate is None else (fate[0], np.where(units >= 0, fate[1][units], -1))
 
     def _operation(self, operation: Operation) -> Operation:
         return replace(
@@ -56,14 +65,17 @@ class Regroup:
         )
 
     def _group(self, graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
-        joined = [g for g in graph if self._names.get(g.name) == group.name]
+        joined = [g for g in graph if (fate := self._names.get(g.name)) and fate[0] == group.name]
         if not joined:
             return group
         members: dict[tuple[str, int], list[Part]] = {}
         roles: dict[tuple[str, int], Role] = {}
-        for member in (m for g in (group, *joined) for m in g.members):
-            roles.setdefault((member.tensor, member.dim), member.role)
-            _join(members.setdefault((member.tensor, member.dim), []), group.name, member.units)
+        for g in (group, *joined):
+            for member in g.members:
+                roles.setdefault((member.tensor, member.dim), member.role)
+                part = self._part(g.name, member.units)
+                if part is not None:
+                    _join(members.setdefault((member.tensor, member.dim), []), *part)
         inexact = next((g.inexact for g in (group, *joined) if g.inexact is not None), None)
         together = (
             Member(tensor, dim, roles[tensor, dim], units)
@@ -71,6 +83,26 @@ class Regroup:
             for _, units in parts
         )
         return replace(group, members=tuple(together), inexact=inexact)
+
+
+def joined_by(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, Fate] | None:
+    """The fate of the group of ``many`` that makes the two axes, each of one group, survive alike.
+
+    None where no function from all its units to all of the other's does, or units would join unequally.
+    ``sizes``: the number of units of each group.
+    """
+    if len(few.parts) != 1 or len(many.parts) != 1:
+        return None
+    (kept, units), (gone, others) = few.parts[0], many.parts[0]
+    if kept == gone or not np.array_equal(units >= 0, others >= 0):
+        return None
+    units, others = units[units >= 0], others[others >= 0]
+    there: IntArray = np.full(sizes[gone], -1, dtype=np.int64)
+    there[others] = units
+    if (there < 0).any() or not np.array_equal(there[others], units):
+        return None
+    together = np.bincount(there, minlength=sizes[kept])
+    return {gone: (kept, there)} if together.min() == together.max() else None
 
 
 def _join(parts: list[Part], name: str, units: IntArray) -> None:

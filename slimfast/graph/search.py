@@ -14,17 +14,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slimfast.graph.copies import copy_with, named_tensors
+from slimfast.graph.factors import changed_factors
 from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, IntArray, Operation
 from slimfast.graph.origins import Key, Wanted, axis_at, integers_of, stack_of
 from slimfast.graph.prediction import STOPPED, item_of, mismatches, split_argument, survivors
 from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at, record_hollow
 from slimfast.graph.recorder import COPIES
-from slimfast.graph.regroup import Regroup
+from slimfast.graph.regroup import Fate, Regroup, joined_by
 from slimfast.graph.surgery import (
     apply_patches,
     cut,
@@ -40,8 +40,6 @@ from slimfast.graph.trial_keeps import Told, telling_keeps, told_by, trial_keeps
 _MAX_TRIES = 48
 # Cuts tried, one after the other, until every constant has been seen to change on its own.
 _MAX_ROUNDS = 4
-# Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
-_FACTORS = ("other", "alpha", "beta", "exponent", "value", "scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +61,17 @@ class _Reach:
         """What a change that matters here changes: the last operation, or the error after it."""
         last = self.calls[-1] if self.calls else None
         return len(self.calls), self.error, last and (last.op, repr(last.arguments), repr(last.outputs))
+
+
+@dataclass(frozen=True, slots=True)
+class _Conflict:
+    """An attribute that follows the axis ``own`` stands where ``axis`` is wanted, as that constant of the
+    operation or (None) in its shape."""
+
+    key: Key
+    own: Axis
+    axis: Axis
+    constant: str | None
 
 
 class Search:
@@ -175,7 +184,7 @@ class Search:
         conflicts = self._conflicts(operation, stack) if operation else []
         self.idle.clear()
         found = self._explain(itertools.islice(self._own(index, stack), _MAX_TRIES), index)
-        found = found or self._join(conflicts)
+        found = found or self._join(conflicts, index)
         place = self._place(index)
         if found is None and not conflicts and place not in self.hopeless:
             found = self._explain(itertools.islice(self._nearby(stack), _MAX_TRIES), index)
@@ -242,43 +251,60 @@ class Search:
             if first[0] != second[0]:
                 yield dict([first, second])
 
-    def _conflicts(self, operation: Operation, stack: list[str]) -> list[tuple[Axis, Axis]]:
-        """(axis an attribute follows, other axis here of the same old and another new length), constants
+    def _conflicts(self, operation: Operation, stack: list[str]) -> list[_Conflict]:
+        """Attributes that follow another axis than one here of the same old and another new length, constants
         first.
         """
-        axes = [constant.axis for constant in operation.constants]
-        axes += [
-            axis for output in operation.outputs for axis in output if len(self.kept(axis)) == axis.length
+        axes = {constant.argument: constant.axis for constant in operation.constants}
+        here: list[tuple[str | None, Axis]] = [*axes.items()]
+        here += [
+            (None, axis)
+            for output in operation.outputs
+            for axis in output
+            if len(self.kept(axis)) == axis.length
         ]
         return [
-            (own, axis)
-            for axis in axes
-            for (path, _, _), own in self.attributes.items()
-            if path in stack and own.length == axis.length and len(self.kept(own)) != len(self.kept(axis))
+            _Conflict(key, own, axis, constant)
+            for constant, axis in here
+            for key, own in self.attributes.items()
+            if key[0] in stack and own.length == axis.length and len(self.kept(own)) != len(self.kept(axis))
         ]
 
-    def _join(self, conflicts: list[tuple[Axis, Axis]]) -> _Reach | None:
-        """Where one attribute holds the widths of two groups, make them one group; None where they do not
-        fit.
+    def _join(self, conflicts: list[_Conflict], index: int) -> _Reach | None:
+        """Where one attribute holds the widths of two groups, make them one group, here and in the like of
+        this module; None where they do not fit.
         """
-        names: dict[str, str | None] = {}
-        for own, axis in conflicts:
-            if len(own.parts) != 1 or len(axis.parts) != 1:
-                continue
-            (kept, units), (gone, others) = own.parts[0], axis.parts[0]
-            if kept != gone and self.graph[kept].n == self.graph[gone].n and np.array_equal(units, others):
-                names[gone] = kept
-                break
-        if not names:
-            return None
-        self._regroup(names)
-        return self._probe(self.keeps, self.attributes)
+        for conflict in conflicts:
+            fates = self._fates(conflict.own, conflict.axis)
+            if fates is not None:
+                self._regroup({**self._fates_elsewhere(conflict, index, fates), **fates})
+                return self._probe(self.keeps, self.attributes)
+        return None
 
-    def _regroup(self, names: Mapping[str, str | None]) -> None:
+    def _fates(self, own: Axis, axis: Axis) -> dict[str, Fate] | None:
+        sizes = {group.name: group.n for group in self.graph}
+        return joined_by(own, axis, sizes) or joined_by(axis, own, sizes)
+
+    def _fates_elsewhere(self, conflict: _Conflict, index: int, fates: Mapping[str, Fate]) -> dict[str, Fate]:
+        """What the same conflict in other modules of the class makes of their groups, as far as it can be
+        done at once: no group joins one that joins another.
+        """
+        found: dict[str, Fate] = {}
+        path, name, place = conflict.key
+        for other, operation in self._counterparts(path, index) if conflict.constant else ():
+            own = self.attributes.get((other, name, place))
+            axis = next((c.axis for c in operation.constants if c.argument == conflict.constant), None)
+            more = self._fates(own, axis) if own is not None and axis is not None else None
+            goals = {fate[0] for fate in {**fates, **found, **(more or {})}.values() if fate is not None}
+            if more and not goals & {*fates, *found, *more}:
+                found |= more
+        return found
+
+    def _regroup(self, names: Mapping[str, Fate]) -> None:
         change = Regroup(names)
         self.graph = change.graph(self.graph)
         self.attributes = {key: change.axis(axis) for key, axis in self.attributes.items()}
-        self.keeps = {name: keep for name, keep in self.keeps.items() if name not in names}
+        self.keeps = self._without(names)
 
     def _place(self, index: int) -> tuple[Any, ...]:
         """Which operation of which class of module this is: what fails in one block fails in the next."""
@@ -288,7 +314,7 @@ class Search:
         step = self.inside[operation.module].index(index)
         return type(self.modules[operation.module]), operation.name, step
 
-    def _give_up(self, index: int, conflicts: list[tuple[Axis, Axis]]) -> _Reach:
+    def _give_up(self, index: int, conflicts: list[_Conflict]) -> _Reach:
         """Leave alone the groups without which operation ``index`` is right, and their like elsewhere."""
         operation = self.graph.operations[min(index, len(self.graph.operations) - 1)]
         changed = [c for c in operation.constants if len(self.kept(c.axis)) != c.value]
@@ -296,7 +322,7 @@ class Search:
         suspects: list[tuple[list[Constant], list[str]]] = [
             *(([c], self._groups_in([c.axis])) for c in (changed if len(changed) > 1 else ())),
             (changed, self._groups_in([c.axis for c in changed])),
-            ([], self._groups_in([own for own, _ in conflicts])),
+            ([], self._groups_in([conflict.own for conflict in conflicts])),
             ([], self._groups_in([axis for axes in operation.outputs for axis in axes])),
         ]
         suspects = [suspect for suspect in suspects if suspect[1]]
@@ -391,12 +417,13 @@ class Search:
 
     def _find_factors(self) -> None:
         """Groups whose width changes a number in the arithmetic: removing their units is not masking them."""
-        drifted = _drifted(self.wide, self.calls)
-        for kind in (
-            sorted({group.kind for group in self.graph if group.name in self.keeps}) if drifted else ()
-        ):
+        if not changed_factors(self.graph, self.wide, self.kept, self.calls):
+            return
+        for kind in sorted({group.kind for group in self.graph if group.name in self.keeps}):
             some = {g.name: self.keeps[g.name] for g in self.graph if g.kind == kind and g.name in self.keeps}
-            for i, (before, after) in _drifted(self.wide, self._probe(some, self.attributes).calls).items():
+            calls = self._probe(some, self.attributes).calls
+            changed = changed_factors(self.graph, self.wide, self.kept, calls)
+            for i, (before, after) in changed.items():
                 operation = self.graph.operations[i]
                 axes = [axis for axes in operation.outputs for axis in axes]
                 axes += [a for key, a in self.attributes.items() if key[0] in stack_of(operation.module)]
@@ -405,16 +432,3 @@ class Search:
                     if name in some:
                         change = f"{before:g} to {after:g} in {operation.name} at {where}"
                         self.inexact.setdefault(name, f"its width changes a factor: {change}")
-
-
-def _drifted(wide: tuple[Call, ...], thin: tuple[Call, ...]) -> dict[int, tuple[float, float]]:
-    """Operation -> the first number of its arithmetic that recordings differ in, as (before, after)."""
-    found: dict[int, tuple[float, float]] = {}
-    steps = [(i, call) for i, call in enumerate(wide) if call.op not in COPIES]
-    for (i, before), after in zip(steps, (call for call in thin if call.op not in COPIES), strict=False):
-        for name, old in before.arguments.items():
-            new = after.arguments.get(name)
-            counts = isinstance(old, float) or (type(old) is int and name in _FACTORS)
-            if counts and isinstance(new, (int, float)) and new != old:
-                found.setdefault(i, (float(old), float(new)))
-    return found

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from slimfast.graph.groups import Axis, ChannelGraph, Constant, IntArray, Operation
+from slimfast.graph.groups import Axis, ChannelGraph, Constant, IntArray
 
 # (number of an operation, its constant's argument)
 Told = set[tuple[int, str]]
@@ -31,9 +31,8 @@ def told_by(graph: ChannelGraph, kept: Callable[[Axis], IntArray]) -> Told:
     """The constants that a cut changes, each to another number than the others that it may be taken for."""
     return {
         (i, constant.argument)
-        for i, operation in enumerate(graph.operations)
-        for constant, twins in _with_twins(operation)
-        if len(kept(constant.axis)) not in (constant.value, *(len(kept(t.axis)) for t in twins))
+        for i, constant, twins in _with_twins(graph)
+        if len(kept(constant.axis)) not in (constant.value, *(len(kept(axis)) for axis in twins))
     }
 
 
@@ -45,31 +44,36 @@ def telling_keeps(
 
     None where every constant that can change has told what it follows.
     """
-    gone: dict[str, set[int]] = {}
-    for i, operation in enumerate(graph.operations):
-        for constant, twins in _with_twins(operation):
-            if (i, constant.argument) in told:
-                continue
-            for name, units in constant.axis.parts:
-                other = [u for t in twins for group, own in t.axis.parts if group == name for u in own]
-                free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
-                if name in keeps and len(free):
-                    gone.setdefault(name, set()).update(free[: 1 + len(free) // 2].tolist())
-                    break
     others = dict(keeps)
-    for name, removed in gone.items():
-        left = np.setdiff1d(np.arange(graph[name].n), sorted(removed))
-        if len(left):
-            others[name] = left.astype(np.int64)
+    for i, constant, twins in _with_twins(graph):
+        if (i, constant.argument) in told:
+            continue
+        # what was changed for one constant may tell the next
+        length = len(constant.axis.kept(others))
+        if length not in (constant.value, *(len(axis.kept(others)) for axis in twins)):
+            continue
+        for name, units in constant.axis.parts:
+            other = [u for axis in twins for group, own in axis.parts if group == name for u in own]
+            free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
+            if name in keeps and len(free):
+                left = np.setdiff1d(np.arange(graph[name].n), free[: 1 + len(free) // 2])
+                if len(left):
+                    others[name] = left.astype(np.int64)
+                    break
     changed = any(not np.array_equal(others[name], keeps[name]) for name in keeps)
     return others if changed else None
 
 
-def _with_twins(operation: Operation) -> Iterator[tuple[Constant, list[Constant]]]:
-    """The constants of an operation that can change, each with its like of the same value elsewhere."""
-    for constant in operation.constants:
-        if constant.axis.parts:
-            others = (
-                c for c in operation.constants if c.value == constant.value and c.axis is not constant.axis
-            )
-            yield constant, list(others)
+def _with_twins(graph: ChannelGraph) -> Iterator[tuple[int, Constant, list[Axis]]]:
+    """The constants that can change, with the number of their operation and the other axes for which the
+    same value stands in the same module.
+    """
+    axes: dict[tuple[str, int], dict[Axis, None]] = {}
+    for operation in graph.operations:
+        for constant in operation.constants:
+            axes.setdefault((operation.module, constant.value), {})[constant.axis] = None
+    for i, operation in enumerate(graph.operations):
+        for constant in operation.constants:
+            if constant.axis.parts:
+                like = axes[operation.module, constant.value]
+                yield i, constant, [axis for axis in like if axis is not constant.axis]
