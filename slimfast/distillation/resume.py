@@ -15,24 +15,26 @@ import numpy as np
 import torch
 
 from slimfast.errors import SlimfastError
-from slimfast.files import atomic_path
+from slimfast.files import atomic_path, check_file
 
 # 2: ``average``, without which trainings of schema 1 go on.
 SCHEMA = 2
 FILE = "training.pt"
-_KEYS = {
-    "schema",
-    "recipe",
-    "epoch",
-    "step",
-    "losses",
-    "records",
-    "student",
-    "optimizer",
-    "scaler",
-    "rng",
-    "best",
-    "average",
+_OPTIONAL = (dict, tuple, list, type(None))
+# What a training is made of, and the types that may stand there.
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "schema": int,
+    "recipe": dict,
+    "epoch": int,
+    "step": int,
+    "losses": torch.Tensor,
+    "records": list,
+    "student": dict,
+    "optimizer": dict,
+    "scaler": _OPTIONAL,
+    "rng": _OPTIONAL,
+    "best": _OPTIONAL,
+    "average": _OPTIONAL,
 }
 
 
@@ -52,7 +54,7 @@ def load_training(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        stream = path.open("rb")
+        stream = check_file(path).open("rb")
     except OSError as error:
         raise SlimfastError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from error
     with stream:
@@ -63,11 +65,17 @@ def load_training(folder: Path) -> dict[str, Any] | None:
             raise SlimfastError(f"{os.fspath(path)} is damaged or not a training checkpoint") from error
     if isinstance(state, dict) and state.get("schema") == 1:
         state = {"average": None, **state, "schema": SCHEMA}
-    if not isinstance(state, dict) or set(state) != _KEYS:
+    if not isinstance(state, dict) or set(state) != set(_TYPES):
         raise SlimfastError(f"{os.fspath(path)} is not a training checkpoint of slimfast")
     if state["schema"] != SCHEMA:
         found = state["schema"]
         raise SlimfastError(f"{os.fspath(path)} has schema {found}, this version of slimfast reads {SCHEMA}")
+    for name, types in _TYPES.items():
+        if not isinstance(state[name], types):
+            got = type(state[name]).__name__
+            raise SlimfastError(
+                f"{os.fspath(path)} is not a training checkpoint of slimfast: {name} is a {got}"
+            )
     return state
 
 

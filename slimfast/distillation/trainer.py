@@ -118,7 +118,7 @@ def distill(
         stack.enter_context(evaluating(teacher))
         run = Training(student, teacher, criterion, recipe, accelerator, feed, evaluate)
         if saved is not None:
-            run.load(saved)
+            _go_on(run, saved, folder)
         bar = stack.enter_context(
             TrainingBar(recipe, done=run.steps_done, shown=progress, main=accelerator.is_main_process)
         )
@@ -163,6 +163,15 @@ def _saved_run(folder: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] 
     if differences := recipe.differences(saved["recipe"]):
         raise SlimfastError(f"{folder} holds a training with other settings: {differences}")
     return saved
+
+
+def _go_on(run: Training, saved: dict[str, Any], folder: Path | None) -> None:
+    """Take over a training from its file, which may be of another version or a stranger's."""
+    try:
+        run.load(saved)
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise SlimfastError(f"{folder}: the training in it does not fit this one: {reason}") from error
 
 
 @contextmanager

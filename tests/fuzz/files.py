@@ -218,10 +218,11 @@ def _calibration() -> bytes:
 
 
 def _training() -> bytes:
-    empty = dict.fromkeys(
-        ["recipe", "epoch", "step", "losses", "records", "student", "optimizer", "scaler", "rng", "best"]
-    )
-    save_training(folder(), empty)
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "losses": torch.zeros(2), "records": []}
+    state |= {name: {} for name in ("recipe", "student", "optimizer")}
+    state |= dict.fromkeys(("scaler", "rng", "best", "average"))
+    save_training(folder(), state)
+    assert load_training(folder()) is not None
     return (folder() / FILE).read_bytes()
 
 
