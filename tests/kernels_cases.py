@@ -16,7 +16,7 @@ from slimfast.kernels import dispatch
 SMALL_SIZES = (1, 2, 3, 8, 31, 32, 33, 36, 40, 63, 64, 65)
 MIDDLE_SIZES = (127, 128, 129, 255, 256, 257)
 BIG_SIZES = (319, 320, 321, 511, 512, 513)
-HUGE_SIZES = (1000, 1023, 1024, 1025)
+HUGE_SIZES = (1000, 1023, 1024, 1025, 1290)
 SIZES = SMALL_SIZES + MIDDLE_SIZES + BIG_SIZES
 
 # (n, d) of covariance inputs: wide, tall, square, one row, one position, and a wide layer split along d.

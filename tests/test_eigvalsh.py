@@ -172,8 +172,57 @@ def test_the_number_of_threads_changes_no_bit(threads: Threads) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_a_matrix_has_the_same_values_in_any_company() -> None:
-    mats = [cases.wishart(m).float() for m in (12, 12, 30, 31, 4)]
+@pytest.mark.parametrize(("m", "dtype"), [(1300, torch.float32), (1057, torch.float64)])
+@pytest.mark.parametrize("team", [2, 5])
+def test_a_team_on_one_large_matrix_changes_no_bit(
+    m: int, dtype: torch.dtype, team: int, threads: Threads
+) -> None:
+    mat = cases.wishart(m).to(dtype)
+    with threads(1):
+        (alone,) = grouped_eigvalsh([mat], backend="cpu")
+    with threads(team):
+        (together,) = grouped_eigvalsh([mat], backend="cpu")
+    assert torch.equal(alone, together)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_matrices_with_little_to_reduce(dtype: torch.dtype) -> None:
+    m = 1300
+    mats = [
+        torch.zeros(m, m),
+        torch.eye(m),
+        torch.ones(m, m),
+        torch.diag(torch.arange(1.0, m + 1)),
+        cases.tridiagonal(m),
+        torch.block_diag(torch.ones(700, 700), torch.eye(m - 700)),
+    ]
+    angles = torch.arange(1, m + 1).double() * torch.pi / (m + 1)
+    index = torch.arange(m)
+    exact = [
+        torch.zeros(m).double(),
+        torch.ones(m).double(),
+        m * (index == m - 1).double(),
+        torch.arange(1.0, m + 1).double(),
+        2 - 2 * angles.cos(),
+        1.0 * (index >= 699) + 699.0 * (index == m - 1),
+    ]
+    same = [torch.linalg.eigvalsh(mat.to(dtype)) for mat in mats]
+    ours = grouped_eigvalsh([mat.to(dtype) for mat in mats], backend="cpu")
+    assert_group_as_accurate(ours, same, exact, sums=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_large_matrix_that_is_not_finite_is_refused(dtype: torch.dtype) -> None:
+    mat = torch.eye(1300, dtype=dtype)
+    mat[1200, 40] = mat[40, 1200] = float("nan")
+    with pytest.raises(ValueError, match=r"expected finite values, got nan at \(40, 1200\), 2 in all \(fc\)"):
+        grouped_eigvalsh([mat], names=["fc"], backend="cpu")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_matrix_has_the_same_values_in_any_company(dtype: torch.dtype) -> None:
+    mats = [cases.wishart(m).to(dtype) for m in (12, 12, 30, 31, 4)]
+    mats += [cases.SYMMETRIC[kind](24).to(dtype) for kind in cases.SYMMETRIC]
     together = grouped_eigvalsh(mats, backend="cpu")
     for mat, values in zip(mats, together, strict=True):
         assert torch.equal(grouped_eigvalsh([mat], backend="cpu")[0], values)

@@ -1,7 +1,10 @@
 // Eigenvalues of one symmetric matrix: scaled, reduced to a tridiagonal one, counted.
 #pragma once
 
+#include "chase-inl.hpp"
+#include "interleaved-inl.hpp"
 #include "kernels.hpp"
+#include "scaling-inl.hpp"
 #include "sturm-inl.hpp"
 #include "tridiagonal-inl.hpp"
 
@@ -54,36 +57,27 @@ typename VectorOf<T>::integer pack_lower(const MatrixView& view, T* a) {
 }
 
 template <class T>
-T power_of_two(i64 exponent) {
-    using Integer = typename VectorOf<T>::integer;
-    const Integer bits = sizeof(T) == 4 ? Integer(exponent + 127) << 23 : Integer((exponent + 1023) << 52);
-    T value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-template <class T>
 constexpr i64 eigvalsh_elements(i64 m) {
     return packed_elements<T>(m) + 2 * m + larger(4 * round_up(m, lanes<T>), sturm_elements<T>(m));
 }
 
+// The eigenvalues of the tridiagonal (d, e), whose trace is known better than d is, times 2^exponent.
 template <class T>
-void eigvalsh_one(const SymmetricMatrix& matrix, T* a) {
-    using Integer = typename VectorOf<T>::integer;
+void finish(const T* d, const T* e, i64 m, double trace, double trace_lost, i64 exponent, T* values,
+            T* work) {
+    tridiagonal_eigenvalues(d, e, m, values, work);
+    match_trace(values, m, trace, trace_lost);
+    const T back = power_of_two<T>(exponent);
+    for (i64 i = 0; i < m; ++i) values[i] *= back;
+}
+
+template <class T>
+void eigvalsh_one_stage(const SymmetricMatrix& matrix, T* a) {
     const i64 m = matrix.a.rows;
     T* values = static_cast<T*>(matrix.values);
-    const Integer largest = pack_lower(matrix.a, a);
-    constexpr Integer infinite = sizeof(T) == 4 ? Integer(0x7f800000) : Integer(0x7ff0000000000000);
-    if (largest == 0 || largest >= infinite) {
-        const T value = largest == 0 ? T{0} : static_cast<T>(__builtin_nan(""));
-        for (i64 i = 0; i < m; ++i) values[i] = value;
-        return;
-    }
-    // Scaled by a power of two to a largest magnitude near one, where no square over- or underflows.
-    constexpr i64 bias = sizeof(T) == 4 ? 127 : 1023;
-    constexpr int mantissa = sizeof(T) == 4 ? 23 : 52;
-    const i64 exponent =
-        larger<i64>(smaller<i64>(static_cast<i64>(largest >> mantissa) - bias, bias - 1), 1 - bias);
+    const auto largest = pack_lower(matrix.a, a);
+    if (is_trivial<T>(largest, values, m)) return;
+    const i64 exponent = scaling_exponent<T>(largest);
     const T scale = power_of_two<T>(-exponent);
     const i64 elements = packed_elements<T>(m);
     for (i64 i = 0; i < elements; ++i) a[i] *= scale;
@@ -93,24 +87,158 @@ void eigvalsh_one(const SymmetricMatrix& matrix, T* a) {
     double trace = 0, trace_lost = 0;
     for (i64 i = 0; i < m; ++i) add_exactly(packed_row(a, i)[i], trace, trace_lost);
     tridiagonalise(a, m, d, e, work);
-    tridiagonal_eigenvalues(d, e, m, values, work);
-    match_trace(values, m, trace, trace_lost);
-    const T back = power_of_two<T>(exponent);
-    for (i64 i = 0; i < m; ++i) values[i] *= back;
+    finish(d, e, m, trace, trace_lost, exponent, values, work);
 }
 
-void solve(const SymmetricMatrix& matrix, void* scratch) {
-    if (matrix.a.dtype == Dtype::f64) {
-        eigvalsh_one(matrix, static_cast<double*>(scratch));
-    } else {
-        eigvalsh_one(matrix, static_cast<float*>(scratch));
+// Copies the lower triangle of columns panel band.. of `view` into a panel; returns its largest magnitude's
+// bits.
+template <class T>
+typename VectorOf<T>::integer pack_panel(const MatrixView& view, i64 n, i64 panel, T* a) {
+    using Integer = typename VectorOf<T>::integer;
+    const T* data = static_cast<const T*>(view.data);
+    const i64 first = panel * band, m = view.rows;
+    Integer largest = 0;
+    T* block = panel_row(a, n, panel, first);
+    for (i64 i = first; i < n; ++i) {
+        T* row = block + (i - first) * band;
+        const i64 filled = i < m ? smaller(i - first + 1, band) : 0;
+        const T* from = data + i * view.row_stride + first * view.col_stride;
+        for (i64 j = 0; j < filled; ++j) row[j] = from[j * view.col_stride];
+        for (i64 j = filled; j < band; ++j) row[j] = 0;
+        largest = larger<Integer>(largest, largest_bits(row, filled));
+    }
+    for (i64 r = 0; r < band; ++r) {
+        for (i64 c = r + 1; c < band; ++c) block[r * band + c] = block[c * band + r];
+    }
+    return largest;
+}
+
+// A band of m columns from the blocks that reduce_to_band leaves.
+template <class T>
+void gather_band(const BandWork<T>& work, i64 n, i64 m, T* a) {
+    for (i64 i = 0; i < band_elements(m); ++i) a[i] = 0;
+    for (i64 j = 0; j < m; ++j) {
+        const i64 panel = j / band, c = j % band;
+        const T* block = panel_row(work.a, n, panel, panel * band);
+        const T* below = work.r + panel * band * band;
+        T* column = a + j * band_stride;
+        for (i64 i = c; i < band && panel * band + i < m; ++i) column[i - c] = block[i * band + c];
+        for (i64 i = 0; i <= c && (panel + 1) * band + i < m; ++i) column[band + i - c] = below[i * band + c];
     }
 }
 
-i64 scratch_bytes(Dtype dtype, i64 m) {
-    return dtype == Dtype::f64 ? 8 * eigvalsh_elements<double>(m) : 4 * eigvalsh_elements<float>(m);
+template <class T>
+constexpr i64 two_stage_elements(i64 m) {
+    const i64 n = round_up(m, band);
+    return band_work_elements<T>(n) + band_elements(m) + 2 * m + sturm_elements<T>(m);
 }
 
-constexpr EigvalshKernels eigvalsh_kernels{scratch_bytes, solve};
+// Flags of the team: one for each panel, then one for each group of sweeps.
+constexpr i64 two_stage_flags(i64 m) {
+    return round_up(larger((m + band - 1) / band, (m + sweeps_per_group - 1) / sweeps_per_group), 8);
+}
+
+template <class T>
+void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
+    using Integer = typename VectorOf<T>::integer;
+    const i64 m = matrix.a.rows, n = round_up(m, band), panels = n / band;
+    T* values = static_cast<T*>(matrix.values);
+    i64* flags = static_cast<i64*>(scratch);
+    T* memory = reinterpret_cast<T*>(flags + two_stage_flags(m));
+    const BandWork<T> work = band_work(memory, n);
+    T* a = memory + band_work_elements<T>(n);
+    T* d = a + band_elements(m);
+    T* e = d + m;
+    for (i64 panel = team.rank; panel < panels; panel += team.size) {
+        flags[panel] = pack_panel(matrix.a, n, panel, work.a);
+    }
+    team.wait();
+    Integer largest = 0;
+    for (i64 panel = 0; panel < panels; ++panel) {
+        largest = larger<Integer>(largest, static_cast<Integer>(flags[panel]));
+    }
+    if (largest == 0 || is_trivial<T>(largest, values, 0)) {
+        if (team.rank == 0) is_trivial<T>(largest, values, m);
+        return;
+    }
+    const i64 exponent = scaling_exponent<T>(largest);
+    const T scale = power_of_two<T>(-exponent);
+    for (i64 panel = team.rank; panel < panels; panel += team.size) {
+        T* block = panel_row(work.a, n, panel, panel * band);
+        for (i64 i = 0; i < (n - panel * band) * band; ++i) block[i] *= scale;
+    }
+    team.wait();
+    double trace = 0, trace_lost = 0;
+    if (team.rank == 0) {
+        for (i64 i = 0; i < m; ++i) {
+            add_exactly(panel_row(work.a, n, i / band, i)[i % band], trace, trace_lost);
+        }
+        for (i64 i = 0; i < two_stage_flags(m); ++i) flags[i] = 0;
+    }
+    team.wait();
+    reduce_to_band(work, n, team);
+    if (team.rank == 0) gather_band(work, n, m, a);
+    team.wait();
+    chase_bulges(a, m, flags, team);
+    team.wait();
+    if (team.rank != 0) return;
+    for (i64 i = 0; i < m; ++i) {
+        d[i] = a[i * band_stride];
+        if (i + 1 < m) e[i] = a[i * band_stride + 1];
+    }
+    finish(d, e, m, trace, trace_lost, exponent, values, e + m);
+}
+
+// Rows from which two stages are faster.
+template <class T>
+constexpr i64 two_stage_rows = sizeof(T) == 4 ? 1280 : 1024;
+
+bool shareable(Dtype dtype, i64 m) {
+    return m >= (dtype == Dtype::f64 ? two_stage_rows<double> : two_stage_rows<float>);
+}
+
+template <class T>
+void solve_as(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
+    if (shareable(matrix.a.dtype, matrix.a.rows)) {
+        eigvalsh_two_stage<T>(matrix, scratch, team);
+    } else if (team.rank == 0) {
+        eigvalsh_one_stage(matrix, static_cast<T*>(scratch));
+    }
+}
+
+void solve(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
+    if (matrix.a.dtype == Dtype::f64) {
+        solve_as<double>(matrix, scratch, team);
+    } else {
+        solve_as<float>(matrix, scratch, team);
+    }
+}
+
+i64 many(Dtype dtype, i64 m) {
+    if (m > interleaved_rows) return 0;
+    return dtype == Dtype::f64 ? lanes<double> : lanes<float>;
+}
+
+void solve_many(const SymmetricMatrix* const* matrices, i64 count, void* scratch) {
+    if (matrices[0]->a.dtype == Dtype::f64) {
+        eigvalsh_interleaved(matrices, count, static_cast<double*>(scratch));
+    } else {
+        eigvalsh_interleaved(matrices, count, static_cast<float*>(scratch));
+    }
+}
+
+template <class T>
+i64 bytes_for(i64 m, bool two_stage) {
+    if (m <= interleaved_rows) return sizeof(T) * interleaved_elements<T>(m);
+    if (!two_stage) return sizeof(T) * eigvalsh_elements<T>(m);
+    return sizeof(i64) * two_stage_flags(m) + sizeof(T) * two_stage_elements<T>(m);
+}
+
+i64 scratch_bytes(Dtype dtype, i64 m) {
+    const bool two_stage = shareable(dtype, m);
+    return dtype == Dtype::f64 ? bytes_for<double>(m, two_stage) : bytes_for<float>(m, two_stage);
+}
+
+constexpr EigvalshKernels eigvalsh_kernels{scratch_bytes, shareable, many, solve_many, solve};
 
 }  // namespace slimfast::SLIMFAST_ISA

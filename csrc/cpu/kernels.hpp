@@ -45,11 +45,33 @@ struct SymmetricMatrix {
     void* values;
 };
 
+// The threads that work on one thing together: each calls the same function with its own rank.
+struct Team {
+    int rank, size;
+    void* barrier;
+    void (*wait_at)(void* barrier, int size);
+    void (*yield)();
+
+    // Until all have come here.
+    __attribute__((always_inline)) void wait() const {
+        if (size > 1) wait_at(barrier, size);
+    }
+    // Between two looks at what another one does.
+    __attribute__((always_inline)) void relax() const { yield(); }
+};
+
 struct EigvalshKernels {
     // Bytes of scratch for one matrix of m rows.
     std::int64_t (*scratch_bytes)(Dtype dtype, std::int64_t m);
-    // All eigenvalues, ascending; NaN throughout for a matrix that is not finite.
-    void (*solve)(const SymmetricMatrix& matrix, void* scratch);
+    // Whether a matrix of m rows is one that a team can work on; the rest is for a team of one.
+    bool (*shareable)(Dtype dtype, std::int64_t m);
+    // How many matrices of m rows solve_many takes at a time; 0 where solve takes them one by one.
+    std::int64_t (*many)(Dtype dtype, std::int64_t m);
+    // The same for 1 <= `count` <= many matrices of the same m and dtype, on one thread.
+    void (*solve_many)(const SymmetricMatrix* const* matrices, std::int64_t count, void* scratch);
+    // All eigenvalues, ascending; NaN throughout for a matrix that is not finite. The scratch is the team's;
+    // the result does not depend on its size.
+    void (*solve)(const SymmetricMatrix& matrix, void* scratch, const Team& team);
 };
 
 // Column of a pivoted Cholesky step: column -= sum over j < steps of weights[j] * factor[j * n ...], for all

@@ -7,13 +7,12 @@
 
 #include <atomic>
 #include <cstdint>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #ifdef SLIMFAST_OPENMP
 #include <omp.h>
-#else
-#include <thread>
 #endif
 
 namespace slimfast {
@@ -38,6 +37,28 @@ void parallel_run(int threads, Body&& body) {
     for (std::thread& other : others) other.join();
 #endif
 }
+
+// Where the threads of a region wait for each other. They spin at first: what they wait for takes
+// microseconds.
+class Barrier {
+  public:
+    void wait(int threads) {
+        const int phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.store(phase + 1, std::memory_order_release);
+            return;
+        }
+        for (int looks = 0; phase_.load(std::memory_order_acquire) == phase; ++looks) {
+            if (looks > spins) std::this_thread::yield();
+        }
+    }
+
+  private:
+    static constexpr int spins = 4096;
+    std::atomic<int> arrived_{0};
+    std::atomic<int> phase_{0};
+};
 
 // Calls body(item, rank) for every item in 0..items-1, in that order as threads become free.
 template <class Body>

@@ -91,15 +91,15 @@ SLIMFAST_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
 SLIMFAST_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 
 template <class T>
-SLIMFAST_INLINE T smaller(T a, T b) {
+SLIMFAST_INLINE constexpr T smaller(T a, T b) {
     return b < a ? b : a;
 }
 
 template <class T>
-SLIMFAST_INLINE T larger(T a, T b) {
+SLIMFAST_INLINE constexpr T larger(T a, T b) {
     return a < b ? b : a;
 }
 
-SLIMFAST_INLINE i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
+SLIMFAST_INLINE constexpr i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
 
 }  // namespace slimfast::SLIMFAST_ISA

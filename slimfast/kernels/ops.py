@@ -9,7 +9,7 @@ the next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from torch import Tensor
 from slimfast.kernels.dispatch import select_backend
 
 Side = Literal["auto", "rows"]
+_EIGEN = (torch.float32, torch.float64)
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Bytes of covariance matrices alive at once in grouped_spectra; one matrix larger than this still runs,
 # alone.
@@ -109,15 +110,16 @@ def grouped_eigvalsh(
     Equivalent to: ``[torch.linalg.eigvalsh(m) for m in mats]``.
     """
     named = _names("eigvalsh", mats, names)
-    for mat, name in zip(mats, named, strict=True):
-        _check_square("eigvalsh", mat, name)
+    _check_squares("eigvalsh", mats, named)
     if not mats:
         return []
     _check_one_device("eigvalsh", mats)
     values: list[Tensor] = select_backend("eigvalsh", mats, backend).eigvalsh(list(mats))
     # One look at all of them; which one it was is asked only where there is one.
-    for dtype in {v.dtype for v in values}:
-        if not bool(torch.cat([v for v in values if v.dtype == dtype]).isfinite().all()):
+    dtypes = {v.dtype for v in values}
+    for dtype in dtypes:
+        chosen = values if len(dtypes) == 1 else [v for v in values if v.dtype == dtype]
+        if not bool(torch.cat(chosen).isfinite().all()):
             bad = next(i for i, v in enumerate(values) if not bool(v.isfinite().all()))
             raise ValueError(_non_finite("eigvalsh", named[bad], mats[bad]))
     return values
@@ -144,8 +146,8 @@ def grouped_pivoted_cholesky(
     named = _names("pivoted_cholesky", mats, names)
     if len(ranks) != len(mats):
         raise ValueError(f"pivoted_cholesky: expected {len(mats)} ranks, got {len(ranks)}")
+    _check_squares("pivoted_cholesky", mats, named)
     for mat, rank, name in zip(mats, ranks, named, strict=True):
-        _check_square("pivoted_cholesky", mat, name)
         if not 0 <= rank <= mat.shape[0]:
             raise ValueError(f"pivoted_cholesky: expected a rank in 0..{mat.shape[0]}, got {rank} ({name})")
     if not mats:
@@ -238,12 +240,25 @@ def _batches(sizes: Sequence[int], workspace_bytes: int) -> list[list[int]]:
     return batches
 
 
-def _names(op: str, tensors: Sequence[Tensor], names: Sequence[str] | None) -> list[str]:
+class _Numbered(Sequence[str]):
+    """The names of layers that have none, made when one is asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return f"layer {range(self._count)[index]}"
+
+
+def _names(op: str, tensors: Sequence[Tensor], names: Sequence[str] | None) -> Sequence[str]:
     if names is None:
-        return [f"layer {i}" for i in range(len(tensors))]
+        return _Numbered(len(tensors))
     if len(names) != len(tensors):
         raise ValueError(f"{op}: expected {len(tensors)} names, got {len(names)}")
-    return list(names)
+    return names
 
 
 def _check_matrix(op: str, x: Tensor, name: str) -> None:
@@ -253,11 +268,14 @@ def _check_matrix(op: str, x: Tensor, name: str) -> None:
         raise ValueError(f"{op}: expected float32, float64, bfloat16 or float16, got {x.dtype} ({name})")
 
 
-def _check_square(op: str, mat: Tensor, name: str) -> None:
-    if mat.ndim != 2 or mat.shape[0] != mat.shape[1] or mat.shape[0] == 0:
-        raise ValueError(f"{op}: expected a square matrix, got shape {tuple(mat.shape)} ({name})")
-    if mat.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{op}: expected float32 or float64, got {mat.dtype} ({name})")
+def _check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None:
+    # Many small matrices come here: a look at each is all the time that they have.
+    for i, mat in enumerate(mats):
+        shape = mat.shape
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+            raise ValueError(f"{op}: expected a square matrix, got shape {tuple(shape)} ({names[i]})")
+        if mat.dtype not in _EIGEN:
+            raise ValueError(f"{op}: expected float32 or float64, got {mat.dtype} ({names[i]})")
 
 
 def _check_one_device(op: str, tensors: Sequence[Tensor]) -> None:

@@ -60,17 +60,20 @@ def covariance(
 
 def eigvalsh(mats: list[Tensor], *, isa: str = "") -> list[Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_eigvalsh`; NaN for a matrix that is not finite."""
-    values = _vectors([mat.shape[0] for mat in mats], [mat.dtype for mat in mats])
-    matrices = [(_view(mat), out.data_ptr()) for mat, out in zip(mats, values, strict=True)]
+    values: list[Tensor] = [torch.empty(0)] * len(mats)
+    matrices = []
+    for dtype in {mat.dtype for mat in mats}:
+        # One allocation for all of a dtype: small matrices would spend their time on many.
+        chosen = [i for i, mat in enumerate(mats) if mat.dtype == dtype]
+        sizes = [mats[i].shape[0] for i in chosen]
+        together = torch.empty(sum(sizes), dtype=dtype)
+        address, step = together.data_ptr(), together.element_size()
+        for i, size, out in zip(chosen, sizes, torch.split(together, sizes), strict=True):
+            values[i] = out
+            matrices.append((_view(mats[i]), address))
+            address += size * step
     _module().eigvalsh(matrices, torch.get_num_threads(), isa)
     return values
-
-
-def _vectors(sizes: list[int], dtypes: list[torch.dtype]) -> list[Tensor]:
-    """Uninitialised vectors: views of one allocation where the dtypes agree, which is faster."""
-    if len(set(dtypes)) == 1:
-        return list(torch.split(torch.empty(sum(sizes), dtype=dtypes[0]), sizes))
-    return [torch.empty(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
 
 
 def pivoted_cholesky(
