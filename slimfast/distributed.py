@@ -159,6 +159,9 @@ class Team:
     def _received(self, turn: int, rank: int) -> bytes:
         while not self._store.check([f"{turn}/{rank}"]):
             self.check()
+            left = self._store.get(f"beat/{rank}").startswith(_LEFT)
+            if left and not self._store.check([f"{turn}/{rank}"]):
+                raise SlimfastError(f"{self._names[rank]} has left: it measured something else")
             time.sleep(_POLL)
         count = int(self._store.get(f"{turn}/{rank}"))
         return b"".join(self._store.get(f"{turn}/{rank}/{i}") for i in range(count))

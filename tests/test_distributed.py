@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from torch.distributed import HashStore
 
-from slimfast.distributed import share_out
+from slimfast import distributed
+from slimfast.distributed import Team, share_out
+from slimfast.errors import SlimfastError
 
 # A guard against hanging, not a measurement: a process imports torch on a machine that may be busy.
 PATIENCE = 120
@@ -183,3 +187,35 @@ def test_a_rank_that_fails_is_named_with_its_error(path: Path) -> None:
         assert status == 2
         assert text.startswith("SlimfastError: rank 2 (")
         assert text.endswith("failed: ValueError: no more")
+
+
+def pair() -> list[Team]:
+    """Two ranks in this process."""
+    store = HashStore()
+    teams = [Team(store, rank, 2, 4.0) for rank in range(2)]
+    other = threading.Thread(target=teams[1].arrive)
+    other.start()
+    teams[0].arrive()
+    other.join()
+    return teams
+
+
+def test_contents_of_any_size_are_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_CHUNK", 3)
+    first, second = pair()
+    found: list[list[bytes]] = []
+    other = threading.Thread(target=lambda: found.extend(second.exchange(x) for x in (b"abcdefg", b"")))
+    other.start()
+    assert [first.exchange(x) for x in (b"", b"xyz")] == [[b"", b"abcdefg"], [b"xyz", b""]]
+    other.join()
+    assert found == [[b"", b"abcdefg"], [b"xyz", b""]]
+    second.leave(b"-")
+    first.leave(b"-")
+
+
+def test_a_rank_that_leaves_without_its_share_is_named() -> None:
+    first, second = pair()
+    second.leave(b"-")
+    with pytest.raises(SlimfastError, match=r"^rank 1 \(.*, process \d+\) has left"):
+        first.exchange(b"mine")
+    first.leave(b"-")
