@@ -32,14 +32,7 @@ def test_prune_repairs(plan: str, weights: str, capsys: object) -> None:
     for name, extra in {
         "cut": [],
         "weights": ["--repair", "weights"],
-        "activations": [
-            "--repair",
-            "activations",
-            "--calibration",
-            "c.safetensors",
-            "--select",
-            "activations",
-        ],
+        "activations": ["--repair", "activations", "--select", "activations", *data],
     }.items():
         assert main([*common, *extra, "-o", f"{name}.safetensors"]) == 0
     contents = {Path(f"{name}.safetensors").read_bytes() for name in ("cut", "weights", "activations")}

@@ -18,12 +18,45 @@ NETWORKS = (
 
 def table(result: Mapping[str, Any]) -> str:
     """A table of the networks of a CIFAR-10 result, and a line on the recipe and the machine."""
+    if result.get("benchmark") == "oneshot":
+        return oneshot(result)
     lines = [["", "test accuracy", "parameters", "MACs"], ["---", "--:", "--:", "--:"]]
     for key, name in NETWORKS:
         rows = [row for row in result.get("rows", ()) if f"{row['kind']}, {row['stage']}" == key]
         lines.append([name, *(_cells(rows) if rows else [NOT_MEASURED] * 3)])
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     return f"{text}\n\n{_where(result)}\n"
+
+
+def oneshot(result: Mapping[str, Any]) -> str:
+    """Per share of the MACs: widths by units and repair, the best first; test accuracy."""
+    rows = sorted(result["rows"], key=lambda row: (-row["share"], -row["test"]))
+    lines = [
+        ["MACs", "widths", "units", "repair", "test accuracy", "parameters", "MACs reached"],
+        ["--:", "---", "---", "---", "--:", "--:", "--:"],
+    ]
+    whole = result["dense"]
+    lines.append(["1", "original", "", "", f"{100 * whole['test']:.2f} %", f"{whole['params']:,}", "1"])
+    for row in rows:
+        name = f"{row['allocation']}{' (control)' if row['control'] else ''}"
+        lines.append(
+            [
+                f"{row['share']:g}",
+                name,
+                row["select"],
+                row["repair"] or "none",
+                f"{100 * row['test']:.2f} %",
+                f"{row['params']:,}",
+                f"{row['macs'] / whole['macs']:.4f}",
+            ]
+        )
+    settings, made = result["settings"], result["stamp"]
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return (
+        f"{text}\n\n{settings['network']}, no training; {settings['calibration_images']} training images "
+        f"calibrate, {settings['test_images']:,} test images, each network run once; torch "
+        f"{made['versions']['torch']}, {made['date']}, commit {made['commit']}.\n"
+    )
 
 
 def _cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,0 +1,226 @@
+"""Ways to spend a budget on the channel groups of one network, and the controls that a claim must beat.
+
+Each is a function of a :class:`Study` and a share of the MACs that gives a plan. What proved itself is in the
+package (``slimfast.plan``); the others live here, to be measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.calibration import Calibration, calibrate, unit_covariance
+from slimfast.controls import uniform_like
+from slimfast.costs import CostModel
+from slimfast.graph import ChannelGraph, trace_channels
+from slimfast.graph.copies import named_tensors
+from slimfast.kernels import grouped_eigvalsh
+from slimfast.plans import ErrorCurve, Plan, error_curves, plan_widths
+from slimfast.readers import readers
+from slimfast.spectra import Spectrum, measure_spectra
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A network with all that the allocations look at."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    spectra: Mapping[str, Spectrum]
+    calibration: Calibration
+    curves: Mapping[str, ErrorCurve]
+
+    @staticmethod
+    def of(model: nn.Module, example: Tensor, batches: Any, samples: int) -> Study:
+        """Everything measured once."""
+        graph = trace_channels(model, example)
+        calibration = calibrate(model, graph, batches, samples=samples)
+        curves = error_curves(model, graph, calibration)
+        return Study(model, graph, measure_spectra(model, graph), calibration, curves)
+
+
+Allocation: TypeAlias = Callable[[Study, float], Plan]
+
+
+def explained_variance(study: Study, macs: float) -> Plan:
+    """The paper: one tau for all groups."""
+    return plan_widths(study.graph, study.spectra, macs=macs)
+
+
+def folded(study: Study, macs: float) -> Plan:
+    """The paper on filters scaled by the batch norm that follows."""
+    return plan_widths(study.graph, measure_spectra(folded_weights(study.model), study.graph), macs=macs)
+
+
+def unit(study: Study, macs: float) -> Plan:
+    """The paper on filters of unit variance."""
+    return plan_widths(study.graph, measure_spectra(study.model, study.graph, scaling="unit"), macs=macs)
+
+
+def noise_corrected(study: Study, macs: float) -> Plan:
+    """The paper on the variance above what noise of the same shapes and size has."""
+    corrected = {name: above_noise(s, seed=0) for name, s in study.spectra.items()}
+    return plan_widths(study.graph, corrected, macs=macs)
+
+
+def noise_null(study: Study, macs: float) -> Plan:
+    """Control: the widths that noise of the same shapes gets from the paper's rule."""
+    return plan_widths(study.graph, {n: noise_like(s, seed=0) for n, s in study.spectra.items()}, macs=macs)
+
+
+def activation_spectra(study: Study, macs: float) -> Plan:
+    """The paper on what the consumers read instead of on weights."""
+    found = {reader.weight: reader for reader in readers(study.model, study.graph)[0]}
+    spectra = {}
+    for group in study.graph:
+        covariance = unit_covariance(group, found, study.calibration)
+        old = study.spectra[group.name]
+        if covariance is None:
+            continue
+        (values,) = grouped_eigvalsh([covariance])
+        # The plan expects min(n, d) values of a layer; what is beyond the weights' rank is left out.
+        eigenvalues = np.maximum(values.numpy()[::-1], 0.0)[: len(old.eigenvalues)].copy()
+        trace = float(eigenvalues.sum())
+        spectra[group.name] = dataclasses.replace(
+            old, eigenvalues=eigenvalues, trace=trace, error=0.0, dtype="float64"
+        )
+    return plan_widths(study.graph, {**study.spectra, **spectra}, macs=macs)
+
+
+def marginal_gain(study: Study, macs: float) -> Plan:
+    """Error curves of what the consumers read, by gain per cost."""
+    return plan_widths(study.graph, {}, curves=study.curves, macs=macs)
+
+
+def marginal_gain_of_weights(study: Study, macs: float) -> Plan:
+    """The same from the spectra of the weights, without data."""
+    curves = {}
+    for group in study.graph:
+        ratio = study.spectra[group.name].explained_variance_ratio()
+        residual = np.zeros(group.n + 1)
+        residual[0], residual[1 : len(ratio) + 1] = 1.0, 1.0 - ratio
+        curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
+    return plan_widths(study.graph, {}, curves=curves, macs=macs)
+
+
+def uniform(study: Study, macs: float) -> Plan:
+    """Control: the same share of every group."""
+    return uniform_like(explained_variance(study, macs), study.graph, study.spectra)
+
+
+def random(study: Study, macs: float, *, seed: int = 0) -> Plan:
+    """Control: shares drawn uniformly between 0.1 and 1 for each group, scaled together to the budget."""
+    shares = np.random.default_rng(seed).uniform(0.1, 1.0, size=len(study.graph))
+    names = [group.name for group in study.graph]
+    sizes = np.array([group.n for group in study.graph])
+    costs = CostModel(study.graph)
+    limit = macs * costs.cost(costs.full).macs
+
+    def widths(factor: float) -> Any:
+        return np.clip((shares * factor * sizes).astype(np.int64), 1, sizes)
+
+    low, high = 0.0, 10.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if costs.cost(widths(middle)).macs <= limit else (low, middle)
+    return _by_hand(study, dict(zip(names, widths(low).tolist(), strict=True)))
+
+
+def group_magnitude(study: Study, macs: float) -> Plan:
+    """Control: the rule of torch-pruning's global group magnitude (DepGraph, Fang et al., CVPR 2023), with
+    the units it keeps: squared norms of all slices of a unit, summed over the members, in shares of the
+    group's mean; the smallest of the whole network go first. The exact budget is met by our own count.
+    """
+    tensors = named_tensors(study.model)
+    scores = []
+    for g, group in enumerate(study.graph):
+        total = np.zeros(group.n)
+        members = [m for m in group.members if m.tensor in study.graph.parameters]
+        for member in members:
+            w = tensors[member.tensor].detach().double().movedim(member.dim, 0)
+            has = member.units >= 0
+            np.add.at(total, member.units[has], w.reshape(len(w), -1).square().sum(1).numpy()[has])
+        scores += [(score / total.mean(), g, unit) for unit, score in enumerate(total)]
+    costs = CostModel(study.graph)
+    limit = macs * costs.cost(costs.full).macs
+    keep = [set(range(group.n)) for group in study.graph]
+    for _, g, index in sorted(scores):
+        if costs.cost(np.array([len(k) for k in keep])).macs <= limit:
+            break
+        if len(keep[g]) > 1:
+            keep[g].discard(index)
+    names = [group.name for group in study.graph]
+    plan = _by_hand(study, {name: len(k) for name, k in zip(names, keep, strict=True)})
+    chosen = (dataclasses.replace(g, keep=tuple(sorted(k))) for g, k in zip(plan.groups, keep, strict=True))
+    return dataclasses.replace(plan, groups=tuple(chosen))
+
+
+def _by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
+    overrides = {glob.escape(name): width for name, width in widths.items()}
+    return plan_widths(study.graph, study.spectra, overrides=overrides)
+
+
+def folded_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The model's tensors, each convolution's filters times the scale of the batch norm that its name says
+    follows: ``conv1`` and ``bn1``.
+    """
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    for name in list(tensors):
+        norm = name.replace("conv", "bn")
+        if name.endswith("weight") and norm != name and norm in tensors:
+            variance = tensors[norm.replace("weight", "running_var")]
+            scale = tensors[norm] / (variance + 1e-5).sqrt()
+            tensors[name] = tensors[name] * scale.view(-1, *[1] * (tensors[name].dim() - 1))
+    return tensors
+
+
+def noise_like(spectrum: Spectrum, *, seed: int) -> Spectrum:
+    """The spectrum of Gaussian noise of a layer's shape and total variance."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(spectrum.n, spectrum.d, generator=generator, dtype=torch.float64)
+    (found,) = measure_spectra({"x": x}).values()
+    factor = spectrum.trace / found.trace
+    return dataclasses.replace(
+        spectrum,
+        eigenvalues=found.eigenvalues * factor,
+        trace=found.trace * factor,
+        error=0.0,
+        dtype="float64",
+    )
+
+
+def above_noise(spectrum: Spectrum, *, seed: int) -> Spectrum:
+    """Each eigenvalue less that of noise whose median eigenvalue is the spectrum's, and not below zero."""
+    noise = noise_like(spectrum, seed=seed).eigenvalues
+    median = len(noise) // 2
+    factor = min(1.0, float(spectrum.eigenvalues[median] / max(noise[median], 1e-300)))
+    rest = np.maximum(spectrum.eigenvalues - factor * noise, 0.0)
+    rest = np.sort(rest)[::-1].copy()
+    rest[0] = max(rest[0], 1e-12)
+    return dataclasses.replace(
+        spectrum, eigenvalues=rest, trace=float(rest.sum()), error=0.0, dtype="float64"
+    )
+
+
+ALLOCATIONS: dict[str, Allocation] = {
+    "marginal gain, activations": marginal_gain,
+    "explained variance (paper)": explained_variance,
+    "folded batch norm": folded,
+    "unit scaling": unit,
+    "noise corrected": noise_corrected,
+    "activation spectra": activation_spectra,
+    "marginal gain, weights": marginal_gain_of_weights,
+}
+CONTROLS: dict[str, Allocation] = {
+    "uniform": uniform,
+    "random widths": random,
+    "noise null": noise_null,
+    "group magnitude, global": group_magnitude,
+}

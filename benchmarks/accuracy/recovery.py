@@ -1,0 +1,168 @@
+"""Short recovery: ``python -m benchmarks.accuracy.recovery``, the same few epochs for every thin network.
+
+A public CIFAR-10 ResNet is cut to 1 / 3.5 of its MACs by the default and by every control, and trained from
+scratch at the uniform widths too; all by one recipe, from the same teacher, over the same seeds. Training
+images held out choose the best epoch, and the test images are read once, at the end. Every training is kept,
+every row written as it is done: the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from torch import nn
+
+from benchmarks.accuracy import allocations
+from benchmarks.accuracy.allocations import Study
+from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, train_thin
+from benchmarks.accuracy.cifar10_data import data_folder, load_split
+from benchmarks.stamp import ROOT, stamp
+from slimfast.costs import count_module
+from slimfast.distillation import accuracy
+from slimfast.errors import SlimfastError
+from slimfast.files import atomic_path, output_folder
+from slimfast.plans import Plan
+from slimfast.pruning import prune_channels
+
+SETTINGS = Settings(
+    network="resnet56",
+    macs=1 / 3.5,
+    train_images=20000,
+    validation_images=5000,
+    test_images=10000,
+    epochs=5,
+    seeds=(0, 1, 2),
+)
+# A few minutes on a few cores.
+SHORT = replace(
+    SETTINGS,
+    network="resnet20",
+    train_images=2000,
+    validation_images=1000,
+    test_images=2000,
+    epochs=1,
+    seeds=(0,),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """How a thin network is made before it is trained."""
+
+    plan: Callable[[Study, float, int], Plan]
+    select: str = "l1"
+    repair: str | None = None
+    control: bool = True
+    scratch: bool = False
+
+
+def _of(allocation: allocations.Allocation) -> Callable[[Study, float, int], Plan]:
+    """An allocation that does not depend on the seed."""
+    return lambda study, macs, seed: allocation(study, macs)
+
+
+CONTENDERS: dict[str, Contender] = {
+    "default": Contender(_of(allocations.marginal_gain), "activations", "activations", control=False),
+    "paper": Contender(_of(allocations.explained_variance), control=False),
+    "paper, repaired": Contender(_of(allocations.explained_variance), repair="activations", control=False),
+    "uniform, L1": Contender(_of(allocations.uniform)),
+    "uniform, L1, repaired": Contender(_of(allocations.uniform), repair="activations"),
+    "random widths, L1": Contender(lambda study, macs, seed: allocations.random(study, macs, seed=seed)),
+    "noise null, L1": Contender(_of(allocations.noise_null)),
+    "group magnitude": Contender(_of(allocations.group_magnitude)),
+    "uniform, from scratch": Contender(_of(allocations.uniform), scratch=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One training: accuracies in [0, 1] before it on validation, after it on validation and test images."""
+
+    name: str
+    control: bool
+    seed: int
+    params: int
+    macs: int
+    before: float
+    validation: float
+    test: float
+    seconds: float
+
+
+def thin_network(contender: Contender, study: Study, macs: float, seed: int) -> nn.Module:
+    """The network of a contender, before its training."""
+    plan = contender.plan(study, macs, seed)
+    options: dict[str, Any] = {"select": contender.select, "repair": contender.repair}
+    thin = prune_channels(study.model, plan, calibration=study.calibration, verify=False, **options)
+    if contender.scratch:
+        torch.manual_seed(seed)
+        for module in thin.modules():
+            if isinstance(module, nn.BatchNorm2d | nn.Linear):
+                module.reset_parameters()
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight)
+    return thin
+
+
+def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = None) -> dict[str, Any]:
+    """All trainings that ``path`` has no row of."""
+    data = data_folder()
+    result: dict[str, Any] = {"benchmark": "recovery", "settings": asdict(settings), "rows": []}
+    known = json.loads(json.dumps(result["settings"]))
+    if path.exists():
+        result = json.loads(path.read_text())
+        if result["settings"] != known:
+            raise SlimfastError(f"{path} has results of other settings: {result['settings']}")
+    result["stamp"] = stamp("cuda" if torch.cuda.is_available() else "cpu")
+    done = {(row["name"], row["seed"]) for row in result["rows"]}
+    teacher = load_network(settings.network, data)
+    train, validation = held_out(load_split("train", folder=data), settings)
+    test = load_split("test", folder=data)[: settings.test_images]
+    example = torch.zeros(1, 3, 32, 32)
+    study = Study.of(teacher, example, train[:512].batches(256), 512)
+    for seed in settings.seeds:
+        for name, contender in CONTENDERS.items():
+            if (name, seed) in done:
+                continue
+            thin = thin_network(contender, study, settings.macs, seed)
+            cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
+            folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            took = train_thin(thin, teacher, train, validation, settings, seed, folder, progress)
+            scores = [accuracy(thin.eval(), images.batches(250)) for images in (validation, test)]
+            row = Row(
+                name, contender.control, seed, cost.params, cost.macs, before, *scores, seconds=round(took, 1)
+            )
+            result["rows"].append(asdict(row))
+            with atomic_path(path) as temporary:
+                temporary.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"{name:24} seed {seed}  {100 * row.test:6.2f} %", flush=True)
+    return result
+
+
+def main(
+    short: Annotated[bool, typer.Option("--short", help="ResNet-20, 2,000 images, 1 epoch, 1 seed.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
+    work: Annotated[Path | None, typer.Option(help="Folder for the state of the trainings.")] = None,
+) -> None:
+    """Train every contender by the same short recipe and compare."""
+    settings = SHORT if short else SETTINGS
+    name = f"recovery-{settings.network}{'-short' if short else ''}"
+    path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
+    output_folder(path.parent)
+    started = time.perf_counter()
+    run(settings, work=work or ROOT / "build" / "accuracy" / name, path=path)
+    print(f"written: {path} ({time.perf_counter() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except SlimfastError as error:
+        raise SystemExit(f"recovery: {error}") from None

@@ -1,0 +1,143 @@
+"""The one-shot benchmark: every allocation within its budget, the controls what they say, runs resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.accuracy import allocations, oneshot, recovery, tables
+from benchmarks.accuracy.allocations import ALLOCATIONS, CONTROLS, Study
+from benchmarks.accuracy.cifar10_data import Images
+from benchmarks.accuracy.resnet_cifar import ResNet
+from slimfast.costs import count_module
+from slimfast.errors import SlimfastError
+from slimfast.spectra import Spectrum
+
+
+def network() -> ResNet:
+    torch.manual_seed(0)
+    model = ResNet(blocks=1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.2, 2.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study.of(network(), torch.zeros(1, 3, 32, 32), [torch.randn(4, 3, 32, 32)], 4)
+
+
+@pytest.mark.parametrize("name", [*ALLOCATIONS, *CONTROLS])
+def test_every_allocation_meets_the_budget(study: Study, name: str) -> None:
+    plan = {**ALLOCATIONS, **CONTROLS}[name](study, 0.5)
+    share = plan.cost_after.macs / plan.cost_before.macs
+    assert 0.4 < share <= 0.5
+    assert all(1 <= group.width <= group.n for group in plan.groups)
+
+
+def test_group_magnitude_removes_the_smallest_first(study: Study) -> None:
+    model = network()
+    with torch.no_grad():
+        block = model.get_submodule("layer3.0")
+        block.conv1.weight[7], block.bn1.weight[7], block.bn1.bias[7] = 0.0, 0.0, 0.0
+        block.conv2.weight[:, 7] = 0.0
+    changed = dataclasses.replace(study, model=model)
+    plan = allocations.group_magnitude(changed, 0.999)
+    cut = {g.name: set(range(g.n)) - set(g.keep or ()) for g in plan.groups if g.width < g.n}
+    assert cut == {"layer3.0.conv1": {7}}
+
+
+def test_random_widths_differ_by_seed(study: Study) -> None:
+    one, two = (allocations.random(study, 0.5, seed=seed).widths() for seed in (0, 1))
+    assert one != two
+    assert one == allocations.random(study, 0.5, seed=0).widths()
+
+
+def test_the_noise_null_has_the_layers_shape_and_variance(study: Study) -> None:
+    for old in study.spectra.values():
+        null = allocations.noise_like(old, seed=0)
+        assert (null.n, null.d) == (old.n, old.d)
+        assert null.trace == pytest.approx(old.trace)
+        assert float(null.eigenvalues.sum()) == pytest.approx(old.trace)
+
+
+def test_what_is_above_the_noise() -> None:
+    flat = Spectrum("a", 4, 9, np.array([9.0, 1.0, 1.0, 1.0]), 12.0, 0.0, "float64")
+    rest = allocations.above_noise(flat, seed=0)
+    noise = allocations.noise_like(flat, seed=0).eigenvalues
+    expected = np.maximum(flat.eigenvalues - noise * min(1.0, 1.0 / noise[2]), 0.0)
+    assert rest.eigenvalues == pytest.approx(np.sort(expected)[::-1])
+    assert rest.eigenvalues[0] / rest.trace > flat.eigenvalues[0] / flat.trace
+
+
+def test_filters_are_folded_by_the_norm_that_follows() -> None:
+    model = network()
+    folded = allocations.folded_weights(model)
+    norm = model.get_submodule("layer1.0.bn2")
+    expected = model.get_submodule("layer1.0.conv2").weight * (
+        norm.weight / (norm.running_var + norm.eps).sqrt()
+    ).view(-1, 1, 1, 1)
+    assert torch.allclose(folded["layer1.0.conv2.weight"], expected)
+    assert torch.equal(folded["linear.weight"], model.linear.weight)
+
+
+def test_a_run_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = Images(torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8), torch.arange(8))
+    monkeypatch.setattr(oneshot, "load_split", lambda split, folder: images)
+    monkeypatch.setattr(oneshot, "load_network", lambda name, data: network())
+    rows = [("uniform", "l1", None), ("marginal gain, activations", "activations", "activations")]
+    monkeypatch.setattr(oneshot, "wanted", lambda full: iter(rows[:1]))
+    path = tmp_path / "r.json"
+    oneshot.main(network="resnet8", macs=[0.5], calibration=8, output=path, full=False)
+    monkeypatch.setattr(oneshot, "wanted", lambda full: iter(rows))
+    measured: list[Any] = []
+    real = oneshot.measure
+    monkeypatch.setattr(oneshot, "measure", lambda *a: measured.append(a[2]) or real(*a))
+    oneshot.main(network="resnet8", macs=[0.5], calibration=8, output=path, full=False)
+    assert measured == ["marginal gain, activations"]
+    result = json.loads(path.read_text())
+    assert [row["control"] for row in result["rows"]] == [True, False]
+    assert all(row["macs"] <= 0.5 * result["dense"]["macs"] for row in result["rows"])
+    with pytest.raises(SlimfastError, match="has results of other settings"):
+        oneshot.main(network="resnet8", macs=[0.5], calibration=4, output=path, full=False)
+    lines = tables.table(result).splitlines()
+    assert lines[0] == "| MACs | widths | units | repair | test accuracy | parameters | MACs reached |"
+    assert sum("uniform (control) | l1 | none" in line for line in lines) == 1
+
+
+def test_the_short_form_has_every_allocation_with_and_without_repair() -> None:
+    rows = list(oneshot.wanted(full=False))
+    assert {name for name, _, repair in rows if repair is None} == {*ALLOCATIONS, *CONTROLS}
+    assert {name for name, _, repair in rows if repair == "activations"} == {*ALLOCATIONS, *CONTROLS}
+    assert len(set(rows)) == len(rows)
+    assert set(rows) < set(oneshot.wanted(full=True))
+
+
+def test_every_contender_of_the_recovery_starts_at_the_same_cost(study: Study) -> None:
+    macs = {
+        name: count_module(recovery.thin_network(c, study, 0.4, 0), torch.zeros(1, 3, 32, 32)).macs
+        for name, c in recovery.CONTENDERS.items()
+    }
+    whole = count_module(study.model, torch.zeros(1, 3, 32, 32)).macs
+    assert all(0.3 * whole < found <= 0.4 * whole for found in macs.values())
+    assert macs["uniform, from scratch"] == macs["uniform, L1"]
+
+
+def test_from_scratch_nothing_of_the_weights_is_left(study: Study) -> None:
+    contender = recovery.CONTENDERS["uniform, from scratch"]
+    cut = recovery.thin_network(recovery.CONTENDERS["uniform, L1"], study, 0.5, 0)
+    fresh = recovery.thin_network(contender, study, 0.5, 0)
+    again = recovery.thin_network(contender, study, 0.5, 0)
+    for (name, a), b, c in zip(cut.named_parameters(), fresh.parameters(), again.parameters(), strict=True):
+        assert a.shape == b.shape
+        assert not torch.equal(a, b) or "bias" in name
+        assert torch.equal(b, c)
