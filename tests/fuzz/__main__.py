@@ -22,6 +22,7 @@ from tests.fuzz.child import main as run_target
 
 if os.environ.get("SLIMFAST_FUZZ_CPU"):
     use_kernels_of(os.environ["SLIMFAST_FUZZ_CPU"])
+from benchmarks.stamp import stamp
 from tests.fuzz import files, structure
 
 # An execution takes milliseconds; the machine may be busy.
@@ -129,13 +130,14 @@ def main() -> int:
 
 
 def _add(path: Path, result: Result) -> None:
-    """One more run in a summary: executions without a finding are summed up for each target."""
+    """One more run in a summary, with the executions of each target over all runs."""
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     runs.append(asdict(result))
     executions: dict[str, int] = {}
     for run in runs:
         executions[run["target"]] = executions.get(run["target"], 0) + run["executions"]
-    summary = {"executions": sum(executions.values()), "by_target": executions, "runs": runs}
+    counts = {"executions": sum(executions.values()), "by_target": executions, "runs": runs}
+    summary = {**stamp("cpu"), **counts}
     path.write_text(json.dumps(summary, indent=1) + "\n")
 
 
