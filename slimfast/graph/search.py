@@ -14,25 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from slimfast.graph.copies import copy_with, named_tensors
 from slimfast.graph.factors import changed_factors
-from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Constant, IntArray, Operation
+from slimfast.graph.groups import Axis, ChannelGraph, Constant, IntArray, Operation
 from slimfast.graph.origins import Key, Wanted, axis_at, integers_of, stack_of
-from slimfast.graph.prediction import STOPPED, item_of, mismatches, split_argument, survivors
-from slimfast.graph.record import Call, ForwardFailed, Recording, hollow_copy, record_at, record_hollow
-from slimfast.graph.recorder import COPIES
+from slimfast.graph.prediction import Kept, item_of, split_argument
+from slimfast.graph.probe import Probe, Reach
+from slimfast.graph.record import Call, Recording
 from slimfast.graph.regroup import Fate, Regroup, joined_by
-from slimfast.graph.surgery import (
-    apply_patches,
-    cut,
-    patches_of,
-    read_attribute,
-    select_indices,
-    thin_shape,
-)
+from slimfast.graph.surgery import read_attribute
 from slimfast.graph.trial_keeps import Told, telling_keeps, told_by, trial_keeps
 
 # Sets of attributes tried at one operation before its groups are given up; each try records up to that
@@ -40,27 +31,6 @@ from slimfast.graph.trial_keeps import Told, telling_keeps, told_by, trial_keeps
 _MAX_TRIES = 48
 # Cuts tried, one after the other, until every constant has been seen to change on its own.
 _MAX_ROUNDS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Reach:
-    """How far a trial got: the first operation that disagrees (None: none does), and the module that was
-    running, with the message of the error it stopped with.
-    """
-
-    index: int | None
-    module: str
-    calls: tuple[Call, ...]
-    error: str = ""
-
-    def right(self, index: int) -> bool:
-        """Whether that operation and all before it agree."""
-        return self.index is None or self.index > index
-
-    def seen(self) -> tuple[Any, ...]:
-        """What a change that matters here changes: the last operation, or the error after it."""
-        last = self.calls[-1] if self.calls else None
-        return len(self.calls), self.error, last and (last.op, repr(last.arguments), repr(last.outputs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +49,9 @@ class Search:
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, recording: Recording) -> None:
         self.graph = graph
-        self.place = recording.place
         self.wide = recording.calls
-        self.arguments = graph.inputs.example()
-        self.base = model if self.place == "real" else hollow_copy(model)
-        self.tensors = named_tensors(self.base)
-        self.modules = dict(self.base.named_modules())
+        self.probe = Probe(model, graph, recording.place)
+        self.modules = dict(self.probe.base.named_modules())
         self.inside: dict[str, list[int]] = {}
         for i, operation in enumerate(graph.operations):
             for path in stack_of(operation.module):
@@ -98,9 +65,11 @@ class Search:
         self.hopeless: set[tuple[Any, ...]] = set()
         self.told: Told = set()
         self.calls: tuple[Call, ...] = ()
-        self._cut_keeps: Mapping[str, IntArray] = {}
-        self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
-        self.kept = survivors({})
+
+    @property
+    def kept(self) -> Kept:
+        """The surviving indices of an axis in the cut that was tried last."""
+        return self.probe.kept
 
     def run(self) -> None:
         self._adopt_by_name()
@@ -133,47 +102,11 @@ class Search:
                 if constant.axis.parts and held == constant.value and not isinstance(held, bool):
                     self.attributes[operation.module, name, index] = constant.axis
 
-    def _probe_to(self, index: int, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> _Reach:
-        """:meth:`_probe` that records operation ``index`` and those before it only."""
-        most = sum(operation.name not in COPIES for operation in self.graph.operations[: index + 1])
-        return self._probe(keeps, attributes, most=most if index < len(self.graph.operations) else None)
+    def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> Reach:
+        """How far the network gets when these units are kept and these attributes follow their axes."""
+        return self.probe.reach(self.graph, keeps, attributes)
 
-    def _probe(
-        self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis], *, most: int | None = None
-    ) -> _Reach:
-        """Cut, patch, record (at ``most`` so many operations), and compare with the prediction."""
-        if keeps is not self._cut_keeps:
-            self._cut_keeps, self._cuts, self.kept = keeps, cut(self.graph, keeps), survivors(keeps)
-        lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
-        tensors = {name: self._thin_tensor(name, dims) for name, dims in self._cuts.items()}
-        thin = copy_with(self.base, tensors, share=self.place != "real")
-        apply_patches(thin, patches_of(self.base, self._cuts, lengths))
-        args, kwargs = self.arguments
-        error = ""
-        try:
-            if self.place == "meta":
-                calls, module = record_hollow(thin, args, kwargs, most=most).calls, None
-            else:
-                calls, module = record_at(thin, args, kwargs, self.place, most=most).calls, None
-        except ForwardFailed as failure:
-            calls, module, error = failure.calls, failure.module, str(failure)
-        first = next(mismatches(self.graph, self.kept, calls), None)
-        if first is None:
-            return (
-                _Reach(None, "", calls)
-                if module is None
-                else _Reach(len(self.graph.operations), module, calls, error)
-            )
-        stopped = module is not None and first.found == STOPPED
-        return _Reach(first.index, (module or "") if stopped else first.module, calls, error)
-
-    def _thin_tensor(self, name: str, dims: Mapping[int, IntArray]) -> Tensor:
-        wide = self.tensors[name].detach()
-        if self.place == "real":
-            return select_indices(wide, dims)
-        return torch.empty(thin_shape(tuple(wide.shape), dims), dtype=wide.dtype, device="meta")
-
-    def _resolve(self, reach: _Reach, index: int) -> _Reach:
+    def _resolve(self, reach: Reach, index: int) -> Reach:
         """Make operation ``index`` right by the least that does it, and say how far the trial gets then."""
         operation = self.graph.operations[index] if index < len(self.graph.operations) else None
         stack = list(
@@ -192,7 +125,7 @@ class Search:
                 self.hopeless.add(place)
         return found or self._give_up(index, conflicts)
 
-    def _explain(self, assignments: Iterable[dict[Key, Wanted]], index: int) -> _Reach | None:
+    def _explain(self, assignments: Iterable[dict[Key, Wanted]], index: int) -> Reach | None:
         """Adopt the first set of attributes that makes operation ``index`` right; None where none does.
 
         An attribute that changes nothing there alone is not tried with others.
@@ -203,13 +136,13 @@ class Search:
                 continue
             chosen = {key: wanted.axis for key, wanted in assignment.items()}
             attributes = {**self.attributes, **self._generalised(assignment), **chosen}
-            reach = self._probe_to(index, self.keeps, attributes)
+            reach = self.probe.reach(self.graph, self.keeps, attributes, index)
             if reach.right(index):
                 self.attributes = attributes
                 self.settled |= chosen.keys()
                 return self._probe(self.keeps, attributes)
             if len(assignment) == 1:
-                before = before or self._probe_to(index, self.keeps, self.attributes).seen()
+                before = before or self.probe.reach(self.graph, self.keeps, self.attributes, index).seen()
                 self.idle |= chosen.keys() if reach.seen() == before else set()
         return None
 
@@ -270,7 +203,7 @@ class Search:
             if key[0] in stack and own.length == axis.length and len(self.kept(own)) != len(self.kept(axis))
         ]
 
-    def _join(self, conflicts: list[_Conflict], index: int) -> _Reach | None:
+    def _join(self, conflicts: list[_Conflict], index: int) -> Reach | None:
         """Where one attribute holds the widths of two groups, make them one group, here and in the like of
         this module; None where they do not fit.
         """
@@ -314,7 +247,7 @@ class Search:
         step = self.inside[operation.module].index(index)
         return type(self.modules[operation.module]), operation.name, step
 
-    def _give_up(self, index: int, conflicts: list[_Conflict]) -> _Reach:
+    def _give_up(self, index: int, conflicts: list[_Conflict]) -> Reach:
         """Leave alone the groups without which operation ``index`` is right, and their like elsewhere."""
         operation = self.graph.operations[min(index, len(self.graph.operations) - 1)]
         changed = [c for c in operation.constants if len(self.kept(c.axis)) != c.value]
@@ -327,7 +260,7 @@ class Search:
         ]
         suspects = [suspect for suspect in suspects if suspect[1]]
         for blamed, names in suspects:  # noqa: B007 (read after the loop)
-            if self._probe_to(index, self._without(names), self.attributes).right(index):
+            if self.probe.reach(self.graph, self._without(names), self.attributes, index).right(index):
                 break
         else:
             blamed, names = (changed, self._groups_in([c.axis for c in changed]))
