@@ -5,10 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
     $(shell find csrc -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt \))
-CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(BUILD_INPUTS))
-SANITIZERS ?= address,undefined
+CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(BUILD_INPUTS)) tests/threads/threads.cpp
 
-.PHONY: demo test coverage check format bench sanitize fuzz dist wheels clean
+.PHONY: demo test coverage check format bench sanitize sanitize-threads fuzz dist wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/slimfast demo -o demo
@@ -40,7 +39,7 @@ bench: $(VENV)/.test
 
 # The sanitised module stands in for the plain one while the tests run.
 sanitize: $(VENV)/.test
-	$(BIN)/cmake -S . -B build/sanitize -DSLIMFAST_CUDA=OFF -DSLIMFAST_SANITIZE=$(SANITIZERS) \
+	$(BIN)/cmake -S . -B build/sanitize -DSLIMFAST_CUDA=OFF -DSLIMFAST_SANITIZE=address,undefined \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/sanitize --target _cpu
 	plain=$$($(BIN)/python -c 'import slimfast._cpu as cpu; print(cpu.__file__)'); cp $$plain build/sanitize/plain.so; \
@@ -56,6 +55,13 @@ EXECUTIONS ?= 100000
 fuzz: $(VENV)/.test
 	$(PIP) -e '.[fuzz]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder build/fuzz
+
+# Started threads instead of OpenMP's, whose runtime the sanitizer does not know.
+sanitize-threads: $(VENV)/.test
+	$(BIN)/cmake -S . -B build/sanitize-threads -DSLIMFAST_CUDA=OFF -DSLIMFAST_SANITIZE=thread -DSLIMFAST_OPENMP=OFF \
+	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
+	$(BIN)/cmake --build build/sanitize-threads --target threads
+	TSAN_OPTIONS=halt_on_error=1 build/sanitize-threads/csrc/cpu/threads
 
 dist: $(VENV)/.test
 	$(BIN)/python -m build

@@ -665,6 +665,9 @@ def test_a_plan_at_one_tau_measures_again_only_what_is_open() -> None:
     assert [g.dtype for g in hard.groups if g.name == name] == ["float64"]
     assert hard.widths()[name] == 7
     assert all(g.certified for g in hard.groups)
+    again = [g.name for g in hard.groups if g.dtype == "float64"]
+    assert f"measured in float64: {len(again)} of {len(hard.groups)} groups ({', '.join(again)})" in str(hard)
+    assert "measured in float64" not in str(easy)
 
 
 def test_saved_spectra_save_the_measurement() -> None:

@@ -107,9 +107,10 @@ def _notes(plan: Plan) -> list[str]:
             notes.append(f"{name}: asked for {asked:g}, reached {new:,} of {old:,} ({share})")
     if plan.multiple_of > 1:
         notes.append(f"widths are multiples of {plan.multiple_of}, or whole")
-    again = [g.name for g in plan.groups if g.chosen == "tau" and g.dtype == "float64"]
+    chosen = [g for g in plan.groups if g.chosen == "tau"]
+    again = [g.name for g in chosen if g.dtype == "float64"]
     if again:
-        notes.append(f"measured in float64: {', '.join(again)}")
+        notes.append(f"measured in float64: {len(again)} of {len(chosen)} groups ({', '.join(again)})")
     notes.append(
         "a group's params and MACs: of the tensors and operations it takes part in, which groups share"
     )
