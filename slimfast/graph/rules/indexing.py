@@ -33,7 +33,13 @@ def slice_(flow: Flow, call: Call) -> list[Ways]:
     if isinstance(way, int) or (start, end, step) == (0, length, 1):
         return [ways]
     if step != 1:
-        ways[dim] = flow.freeze(way, f"{call.op} takes every {step}th index of it")
+        told = f"{call.op} takes one of every {step} indices of it"
+        if end < length or start >= step or length % step:
+            ways[dim] = flow.freeze(way, told)
+            return [ways]
+        # Runs of `step` indices go or stay whole, so that those behind them keep their places in their runs.
+        ways[dim], place = flow.split(way, length // step, step)
+        flow.freeze(place, told)
         return [ways]
     if start:
         flow.constant("start", start, way[:start], start)
