@@ -190,6 +190,13 @@ def test_the_table_tells_what_was_done_and_what_failed():
     assert "load 1.5 to 1.5" in text
 
 
+def test_a_network_of_which_only_the_weights_were_compared():
+    made = row(verify={"seconds": 1.0, "compared": 0, "inexact": 4})
+    text = tables.table("families", {"timm:resnet18": made})
+    assert "| yes | weights only | yes |" in text
+    assert "verified 1 (1 of them weights only), reloaded 1" in text
+
+
 def test_an_early_failure_leaves_dashes():
     failed = {"build": {"seconds": 1.0}, "trace": {"failed": "UnsupportedGraph: no"}}
     made = {"limit_s": 1.0, "limit_gb": 1.0, "stamp": STAMP, "stages": failed}

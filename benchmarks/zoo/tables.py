@@ -79,6 +79,8 @@ def _said(stages: Mapping[str, Any], stage: str) -> str:
 
 def _verified(stages: Mapping[str, Any]) -> str:
     found = stages.get("verify", {})
+    if found.get("compared") == 0:
+        return "weights only"
     if found.get("inexact"):
         return f"yes, {found['compared']} of {found['compared'] + found['inexact']} groups"
     return _said(stages, "verify")
@@ -113,6 +115,10 @@ def _counts(total: int, rows: Mapping[str, Row]) -> str:
         for stage, _ in _COUNTED
     }
     told = [f"{word} {done[stage]}" for stage, word in _COUNTED if stage != "onnx" or done["onnx"]]
+    weights = sum(_verified(row["stages"]) == "weights only" for row in rows.values())
+    told = [
+        f"{t} ({weights} of them weights only)" if weights and t.startswith("verified") else t for t in told
+    ]
     told.insert(3, f"within {100 * NEAR:g} % of the budget {sum(map(near, rows.values()))}")
     peers = [peer_verdict(row) for row in rows.values()]
     slimmed = sum(verdict.endswith("of it") for verdict in peers)
@@ -153,11 +159,12 @@ def _where(rows: Sequence[Row]) -> str:
         return "Not measured yet."
     limits = sorted({f"{row['limit_s']:g} s and {row['limit_gb']:g} GB" for row in rows})
     commits = sorted({stamp["commit"] or "no commit" for stamp in made})
+    threads = sorted({str(stamp["machine"]["threads"]) for stamp in made})
     loads = [stamp["machine"]["load"] for stamp in made]
     machine, versions = made[0]["machine"], made[0]["versions"]
     return (
         f"Seconds are of one run each, trace to prune, after a warm-up on a small network; "
-        f"at most {', '.join(limits)} a process; {machine['cpu']}, {machine['threads']} threads, "
+        f"at most {', '.join(limits)} a process; {machine['cpu']}, {' or '.join(threads)} of its threads, "
         f"load {min(loads):g} to {max(loads):g} (1 minute, before each network: under load seconds compare "
         f"within a row only); torch {versions['torch']}, timm {versions['timm']}, "
         f"torch-pruning {versions['torch-pruning']}, {max(stamp['date'] for stamp in made)}, "
