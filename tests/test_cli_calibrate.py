@@ -46,6 +46,14 @@ def test_a_repair_without_its_calibration_is_one_line(plan: str, weights: str, c
     assert "thin.safetensors" not in files()
 
 
+def test_plan_spends_its_budget_by_the_calibration(weights: str, capsys: object) -> None:
+    assert main([*CALIBRATE, "--weights", weights, "-o", "c.safetensors"]) == 0
+    capsys.readouterr()  # type: ignore[attr-defined]
+    command = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "--json"]
+    assert main([*command, "--calibration", "c.safetensors"]) == 0
+    assert json.loads(capsys.readouterr().out)["allocation"] == "marginal_gain"  # type: ignore[attr-defined]
+
+
 def test_slim_spends_its_budget_by_the_calibration(weights: str, capsys: object) -> None:
     assert main([*CALIBRATE, "--weights", weights, "-o", "c.safetensors"]) == 0
     capsys.readouterr()  # type: ignore[attr-defined]

@@ -11,11 +11,13 @@ import torch
 import typer
 from torch import nn
 
+from slimfast.calibration_files import load_calibration
 from slimfast.cli import options
 from slimfast.distributed import launched
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.models import build_model, default_inputs, is_weight_file, parse_inputs
+from slimfast.plans import plan as make_plan
 from slimfast.reports import TAUS, plan_figure, save_figure, spectra_table
 from slimfast.shards import plan_checkpoint
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
@@ -84,6 +86,7 @@ def plan(
         Path | None,
         typer.Option(help="Spectra saved by 'slimfast spectra --input': nothing is measured again."),
     ] = None,
+    calibration: options.Calibration = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say what each group couples, and what is left alone and why.")
     ] = False,
@@ -111,7 +114,11 @@ def plan(
         how |= {"progress": advance, "team": team}
         if plot is not None and measured is None:
             measured = measure_spectra(source, trace_channels(network, example), **how)
-        found = plan_checkpoint(source, network, example, spectra=measured, **how, **wishes)
+        if calibration is None:
+            found = plan_checkpoint(source, network, example, spectra=measured, **how, **wishes)
+        else:
+            data = load_calibration(calibration, device=device)
+            found = make_plan(network, example, calibration=data, backend=backend, **wishes)
     if not options.is_first(team):
         return
     if output is not None:

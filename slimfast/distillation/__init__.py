@@ -1,6 +1,7 @@
 """Distillation: losses that pull a thin network towards its teacher, and a trainer that uses them."""
 
 from slimfast.distillation.batches import accuracy
+from slimfast.distillation.cache import CachedTeacher
 from slimfast.distillation.losses import DistillationLoss, Hint, aligned_hints, hint_loss, soft_target_loss
 from slimfast.distillation.recipe import EpochRecord, History
 from slimfast.distillation.relations import (
@@ -12,6 +13,7 @@ from slimfast.distillation.relations import (
 from slimfast.distillation.trainer import distill
 
 __all__ = [
+    "CachedTeacher",
     "DistillationLoss",
     "EpochRecord",
     "Hint",

@@ -1,0 +1,130 @@
+"""A teacher whose outputs are kept on disk: each sample is computed once, in whatever batch it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.distillation.batches import call
+from slimfast.distillation.losses import logits_of
+from slimfast.errors import SlimfastError
+from slimfast.graph.inputs import map_leaves
+from slimfast.graph.record import tensors_in
+
+_MAGIC = b"slimfast.logits.1\n"
+_KEY = 16
+
+
+class CachedTeacher(nn.Module):
+    """``teacher`` with its logits kept in a file, for trainings that see the same inputs again and again.
+
+    A sample is known by the bytes of its inputs, so that order and batches do not matter; random augmentation
+    makes new samples, which only fill the disk. The file grows by float32 logits and 16 bytes a sample; a
+    record that a stop cut short is dropped. It is for one teacher: its weights' digest is in the file.
+
+    Its outputs are plain logits, which serve every term but hints. Raises :class:`SlimfastError` for a file
+    of another teacher, and for one that is none of ours.
+    """
+
+    def __init__(self, teacher: nn.Module, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self._path = Path(path)
+        self._known: dict[bytes, np.ndarray] = {}
+        self._shape: tuple[int, ...] | None = None
+        self._digest = _digest_of(teacher)
+        if self._path.exists():
+            self._read()
+
+    def __len__(self) -> int:
+        """The number of samples that are known."""
+        return len(self._known)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The teacher's logits (N, ...), float32: of known samples from the file, the others computed."""
+        inputs: Any = kwargs or (args if len(args) > 1 else args[0])
+        leaves = list(tensors_in(inputs))
+        count = len(leaves[0])
+        keys = _keys(leaves, count)
+        new = [i for i, key in enumerate(keys) if key not in self._known]
+        if new:
+            self._compute(inputs, keys, new, count)
+        found = np.stack([self._known[key] for key in keys])
+        return torch.from_numpy(found).to(leaves[0].device)
+
+    @torch.no_grad()
+    def _compute(self, inputs: Any, keys: list[bytes], new: list[int], count: int) -> None:
+        def cut(leaf: Any) -> Any:
+            whole = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count
+            return leaf[torch.tensor(new, device=leaf.device)] if whole else leaf
+
+        logits = logits_of(call(self.teacher, map_leaves(inputs, cut))).float().cpu().numpy()
+        shape = tuple(logits.shape[1:])
+        if self._shape not in (None, shape):
+            raise SlimfastError(f"{self._path}: expected logits of shape {self._shape}, got {shape}")
+        fresh = not self._path.exists()
+        self._shape = shape
+        with self._path.open("ab") as file:
+            if fresh:
+                file.write(_MAGIC + self._digest + struct.pack(f"<B{len(shape)}Q", len(shape), *shape))
+            for i, row in zip(new, logits, strict=True):
+                if keys[i] not in self._known:
+                    self._known[keys[i]] = row.copy()
+                    file.write(keys[i] + np.ascontiguousarray(row, dtype="<f4").tobytes())
+
+    def _read(self) -> None:
+        content = self._path.read_bytes()
+        at = len(_MAGIC)
+        if content[:at] != _MAGIC or len(content) < at + _KEY + 1:
+            raise SlimfastError(f"{self._path}: expected logits of slimfast, got another file")
+        if content[at : at + _KEY] != self._digest:
+            raise SlimfastError(f"{self._path}: expected logits of this teacher, got another's")
+        dims = content[at + _KEY]
+        at += _KEY + 1
+        if len(content) < at + 8 * dims:
+            raise SlimfastError(f"{self._path}: expected logits of slimfast, got a file cut short")
+        self._shape = struct.unpack_from(f"<{dims}Q", content, at)
+        at += 8 * dims
+        size = _KEY + 4 * int(np.prod(self._shape, dtype=np.int64))
+        whole = (len(content) - at) // size
+        for record in _records(content, at, size, whole):
+            row = np.frombuffer(record[_KEY:], dtype="<f4").reshape(self._shape)
+            self._known[record[:_KEY]] = row.astype(np.float32)
+        if at + whole * size < len(content):
+            os.truncate(self._path, at + whole * size)
+
+
+def _records(content: bytes, at: int, size: int, count: int) -> Iterator[bytes]:
+    for i in range(count):
+        yield content[at + i * size : at + (i + 1) * size]
+
+
+def _keys(leaves: list[Tensor], count: int) -> list[bytes]:
+    """The digest of each sample's bytes in all tensors."""
+    arrays = [leaf.detach().cpu().contiguous() for leaf in leaves]
+    per_sample = [a if a.dim() and len(a) == count else a.expand(count, *a.shape) for a in arrays]
+    keys = []
+    for i in range(count):
+        digest = hashlib.blake2b(digest_size=_KEY)
+        for array in per_sample:
+            row = array[i].contiguous()
+            digest.update(f"{row.dtype}{tuple(row.shape)}".encode())
+            digest.update(row.reshape(-1).view(torch.uint8).numpy().tobytes())
+        keys.append(digest.digest())
+    return keys
+
+
+def _digest_of(teacher: nn.Module) -> bytes:
+    digest = hashlib.blake2b(digest_size=_KEY)
+    for name, tensor in teacher.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.digest()
