@@ -4,7 +4,7 @@ A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, 
 rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
 ``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`; one named ``zoo-NAME`` is of
 the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`; ``backbone-SIZE`` is of
-``results/backbone-SIZE.json``.
+``results/backbone-SIZE.json``, and ``widths-real`` of ``results/widths.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backbone
+from benchmarks import backbone, widths
 from benchmarks.accuracy import tables as accuracy
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
@@ -29,6 +29,7 @@ NOT_MEASURED = "not measured"
 ACCURACY = "accuracy"
 ZOO = "zoo"
 BACKBONE = "backbone"
+WIDTHS = "widths"
 TITLES = {
     "torch": "plain PyTorch",
     "best": "best PyTorch",
@@ -56,6 +57,8 @@ def fill(text: str, results: Path = RESULTS) -> str:
             made = zoo.table(op, _read(results / "zoo.json"))
         elif suite == BACKBONE and op in backbone.SIZES:
             made = backbone.table(_read(results / f"{suite}-{op}.json"))
+        elif (suite, op) == (WIDTHS, "real"):
+            made = widths.table(_read(results / "widths.json"))
         elif suite in SUITES and op in OPS:
             made = table(suite, op, _read(results / f"{suite}-{op}.json"))
         else:
