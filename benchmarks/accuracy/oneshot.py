@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 
-from benchmarks.accuracy.allocations import ALLOCATIONS, CONTROLS, Study
+from benchmarks.accuracy.allocations import ALLOCATIONS, CONTROLS, Study, explained_variance, noise_null
 from benchmarks.accuracy.cifar10 import load_network
 from benchmarks.accuracy.cifar10_data import data_folder, load_split
 from benchmarks.stamp import ROOT, stamp
@@ -95,6 +96,7 @@ def main(
         dense = {"test": accuracy(model, test.batches(250)), "params": whole.params, "macs": whole.macs}
         result["dense"] = dense
     study = Study.of(model, example, batches, calibration)
+    result["profile"] = [profile(study, share) for share in shares]
     for (name, select_by, repair), share in itertools.product(wanted(full), shares):
         if (share, name, select_by, repair) in done:
             continue
@@ -104,6 +106,20 @@ def main(
         print(f"{share:g} {name:28} {select_by:17} {repair!s:12} {100 * row.test:6.2f} %", flush=True)
     _write(path, result)
     print(f"written: {path}")
+
+
+def profile(study: Study, share: float) -> dict[str, float]:
+    """How much of the paper's layer profile is that of noise of the same shapes: the squared correlation of
+    the groups' kept shares, and the tau of each.
+    """
+    plans = [allocate(study, share) for allocate in (explained_variance, noise_null)]
+    kept = [[group.width / group.n for group in plan.groups] for plan in plans]
+    return {
+        "share": share,
+        "squared_correlation": round(float(np.corrcoef(*kept)[0, 1] ** 2), 4),
+        "tau": round(float(plans[0].explained_variance or 0.0), 4),
+        "tau_of_noise": round(float(plans[1].explained_variance or 0.0), 4),
+    }
 
 
 def measure(

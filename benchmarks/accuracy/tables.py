@@ -51,11 +51,18 @@ def oneshot(result: Mapping[str, Any]) -> str:
             ]
         )
     settings, made = result["settings"], result["stamp"]
+    noise = ", ".join(
+        f"{found['squared_correlation']:.2f} at {found['share']:g} (tau {found['tau']:.3f}, of noise "
+        f"{found['tau_of_noise']:.3f})"
+        for found in result.get("profile", ())
+    )
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    versions = made["versions"]
     return (
-        f"{text}\n\n{settings['network']}, no training; {settings['calibration_images']} training images "
-        f"calibrate, {settings['test_images']:,} test images, each network run once; torch "
-        f"{made['versions']['torch']}, {made['date']}, commit {made['commit']}.\n"
+        f"{text}\n\nSquared correlation of the paper's kept shares with those of noise of the same shapes: "
+        f"{noise or NOT_MEASURED}.\n\n{settings['network']}, no training; "
+        f"{settings['calibration_images']} training images calibrate, {settings['test_images']:,} test "
+        f"images, each network run once; torch {versions['torch']}, {made['date']}, commit {made['commit']}.\n"
     )
 
 
