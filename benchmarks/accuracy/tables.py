@@ -57,12 +57,12 @@ def oneshot(result: Mapping[str, Any]) -> str:
         for found in result.get("profile", ())
     )
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    versions = made["versions"]
+    torch, commit = made["versions"]["torch"], made["commit"]
     return (
         f"{text}\n\nSquared correlation of the paper's kept shares with those of noise of the same shapes: "
         f"{noise or NOT_MEASURED}.\n\n{settings['network']}, no training; "
         f"{settings['calibration_images']} training images calibrate, {settings['test_images']:,} test "
-        f"images, each network run once; torch {versions['torch']}, {made['date']}, commit {made['commit']}.\n"
+        f"images, each network run once; torch {torch}, {made['date']}, commit {commit}.\n"
     )
 
 
