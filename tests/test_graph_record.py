@@ -9,7 +9,7 @@ from torch import nn
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph import trace_channels
 from slimfast.graph.copies import tensor_names
-from slimfast.graph.record import hollow_copy, record
+from slimfast.graph.record import hollow_copy, record, record_at
 
 
 def _record(model, *args, **kwargs):
@@ -142,3 +142,23 @@ def test_a_weight_made_of_two_parameters_cuts_both():
     names = {member.tensor for group in graph for member in group.members}
     assert "0.parametrizations.weight.original0" in names
     assert "0.parametrizations.weight.original1" in names
+
+
+def test_a_recording_stops_at_the_operation_asked_for():
+    class Careless(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x):
+            try:
+                x = self.linear(x.clone()).relu()
+            except Exception:
+                x = x - 1
+            return x + 1
+
+    for most, expected in ((1, ["clone", "linear"]), (2, ["clone", "linear", "relu"]), (None, None)):
+        calls = record_at(Careless(), (torch.zeros(2, 3),), {}, "meta", most=most).calls
+        assert [c.op for c in calls] == [
+            f"aten.{op}" for op in expected or ("clone", "linear", "relu", "add")
+        ]
