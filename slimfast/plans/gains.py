@@ -97,8 +97,8 @@ def _filled(
 ) -> IntArray:
     """The widths with what is left of the budget spent: wherever a next step still fits, most gain first."""
     left = set(range(len(widths)))
+    prices = _unit_prices(widths, limits, price)
     while left:
-        prices = _unit_prices(widths, limits, price)
         left = {i for i in left if widths[i] < len(gains[i]) and gains[i][widths[i]] > 0.0}
         for i in sorted(left, key=lambda i: -gains[i][widths[i]] / max(float(prices[i]), _TINY)):
             wider = widths.copy()
