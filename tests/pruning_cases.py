@@ -133,7 +133,7 @@ def plan_of(
         groups.append(GroupPlan(group.name, group.kind, group.n, width, 1.0, True, kept))
     nothing = Cost(0, 0, 0)
     shapes = {name: tuple(axis.length for axis in axes) for name, axes in graph.axes.items()}
-    return Plan(tuple(groups), None, {}, 1, nothing, nothing, shapes, graph.inputs, graph)
+    return Plan(tuple(groups), None, {}, 1, nothing, nothing, shapes, graph.inputs, graph=graph)
 
 
 def random_keeps(graph: ChannelGraph, seed: int, share: float = 0.6) -> dict[str, np.ndarray]:
