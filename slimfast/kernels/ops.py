@@ -181,11 +181,15 @@ def grouped_gather(
     named = _names("gather", tensors, names)
     if len(keeps) != len(tensors):
         raise ValueError(f"gather: expected {len(tensors)} keeps, got {len(keeps)}")
+    # A group's indices cut many tensors: each is looked through once.
+    looked: dict[int, _Kept] = {}
     for tensor, keep, name in zip(tensors, keeps, named, strict=True):
         if len(keep) > 2:
             raise ValueError(f"gather: expected at most two dims, got {sorted(keep)} ({name})")
         for dim, index in keep.items():
-            _check_keep(tensor, dim, index, name)
+            if id(index) not in looked:
+                looked[id(index)] = _look_through(index, dim, name)
+            _check_keep(tensor, dim, looked[id(index)], name)
     if not tensors:
         return []
     _check_one_device("gather", tensors)
@@ -279,25 +283,38 @@ def _check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> Non
 
 
 def _check_one_device(op: str, tensors: Sequence[Tensor]) -> None:
+    if all(t.is_cpu for t in tensors):
+        return
     devices = {t.device for t in tensors}
     if len(devices) > 1:
         raise ValueError(f"{op}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
 
 
-def _check_keep(tensor: Tensor, dim: int, index: Tensor, name: str) -> None:
-    if not 0 <= dim < tensor.ndim:
-        raise ValueError(f"gather: expected a dim in 0..{tensor.ndim - 1}, got {dim} ({name})")
+class _Kept(NamedTuple):
+    low: int
+    high: int
+    rising: bool
+
+
+def _look_through(index: Tensor, dim: int, name: str) -> _Kept:
     if index.dtype != torch.int64 or index.ndim != 1 or index.device.type != "cpu":
         raise ValueError(
             f"gather: expected one-dimensional int64 indices on the CPU, got {index.dtype} of shape "
             f"{tuple(index.shape)} on {index.device} ({name}, dim {dim})"
         )
-    if index.numel() == 0:
-        return
-    low, high, length = int(index[0]), int(index[-1]), tensor.shape[dim]
-    if low < 0 or high >= length or not bool((index[1:] > index[:-1]).all()):
+    values = index.numpy()
+    if len(values) == 0:
+        return _Kept(0, -1, True)
+    return _Kept(int(values[0]), int(values[-1]), bool((values[1:] > values[:-1]).all()))
+
+
+def _check_keep(tensor: Tensor, dim: int, kept: _Kept, name: str) -> None:
+    if not 0 <= dim < tensor.ndim:
+        raise ValueError(f"gather: expected a dim in 0..{tensor.ndim - 1}, got {dim} ({name})")
+    length = tensor.shape[dim]
+    if kept.low < 0 or kept.high >= length or not kept.rising:
         raise ValueError(
-            f"gather: expected sorted, distinct indices in 0..{length - 1}, got {low}..{high} "
+            f"gather: expected sorted, distinct indices in 0..{length - 1}, got {kept.low}..{kept.high} "
             f"({name}, dim {dim})"
         )
 

@@ -19,9 +19,10 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """The module's saved import error, and every kind of tensor here that it does not read."""
     native = _native.cpu()
     reasons = [] if native.reason is None else [native.reason]
-    reasons += [
-        f"tensors on {kind}, not on the CPU" for kind in sorted({t.device.type for t in inputs} - {"cpu"})
-    ]
+    # Asked for every call: the kinds are spelled out only where there are others.
+    if not all(t.is_cpu for t in inputs):
+        kinds = {t.device.type for t in inputs} - {"cpu"}
+        reasons += [f"tensors on {kind}, not on the CPU" for kind in sorted(kinds)]
     layouts = {str(t.layout) for t in inputs if t.layout != torch.strided}
     reasons += [f"tensors of layout {layout}" for layout in sorted(layouts)]
     if op == "gather":
@@ -99,16 +100,18 @@ def pivoted_cholesky(
 def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_gather`."""
     thin, tasks = [], []
-    # The kernel reads the indices from these.
-    indices = [{dim: index.contiguous() for dim, index in keep.items()} for keep in keeps]
-    for tensor, keep in zip(tensors, indices, strict=True):
-        shape = [keep[dim].numel() if dim in keep else size for dim, size in enumerate(tensor.shape)]
+    # The kernel reads the indices from these; a group's indices cut many tensors.
+    distinct = {id(index): index for keep in keeps for index in keep.values()}
+    indices = {key: index.contiguous() for key, index in distinct.items()}
+    lengths = {key: (index.numel(), index.data_ptr()) for key, index in indices.items()}
+    for tensor, keep in zip(tensors, keeps, strict=True):
+        shape = list(tensor.shape)
+        addresses = [0] * len(shape)
+        for dim, index in keep.items():
+            shape[dim], addresses[dim] = lengths[id(index)]
         out = torch.empty(shape, dtype=tensor.dtype)
-        dims = [
-            (size, stride, keep[dim].data_ptr() if dim in keep else 0)
-            for dim, (size, stride) in enumerate(zip(shape, tensor.stride(), strict=True))
-        ]
         thin.append(out)
+        dims = list(zip(shape, tensor.stride(), addresses, strict=True))
         tasks.append((tensor.data_ptr(), out.data_ptr(), tensor.element_size(), dims))
     _module().gather(tasks, torch.get_num_threads())
     return thin
