@@ -18,7 +18,7 @@ Threads = Callable[[int], AbstractContextManager[None]]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("m", [1, 2, 3, 17, 33, 64, 130, 257])
+@pytest.mark.parametrize("m", [1, 2, 3, 17, 33, 64, 130, 257, 384, 450])
 def test_picks_equal_those_of_qr_with_pivoting(m: int, backend: str) -> None:
     x = cases.normal(m, 2 * m + 3)
     (ours,) = grouped_pivoted_cholesky([x @ x.T], [m], backend=backend)
@@ -29,7 +29,7 @@ def test_picks_equal_those_of_qr_with_pivoting(m: int, backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", cases.POSITIVE_SEMIDEFINITE)
-@pytest.mark.parametrize("m", [1, 2, 5, 33, 65, 129])
+@pytest.mark.parametrize("m", [1, 2, 5, 33, 65, 129, 401])
 def test_factor_and_residual_explain_the_matrix(m: int, kind: str, dtype: torch.dtype, backend: str) -> None:
     mat = cases.SYMMETRIC[kind](m).to(dtype)
     rank = (m + 1) // 2
@@ -74,13 +74,22 @@ def test_stops_at_the_numerical_rank(dtype: torch.dtype, backend: str) -> None:
     assert ours[0].order.item() == cases.rank_one(40).diagonal().argmax()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("rank", [1, 32, 64, 70])
+def test_a_large_matrix_stops_at_its_rank(rank: int, backend: str) -> None:
+    low = cases.normal(500, rank)
+    (ours,) = grouped_pivoted_cholesky([low @ low.T], [500], backend=backend)
+    assert len(ours.order) == rank
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", ["transposed", "spaced", "offset"])
 def test_layouts(layout: str, dtype: torch.dtype) -> None:
-    mat = cases.wishart(70).to(dtype)
-    (expected,) = grouped_pivoted_cholesky([mat], [40], backend="cpu")
-    (ours,) = grouped_pivoted_cholesky([cases.layouts(mat)[layout]], [40], backend="cpu")
-    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    for m in (70, 410):
+        mat = cases.wishart(m).to(dtype)
+        (expected,) = grouped_pivoted_cholesky([mat], [40], backend="cpu")
+        (ours,) = grouped_pivoted_cholesky([cases.layouts(mat)[layout]], [40], backend="cpu")
+        assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
 def test_the_number_of_threads_changes_no_bit(threads: Threads) -> None:

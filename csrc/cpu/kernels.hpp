@@ -81,6 +81,14 @@ struct CholeskyKernels {
                      std::int64_t n);
     // left = max(left - column^2, 0); returns nothing else, the caller zeroes what is picked.
     void (*reduce)(double* left, const double* column, std::int64_t n);
+    // For large matrices, `block` steps at a time: what is left of the matrix (rest_elements of float64),
+    // begun as its lower triangle; one of its columns; and less the products of `block` columns of the
+    // factor, with (n rounded up to a block) x block elements of scratch.
+    std::int64_t block;
+    std::int64_t (*rest_elements)(std::int64_t n);
+    void (*copy_lower)(const MatrixView& a, double* rest);
+    void (*read_column)(const double* rest, std::int64_t n, std::int64_t pick, double* column);
+    void (*subtract_block)(double* rest, const double* factor, std::int64_t n, double* work);
 };
 
 struct Kernels {

@@ -1,6 +1,7 @@
-// The two loops of a lazy pivoted Cholesky step.
+// The loops of pivoted Cholesky: a lazy step, and what is left of a large matrix after a block of steps.
 #pragma once
 
+#include "band-inl.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
@@ -34,6 +35,67 @@ void reduce_left(double* left, const double* column, i64 n) {
     }
 }
 
-constexpr CholeskyKernels cholesky_kernels{subtract_steps, reduce_left};
+// What is left of a matrix is its lower triangle in float64, in the panels of band-inl.hpp.
+i64 rest_elements(i64 n) { return panel_elements(round_up(n, band)); }
+
+template <class T>
+void copy_lower_of(const MatrixView& view, double* rest) {
+    const T* data = static_cast<const T*>(view.data);
+    const i64 n = view.rows, padded = round_up(n, band);
+    for (i64 panel = 0; panel < padded / band; ++panel) {
+        const i64 first = panel * band;
+        // The block on the diagonal is full.
+        for (i64 i = first; i < padded; ++i) {
+            double* row = panel_row(rest, padded, panel, i);
+            for (i64 j = 0; j < band; ++j) {
+                const i64 low = larger(i, first + j), high = smaller(i, first + j);
+                row[j] =
+                    low < n ? static_cast<double>(data[low * view.row_stride + high * view.col_stride]) : 0.0;
+            }
+        }
+    }
+}
+
+void copy_lower(const MatrixView& view, double* rest) {
+    if (view.dtype == Dtype::f64) {
+        copy_lower_of<double>(view, rest);
+    } else {
+        copy_lower_of<float>(view, rest);
+    }
+}
+
+void read_column(const double* rest, i64 n, i64 pick, double* column) {
+    const i64 padded = round_up(n, band), panel = pick / band;
+    double* all = const_cast<double*>(rest);
+    for (i64 i = 0; i < panel * band; i += band) {
+        const double* row = panel_row(all, padded, i / band, pick);
+        for (i64 j = 0; j < band; ++j) column[i + j] = row[j];
+    }
+    const double* from = panel_row(all, padded, panel, panel * band) + pick % band;
+    for (i64 i = panel * band; i < n; ++i) column[i] = from[(i - panel * band) * band];
+}
+
+// rest -= F F^T, where F (n, band) has its columns one after another in `factor`. `work` holds
+// round_up(n, band) band elements.
+void subtract_block(double* rest, const double* factor, i64 n, double* work) {
+    const i64 padded = round_up(n, band);
+    for (i64 i = 0; i < padded; ++i) {
+        for (i64 k = 0; k < band; ++k) work[i * band + k] = i < n ? factor[k * n + i] : 0.0;
+    }
+    double block[band * band];
+    // Tiles of rows outside, so that they stay in cache.
+    for (i64 first = 0; first < padded; first += band_rows_per_tile) {
+        const i64 last = smaller(first + band_rows_per_tile, padded);
+        for (i64 panel = 0; panel * band < last; ++panel) {
+            const i64 from = larger(first, panel * band);
+            transpose_block(work + panel * band * band, block);
+            add_product<double, -1>(last - from, band, work + from * band, band, 1, block,
+                                    panel_row(rest, padded, panel, from));
+        }
+    }
+}
+
+constexpr CholeskyKernels cholesky_kernels{subtract_steps, reduce_left, band,          rest_elements,
+                                           copy_lower,     read_column, subtract_block};
 
 }  // namespace slimfast::SLIMFAST_ISA

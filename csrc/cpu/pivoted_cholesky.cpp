@@ -24,9 +24,20 @@ i64 first_largest(const double* values, i64 n) {
     return best;
 }
 
-// float64 elements of scratch: left, column, weights and the transposed factor.
-i64 scratch_elements(const CholeskyTask& task) {
-    return 2 * task.a.rows + task.rank + task.rank * task.a.rows;
+// Rows from which the columns picked so far no longer stay in cache: then every block of steps is taken out
+// of the whole matrix by products, and a step subtracts only those of its own block.
+constexpr i64 blocked_rows = 384;
+
+bool is_blocked(const CholeskyTask& task, const CholeskyKernels& kernel) {
+    return task.a.rows >= blocked_rows && task.rank > kernel.block;
+}
+
+// float64 elements of scratch: left, column, weights and the transposed factor; what is left, and a block.
+i64 scratch_elements(const CholeskyTask& task, const CholeskyKernels& kernel) {
+    const i64 n = task.a.rows;
+    const i64 lazy = 2 * n + task.rank + task.rank * n;
+    return is_blocked(task, kernel) ? lazy + kernel.rest_elements(n) + (n + kernel.block) * kernel.block
+                                    : lazy;
 }
 
 template <class T>
@@ -37,6 +48,10 @@ void factorise(CholeskyTask& task, const CholeskyKernels& kernel, double* scratc
     double* column = left + n;
     double* weights = column + n;
     double* factor = weights + task.rank;
+    double* rest = factor + task.rank * n;
+    double* work = rest + kernel.rest_elements(n);
+    const bool blocked = is_blocked(task, kernel);
+    if (blocked) kernel.copy_lower(task.a, rest);
     for (i64 i = 0; i < n; ++i) left[i] = a[i * (task.a.row_stride + task.a.col_stride)];
     const double epsilon = std::numeric_limits<T>::epsilon();
     const double floor = static_cast<double>(n) * epsilon * left[first_largest(left, n)];
@@ -45,9 +60,17 @@ void factorise(CholeskyTask& task, const CholeskyKernels& kernel, double* scratc
         const i64 pick = first_largest(left, n);
         if (left[pick] <= floor) break;
         const double root = std::sqrt(left[pick]);
-        for (i64 i = 0; i < n; ++i) column[i] = a[i * task.a.row_stride + pick * task.a.col_stride];
-        for (i64 j = 0; j < step; ++j) weights[j] = factor[j * n + pick];
-        kernel.subtract(column, factor, weights, step, n);
+        const i64 taken_out = blocked ? step / kernel.block * kernel.block : 0;
+        if (taken_out == step && step > 0 && blocked) {
+            kernel.subtract_block(rest, factor + (step - kernel.block) * n, n, work);
+        }
+        if (blocked) {
+            kernel.read_column(rest, n, pick, column);
+        } else {
+            for (i64 i = 0; i < n; ++i) column[i] = a[i * task.a.row_stride + pick * task.a.col_stride];
+        }
+        for (i64 j = taken_out; j < step; ++j) weights[j - taken_out] = factor[j * n + pick];
+        kernel.subtract(column, factor + taken_out * n, weights, step - taken_out, n);
         double* out = factor + step * n;
         for (i64 i = 0; i < n; ++i) out[i] = column[i] / root;
         // What is picked is explained: exactly zero, so that it cannot be picked again.
@@ -79,7 +102,7 @@ void pivoted_cholesky(std::vector<CholeskyTask>& tasks, int threads, Isa isa) {
         require(task.a.dtype == Dtype::f32 || task.a.dtype == Dtype::f64,
                 "pivoted_cholesky: expected an f32 or f64 matrix");
         costs.push_back(static_cast<double>(n) * task.rank * task.rank);
-        elements = std::max(elements, scratch_elements(task));
+        elements = std::max(elements, scratch_elements(task, kernel));
     }
     const std::vector<i64> order = largest_first(costs);
     const std::vector<Scratch> scratch = scratch_per_thread(threads, 8 * elements);
