@@ -97,7 +97,11 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     placed = {n: t.to("cpu" if wide[n].is_meta else wide[n].device) for n, t in tensors.items()}
     thin = copy_with(model, placed)
     _log.debug("loaded %d tensors of %s", len(placed), shown)
-    apply_patches(thin, described.patches)
+    try:
+        apply_patches(thin, described.patches)
+    except SlimfastError as error:
+        # Each patch fits the model, but not after the ones before it.
+        raise SlimfastError(f"{shown}: {error}") from None
     attach(thin, described)
     return thin
 

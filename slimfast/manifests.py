@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +76,13 @@ class Manifest:
         kept = [_index(value, f"{what}: kept[{i}]") for i, value in enumerate(lists)]
         shapes, keeps = _tensors_from_json(fields.object("tensors"), kept)
         patches = tuple(_patch_from_json(item) for item in fields.objects("patches"))
+        twice = [
+            name for name, times in Counter((p.module, p.attribute) for p in patches).items() if times > 1
+        ]
+        if twice:
+            raise SlimfastError(
+                f"{what}: patches: expected one of each attribute, got two of {shown(twice[0])}"
+            )
         widths = _widths_from_json(fields.object("widths"))
         fields.done()
         return Manifest(shapes, keeps, patches, widths)

@@ -162,7 +162,10 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
             device = "cpu" if wide[name].is_meta else wide[name].device
             tensors[name] = weights.load(stored[name]).to(device)
     thin = copy_with(model, tensors)
-    apply_patches(thin, described.patches)
+    try:
+        apply_patches(thin, described.patches)
+    except SlimfastError as error:
+        raise SlimfastError(f"{index}: {error}") from None
     attach(thin, described)
     return thin
 

@@ -241,6 +241,10 @@ def test_files_that_are_no_thin_networks_are_refused(tmp_path):
         (lambda d, t: d["patches"][0].update(before={}), "expected plain values"),
         (lambda d, t: d["patches"][0].update(module="no.such"), "expected .*, got no such module"),
         (lambda d, t: d["patches"][0].update(before=77), "expected 77, got"),
+        (
+            lambda d, t: d["patches"].append(d["patches"][0]),
+            "expected one of each attribute, got two",
+        ),
         (lambda d, t: t.pop("stem.bias"), r"stem\.bias: expected shape \(\d+,\), got no such tensor"),
         (lambda d, t: t.update(extra=torch.zeros(2)), r"extra: expected no such tensor, got shape \(2,\)"),
         (
