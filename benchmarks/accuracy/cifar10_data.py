@@ -102,7 +102,8 @@ class AugmentedBatches:
         order = torch.randperm(len(self._images))
         for step in range(len(self)):
             chosen = order[step * self._size : (step + 1) * self._size]
-            yield augmented(normalised(self._images.pixels[chosen])), self._images.labels[chosen]
+            pixels = augmented(normalised(self._images.pixels[chosen]))
+            yield pixels.contiguous(memory_format=torch.channels_last), self._images.labels[chosen]
 
 
 def augmented(images: Tensor) -> Tensor:

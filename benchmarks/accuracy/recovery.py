@@ -3,7 +3,9 @@
 A public CIFAR-10 ResNet is cut to 1 / 3.5 of its MACs by the default and by every control, and trained from
 scratch at the uniform widths too; all by one recipe, from the same teacher, over the same seeds. Training
 images held out choose the best epoch, and the test images are read once, at the end. Every training is kept,
-every row written as it is done: the same command goes on where it was stopped.
+every row written as it is done: the same command goes on where it was stopped. All contenders of a seed see
+the same augmented images in the same order, so that the teacher's logits are computed once for all of them
+and kept beside the trainings.
 """
 
 from __future__ import annotations
@@ -23,22 +25,24 @@ from benchmarks.accuracy import allocations
 from benchmarks.accuracy.allocations import Study
 from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, train_thin
 from benchmarks.accuracy.cifar10_data import data_folder, load_split
+from benchmarks.accuracy.peer import torch_pruned
 from benchmarks.stamp import ROOT, stamp
 from slimfast.costs import count_module
-from slimfast.distillation import accuracy
+from slimfast.distillation import CachedTeacher, accuracy
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, output_folder
 from slimfast.plans import Plan
 from slimfast.pruning import prune_channels
 
+# Epoch e of a training draws from the generator of its seed + e: seeds this far apart share no images.
 SETTINGS = Settings(
     network="resnet56",
     macs=1 / 3.5,
     train_images=20000,
-    validation_images=5000,
+    validation_images=2000,
     test_images=10000,
     epochs=5,
-    seeds=(0, 1, 2),
+    seeds=(0, 100, 200),
 )
 # A few minutes on a few cores.
 SHORT = replace(
@@ -54,9 +58,9 @@ SHORT = replace(
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """How a thin network is made before it is trained."""
+    """How a thin network is made before it is trained: by a plan, or by another package whole."""
 
-    plan: Callable[[Study, float, int], Plan]
+    plan: Callable[[Study, float, int], Plan] | None
     select: str = "l1"
     repair: str | None = None
     control: bool = True
@@ -68,17 +72,23 @@ def _of(allocation: allocations.Allocation) -> Callable[[Study, float, int], Pla
     return lambda study, macs, seed: allocation(study, macs)
 
 
-CONTENDERS: dict[str, Contender] = {
+# The most telling first: a run that is stopped has these of all seeds.
+TELLING: dict[str, Contender] = {
     "default": Contender(_of(allocations.marginal_gain), "activations", "activations", control=False),
-    "paper": Contender(_of(allocations.explained_variance), control=False),
-    "paper, repaired": Contender(_of(allocations.explained_variance), repair="activations", control=False),
     "uniform, L1": Contender(_of(allocations.uniform)),
     "uniform, L1, repaired": Contender(_of(allocations.uniform), repair="activations"),
-    "random widths, L1": Contender(lambda study, macs, seed: allocations.random(study, macs, seed=seed)),
-    "noise null, L1": Contender(_of(allocations.noise_null)),
-    "group magnitude": Contender(_of(allocations.group_magnitude)),
-    "uniform, from scratch": Contender(_of(allocations.uniform), scratch=True),
+    "group magnitude, repaired": Contender(_of(allocations.group_magnitude), repair="activations"),
+    "torch-pruning": Contender(None),
 }
+OTHERS: dict[str, Contender] = {
+    "group magnitude": Contender(_of(allocations.group_magnitude)),
+    "noise null, L1": Contender(_of(allocations.noise_null)),
+    "random widths, L1": Contender(lambda study, macs, seed: allocations.random(study, macs, seed=seed)),
+    "uniform, from scratch": Contender(_of(allocations.uniform), scratch=True),
+    "paper": Contender(_of(allocations.explained_variance), control=False),
+    "paper, repaired": Contender(_of(allocations.explained_variance), repair="activations", control=False),
+}
+CONTENDERS = TELLING | OTHERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +108,8 @@ class Row:
 
 def thin_network(contender: Contender, study: Study, macs: float, seed: int) -> nn.Module:
     """The network of a contender, before its training."""
+    if contender.plan is None:
+        return torch_pruned(study.model, torch.zeros(1, 3, 32, 32), macs)
     plan = contender.plan(study, macs, seed)
     options: dict[str, Any] = {"select": contender.select, "repair": contender.repair}
     thin = prune_channels(study.model, plan, calibration=study.calibration, verify=False, **options)
@@ -109,6 +121,11 @@ def thin_network(contender: Contender, study: Study, macs: float, seed: int) -> 
             elif isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
     return thin
+
+
+def wanted(seeds: tuple[int, ...]) -> list[tuple[str, int]]:
+    """(contender, seed) in the order they are trained."""
+    return [(name, seed) for part in (TELLING, OTHERS) for seed in seeds for name in part]
 
 
 def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = None) -> dict[str, Any]:
@@ -127,32 +144,38 @@ def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = N
     test = load_split("test", folder=data)[: settings.test_images]
     example = torch.zeros(1, 3, 32, 32)
     study = Study.of(teacher, example, train[:512].batches(256), 512)
-    for seed in settings.seeds:
-        for name, contender in CONTENDERS.items():
-            if (name, seed) in done:
-                continue
-            thin = thin_network(contender, study, settings.macs, seed)
-            cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
-            folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-            took = train_thin(thin, teacher, train, validation, settings, seed, folder, progress)
-            scores = [accuracy(thin.eval(), images.batches(250)) for images in (validation, test)]
-            row = Row(
-                name, contender.control, seed, cost.params, cost.macs, before, *scores, seconds=round(took, 1)
-            )
-            result["rows"].append(asdict(row))
-            with atomic_path(path) as temporary:
-                temporary.write_text(json.dumps(result, indent=1) + "\n")
-            print(f"{name:24} seed {seed}  {100 * row.test:6.2f} %", flush=True)
+    output_folder(work)
+    cached = CachedTeacher(teacher, work / "teacher.logits")
+    for name, seed in wanted(settings.seeds):
+        if (name, seed) in done:
+            continue
+        contender = CONTENDERS[name]
+        thin = thin_network(contender, study, settings.macs, seed)
+        cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
+        folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        # Faster on CPUs and GPUs alike, for everyone.
+        thin = thin.to(memory_format=torch.channels_last)
+        took = train_thin(thin, cached, train, validation, settings, seed, folder, progress)
+        scores = [accuracy(thin.eval(), images.batches(250)) for images in (validation, test)]
+        row = Row(
+            name, contender.control, seed, cost.params, cost.macs, before, *scores, seconds=round(took, 1)
+        )
+        result["rows"].append(asdict(row))
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{name:26} seed {seed:3}  {100 * row.test:6.2f} %  {row.seconds:.0f} s", flush=True)
     return result
 
 
 def main(
     short: Annotated[bool, typer.Option("--short", help="ResNet-20, 2,000 images, 1 epoch, 1 seed.")] = False,
+    network: Annotated[str | None, typer.Option(help="resnet20, resnet32, resnet44 or resnet56.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for the state of the trainings.")] = None,
 ) -> None:
     """Train every contender by the same short recipe and compare."""
     settings = SHORT if short else SETTINGS
+    settings = replace(settings, network=network or settings.network)
     name = f"recovery-{settings.network}{'-short' if short else ''}"
     path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
     output_folder(path.parent)
