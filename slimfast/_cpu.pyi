@@ -11,8 +11,10 @@ def isa() -> str:
 def available_isas() -> list[str]:
     """The instruction sets that this machine can run, the widest last."""
 
-def covariance(layers: Sequence[tuple[_View, bool, int, int]], threads: int, isa: str = "", /) -> list[float]:
-    """Fills the output of every (input, by rows, result's dtype code, output); returns the traces."""
+def covariance(
+    layers: Sequence[tuple[Sequence[_View], bool, int, int]], threads: int, isa: str = "", /
+) -> list[float]:
+    """Fills the output of every (members, by rows, result's dtype code, output); returns the traces."""
 
 def eigvalsh(matrices: Sequence[tuple[_View, int]], threads: int, isa: str = "", /) -> None:
     """Fills the eigenvalues of every (matrix, output's address)."""

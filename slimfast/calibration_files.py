@@ -18,7 +18,7 @@ from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, check_file
 from slimfast.graph.inputs import InputSpec, TensorSpec, map_leaves
 from slimfast.graph.record import tensors_in
-from slimfast.kernels.ops import FLOATING
+from slimfast.kernels.checks import FLOATING
 
 KIND = "slimfast.calibration"
 SCHEMA = 1

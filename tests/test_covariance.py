@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from slimfast.kernels.backends import cpu, reference
 from slimfast.kernels.ops import grouped_covariance
 
 BACKENDS = ("reference", "cpu")
@@ -68,6 +69,78 @@ def test_rows_side_equals_torch_cov(dtype: torch.dtype, backend: str) -> None:
     for x, matrix in zip(xs, ours.matrices, strict=True):
         expected = torch.cov(x).reshape(x.shape[0], x.shape[0])
         cases.assert_as_accurate_as_torch(matrix, expected, exact_covariance(x, True))
+
+
+# Rows and the members' columns: several chunks of samples, parts that end within a member, one position.
+JOINT = [
+    (1, (1, 1)),
+    (5, (3, 1, 8)),
+    (33, (64, 200, 7)),
+    (70, (576, 64, 256, 130)),
+    (40, (3, 2)),
+    (16, (9000, 9, 20000)),
+]
+
+
+@pytest.fixture(params=["reference", "cpu", "one at a time"])
+def joint_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Backends that take several members, and one that is given them one after another."""
+    if request.param == "one at a time":
+        monkeypatch.delattr(cpu, "joint_covariance")
+        monkeypatch.setattr(cpu, "covariance", reference.covariance)
+        return "cpu"
+    return str(request.param)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "columns"), JOINT)
+def test_members_count_as_one_matrix_side_by_side(
+    n: int, columns: tuple[int, ...], dtype: torch.dtype, joint_backend: str
+) -> None:
+    # Means that differ from one member to the next: each is centred on its own.
+    members = [(cases.normal(n, d) + 3 * i).to(dtype) for i, d in enumerate(columns)]
+    members[-1] = members[-1].T.contiguous().T
+    alone = cases.normal(9, 40, dtype=dtype)
+    found = grouped_covariance([members, alone], backend=joint_backend)
+    centred = torch.cat([x - x.mean(1, keepdim=True) for x in members], 1)
+    denominator = max(sum(columns) - 1, 1)
+    shares = [max(d - 1, 1) / denominator for d in columns]
+    expected = torch.stack(
+        [exact_covariance(x, True, extended=True) * share for x, share in zip(members, shares, strict=True)]
+    ).sum(0)
+    cases.assert_as_accurate_as_torch(found.matrices[0], centred @ centred.T / denominator, expected)
+    cases.assert_as_accurate_as_torch(
+        found.matrices[1], plain_covariance(alone, True), exact_covariance(alone, True)
+    )
+    assert found.traces[0].item() == pytest.approx(expected.trace().item(), rel=8 * torch.finfo(dtype).eps)
+
+
+def test_members_of_several_dtypes() -> None:
+    members = [cases.normal(6, 50, dtype=dtype) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+    assert grouped_covariance([members[:2]], backend="cpu").matrices[0].dtype == torch.float32
+    (ours,), _ = grouped_covariance([members], backend="cpu")
+    (exact,), _ = grouped_covariance([[x.double() for x in members]], backend="reference")
+    assert ours.dtype == torch.float64
+    assert (ours - exact).abs().max() <= 1e-14
+
+
+def test_a_member_is_named(joint_backend: str) -> None:
+    good, bad = cases.normal(8, 30), cases.normal(8, 20)
+    bad[3, 2] = float("nan")
+    for names, told in (["stream"], "stream, member 1"), ([["a.weight", "b.weight"]], "b.weight"):
+        with pytest.raises(ValueError, match=rf"got nan at \(3, 2\), 1 in all \({told}\)"):
+            grouped_covariance([[good, bad]], names=names, backend=joint_backend)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_wrong_members_are_refused() -> None:
+    x = cases.normal(8, 30)
+    with pytest.raises(ValueError, match=r"expected members of 8 rows, got 30 \(layer 1, member 1\)"):
+        grouped_covariance([x, [x, x.T]])
+    with pytest.raises(ValueError, match=r"expected one or more members, each named, got 0 \(layer 0\)"):
+        grouped_covariance([[]])
+    with pytest.raises(ValueError, match="expected one or more members, each named, got 2"):
+        grouped_covariance([[x, x]], names=[["a"]])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -164,6 +237,7 @@ def test_an_empty_group_and_untouched_inputs(backend: str) -> None:
 
 def test_the_number_of_threads_changes_no_bit(threads: Threads) -> None:
     xs = [cases.normal(n, d, dtype=torch.float32) for n, d in ((400, 900), (64, 40000), (8, 8), (800, 300))]
+    xs = [*xs, [cases.normal(64, d, dtype=torch.float32) for d in (300, 20000, 64)]]
     with threads(1):
         alone = grouped_covariance(xs, backend="cpu")
     with threads(3):

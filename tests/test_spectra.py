@@ -287,12 +287,16 @@ def test_more_units_than_positions_in_blocks(
 @pytest.mark.parametrize("scaling", ["raw", "unit"])
 @pytest.mark.parametrize("member_scaling", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch_bytes", [eigenvalues.BATCH_BYTES, 1], ids=["in one pass", "in batches"])
 def test_joint_groups_against_lapack(
     members: list[tuple[str, tuple[int, ...], int, np.ndarray]],
     scaling: str,
     member_scaling: bool,
     dtype: torch.dtype,
+    batch_bytes: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(eigenvalues, "BATCH_BYTES", batch_bytes)
     torch.manual_seed(1)
     # Means far from zero and members of very different size, so that centring and scaling both show.
     tensors = {name: (i + 1) * torch.randn(shape) + 3 for i, (name, shape, _, _) in enumerate(members)}

@@ -297,7 +297,7 @@ double block_of(const CovarianceBlock& block) {
         } else {
             pack<Source, T>(block, block.first_col, block.cols, k, samples, packed_cols);
         }
-        if (k == block.first_sample) {
+        if (k == block.first_sample && !block.add) {
             multiply_packed<T, false>(diagonal, rows, cols, samples, packed_rows, packed_cols, sums);
         } else {
             multiply_packed<T, true>(diagonal, rows, cols, samples, packed_rows, packed_cols, sums);

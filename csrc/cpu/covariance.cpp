@@ -30,7 +30,7 @@ i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
 // How one layer is cut: square blocks of the lower triangle, each summed in `splits` parts of its samples.
 struct Cut {
-    i64 m, samples, block, blocks, splits, split_samples, panel;
+    i64 m, d, samples, block, blocks, splits, split_samples, panel;
     // Parts of a split block meet here: splits x (block, block) for each of the pairs, and how many are still
     // out.
     Scratch partial;
@@ -44,12 +44,19 @@ struct Item {
     i64 layer, pair, row, col, split;
 };
 
+// Rows first_row.. of a member whose means are one work item.
+struct MeanItem {
+    i64 layer, member, first_row;
+};
+
 Cut cut_layer(const CovarianceLayer& layer, const CovarianceKernels& kernels) {
     Cut cut{};
     const bool wide = layer.result == Dtype::f64;
     cut.panel = wide ? kernels.panel_f64 : kernels.panel_f32;
-    cut.m = layer.by_rows ? layer.x.rows : layer.x.cols;
-    cut.samples = layer.by_rows ? layer.x.cols : layer.x.rows;
+    for (const MatrixView& x : layer.members) cut.d += x.cols;
+    const i64 n = layer.members[0].rows;
+    cut.m = layer.by_rows ? n : cut.d;
+    cut.samples = layer.by_rows ? cut.d : n;
     const i64 largest = std::max<i64>(block_bytes / element_size(layer.result) / cut.panel, 1) * cut.panel;
     cut.blocks = ceil_div(cut.m, largest);
     cut.block = ceil_div(ceil_div(cut.m, cut.blocks), cut.panel) * cut.panel;
@@ -97,8 +104,21 @@ void finish_block(const CovarianceLayer& layer, const Cut& cut, T* sums, i64 par
         const T* other = sums + part * cut.block * cut.block;
         for (i64 i = 0; i < size; ++i) sums[i] += other[i];
     }
-    const T scale = T{1} / static_cast<T>(std::max<i64>(layer.x.cols - 1, 1));
+    const T scale = T{1} / static_cast<T>(std::max<i64>(cut.d - 1, 1));
     write_block(sums, stride, scale, static_cast<T*>(layer.out), cut.m, row, rows, col, cols);
+}
+
+void check(const CovarianceLayer& layer, i64 at) {
+    require(!layer.members.empty() && (layer.by_rows || layer.members.size() == 1),
+            "covariance: expected one member, or several by rows, got ", layer.members.size(), " (layer ", at,
+            ")");
+    for (const MatrixView& x : layer.members) {
+        require(x.rows == layer.members[0].rows && x.rows > 0 && x.cols > 0,
+                "covariance: expected members of n >= 1 rows and d >= 1 columns, got ", x.rows, " x ", x.cols,
+                " (layer ", at, ")");
+    }
+    require(layer.result == Dtype::f32 || layer.result == Dtype::f64,
+            "covariance: expected an f32 or f64 result (layer ", at, ")");
 }
 
 }  // namespace
@@ -106,23 +126,25 @@ void finish_block(const CovarianceLayer& layer, const Cut& cut, T* sums, i64 par
 void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int threads, Isa isa) {
     const CovarianceKernels& kernel = kernels(isa).covariance;
     std::vector<Cut> cuts;
-    std::vector<Item> items, mean_items;
+    std::vector<Item> items;
+    std::vector<MeanItem> mean_items;
     std::vector<double> costs, mean_costs;
     std::vector<std::vector<double>> mean(layers.size()), rest(layers.size());
     i64 packed_bytes = 0, sums_bytes = 0;
     for (i64 i = 0; i < static_cast<i64>(layers.size()); ++i) {
         const CovarianceLayer& layer = layers[i];
-        require(layer.x.rows > 0 && layer.x.cols > 0, "covariance: expected n, d >= 1, got ", layer.x.rows,
-                " x ", layer.x.cols, " (layer ", i, ")");
-        require(layer.result == Dtype::f32 || layer.result == Dtype::f64,
-                "covariance: expected an f32 or f64 result (layer ", i, ")");
+        check(layer, i);
         cuts.push_back(cut_layer(layer, kernel));
         const Cut& cut = cuts.back();
-        mean[i].resize(layer.x.rows);
-        rest[i].resize(layer.x.rows);
-        for (i64 row = 0; row < layer.x.rows; row += mean_rows) {
-            mean_items.push_back({i, 0, row, 0, 0});
-            mean_costs.push_back(static_cast<double>(std::min(mean_rows, layer.x.rows - row)) * layer.x.cols);
+        const i64 n = layer.members[0].rows, members = static_cast<i64>(layer.members.size());
+        mean[i].resize(n * members);
+        rest[i].resize(n * members);
+        for (i64 member = 0; member < members; ++member) {
+            for (i64 row = 0; row < n; row += mean_rows) {
+                mean_items.push_back({i, member, row});
+                mean_costs.push_back(static_cast<double>(std::min(mean_rows, n - row)) *
+                                     layer.members[member].cols);
+            }
         }
         i64 pair = 0;
         for (i64 row = 0; row < cut.blocks; ++row) {
@@ -141,10 +163,11 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
 
     const std::vector<i64> mean_order = largest_first(mean_costs);
     parallel_for(mean_items.size(), threads, [&](i64 at, int) {
-        const Item& item = mean_items[mean_order[at]];
-        const MatrixView& x = layers[item.layer].x;
-        kernel.row_means(x, item.row, std::min(item.row + mean_rows, x.rows), mean[item.layer].data(),
-                         rest[item.layer].data());
+        const MeanItem& item = mean_items[mean_order[at]];
+        const MatrixView& x = layers[item.layer].members[item.member];
+        const i64 place = item.member * x.rows;
+        kernel.row_means(x, item.first_row, std::min(item.first_row + mean_rows, x.rows),
+                         mean[item.layer].data() + place, rest[item.layer].data() + place);
     });
 
     const std::vector<Scratch> scratch = scratch_per_thread(threads, 2 * packed_bytes + sums_bytes);
@@ -156,22 +179,34 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
         const i64 size = element_size(layer.result);
         const i64 slot = cut.block * cut.block * size;
         CovarianceBlock block{};
-        block.x = layer.x;
         block.by_rows = layer.by_rows;
-        block.mean = mean[item.layer].data();
-        block.rest = rest[item.layer].data();
         block.first_row = item.row * cut.block;
         block.rows = std::min(cut.block, cut.m - block.first_row);
         block.first_col = item.col * cut.block;
         block.cols = std::min(cut.block, cut.m - block.first_col);
-        block.first_sample = item.split * cut.split_samples;
-        block.last_sample = std::min(block.first_sample + cut.split_samples, cut.samples);
         block.packed_rows = scratch[rank].get();
         block.packed_cols = scratch[rank].get() + packed_bytes;
         char* parts = cut.splits == 1 ? scratch[rank].get() + 2 * packed_bytes
                                       : cut.partial.get() + item.pair * cut.splits * slot;
         block.sums = parts + (cut.splits == 1 ? 0 : item.split * slot);
-        const double squares = (layer.result == Dtype::f64 ? kernel.block_f64 : kernel.block_f32)(block);
+        // The part's samples, member by member.
+        const i64 first = item.split * cut.split_samples;
+        const i64 last = std::min(first + cut.split_samples, cut.samples);
+        double squares = 0;
+        i64 begin = 0;
+        for (std::size_t member = 0; member < layer.members.size() && begin < last; ++member) {
+            block.x = layer.members[member];
+            const i64 end = begin + (layer.by_rows ? block.x.cols : block.x.rows);
+            if (end > first) {
+                block.mean = mean[item.layer].data() + member * block.x.rows;
+                block.rest = rest[item.layer].data() + member * block.x.rows;
+                block.first_sample = std::max(first, begin) - begin;
+                block.last_sample = std::min(last, end) - begin;
+                squares += (layer.result == Dtype::f64 ? kernel.block_f64 : kernel.block_f32)(block);
+                block.add = true;
+            }
+            begin = end;
+        }
         if (item.row == item.col) cut.squares[item.row * cut.splits + item.split] = squares;
         // The last part to arrive adds them all up, in their own order.
         if (cut.splits > 1 && cut.missing[item.pair].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
@@ -187,7 +222,7 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
     for (std::size_t i = 0; i < layers.size(); ++i) {
         double total = 0;
         for (double part : cuts[i].squares) total += part;
-        traces[i] = total / static_cast<double>(std::max<i64>(layers[i].x.cols - 1, 1));
+        traces[i] = total / static_cast<double>(std::max<i64>(cuts[i].d - 1, 1));
     }
 }
 

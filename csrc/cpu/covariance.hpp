@@ -7,10 +7,11 @@
 
 namespace slimfast {
 
-// out (m, m) contiguous in `result` (f32 or f64), m = x.rows (by_rows) or x.cols: Xc Xc^T / max(d - 1, 1) or
-// Xc^T Xc / max(d - 1, 1), where Xc is x (n, d) with every row centred on its own mean. Both triangles.
+// out (m, m) contiguous in `result` (f32 or f64), m = n (by_rows) or d: Xc Xc^T / max(d - 1, 1) or
+// Xc^T Xc / max(d - 1, 1), where Xc is x (n, d) with every row centred on its own mean. Both triangles. By
+// rows x may be several members (n, d_j) side by side, each centred on its own, with d their sum.
 struct CovarianceLayer {
-    MatrixView x;
+    std::vector<MatrixView> members;
     bool by_rows;
     Dtype result;
     void* out;

@@ -24,8 +24,10 @@ struct CovarianceBlock {
     // Scratch for the centred samples, packed_elements(rows) and packed_elements(cols) of the result's type.
     void* packed_rows;
     void* packed_cols;
-    // (padded(rows), padded(cols)) of the result's type: the sums of products, written.
+    // (padded(rows), padded(cols)) of the result's type: the sums of products, written or, with `add`, added
+    // to.
     void* sums;
+    bool add;
 };
 
 struct CovarianceKernels {

@@ -32,12 +32,14 @@ MatrixView view(const View& v) {
             std::get<4>(v),          std::get<5>(v)};
 }
 
-std::vector<double> run_covariance(const std::vector<std::tuple<View, bool, int, i64>>& layers, int threads,
-                                   const std::string& isa) {
+std::vector<double> run_covariance(const std::vector<std::tuple<std::vector<View>, bool, int, i64>>& layers,
+                                   int threads, const std::string& isa) {
     std::vector<CovarianceLayer> tasks;
     tasks.reserve(layers.size());
-    for (const auto& [x, by_rows, result, out] : layers) {
-        tasks.push_back({view(x), by_rows, static_cast<Dtype>(result), pointer(out)});
+    for (const auto& [members, by_rows, result, out] : layers) {
+        CovarianceLayer task{{}, by_rows, static_cast<Dtype>(result), pointer(out)};
+        for (const View& member : members) task.members.push_back(view(member));
+        tasks.push_back(std::move(task));
     }
     std::vector<double> traces(tasks.size());
     const Isa chosen = find_isa(isa);

@@ -9,17 +9,26 @@ the next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from types import ModuleType
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from slimfast.kernels.checks import (
+    Kept,
+    check_keep,
+    check_one_device,
+    check_squares,
+    look_through,
+    members_of,
+    names_of,
+    non_finite,
+)
 from slimfast.kernels.dispatch import select_backend
 
 Side = Literal["auto", "rows"]
-_EIGEN = (torch.float32, torch.float64)
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Bytes of covariance matrices alive at once in grouped_spectra; one matrix larger than this still runs,
 # alone.
 WORKSPACE_BYTES = 64 << 20
@@ -54,11 +63,11 @@ class SpectraValues(NamedTuple):
 
 
 def grouped_covariance(
-    xs: Sequence[Float[Tensor, "_n _d"]],
+    xs: Sequence[Float[Tensor, "_n _d"] | Sequence[Float[Tensor, "_n _d"]]],
     *,
     side: Side = "auto",
     dtype: torch.dtype | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | Sequence[str]] | None = None,
     backend: str = "auto",
 ) -> Covariances:
     """Covariance of the rows of every x_i (n_i, d_i), each row centred on its own mean over the d_i
@@ -70,29 +79,64 @@ def grouped_covariance(
     float32 for the rest. bfloat16 and float16 inputs are read in place with exact products. Any strides. Both
     triangles are filled.
 
+    A layer may be a sequence of members (n, d_j) with the same rows: they count as one x side by side, each
+    centred on its own and d the sum of the d_j, and always by rows. ``names[i]`` is then the layer's or those
+    of its members.
+
     Raises ``ValueError`` naming the layer for an input that is not two-dimensional, is empty, or holds a
     value that is not finite (seen in its trace).
 
     Equivalent to: ``[torch.cov(x) for x in xs]`` with ``side="rows"`` and d >= 2.
     """
-    named = _names("covariance", xs, names)
     if side not in ("auto", "rows"):
         raise ValueError(f"covariance: expected side 'auto' or 'rows', got {side!r}")
     if dtype not in (None, torch.float32, torch.float64):
         raise ValueError(f"covariance: expected dtype float32 or float64, got {dtype}")
-    for x, name in zip(xs, named, strict=True):
-        _check_matrix("covariance", x, name)
+    layers, named = members_of("covariance", xs, names)
     if not xs:
         return Covariances([], torch.zeros(0, dtype=torch.float64))
-    _check_one_device("covariance", xs)
-    rows = [side == "rows" or x.shape[0] <= x.shape[1] for x in xs]
-    dtypes = [dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32) for x in xs]
-    matrices, traces = select_backend("covariance", xs, backend).covariance(list(xs), rows, dtypes)
+    every = [member for members in layers for member in members]
+    check_one_device("covariance", every)
+    rows = [side == "rows" or len(x) > 1 or x[0].shape[0] <= x[0].shape[1] for x in layers]
+    dtypes = [dtype or _arithmetic(members) for members in layers]
+    matrices, traces = _covariance(select_backend("covariance", every, backend), layers, rows, dtypes)
     traces = traces.to("cpu", torch.float64)
-    for name, x, trace in zip(named, xs, traces.tolist(), strict=True):
+    for told, members, trace in zip(named, layers, traces.tolist(), strict=True):
         if trace != trace or trace == float("inf"):
-            raise ValueError(_non_finite("covariance", name, x))
+            bad = next((i for i, x in enumerate(members) if not bool(x.isfinite().all())), 0)
+            raise ValueError(non_finite("covariance", told[bad], members[bad]))
     return Covariances(matrices, traces)
+
+
+def _arithmetic(members: Sequence[Tensor]) -> torch.dtype:
+    return torch.float64 if any(x.dtype == torch.float64 for x in members) else torch.float32
+
+
+def _covariance(
+    module: ModuleType, layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
+) -> tuple[list[Tensor], Tensor]:
+    """The backend's covariances; the members of a layer one after another where it takes one at a time."""
+    found: tuple[list[Tensor], Tensor]
+    if all(len(members) == 1 for members in layers):
+        found = module.covariance([x for (x,) in layers], rows, dtypes)
+        return found
+    if hasattr(module, "joint_covariance"):
+        found = module.joint_covariance(layers, rows, dtypes)
+        return found
+    matrices: list[Tensor] = [torch.empty(0)] * len(layers)
+    traces: list[Tensor | float] = [0.0] * len(layers)
+    # One turn's matrices beside the sums are all that is alive.
+    for turn in range(max(len(members) for members in layers)):
+        left = [i for i, members in enumerate(layers) if len(members) > turn]
+        terms, term_traces = module.covariance(
+            [layers[i][turn] for i in left], [rows[i] for i in left], [dtypes[i] for i in left]
+        )
+        for i, term, trace in zip(left, terms, term_traces.unbind(), strict=True):
+            d = sum(x.shape[1] for x in layers[i])
+            share = max(layers[i][turn].shape[1] - 1, 1) / max(d - 1, 1)
+            matrices[i] = term.mul_(share) if turn == 0 else matrices[i].add_(term, alpha=share)
+            traces[i] = traces[i] + trace * share
+    return matrices, torch.stack([torch.as_tensor(trace) for trace in traces])
 
 
 def grouped_eigvalsh(
@@ -109,11 +153,11 @@ def grouped_eigvalsh(
 
     Equivalent to: ``[torch.linalg.eigvalsh(m) for m in mats]``.
     """
-    named = _names("eigvalsh", mats, names)
-    _check_squares("eigvalsh", mats, named)
+    named = names_of("eigvalsh", mats, names)
+    check_squares("eigvalsh", mats, named)
     if not mats:
         return []
-    _check_one_device("eigvalsh", mats)
+    check_one_device("eigvalsh", mats)
     values: list[Tensor] = select_backend("eigvalsh", mats, backend).eigvalsh(list(mats))
     # One look at all of them; which one it was is asked only where there is one.
     dtypes = {v.dtype for v in values}
@@ -121,7 +165,7 @@ def grouped_eigvalsh(
         chosen = values if len(dtypes) == 1 else [v for v in values if v.dtype == dtype]
         if not bool(torch.cat(chosen).isfinite().all()):
             bad = next(i for i, v in enumerate(values) if not bool(v.isfinite().all()))
-            raise ValueError(_non_finite("eigvalsh", named[bad], mats[bad]))
+            raise ValueError(non_finite("eigvalsh", named[bad], mats[bad]))
     return values
 
 
@@ -143,20 +187,20 @@ def grouped_pivoted_cholesky(
     Raises ``ValueError`` naming the layer for a bad shape, a rank outside 0..n, or a matrix that is not
     finite.
     """
-    named = _names("pivoted_cholesky", mats, names)
+    named = names_of("pivoted_cholesky", mats, names)
     if len(ranks) != len(mats):
         raise ValueError(f"pivoted_cholesky: expected {len(mats)} ranks, got {len(ranks)}")
-    _check_squares("pivoted_cholesky", mats, named)
+    check_squares("pivoted_cholesky", mats, named)
     for mat, rank, name in zip(mats, ranks, named, strict=True):
         if not 0 <= rank <= mat.shape[0]:
             raise ValueError(f"pivoted_cholesky: expected a rank in 0..{mat.shape[0]}, got {rank} ({name})")
     if not mats:
         return []
-    _check_one_device("pivoted_cholesky", mats)
+    check_one_device("pivoted_cholesky", mats)
     finite = torch.stack([m.sum(dtype=torch.float64).isfinite() for m in mats]).tolist()
     for mat, name, ok in zip(mats, named, finite, strict=True):
         if not ok:
-            raise ValueError(_non_finite("pivoted_cholesky", name, mat))
+            raise ValueError(non_finite("pivoted_cholesky", name, mat))
     results = select_backend("pivoted_cholesky", mats, backend).pivoted_cholesky(list(mats), list(ranks))
     return [PivotedCholesky(*r) for r in results]
 
@@ -178,35 +222,35 @@ def grouped_gather(
 
     Equivalent to: ``t.index_select(a, keep_a).index_select(b, keep_b)`` for each tensor.
     """
-    named = _names("gather", tensors, names)
+    named = names_of("gather", tensors, names)
     if len(keeps) != len(tensors):
         raise ValueError(f"gather: expected {len(tensors)} keeps, got {len(keeps)}")
     # A group's indices cut many tensors: each is looked through once.
-    looked: dict[int, _Kept] = {}
+    looked: dict[int, Kept] = {}
     for tensor, keep, name in zip(tensors, keeps, named, strict=True):
         if len(keep) > 2:
             raise ValueError(f"gather: expected at most two dims, got {sorted(keep)} ({name})")
         for dim, index in keep.items():
             if id(index) not in looked:
-                looked[id(index)] = _look_through(index, dim, name)
-            _check_keep(tensor, dim, looked[id(index)], name)
+                looked[id(index)] = look_through(index, dim, name)
+            check_keep(tensor, dim, looked[id(index)], name)
     if not tensors:
         return []
-    _check_one_device("gather", tensors)
+    check_one_device("gather", tensors)
     thin: list[Tensor] = select_backend("gather", tensors, backend).gather(list(tensors), list(keeps))
     return thin
 
 
 def grouped_spectra(
-    xs: Sequence[Float[Tensor, "_n _d"]],
+    xs: Sequence[Float[Tensor, "_n _d"] | Sequence[Float[Tensor, "_n _d"]]],
     *,
     dtype: torch.dtype | None = None,
-    names: Sequence[str] | None = None,
+    names: Sequence[str | Sequence[str]] | None = None,
     backend: str = "auto",
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> SpectraValues:
-    """Eigenvalues of the covariance of the rows of every x_i (n_i, d_i): m_i = min(n_i, d_i) of them,
-    ascending.
+    """Eigenvalues of the covariance of the rows of every x_i (n_i, d_i): m_i = min(n_i, d_i) of them (n_i
+    for a layer of several members), ascending.
 
     :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest first,
     whose matrices together stay within ``workspace_bytes`` (one larger matrix runs alone). Arguments as
@@ -214,15 +258,15 @@ def grouped_spectra(
 
     Equivalent to: ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
     """
-    named = _names("spectra", xs, names)
-    for x, name in zip(xs, named, strict=True):
-        _check_matrix("spectra", x, name)
+    layers, named = members_of("spectra", xs, names)
     values: list[Tensor] = [torch.empty(0)] * len(xs)
     traces = torch.zeros(len(xs), dtype=torch.float64)
-    for batch in _batches([min(x.shape) for x in xs], workspace_bytes):
-        batch_names = [named[i] for i in batch]
-        cov = grouped_covariance([xs[i] for i in batch], dtype=dtype, names=batch_names, backend=backend)
-        eig = grouped_eigvalsh(cov.matrices, names=batch_names, backend=backend)
+    sizes = [members[0].shape[0] if len(members) > 1 else min(members[0].shape) for members in layers]
+    for batch in _batches(sizes, workspace_bytes):
+        cov = grouped_covariance(
+            [layers[i] for i in batch], dtype=dtype, names=[named[i] for i in batch], backend=backend
+        )
+        eig = grouped_eigvalsh(cov.matrices, names=[", ".join(named[i]) for i in batch], backend=backend)
         for i, value in zip(batch, eig, strict=True):
             values[i] = value.to("cpu", torch.float64)
         traces[torch.tensor(batch)] = cov.traces
@@ -242,86 +286,3 @@ def _batches(sizes: Sequence[int], workspace_bytes: int) -> list[list[int]]:
         batches[-1].append(i)
         used += need
     return batches
-
-
-class _Numbered(Sequence[str]):
-    """The names of layers that have none, made when one is asked for."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: Any) -> Any:
-        return f"layer {range(self._count)[index]}"
-
-
-def _names(op: str, tensors: Sequence[Tensor], names: Sequence[str] | None) -> Sequence[str]:
-    if names is None:
-        return _Numbered(len(tensors))
-    if len(names) != len(tensors):
-        raise ValueError(f"{op}: expected {len(tensors)} names, got {len(names)}")
-    return names
-
-
-def _check_matrix(op: str, x: Tensor, name: str) -> None:
-    if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{op}: expected shape (n, d) with n, d >= 1, got {tuple(x.shape)} ({name})")
-    if x.dtype not in FLOATING:
-        raise ValueError(f"{op}: expected float32, float64, bfloat16 or float16, got {x.dtype} ({name})")
-
-
-def _check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None:
-    # Many small matrices come here: a look at each is all the time that they have.
-    for i, mat in enumerate(mats):
-        shape = mat.shape
-        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-            raise ValueError(f"{op}: expected a square matrix, got shape {tuple(shape)} ({names[i]})")
-        if mat.dtype not in _EIGEN:
-            raise ValueError(f"{op}: expected float32 or float64, got {mat.dtype} ({names[i]})")
-
-
-def _check_one_device(op: str, tensors: Sequence[Tensor]) -> None:
-    if all(t.is_cpu for t in tensors):
-        return
-    devices = {t.device for t in tensors}
-    if len(devices) > 1:
-        raise ValueError(f"{op}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
-
-
-class _Kept(NamedTuple):
-    low: int
-    high: int
-    rising: bool
-
-
-def _look_through(index: Tensor, dim: int, name: str) -> _Kept:
-    if index.dtype != torch.int64 or index.ndim != 1 or index.device.type != "cpu":
-        raise ValueError(
-            f"gather: expected one-dimensional int64 indices on the CPU, got {index.dtype} of shape "
-            f"{tuple(index.shape)} on {index.device} ({name}, dim {dim})"
-        )
-    values = index.numpy()
-    if len(values) == 0:
-        return _Kept(0, -1, True)
-    return _Kept(int(values[0]), int(values[-1]), bool((values[1:] > values[:-1]).all()))
-
-
-def _check_keep(tensor: Tensor, dim: int, kept: _Kept, name: str) -> None:
-    if not 0 <= dim < tensor.ndim:
-        raise ValueError(f"gather: expected a dim in 0..{tensor.ndim - 1}, got {dim} ({name})")
-    length = tensor.shape[dim]
-    if kept.low < 0 or kept.high >= length or not kept.rising:
-        raise ValueError(
-            f"gather: expected sorted, distinct indices in 0..{length - 1}, got {kept.low}..{kept.high} "
-            f"({name}, dim {dim})"
-        )
-
-
-def _non_finite(op: str, name: str, x: Tensor) -> str:
-    bad = (~x.isfinite()).nonzero()
-    if len(bad) == 0:
-        return f"{op}: expected values whose squares are finite, got an overflow ({name})"
-    at = tuple(bad[0].tolist())
-    return f"{op}: expected finite values, got {x[at].item()} at {at}, {len(bad)} in all ({name})"

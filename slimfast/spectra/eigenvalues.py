@@ -62,34 +62,57 @@ def measure_layers(
 
     ``seen`` receives the fingerprints of a layer's tensors before the layer is given out.
     """
-    alone = [layer for layer in layers if len(layer.parts) == 1 and options.scaling == "raw"]
-    joint = [layer for layer in layers if len(layer.parts) > 1 or options.scaling == "unit"]
+    as_is = [layer for layer in layers if _is_measured_as_it_is(layer, options)]
+    summed = [layer for layer in layers if not _is_measured_as_it_is(layer, options)]
     try:
-        yield from _measure_alone(alone, weights, options, seen)
-        yield from _measure_by_columns([x for x in joint if x.n > x.d], weights, options, seen)
-        yield from _measure_by_rows([x for x in joint if x.n <= x.d], weights, options, seen)
+        yield from _measure_as_they_are(as_is, weights, options, seen)
+        yield from _measure_by_columns([x for x in summed if x.n > x.d], weights, options, seen)
+        yield from _measure_by_rows([x for x in summed if x.n <= x.d], weights, options, seen)
     except ValueError as error:
         # The ops' arguments are all made here, so that what they object to is in the weights.
         raise SlimfastError(f"{weights.source}: {error}") from None
 
 
-def _measure_alone(
+def _is_measured_as_it_is(layer: Layer, options: Options) -> bool:
+    """Whether the grouped ops take the layer's members side by side; a question to the layer alone, so that
+    its bits do not depend on its neighbours.
+    """
+    if options.scaling != "raw":
+        return False
+    if len(layer.parts) == 1:
+        return True
+    return layer.n <= layer.d and not options.member_scaling and _size(layer) <= BATCH_BYTES
+
+
+def _measure_as_they_are(
     layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
 ) -> Iterator[Measured]:
-    """Layers of one member as it is: views of the weights."""
+    """Views of the weights: layers of one member, and sums of several in one pass."""
     for batch in read_ahead(_batches(layers, _sizes(layers)), weights, _tensors_of_layers, seen=seen):
-        xs = [_load(layer, layer.parts[0], weights, options) for layer in batch]
-        for same in _by_device(xs):
+        xs = [_members(layer, weights, options) for layer in batch]
+        for same in _by_device([members[0] for members in xs]):
             found = ops.grouped_spectra(
                 [xs[i] for i in same],
                 dtype=options.dtype,
-                names=[batch[i].name for i in same],
+                names=[_names(batch[i]) for i in same],
                 backend=options.backend,
             )
             for i, values, trace in zip(same, found.eigenvalues, found.traces.tolist(), strict=True):
-                yield Measured(batch[i], values, trace, _arithmetic(xs[i].dtype, options))
+                yield Measured(batch[i], values, trace, _arithmetic({x.dtype for x in xs[i]}, options))
         # Copies of the weights must not live on while the next batch's are made.
         del xs
+
+
+def _members(layer: Layer, weights: Weights, options: Options) -> list[Tensor]:
+    """The layer's members, on the device of the first."""
+    members = [_load(layer, part, weights, options) for part in layer.parts]
+    return [member.to(members[0].device) for member in members]
+
+
+def _names(layer: Layer) -> str | list[str]:
+    if len(layer.parts) == 1:
+        return layer.name
+    return [f"{layer.name}: {part.tensor}" for part in layer.parts]
 
 
 def _measure_by_columns(
@@ -103,8 +126,7 @@ def _measure_by_columns(
 
 
 def _by_columns(layer: Layer, weights: Weights, options: Options) -> tuple[Tensor, set[torch.dtype]]:
-    members = [_load(layer, part, weights, options) for part in layer.parts]
-    members = [member.to(members[0].device) for member in members]
+    members = _members(layer, weights, options)
     dtypes = {member.dtype for member in members}
     blocks = _blocks(layer)
     samples = max(layer.d - 1, 1)
@@ -151,7 +173,11 @@ def _centred(rows: Tensor) -> Tensor:
 
 
 def _sizes(layers: Sequence[Layer]) -> list[int]:
-    return [sum(part.bytes for part in layer.parts) + 8 * min(layer.n, layer.d) ** 2 for layer in layers]
+    return [_size(layer) for layer in layers]
+
+
+def _size(layer: Layer) -> int:
+    return sum(part.bytes for part in layer.parts) + 8 * min(layer.n, layer.d) ** 2
 
 
 def _tensors_of_layers(batch: Sequence[Layer]) -> list[str]:
@@ -206,7 +232,7 @@ def _measure_sums(
         if options.scaling == "unit":
             inverse = _inverse_root(total.diagonal())
             total = total * inverse * inverse[:, None]
-        dtypes.append(_arithmetic(torch.float64 if torch.float64 in held else torch.float32, options))
+        dtypes.append(_arithmetic(held, options))
         traces.append(float(total.trace()))
         mats.append(total.to(dtypes[-1]))
         del total
@@ -223,8 +249,8 @@ def _inverse_root(values: Tensor) -> Tensor:
     return torch.where(values > 0, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt(), 0.0)
 
 
-def _arithmetic(dtype: torch.dtype, options: Options) -> torch.dtype:
-    return options.dtype or (torch.float64 if dtype == torch.float64 else torch.float32)
+def _arithmetic(held: set[torch.dtype], options: Options) -> torch.dtype:
+    return options.dtype or (torch.float64 if torch.float64 in held else torch.float32)
 
 
 def _load(layer: Layer, part: Part, weights: Weights, options: Options) -> Tensor:

@@ -38,7 +38,7 @@ std::vector<double> everything(const std::vector<std::vector<float>>& layers,
         grams.emplace_back(n * n);
         values.emplace_back(n);
         covariances.push_back(
-            {{layers[i].data(), Dtype::f32, n, d, d, 1}, true, Dtype::f32, grams[i].data()});
+            {{{layers[i].data(), Dtype::f32, n, d, d, 1}}, true, Dtype::f32, grams[i].data()});
         matrices.push_back({{grams[i].data(), Dtype::f32, n, n, n, 1}, values[i].data()});
     }
     covariance(covariances, traces.data(), threads, default_isa());

@@ -47,15 +47,20 @@ def covariance(
     xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype], *, isa: str = ""
 ) -> tuple[list[Tensor], Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_covariance`: ``rows[i]`` chooses the side."""
-    matrices = []
-    for x, by_rows, dtype in zip(xs, rows, dtypes, strict=True):
-        m = x.shape[0] if by_rows else x.shape[1]
-        matrices.append(torch.empty(m, m, dtype=dtype))
-    layers = [
-        (_view(x), by_rows, _CODES[out.dtype], out.data_ptr())
-        for x, by_rows, out in zip(xs, rows, matrices, strict=True)
-    ]
-    traces = _module().covariance(layers, torch.get_num_threads(), isa)
+    return joint_covariance([[x] for x in xs], rows, dtypes, isa=isa)
+
+
+def joint_covariance(
+    layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype], *, isa: str = ""
+) -> tuple[list[Tensor], Tensor]:
+    """The same for layers of several members, which are added up in one pass."""
+    matrices, tasks = [], []
+    for members, by_rows, dtype in zip(layers, rows, dtypes, strict=True):
+        m = members[0].shape[0] if by_rows else members[0].shape[1]
+        out = torch.empty(m, m, dtype=dtype)
+        matrices.append(out)
+        tasks.append(([_view(x) for x in members], by_rows, _CODES[dtype], out.data_ptr()))
+    traces = _module().covariance(tasks, torch.get_num_threads(), isa)
     return matrices, torch.tensor(traces, dtype=torch.float64)
 
 

@@ -18,11 +18,18 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
 def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows[i]`` chooses the side, ``dtypes[i]`` the
     result."""
+    return joint_covariance([[x] for x in xs], rows, dtypes)
+
+
+def joint_covariance(
+    layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
+) -> tuple[list[Tensor], Tensor]:
+    """The same for layers of several members."""
     matrices, traces = [], []
-    for x, by_rows, dtype in zip(xs, rows, dtypes, strict=True):
-        centred = x.double() - x.double().mean(1, keepdim=True)
+    for members, by_rows, dtype in zip(layers, rows, dtypes, strict=True):
+        centred = torch.cat([x.double() - x.double().mean(1, keepdim=True) for x in members], 1)
         left = centred if by_rows else centred.T
-        denominator = max(x.shape[1] - 1, 1)
+        denominator = max(centred.shape[1] - 1, 1)
         matrices.append((left @ left.T / denominator).to(dtype))
         traces.append(centred.square().sum() / denominator)
     return matrices, torch.stack(traces)

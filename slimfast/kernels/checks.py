@@ -1,0 +1,129 @@
+"""What the grouped ops ask of their arguments, once, before a backend runs; each message names its layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_EIGEN = (torch.float32, torch.float64)
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class _Numbered(Sequence[str]):
+    """The names of layers that have none, made when one is asked for."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return f"layer {range(self._count)[index]}"
+
+
+def names_of(op: str, tensors: Sequence[Tensor], names: Sequence[str] | None) -> Sequence[str]:
+    if names is None:
+        return _Numbered(len(tensors))
+    if len(names) != len(tensors):
+        raise ValueError(f"{op}: expected {len(tensors)} names, got {len(names)}")
+    return names
+
+
+def members_of(
+    op: str,
+    xs: Sequence[Tensor | Sequence[Tensor]],
+    names: Sequence[str | Sequence[str]] | None,
+) -> tuple[list[list[Tensor]], list[list[str]]]:
+    """The members of every layer, checked, and their names: a tensor is a layer of one member."""
+    if names is not None and len(names) != len(xs):
+        raise ValueError(f"{op}: expected {len(xs)} names, got {len(names)}")
+    layers, named = [], []
+    for i, x in enumerate(xs):
+        name = f"layer {i}" if names is None else names[i]
+        members = [x] if isinstance(x, Tensor) else list(x)
+        if not isinstance(name, str):
+            told = list(name)
+        elif len(members) == 1:
+            told = [name]
+        else:
+            told = [f"{name}, member {j}" for j in range(len(members))]
+        if not members or len(told) != len(members):
+            raise ValueError(f"{op}: expected one or more members, each named, got {len(members)} ({name})")
+        for member, own in zip(members, told, strict=True):
+            check_matrix(op, member, own)
+            if member.shape[0] != members[0].shape[0]:
+                raise ValueError(
+                    f"{op}: expected members of {members[0].shape[0]} rows, got {member.shape[0]} ({own})"
+                )
+        layers.append(members)
+        named.append(told)
+    return layers, named
+
+
+def check_matrix(op: str, x: Tensor, name: str) -> None:
+    if x.ndim != 2 or 0 in x.shape:
+        raise ValueError(f"{op}: expected shape (n, d) with n, d >= 1, got {tuple(x.shape)} ({name})")
+    if x.dtype not in FLOATING:
+        raise ValueError(f"{op}: expected float32, float64, bfloat16 or float16, got {x.dtype} ({name})")
+
+
+def check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None:
+    # Many small matrices come here: a look at each is all the time that they have.
+    for i, mat in enumerate(mats):
+        shape = mat.shape
+        if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+            raise ValueError(f"{op}: expected a square matrix, got shape {tuple(shape)} ({names[i]})")
+        if mat.dtype not in _EIGEN:
+            raise ValueError(f"{op}: expected float32 or float64, got {mat.dtype} ({names[i]})")
+
+
+def check_one_device(op: str, tensors: Sequence[Tensor]) -> None:
+    if all(t.is_cpu for t in tensors):
+        return
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"{op}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
+
+
+class Kept(NamedTuple):
+    low: int
+    high: int
+    rising: bool
+
+
+def look_through(index: Tensor, dim: int, name: str) -> Kept:
+    if index.dtype != torch.int64 or index.ndim != 1 or index.device.type != "cpu":
+        raise ValueError(
+            f"gather: expected one-dimensional int64 indices on the CPU, got {index.dtype} of shape "
+            f"{tuple(index.shape)} on {index.device} ({name}, dim {dim})"
+        )
+    values = index.numpy()
+    if len(values) == 0:
+        return Kept(0, -1, True)
+    return Kept(int(values[0]), int(values[-1]), bool((values[1:] > values[:-1]).all()))
+
+
+def check_keep(tensor: Tensor, dim: int, kept: Kept, name: str) -> None:
+    if not 0 <= dim < tensor.ndim:
+        raise ValueError(f"gather: expected a dim in 0..{tensor.ndim - 1}, got {dim} ({name})")
+    length = tensor.shape[dim]
+    if kept.low < 0 or kept.high >= length or not kept.rising:
+        raise ValueError(
+            f"gather: expected sorted, distinct indices in 0..{length - 1}, got {kept.low}..{kept.high} "
+            f"({name}, dim {dim})"
+        )
+
+
+def non_finite(op: str, name: str, x: Tensor) -> str:
+    bad = ~x.isfinite()
+    count = int(bad.sum())
+    if count == 0:
+        return f"{op}: expected values whose squares are finite, got an overflow ({name})"
+    first = int(bad.reshape(-1).view(torch.uint8).argmax())
+    at = tuple(int(i) for i in np.unravel_index(first, x.shape))
+    return f"{op}: expected finite values, got {x[at].item()} at {at}, {count} in all ({name})"
