@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from slimfast.dtensors import gathered, is_part
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, check_file
 from slimfast.graph.copies import aliases, copy_with, named_tensors
@@ -38,23 +39,31 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
     cut.
 
     Parameters and persistent buffers are stored in their dtype, tied ones once. The file is written beside
-    and then renamed. Raises :class:`SlimfastError` where it cannot be written, or the network holds what it
-    cannot store.
+    and then renamed. A network that FSDP has sharded is gathered, for which all its processes make the call;
+    the first one writes. Raises :class:`SlimfastError` where it cannot be written, or the network holds what
+    it cannot store.
     """
     described = manifest(thin)
     present = named_tensors(thin)
     passing = _not_persistent(thin)
     _check_tensors(present, described.shapes(), passing - described.keeps.keys(), type(thin).__name__)
     _check_storable(thin)
+    sharded = any(is_part(tensor) for tensor in present.values())
+    writes = not sharded or torch.distributed.get_rank() == 0
     stored: dict[str, Tensor] = {}
-    for name, tensor in present.items():
+    for name, held in present.items():
         if name in passing:
             continue
-        if tensor.is_meta:
+        if held.is_meta:
             raise SlimfastError(f"save: {name} is a meta tensor and has no values")
+        tensor = gathered(held, keep=writes)
+        if not writes:
+            continue
         # A copy of its own wherever the memory is shared or has gaps, which the format does not know.
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         stored[name] = tensor.detach() if whole else tensor.detach().contiguous().clone()
+    if not writes:
+        return
     _log.debug("saving %d tensors of %s", len(stored), type(thin).__name__)
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata={_KEY: described.to_json()})

@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import re
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from slimfast._json import parse_object, shown
+from slimfast.dtensors import is_part
 from slimfast.errors import SlimfastError
 from slimfast.files import check_file
 
@@ -122,7 +122,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
     for name, tensor in tensors.items():
-        if _is_part(tensor):
+        if is_part(tensor):
             raise SlimfastError(
                 f"{label}: expected whole tensors, got a part of {name}: give the folder of "
                 "torch.distributed.checkpoint.save"
@@ -133,12 +133,6 @@ def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
         k: TensorInfo(tuple(v.shape), v.dtype if v.is_floating_point() else None) for k, v in tensors.items()
     }
     return Weights(label, infos, tensors.__getitem__)
-
-
-def _is_part(tensor: Tensor) -> bool:
-    """Whether this process holds only a part of the tensor. Until its class is imported there are none."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _renamed(weights: Weights) -> Weights:

@@ -178,13 +178,19 @@ def count_right(
     turn: int = 0,
     autocast: AbstractContextManager[Any] | None = None,
 ) -> tuple[int, int]:
-    """(right, all) targets over every ``turns``-th batch from ``turn``; see :func:`accuracy`."""
+    """(right, all) targets over every ``turns``-th batch from ``turn``; see :func:`accuracy`.
+
+    In the last round a process without a batch of its own runs the first one's and does not count it: of a
+    sharded model all processes must run the same number of forwards.
+    """
     device = device_of(model)
     right = torch.zeros((), dtype=torch.int64, device=device)
     total = torch.zeros_like(right)
     with evaluating(model), torch.no_grad():
-        for batch in itertools.islice(batches, turn, None, turns):
-            inputs, targets = split_batch(to_device(batch, device))
+        waiting = iter(batches)
+        while in_turn := list(itertools.islice(waiting, turns)):
+            mine = turn < len(in_turn)
+            inputs, targets = split_batch(to_device(in_turn[turn if mine else 0], device))
             if targets is None:
                 raise SlimfastError("accuracy: a batch has no targets")
             with autocast or nullcontext():
@@ -192,8 +198,8 @@ def count_right(
             if found.shape != targets.shape:
                 got, wanted = tuple(targets.shape), tuple(found.shape)
                 raise SlimfastError(f"accuracy: targets are {got}, expected class indices {wanted}")
-            right += ((found == targets) & (targets >= 0)).sum()
-            total += (targets >= 0).sum()
+            right += mine * ((found == targets) & (targets >= 0)).sum()
+            total += mine * (targets >= 0).sum()
     return int(right), int(total)
 
 

@@ -23,6 +23,7 @@ from slimfast.distillation.resume import (
     save_training,
     set_rng_state,
 )
+from slimfast.distillation.sharding import check_strategy, is_sharded
 from slimfast.distillation.training import Evaluate, Loss, Training
 from slimfast.errors import SlimfastError
 from slimfast.files import output_folder
@@ -58,9 +59,11 @@ def distill(
     """Train ``student`` in place towards ``teacher``, and return what happened.
 
     Runs on Hugging Face accelerate: the same call started by ``accelerate launch`` or ``torchrun`` uses all
-    its processes and GPUs. The student comes back on its device and in its train/eval mode of before, with
-    the weights of its best epoch (``restore="last"``: of its last one). The teacher runs in eval mode
-    without gradients and is left as it was; so are the random generators of Python, NumPy and torch.
+    its processes and GPUs, under DDP, or under FSDP 2 where accelerate is configured so or ``fully_shard``
+    was called on the student. The student comes back on its device (sharded under FSDP: see
+    :func:`slimfast.save`) and in its train/eval mode of before, with the weights of its best epoch
+    (``restore="last"``: of its last one). The teacher runs in eval mode without gradients and is left as it
+    was; so are the random generators of Python, NumPy and torch.
 
     Args:
         train: a DataLoader or list of batches: (inputs, targets), inputs alone, or dicts whose ``labels`` are
@@ -113,6 +116,7 @@ def distill(
             ema=ema,
         )
         saved = None if folder is None else _saved_run(folder, recipe, resume=resume)
+        check_strategy(student, accelerator)
         stack.enter_context(_lent(student, accelerator.device))
         stack.enter_context(_lent(teacher, accelerator.device))
         stack.enter_context(evaluating(teacher))
@@ -134,9 +138,10 @@ def distill(
         while run.epoch < recipe.epochs:
             finished = run.train_epoch(features, stopping, bar)
             record = run.close_epoch() if finished else None
+            state = None if folder is None else run.state()
             if accelerator.is_main_process:
-                if folder is not None:
-                    save_training(folder, run.state())
+                if folder is not None and state is not None:
+                    save_training(folder, state)
                 if record is not None:
                     _log.info("epoch %d: loss %.4g, score %s", record.epoch, record.loss, record.score)
                     bar.show_record(record)
@@ -203,17 +208,20 @@ def _accelerate(given: Any, precision: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """``model`` on ``device`` inside the block; after it on its own device, in its modes, unmarked."""
+    """``model`` on ``device`` inside the block; after it on its own device, in its modes, unmarked.
+
+    One that is sharded, or becomes so, stays where it is.
+    """
     before, attributes = device_of(model), set(vars(model))
     spread = len({parameter.device for parameter in model.parameters()}) > 1
     with keeping_modes(model):
         try:
-            if not spread:
+            if not spread and not is_sharded(model):
                 model.to(device)
             yield
         finally:
             # accelerate leaves a wrapped forward and a mark behind.
             for name in set(vars(model)) - attributes:
                 del vars(model)[name]
-            if not spread:
+            if not spread and not is_sharded(model):
                 model.to(before)

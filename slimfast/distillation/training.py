@@ -18,6 +18,8 @@ from slimfast.distillation.losses import DistillationLoss, FeatureTap, logits_of
 from slimfast.distillation.progress import TrainingBar
 from slimfast.distillation.recipe import EpochRecord, History, Recipe
 from slimfast.distillation.resume import rng_state, set_rng_state
+from slimfast.distillation.sharding import check_sharded, is_sharded
+from slimfast.dtensors import gathered, is_part, part_like
 from slimfast.errors import SlimfastError
 
 Loss: TypeAlias = "DistillationLoss | Callable[[Any, Any, Tensor | None], Tensor]"
@@ -46,7 +48,7 @@ class Training:
         self.student, self.teacher, self.loss = student, teacher, loss
         self.recipe, self.accelerator, self.feed, self.evaluate = recipe, accelerator, feed, evaluate
         self.class_dim = loss.class_dim if isinstance(loss, DistillationLoss) else -1
-        self.model, self.optimizer = accelerator.prepare(student, recipe.build_optimizer(student))
+        self.model, self.optimizer = _prepared(student, recipe, accelerator)
         self.epoch = self.step = 0
         self.losses = torch.zeros(recipe.steps_per_epoch, device=accelerator.device)
         self.records: list[EpochRecord] = []
@@ -127,7 +129,11 @@ class Training:
         """The best epoch so far, the one that just got this score included, with the weights as they are."""
         if score is None or (self.best is not None and not score > self.best["score"]):
             return self.best
-        weights = {name: tensor.detach().cpu().clone() for name, tensor in self.student.state_dict().items()}
+        # A part stays on its device: its process's share of the copy is small.
+        weights = {
+            name: tensor.detach().clone() if is_part(tensor) else tensor.detach().cpu().clone()
+            for name, tensor in self.student.state_dict().items()
+        }
         return {"epoch": self.epoch + 1, "score": score, "student": weights}
 
     def history(self) -> History:
@@ -136,9 +142,12 @@ class Training:
         return History(tuple(self.records), best)
 
     def state(self) -> dict[str, Any]:
-        """All that :meth:`load` needs to go on from here."""
+        """All that :meth:`load` needs to go on from here.
+
+        Every process calls it: what is sharded is gathered, and complete on the main one.
+        """
         scaler = self.accelerator.scaler
-        return {
+        state = {
             "recipe": asdict(self.recipe),
             "epoch": self.epoch,
             "step": self.step,
@@ -151,26 +160,44 @@ class Training:
             "average": None if self.average is None else (self.average.tensors, self.average.updates),
             "best": self.best,
         }
+        whole: dict[str, Any] = gathered(state, keep=self.accelerator.is_main_process)
+        return whole
 
     def load(self, saved: dict[str, Any]) -> None:
         """Take over what :meth:`state` gave in an earlier process."""
-        ours = {name: tuple(tensor.shape) for name, tensor in self.student.state_dict().items()}
+        own = self.student.state_dict()
+        ours = {name: tuple(tensor.shape) for name, tensor in own.items()}
         theirs = {name: tuple(tensor.shape) for name, tensor in saved["student"].items()}
         for name in [*ours, *theirs]:
             if ours.get(name) != theirs.get(name):
                 found, wanted = theirs.get(name, "not there"), ours.get(name, "not there")
                 raise SlimfastError(f"the checkpoint is of another student: {name} {found}, here {wanted}")
-        self.student.load_state_dict(saved["student"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        self.student.load_state_dict(_parts_like(saved["student"], own))
+        self.optimizer.load_state_dict(self._optimizer_parts(saved["optimizer"]))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.epoch, self.step, self.best, self._rng = (
             saved[name] for name in ("epoch", "step", "best", "rng")
         )
+        if self.best is not None:
+            self.best = {**self.best, "student": _parts_like(self.best["student"], own)}
         if self.average is not None:
-            self.average.load(*saved["average"])
+            tensors, updates = saved["average"]
+            self.average.load(_parts_like(tensors, own), updates)
         self.losses.copy_(saved["losses"])
         self.records = [EpochRecord(**record) for record in saved["records"]]
+
+    def _optimizer_parts(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A saved state of the optimizer with this process's parts of what belongs to sharded parameters."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            index: {
+                name: part_like(value, parameters[index]) if isinstance(value, Tensor) else value
+                for name, value in entries.items()
+            }
+            for index, entries in saved["state"].items()
+        }
+        return {**saved, "state": state}
 
     def _train_step(self, batch: Any, features: FeatureTap) -> None:
         inputs, targets = split_batch(batch)
@@ -249,6 +276,24 @@ class Training:
             torch.tensor(counts, dtype=torch.float64, device=device), "sum"
         )
         return float(right / total)
+
+
+def _prepared(student: nn.Module, recipe: Recipe, accelerator: Any) -> tuple[Any, Any]:
+    """The model to train and its optimizer as accelerate wraps them; a student that is sharded is not wrapped
+    again.
+    """
+    if is_sharded(student):
+        check_sharded(student, recipe.processes)
+        model = accelerator.prepare_model(student, device_placement=False, evaluation_mode=True)
+        return model, accelerator.prepare_optimizer(recipe.build_optimizer(student))
+    model, optimizer = accelerator.prepare(student, recipe.build_optimizer(student))
+    if is_sharded(student):
+        check_sharded(student, recipe.processes)
+    return model, optimizer
+
+
+def _parts_like(tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: part_like(tensor, like[name]) for name, tensor in tensors.items()}
 
 
 def _check_outputs(teacher: Any, student: Any, targets: Tensor | None, loss: DistillationLoss) -> None:
