@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+from slimfast.errors import SlimfastError
 
 
 def is_part(tensor: object) -> bool:
     """Whether this process holds only a part of the tensor. Until its class is imported there are none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(tensor, module.DTensor)
+
+
+def check_whole(tensors: Mapping[str, Tensor], label: str) -> None:
+    """Raise :class:`SlimfastError` naming ``label`` and the first tensor of which this process has a part.
+
+    Nothing is gathered unasked: if one process did not come along, the others would wait for ever.
+    """
+    for name, tensor in tensors.items():
+        if is_part(tensor):
+            raise SlimfastError(
+                f"{label}: expected whole tensors, got a part of {name}: give the folder of "
+                "torch.distributed.checkpoint.save, or a full state dict"
+            )
 
 
 def gathered(tree: Any, *, keep: bool) -> Any:

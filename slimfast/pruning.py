@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.calibration import Calibration
+from slimfast.dtensors import check_whole
 from slimfast.errors import SlimfastError
 from slimfast.graph.copies import copy_with, named_tensors
 from slimfast.graph.groups import ChannelGraph, IntArray
@@ -102,6 +103,7 @@ def prune_channels(
         if progress is not None:
             progress(next(stages), _STAGES)
 
+    check_whole(named_tensors(model), type(model).__name__)
     if repair is not None:
         check_kind(repair, calibration)
     graph = graph_of(model, plan)

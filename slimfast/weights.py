@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from slimfast._json import parse_object, shown
-from slimfast.dtensors import is_part
+from slimfast.dtensors import check_whole
 from slimfast.errors import SlimfastError
 from slimfast.files import check_file
 
@@ -121,12 +121,8 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
+    check_whole(tensors, label)
     for name, tensor in tensors.items():
-        if is_part(tensor):
-            raise SlimfastError(
-                f"{label}: expected whole tensors, got a part of {name}: give the folder of "
-                "torch.distributed.checkpoint.save"
-            )
         if tensor.is_meta:
             raise SlimfastError(f"{label}: expected weights with values, got a meta tensor ({name})")
     infos = {

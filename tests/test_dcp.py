@@ -67,6 +67,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 import slimfast
@@ -90,12 +91,35 @@ def sharded(model):
 def save():
     model = sharded(net())
     dcp.save({"model": model.state_dict()}, checkpoint_id=f"{folder}/wide")
-    try:
-        slimfast.measure_spectra(model.state_dict())
-    except SlimfastError as error:
-        assert "expected whole tensors, got a part of 0.weight" in str(error), error
-    else:
-        raise AssertionError("a part was measured")
+    plan = slimfast.plan(net(), X, params=0.5)
+    for use in (
+        lambda: slimfast.measure_spectra(model.state_dict()),
+        lambda: slimfast.measure_spectra(model),
+        lambda: plan_checkpoint(model.state_dict(), net(), X, params=0.5),
+        lambda: slimfast.prune_channels(model, plan),
+    ):
+        try:
+            use()
+        except SlimfastError as error:
+            assert "expected whole tensors, got a part of 0.weight" in str(error), error
+        else:
+            raise AssertionError("a part was used")
+    # Gathered on the first process, it is a state dict like any other.
+    whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if dist.get_rank() == 0:
+        spectra = slimfast.measure_spectra(whole)
+        for name, spectrum in slimfast.measure_spectra(net()).items():
+            assert (spectra[name].eigenvalues == spectrum.eigenvalues).all(), name
+        with torch.device("meta"):
+            empty = net()
+        found = plan_checkpoint(whole, empty, X, params=0.5)
+        assert found.to_json() == plan.to_json()
+        gathered = net()
+        gathered.load_state_dict(whole)
+        thin = slimfast.prune_channels(gathered, found).state_dict()
+        expected = slimfast.prune_channels(net(), plan).state_dict()
+        assert thin.keys() == expected.keys()
+        assert all(torch.equal(thin[name], expected[name]) for name in expected)
 
 
 def prune():

@@ -16,7 +16,7 @@ BELOW = {
     "errors": (),
     "native": (),
     "files": ("errors",),
-    "dtensors": (),
+    "dtensors": ("errors",),
     "kernels": ("files", "native"),
     "weights": ("kernels", "dtensors"),
     "distributed": ("errors",),
