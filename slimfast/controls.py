@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import glob
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -14,10 +15,17 @@ from slimfast.plans import Plan, plan_widths
 from slimfast.spectra.spectrum import Spectrum
 
 
-def uniform_like(plan: Plan, graph: ChannelGraph, spectra: Mapping[str, Spectrum]) -> Plan:
-    """The same share of the units of every group whose width ``plan`` solved for, at no more MACs than it.
+def uniform_like(
+    plan: Plan,
+    graph: ChannelGraph,
+    spectra: Mapping[str, Spectrum],
+    *,
+    budget: Literal["macs", "params"] = "macs",
+) -> Plan:
+    """The same share of the units of every group whose width ``plan`` solved for, at no more MACs than it, or
+    no more parameters.
 
-    As close below the MACs of ``plan`` as one unit allows: among groups that would get their next unit at the
+    As close below the cost of ``plan`` as one unit allows: among groups that would get their next unit at the
     same share, those that come first in the graph get it. ``spectra`` only fill in what this plan explains.
     """
     costs = CostModel(graph)
@@ -27,10 +35,12 @@ def uniform_like(plan: Plan, graph: ChannelGraph, spectra: Mapping[str, Spectrum
     least = costs.vector({group.name: group.width for group in plan.groups})
     least[chosen] = 1
 
-    def macs(height: int) -> int:
-        return costs.cost(least + np.bincount(rungs[:height], minlength=len(least))).macs
+    def cost(height: int) -> int:
+        found: int = getattr(costs.cost(least + np.bincount(rungs[:height], minlength=len(least))), budget)
+        return found
 
-    height = bisect.bisect_right(range(len(ladder) + 1), plan.cost_after.macs, key=macs) - 1
+    limit = getattr(plan.cost_after, budget)
+    height = bisect.bisect_right(range(len(ladder) + 1), limit, key=cost) - 1
     widths = least + np.bincount(rungs[:height], minlength=len(least))
     overrides = {glob.escape(group.name): int(w) for group, w in zip(plan.groups, widths, strict=True)}
     return plan_widths(graph, spectra, overrides=overrides)

@@ -1,16 +1,16 @@
 """Ways to spend a budget on the channel groups of one network, and the controls that a claim must beat.
 
-Each is a function of a :class:`Study` and a share of the MACs that gives a plan. What proved itself is in the
-package (``slimfast.plan``); the others live here, to be measured.
+Each is a function of a :class:`Study` and a share of its budget that gives a plan. What proved itself is in
+the package (``slimfast.plan``); the others live here, to be measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ from slimfast.plans import ErrorCurve, Plan, error_curves, plan_widths
 from slimfast.readers import readers
 from slimfast.spectra import Spectrum, measure_spectra
 
+Budget: TypeAlias = Literal["macs", "params"]
+
 
 @dataclass(frozen=True, slots=True)
 class Study:
@@ -36,46 +38,66 @@ class Study:
     spectra: Mapping[str, Spectrum]
     calibration: Calibration
     curves: Mapping[str, ErrorCurve]
+    budget: Budget = "macs"
 
     @staticmethod
-    def of(model: nn.Module, example: Tensor, batches: Any, samples: int) -> Study:
-        """Everything measured once."""
-        graph = trace_channels(model, example)
+    def of(
+        model: nn.Module,
+        example: Any,
+        batches: Any,
+        samples: int,
+        *,
+        budget: Budget = "macs",
+        include: Sequence[str] | None = None,
+    ) -> Study:
+        """Everything measured once; only groups of ``include`` are cut."""
+        graph = trace_channels(model, example, include=include)
         calibration = calibrate(model, graph, batches, samples=samples)
         curves = error_curves(model, graph, calibration)
-        return Study(model, graph, measure_spectra(model, graph), calibration, curves)
+        return Study(model, graph, measure_spectra(model, graph), calibration, curves, budget)
+
+    def plan(self, spectra: Mapping[str, Spectrum], share: float, **options: Any) -> Plan:
+        """The plan of these spectra within that share of the budget."""
+        limit: dict[str, Any] = {self.budget: share}
+        return plan_widths(self.graph, spectra, **limit, **options)
+
+    def within(self, share: float) -> Callable[[Any], bool]:
+        """Whether widths are within that share of the budget."""
+        costs = CostModel(self.graph)
+        limit = share * getattr(costs.cost(costs.full), self.budget)
+        return lambda widths: bool(getattr(costs.cost(widths), self.budget) <= limit)
 
 
 Allocation: TypeAlias = Callable[[Study, float], Plan]
 
 
-def explained_variance(study: Study, macs: float) -> Plan:
+def explained_variance(study: Study, share: float) -> Plan:
     """The paper: one tau for all groups."""
-    return plan_widths(study.graph, study.spectra, macs=macs)
+    return study.plan(study.spectra, share)
 
 
-def folded(study: Study, macs: float) -> Plan:
+def folded(study: Study, share: float) -> Plan:
     """The paper on filters scaled by the batch norm that follows."""
-    return plan_widths(study.graph, measure_spectra(folded_weights(study.model), study.graph), macs=macs)
+    return study.plan(measure_spectra(folded_weights(study.model), study.graph), share)
 
 
-def unit(study: Study, macs: float) -> Plan:
+def unit(study: Study, share: float) -> Plan:
     """The paper on filters of unit variance."""
-    return plan_widths(study.graph, measure_spectra(study.model, study.graph, scaling="unit"), macs=macs)
+    return study.plan(measure_spectra(study.model, study.graph, scaling="unit"), share)
 
 
-def noise_corrected(study: Study, macs: float) -> Plan:
+def noise_corrected(study: Study, share: float) -> Plan:
     """The paper on the variance above what noise of the same shapes and size has."""
     corrected = {name: above_noise(s, seed=0) for name, s in study.spectra.items()}
-    return plan_widths(study.graph, corrected, macs=macs)
+    return study.plan(corrected, share)
 
 
-def noise_null(study: Study, macs: float) -> Plan:
+def noise_null(study: Study, share: float) -> Plan:
     """Control: the widths that noise of the same shapes gets from the paper's rule."""
-    return plan_widths(study.graph, {n: noise_like(s, seed=0) for n, s in study.spectra.items()}, macs=macs)
+    return study.plan({n: noise_like(s, seed=0) for n, s in study.spectra.items()}, share)
 
 
-def activation_spectra(study: Study, macs: float) -> Plan:
+def activation_spectra(study: Study, share: float) -> Plan:
     """The paper on what the consumers read instead of on weights."""
     found = {reader.weight: reader for reader in readers(study.model, study.graph)[0]}
     spectra = {}
@@ -91,15 +113,15 @@ def activation_spectra(study: Study, macs: float) -> Plan:
         spectra[group.name] = dataclasses.replace(
             old, eigenvalues=eigenvalues, trace=trace, error=0.0, dtype="float64"
         )
-    return plan_widths(study.graph, {**study.spectra, **spectra}, macs=macs)
+    return study.plan({**study.spectra, **spectra}, share)
 
 
-def marginal_gain(study: Study, macs: float) -> Plan:
+def marginal_gain(study: Study, share: float) -> Plan:
     """Error curves of what the consumers read, by gain per cost."""
-    return plan_widths(study.graph, {}, curves=study.curves, macs=macs)
+    return study.plan({}, share, curves=study.curves)
 
 
-def marginal_gain_of_weights(study: Study, macs: float) -> Plan:
+def marginal_gain_of_weights(study: Study, share: float) -> Plan:
     """The same from the spectra of the weights, without data."""
     curves = {}
     for group in study.graph:
@@ -107,21 +129,20 @@ def marginal_gain_of_weights(study: Study, macs: float) -> Plan:
         residual = np.zeros(group.n + 1)
         residual[0], residual[1 : len(ratio) + 1] = 1.0, 1.0 - ratio
         curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
-    return plan_widths(study.graph, {}, curves=curves, macs=macs)
+    return study.plan({}, share, curves=curves)
 
 
-def uniform(study: Study, macs: float) -> Plan:
+def uniform(study: Study, share: float) -> Plan:
     """Control: the same share of every group."""
-    return uniform_like(explained_variance(study, macs), study.graph, study.spectra)
+    return uniform_like(explained_variance(study, share), study.graph, study.spectra, budget=study.budget)
 
 
-def random(study: Study, macs: float, *, seed: int = 0) -> Plan:
+def random(study: Study, share: float, *, seed: int = 0) -> Plan:
     """Control: shares drawn uniformly between 0.1 and 1 for each group, scaled together to the budget."""
     shares = np.random.default_rng(seed).uniform(0.1, 1.0, size=len(study.graph))
     names = [group.name for group in study.graph]
     sizes = np.array([group.n for group in study.graph])
-    costs = CostModel(study.graph)
-    limit = macs * costs.cost(costs.full).macs
+    within = study.within(share)
 
     def widths(factor: float) -> Any:
         return np.clip((shares * factor * sizes).astype(np.int64), 1, sizes)
@@ -129,11 +150,11 @@ def random(study: Study, macs: float, *, seed: int = 0) -> Plan:
     low, high = 0.0, 10.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if costs.cost(widths(middle)).macs <= limit else (low, middle)
+        low, high = (middle, high) if within(widths(middle)) else (low, middle)
     return _by_hand(study, dict(zip(names, widths(low).tolist(), strict=True)))
 
 
-def group_magnitude(study: Study, macs: float) -> Plan:
+def group_magnitude(study: Study, share: float) -> Plan:
     """Control: the rule of torch-pruning's global group magnitude (DepGraph, Fang et al., CVPR 2023), with
     the units it keeps: squared norms of all slices of a unit, summed over the members, in shares of the
     group's mean; the smallest of the whole network go first. The exact budget is met by our own count.
@@ -148,11 +169,10 @@ def group_magnitude(study: Study, macs: float) -> Plan:
             has = member.units >= 0
             np.add.at(total, member.units[has], w.reshape(len(w), -1).square().sum(1).numpy()[has])
         scores += [(score / total.mean(), g, unit) for unit, score in enumerate(total)]
-    costs = CostModel(study.graph)
-    limit = macs * costs.cost(costs.full).macs
+    within = study.within(share)
     keep = [set(range(group.n)) for group in study.graph]
     for _, g, index in sorted(scores):
-        if costs.cost(np.array([len(k) for k in keep])).macs <= limit:
+        if within(np.array([len(k) for k in keep])):
             break
         if len(keep[g]) > 1:
             keep[g].discard(index)
