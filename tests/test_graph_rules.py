@@ -554,6 +554,25 @@ def test_groups_are_chosen_by_name_and_kind():
     assert kept.axes["3.weight"][1].parts == ()
 
 
+def test_a_buffer_computes_no_unit_but_goes_along_with_those_that_weights_compute():
+    rotated = Net(
+        lambda m, x: m.b(m.a(x) * F.linear(x, m.frequencies).cos()),
+        frequencies=torch.zeros(6, 4),
+        a=nn.Linear(4, 6),
+        b=nn.Linear(6, 2),
+    )
+    assert roles(trace(rotated, 3, 4)["a"]) == {
+        ("a.weight", 0): "producer",
+        ("a.bias", 0): "follower",
+        ("frequencies", 0): "follower",
+        ("b.weight", 1): "consumer",
+    }
+    alone = Net(
+        lambda m, x: m.b(F.linear(x, m.frequencies)), frequencies=torch.zeros(6, 4), b=nn.Linear(6, 2)
+    )
+    assert summary(trace(alone, 3, 4)) == {}
+
+
 def test_costs_are_products_of_the_axes():
     net = nn.Sequential(conv(3, 4, 3), conv(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(6 * 25, 7))
     graph = trace(net, 2, 3, 5, 5)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ def ladder_reference(
     multiple_of: int = 1,
     min_width: int = 1,
 ) -> dict[str, int] | None:
-    """The solution by trying every tau there is, one unit at a time; None where nothing fits."""
+    """The solution by trying every tau there is, one unit at a time, and then every unit that still fits;
+    None where nothing fits.
+    """
 
     def rounded(units: dict[str, int]) -> dict[str, int]:
         found = {}
@@ -109,12 +112,28 @@ def ladder_reference(
             if k < group.n:
                 key = s.ratio(k) if k < needed else 1.0 + (k - needed + 1) / (group.n - needed)
                 waiting.append((key, order, group.name))
-        if not waiting:
-            return rounded(units)
-        more = {**units, min(waiting)[2]: units[min(waiting)[2]] + 1}
-        if not fits(more):
-            return rounded(units)
+        more = {**units, min(waiting)[2]: units[min(waiting)[2]] + 1} if waiting else units
+        if not waiting or not fits(more):
+            break
         units = more
+    rest = [
+        (
+            k > spectra[group.name].width(explained_variance=1.0),
+            Fraction(k - units[group.name], group.n),
+            order,
+        )
+        for order, group in enumerate(graph)
+        for k in range(units[group.name] + 1, group.n + 1)
+    ]
+    ended = set()
+    for _, _, order in sorted(rest):
+        name = graph[order].name
+        more = {**units, name: units[name] + 1}
+        if name not in ended and fits(more):
+            units = more
+        else:
+            ended.add(name)
+    return rounded(units)
 
 
 @settings(max_examples=60, deadline=None)
@@ -127,7 +146,7 @@ def ladder_reference(
     multiple_of=st.integers(1, 3),
     min_width=st.integers(1, 4),
 )
-def test_a_budget_is_met_by_the_last_network_of_the_ladder_that_fits(
+def test_a_budget_is_met_by_the_last_network_of_the_ladder_that_fits_and_every_unit_after_it_that_does(
     sizes: list[int],
     values: list[float],
     share: float,
@@ -165,32 +184,62 @@ def test_a_budget_is_met_by_the_last_network_of_the_ladder_that_fits(
 
 @given(st.floats(0.2, 1.0), st.floats(0.2, 1.0))
 @settings(deadline=None, max_examples=50)
-def test_a_larger_budget_never_takes_a_unit_away(first: float, second: float) -> None:
+def test_a_larger_budget_never_costs_less_nor_keeps_less_variance(first: float, second: float) -> None:
     graph, spectra = chain(SIZES, inputs=30), spectra_of(SIZES)
     low, high = sorted((first, second))
     smaller, larger = plan_widths(graph, spectra, macs=low), plan_widths(graph, spectra, macs=high)
-    assert all(larger.widths()[name] >= width for name, width in smaller.widths().items())
+    assert larger.cost_after.macs >= smaller.cost_after.macs
     assert (larger.explained_variance or 0) >= (smaller.explained_variance or 0)
 
 
-def test_the_tau_that_is_found_gives_the_same_widths(
+def test_every_group_keeps_the_variance_that_is_told_and_none_could_take_another_unit(
     graph: ChannelGraph, spectra: dict[str, Spectrum]
 ) -> None:
+    limit = count(graph, {}).params
+    more = 0
     for share in np.linspace(0.2, 1.0, 17):
         found = plan_widths(graph, spectra, params=float(share))
-        if found.explained_variance is not None and found.explained_variance < 1:
-            again = plan_widths(graph, spectra, explained_variance=found.explained_variance)
-            assert again.widths() == found.widths()
+        assert found.explained_variance is not None
+        at_tau = plan_widths(graph, spectra, explained_variance=found.explained_variance).widths()
+        widths = found.widths()
+        assert all(widths[name] >= width for name, width in at_tau.items())
+        more += widths != at_tau
+        for group in graph:
+            if widths[group.name] < group.n:
+                wider = count(graph, {**widths, group.name: widths[group.name] + 1})
+                assert wider.params > share * limit
+    assert more
+
+
+def test_a_dear_unit_that_does_not_fit_leaves_its_budget_to_the_others() -> None:
+    graph = chain([10, 20, 10], inputs=100)
+    spectra = {"0": spectrum("0", [1.0] * 10, d=100), "1": spectrum("1", [1.0] + [1e-6] * 9, d=10)}
+    spectra["1"] = dataclasses.replace(spectra["1"], n=20)
+    limit = count(graph, {"0": 5, "1": 1}).params + 100
+    found = plan_widths(graph, spectra, params=limit)
+    assert found.widths()["0"] == 5
+    # a unit of the first group costs more than 100; one of the second 5 columns, its bias and 10 rows
+    assert found.widths()["1"] == 1 + 100 // (5 + 1 + 10)
+    assert limit - found.cost_after.params < 5 + 1 + 10
+
+
+def test_what_is_left_goes_to_units_within_a_group_s_rank_first() -> None:
+    graph = chain([10, 20, 20, 10], inputs=300)
+    spectra = {
+        "0": spectrum("0", [1.0] * 10, d=300),
+        "1": dataclasses.replace(spectrum("1", [1.0] + [0.0] * 9, d=10), n=20),
+        "2": spectrum("2", [1.0] + [1e-6] * 9 + [0.0] * 10, d=20),
+    }
+    # a unit of the first group costs more than 300, one of the second 7, one of the third 12
+    limit = count(graph, {"0": 5, "1": 1, "2": 1}).params + 66
+    found = plan_widths(graph, spectra, params=limit)
+    assert found.widths() == {"0": 5, "1": 1, "2": 1 + 66 // (1 + 1 + 10)}
 
 
 def test_ties_are_taken_one_by_one_in_the_order_of_the_graph() -> None:
     graph = chain([4, 4, 4, 2], inputs=4)
     spectra = {f"{i}": spectrum(f"{i}", [1.0] * 4, d=4) for i in range(3)}
-    seen = {
-        tuple(plan_widths(graph, spectra, macs=float(share)).widths().values())
-        for share in np.linspace(0.2, 1, 300)
-    }
-    expected = [
+    ladder = [
         (1, 1, 1),
         (2, 1, 1),
         (2, 2, 1),
@@ -201,7 +250,10 @@ def test_ties_are_taken_one_by_one_in_the_order_of_the_graph() -> None:
         (4, 3, 3),
         (4, 4, 3),
     ]
-    assert seen == {*expected, (4, 4, 4)}
+    for widths in [*ladder, (4, 4, 3), (4, 4, 4)]:
+        # a budget that a network of the ladder uses up leaves nothing for other units
+        network = dict(zip(spectra, widths, strict=True))
+        assert plan_widths(graph, spectra, macs=count(graph, network).macs).widths() == network
 
 
 def test_the_whole_budget_is_the_whole_network_whatever_the_ranks() -> None:
@@ -517,16 +569,19 @@ def test_check_plan_names_the_first_tensor_that_differs() -> None:
 
 
 @pytest.mark.skipif(not RESNET56.exists(), reason=f"no weights at {RESNET56} (set SLIMFAST_DATA)")
-def test_resnet56_reaches_half_its_macs_within_one_unit() -> None:
+def test_resnet56_reaches_half_its_macs_within_one_unit_of_any_group() -> None:
     model = resnet56()
     model.load_state_dict(read_tensors(RESNET56))
     found = plan(model, torch.zeros(1, 3, 32, 32), macs=0.5)
     assert found.graph is not None
     half = found.cost_before.macs / 2
     assert found.cost_after.macs <= half
-    # The group that defines tau would take the next unit, and no other group has its F there.
+    # One group's next unit ends the common tau; the others have that tau and what was left of the budget.
     spectra = measure_spectra(model, found.graph, dtype=torch.float64, backend="reference")
     widths = found.widths()
     (ending,) = [n for n, k in widths.items() if abs(spectra[n].ratio(k) - found.explained_variance) < 1e-12]
-    assert count(found.graph, {**widths, ending: widths[ending] + 1}).macs > half
-    assert all(widths[n] == s.width(explained_variance=found.explained_variance) for n, s in spectra.items())
+    at_tau = {n: s.width(explained_variance=found.explained_variance) for n, s in spectra.items()}
+    assert widths[ending] == at_tau[ending]
+    assert all(widths[n] >= width for n, width in at_tau.items())
+    for name, width in widths.items():
+        assert width == spectra[name].n or count(found.graph, {**widths, name: width + 1}).macs > half

@@ -61,11 +61,12 @@ def trace_channels(
 def propagate(model: nn.Module, recording: Recording) -> Flow:
     """Follow the labels of every parameter and buffer through the recorded operations."""
     flow = Flow(dict(model.named_modules()))
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    tensors = named_tensors(model)
     for value, name in recording.names.items():
-        flow.values[value] = flow.tensors[name] = Value(
-            flow.fresh(shapes[name]), False, frozenset({name}), shapes[name]
-        )
+        shape = tuple(tensors[name].shape)
+        # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
+        sources = frozenset({name} if isinstance(tensors[name], nn.Parameter) else ())
+        flow.values[value] = flow.tensors[name] = Value(flow.fresh(shape), False, sources, shape)
     given = flow.reason("network input", "")
     for ref in recording.inputs:
         flow.values[ref.value] = Value([given] * len(ref.shape), True)

@@ -2,11 +2,17 @@
 
 All groups' units form one ladder: unit k + 1 of a group is added when tau passes F(k). Sorted by that value,
 with ties in the order of the groups, every prefix of the ladder is a network, and its cost never falls as the
-prefix grows. The solution is the longest prefix that fits, found by bisection over prefixes: exact, with no
-tolerance, and one more unit of one group would not fit.
+prefix grows. The longest prefix that fits is found by bisection over prefixes: exact, with no tolerance.
 
 Past tau = 1, where the spectra see nothing more to gain, the ladder goes on with the units beyond each
 group's rank in equal shares, so that a larger budget is used too and the whole network is its end.
+
+Where the next unit is a dear one (a head in all blocks, eight channels of a residual stream) much of the
+budget may be left. It goes to the units of other groups that still fit, in equal shares of each group, those
+within a group's rank first: :func:`with_the_rest`. A unit that does not fit ends its group, and the order
+depends on the prefix alone, so a larger budget never costs less: the first unit that it takes and the smaller
+did not already costs more than the smaller had. It may take that dear unit in place of cheap ones of other
+groups.
 """
 
 from __future__ import annotations
@@ -82,39 +88,75 @@ def widths_within(
     *,
     whole: Cost,
 ) -> Solution:
-    """The widths at the largest tau whose ``price(widths)`` is within every limit, ``params`` and ``macs``.
+    """The widths at the largest tau whose ``price(widths)`` is within every limit, ``params`` and ``macs``,
+    and what is left of the limits spent on further units.
 
     :class:`SlimfastError` with the nearest that can be reached, as a share of ``whole`` too, where the
     smallest widths do not fit.
     """
     ladder = Ladder.of([_keys(s) for s in spectra])
-    widths, height = longest_prefix(ladder, limits, price, rounding, whole=whole)
-    return Solution(widths, min(float(ladder.keys[height]), 1.0) if height < len(ladder.keys) else 1.0)
+    units, height = longest_prefix(ladder, limits, price, rounding, whole=whole)
+    tau = min(float(ladder.keys[height]), 1.0) if height < len(ladder.keys) else 1.0
+    ranks = [s.width(explained_variance=1.0) for s in spectra]
+    further = Ladder.of(
+        [_shares(*of) for of in zip(units.tolist(), ranks, rounding.full.tolist(), strict=True)]
+    )
+    return Solution(with_the_rest(units, further, limits, price, rounding), tau)
 
 
 def longest_prefix(
     ladder: Ladder, limits: Mapping[str, float], price: Price, rounding: Rounding, *, whole: Cost
 ) -> tuple[IntArray, int]:
-    """The widths of the longest prefix of a ladder that is within every limit, and that prefix's length."""
+    """The units (g,), not yet rounded to widths, of the longest prefix of a ladder that is within every
+    limit, and that prefix's length.
+    """
+    first: IntArray = np.ones(len(rounding.full), dtype=np.int64)
+    if not _fits(first, limits, price, rounding):
+        raise _unreachable(price(rounding.apply(first)), limits, whole)
+    height = _longest(first, ladder.groups, limits, price, rounding)
+    return _added(first, ladder.groups[:height]), height
 
-    def widths(prefix: int) -> IntArray:
-        units: IntArray = 1 + np.bincount(ladder.groups[:prefix], minlength=len(rounding.full))
-        return rounding.apply(units)
 
-    def fits(prefix: int) -> bool:
-        cost = price(widths(prefix))
-        return all(getattr(cost, name) <= limit for name, limit in limits.items())
+def with_the_rest(
+    units: IntArray, further: Ladder, limits: Mapping[str, float], price: Price, rounding: Rounding
+) -> IntArray:
+    """The widths (g,) with every unit of ``further``, in its order, that is within every limit with those
+    before it; a group takes no more after one that is not.
+    """
+    waiting = further.groups
+    while len(waiting):
+        taken = _longest(units, waiting, limits, price, rounding)
+        units, waiting = _added(units, waiting[:taken]), waiting[taken:]
+        waiting = waiting[waiting != waiting[0]] if len(waiting) else waiting
+    return rounding.apply(units)
 
-    if not fits(0):
-        raise _unreachable(price(widths(0)), limits, whole)
-    low, high = 0, len(ladder.keys)
+
+def _longest(
+    units: IntArray, groups: IntArray, limits: Mapping[str, float], price: Price, rounding: Rounding
+) -> int:
+    """How many of the next units, one of each of these groups in turn, are within every limit."""
+    low, high = 0, 1
+    while high <= len(groups) and _fits(_added(units, groups[:high]), limits, price, rounding):
+        low, high = high, 2 * high
+    high = min(high - 1, len(groups))
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(middle):
+        if _fits(_added(units, groups[:middle]), limits, price, rounding):
             low = middle
         else:
             high = middle - 1
-    return widths(low), low
+    return low
+
+
+def _added(units: IntArray, groups: IntArray) -> IntArray:
+    """The units with one more of each of these groups, as often as they stand there."""
+    more: IntArray = units + np.bincount(groups, minlength=len(units))
+    return more
+
+
+def _fits(units: IntArray, limits: Mapping[str, float], price: Price, rounding: Rounding) -> bool:
+    cost = price(rounding.apply(units))
+    return all(getattr(cost, name) <= limit for name, limit in limits.items())
 
 
 def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> NDArray[np.bool_]:
@@ -134,6 +176,14 @@ def _keys(spectrum: Spectrum) -> FloatArray:
     beyond = spectrum.n - needed
     rest = 1.0 + np.arange(1, beyond + 1) / max(beyond, 1)
     return np.concatenate([spectrum.explained_variance_ratio()[: needed - 1], rest])
+
+
+def _shares(units: int, rank: int, n: int) -> FloatArray:
+    """The order of a group's units after the first ``units`` when what is left of a budget is shared out:
+    the share of the group that each adds, and 1 more past the group's rank.
+    """
+    number = np.arange(units + 1, n + 1)
+    return (number - units) / n + (number > rank)
 
 
 def _unreachable(least: Cost, limits: Mapping[str, float], whole: Cost) -> SlimfastError:

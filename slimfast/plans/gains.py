@@ -77,7 +77,8 @@ def widths_by_gain(
     seen: set[bytes] = set()
     for _ in range(_ROUNDS):
         prices = _unit_prices(widths, limits, price)
-        widths, _ = longest_prefix(_ladder(gains, prices), limits, price, rounding, whole=whole)
+        units, _ = longest_prefix(_ladder(gains, prices), limits, price, rounding, whole=whole)
+        widths = rounding.apply(units)
         error = sum(float(c.residual[w]) for c, w in zip(curves, widths, strict=True))
         if best is None or error < best[0]:
             best = (error, widths)

@@ -47,8 +47,8 @@ def plan_widths(
     Either ``explained_variance``, the share of its variance that every group keeps, or a budget of ``params``
     or ``macs`` or both: a share of the original in (0, 1], or above 1 an absolute number. A budget is met by
     the largest share that all groups can keep; groups that would take their next unit at the same share take
-    it one by one in the order of the graph, so that the next unit of one group would not fit. A budget above
-    what keeping everything needs goes to the units beyond the groups' ranks, in equal shares.
+    it one by one in the order of the graph. What the next unit is too dear for goes to the other groups in
+    equal shares, as does a budget above what keeping everything needs: no group's next unit would fit.
 
     ``multiple_of`` rounds widths up to multiples, or to the whole group; for heads and blocks of channels,
     which are cut whole, it is the number of channels that is a multiple. No group gets fewer than
