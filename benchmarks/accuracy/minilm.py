@@ -78,7 +78,7 @@ class Contender:
 def _contenders() -> dict[str, Contender]:
     found: dict[str, Contender] = {}
     ours, paper = allocations.marginal_gain, allocations.explained_variance
-    for repair in ("activations", "weights", None):
+    for repair in ("activations", None, "weights"):
         after = f", {repair}" if repair else ""
         best = repair == "activations"
         found[f"marginal gain{after}"] = Contender(ours, "activations", repair, control=False, trained=best)
@@ -184,9 +184,10 @@ def train(
 
 
 def wanted(seeds: Sequence[int]) -> list[tuple[str, int | None]]:
-    """(contender, seed) in the order they are measured, None for no training."""
-    trained = [name for name, contender in CONTENDERS.items() if contender.trained]
-    return [(name, None) for name in CONTENDERS] + [(name, seed) for seed in seeds for name in trained]
+    """(contender, seed) in the order they are measured, the most telling first; None for no training."""
+    trained = [(name, seed) for seed in seeds for name, made in CONTENDERS.items() if made.trained]
+    cut = [(name, None) for name, made in CONTENDERS.items() if made.repair != "weights"]
+    return [*cut, *trained, *((name, None) for name, made in CONTENDERS.items() if made.repair == "weights")]
 
 
 def run(settings: Settings, *, work: Path, path: Path) -> dict[str, Any]:
