@@ -114,23 +114,40 @@ def test_what_has_a_row_is_not_run_again(tmp_path, monkeypatch, capsys):
     ran = []
 
     def measure(name, limits, onnx, peer, known):
-        ran.append(name)
-        assert known is None
+        ran.append((name, known))
         return {"stages": {"reload": {"seconds": 1.0}}, "stamp": STAMP}
 
     monkeypatch.setattr(command, "measure", measure)
     monkeypatch.setattr(command, "start_server", lambda: None)
     arguments = ["--only", "resnet*", "--no-peer", "--results", str(tmp_path / "zoo.json")]
     assert command.main(arguments) == 0
-    assert ran == ["timm:resnet18"]
+    assert ran == [("timm:resnet18", None)]
     assert command.main(arguments) == 0
     assert len(ran) == 1
     assert command.main([*arguments, "--onnx"]) == 0
-    assert len(ran) == 2
+    assert ran[1:] == [("timm:resnet18", {"stages": {"reload": {"seconds": 1.0}}, "stamp": STAMP})]
     assert command.main([*arguments, "--again"]) == 0
-    assert len(ran) == 3
+    assert ran[2:] == [("timm:resnet18", None)]
     assert json.loads((tmp_path / "zoo.json").read_text()).keys() == {"timm:resnet18"}
     assert "all well, 1.0 s" in capsys.readouterr().out
+
+
+def test_an_export_alone_is_added_to_a_row_that_was_reloaded(monkeypatch):
+    calls = []
+
+    def run(function, arguments, limits):
+        calls.append((function, arguments[0]))
+        return {"onnx": {"failed": "not finished in 60 s"}}
+
+    monkeypatch.setattr(command, "run_limited", run)
+    known = row()
+    known["stages"].pop("onnx", None)
+    found = command.measure("timm:resnet18", LIMITS, True, True, known)
+    assert calls == [(stages.onnx, "timm:resnet18")]
+    assert found == known | {"stages": known["stages"] | {"onnx": {"failed": "not finished in 60 s"}}}
+    assert "- resnet18, onnx: `not finished in 60 s`" in tables.table("families", {"timm:resnet18": found})
+    known["stages"]["reload"] = {"failed": "off"}
+    assert command.measure("timm:resnet18", LIMITS, True, True, known) == known
 
 
 def test_the_peer_alone_is_added_to_a_row_that_lacks_it(monkeypatch):

@@ -45,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     threads = options.threads or max(1, (os.cpu_count() or 1) // options.jobs)
     limits = Limits(options.limit_s, int(options.limit_gb * 1e9), threads)
     with ThreadPoolExecutor(options.jobs) as pool:
-        known = {
-            n: row for n, row in results.items() if not options.again and _is_done(row, options.onnx, False)
-        }
+        known = {} if options.again else results
         rows = {pool.submit(measure, n, limits, options.onnx, options.peer, known.get(n)): n for n in waiting}
         for count, row in enumerate(as_completed(rows), 1):
             name = rows[row]
@@ -78,10 +76,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _is_done(row: dict[str, Any] | None, onnx: bool, peer: bool) -> bool:
     """Whether a row holds all that is asked for now."""
-    if row is None:
-        return False
-    exported = "onnx" in row["stages"] or "seconds" not in row["stages"].get("reload", {})
-    return (exported or not onnx) and ("peer" in row or not peer)
+    return row is not None and not (onnx and _lacks_onnx(row)) and ("peer" in row or not peer)
+
+
+def _lacks_onnx(row: dict[str, Any]) -> bool:
+    """Whether a network that could be exported has not been."""
+    return "onnx" not in row["stages"] and "seconds" in row["stages"].get("reload", {})
 
 
 def measure(
@@ -89,11 +89,19 @@ def measure(
 ) -> dict[str, Any]:
     """The row of one network: what happened in each stage, and to the peer.
 
-    To a row that is ``known`` and lacks nothing but the peer only that is added; its seconds are then told to
-    be of another time.
+    To a row that is ``known`` only what it lacks is added; the peer's seconds are then told to be of another
+    time.
     """
-    if known is not None:
-        return known | {"peer": _peer(name, limits), "apart": True}
+    row = _slimmed(name, limits) if known is None else known
+    if onnx and _lacks_onnx(row):
+        with tempfile.TemporaryDirectory() as folder:
+            row = row | {"stages": row["stages"] | run_limited(stages.onnx, (name, folder), limits)}
+    if peer and "peer" not in row and missing(name) is None:
+        row = row | {"peer": _peer(name, limits), **({} if known is None else {"apart": True})}
+    return row
+
+
+def _slimmed(name: str, limits: Limits) -> dict[str, Any]:
     made = stamp("cpu")
     made["machine"]["threads"] = limits.threads
     row: dict[str, Any] = {"limit_s": limits.seconds, "limit_gb": limits.memory / 1e9, "stamp": made}
@@ -103,8 +111,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         row["stages"] = run_limited(stages.slim, (name, folder), limits)
         if "seconds" in row["stages"].get("save", {}):
-            row["stages"] |= run_limited(stages.reload, (name, folder, onnx), limits)
-    return row | {"peer": _peer(name, limits)} if peer else row
+            row["stages"] |= run_limited(stages.reload, (name, folder), limits)
+    return row
 
 
 def _peer(name: str, limits: Limits) -> dict[str, Any]:

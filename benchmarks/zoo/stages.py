@@ -105,8 +105,8 @@ def slim(name: str, folder: str, tell: Tell) -> None:
         _train(thin, two_samples(example))
 
 
-def reload(name: str, folder: str, onnx: bool, tell: Tell) -> None:
-    """Cut a freshly built network to the file, compare its outputs, and export it."""
+def reload(name: str, folder: str, tell: Tell) -> None:
+    """Cut a freshly built network to the file and compare its outputs."""
     stages = Stages(tell)
     with stages.stage("reload", needed=True):
         model, example = build(name)
@@ -127,9 +127,17 @@ def reload(name: str, folder: str, onnx: bool, tell: Tell) -> None:
         error, limit = difference(expected, found), rounding(thin, torch.float32, 1000)
         if not error <= limit:
             raise ValueError(f"the reloaded network's output is off by {error:.2g} of its size")
-    if onnx:
-        with stages.stage("onnx"):
-            export(thin, Path(folder, "thin.onnx"), example)
+
+
+def onnx(name: str, folder: str, tell: Tell) -> None:
+    """Slim the network once more and export it; the file's outputs are compared in ONNX Runtime."""
+    stages = Stages(tell)
+    with stages.stage("onnx"):
+        model, example = build(name)
+        graph = slimfast.trace_channels(model, example)
+        plan = slimfast.plan_widths(graph, slimfast.measure_spectra(model, graph), params=PARAMS)
+        thin = slimfast.prune_channels(model, slimfast.select(model, plan), verify=False)
+        export(thin, Path(folder, "thin.onnx"), example)
 
 
 def peer(name: str, tell: Tell) -> None:
