@@ -4,11 +4,10 @@ Every launch takes (device, stream) first and returns before the kernel has run;
 kernel that could not be launched.
 """
 
-GATHER_TILE: int
-GATHER_FIELDS: int
 COVARIANCE_SMALL_TILE: int
 COVARIANCE_LARGE_TILE: int
 COVARIANCE_CHUNK: int
+COVARIANCE_FINISH_ROWS: int
 MOMENT_ROWS: int
 WARP_MATRIX: int
 MAX_CLUSTER: int
@@ -16,6 +15,19 @@ IN_SHARED: int
 VECTORS_IN_SHARED: int
 IN_WORKSPACE: int
 STURM_VALUES: int
+
+class GatherTable:
+    """The table of a gather, as ``gather_table`` of ``gather.hpp`` makes it."""
+
+    count: int
+    tiles: int
+    def __init__(
+        self,
+        tensors: list[tuple[int, int, int, list[tuple[int, int, int]]]],
+        indices: list[tuple[int, int]],
+    ) -> None: ...
+    def __len__(self) -> int: ...
+    def write(self, to: int, /) -> None: ...
 
 def device_limits(device: int, /) -> tuple[int, bool]: ...
 def gather(device: int, stream: int, table: int, count: int, tiles: int, /) -> None: ...
@@ -48,6 +60,7 @@ def covariance_finish(
     workspace: int,
     /,
 ) -> None: ...
+def covariance_shared_bytes(in_double: bool, tile: int, /) -> int: ...
 def eigvalsh_warp(device: int, stream: int, layers: int, count: int, is_double: bool, /) -> None: ...
 def tridiagonalise(
     device: int,
@@ -66,5 +79,5 @@ def sturm_eigenvalues(
 def tridiagonalise_shared_bytes(m: int, is_double: bool, cluster: int, placement: int, /) -> int: ...
 def tridiagonalise_workspace_bytes(m: int, is_double: bool, cluster: int, /) -> int: ...
 def pivoted_cholesky(
-    device: int, stream: int, layers: int, count: int, is_double: bool, cluster: int, /
+    device: int, stream: int, layers: int, count: int, shared: int, cluster: int, /
 ) -> None: ...

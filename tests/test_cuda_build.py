@@ -25,7 +25,7 @@ THREADS = {
     "eigenvalues_of": 128,
     "warp_per_matrix": 128,
     "gather_tiles": 256,
-    "factorise": 512,
+    "factorise_all": 512,
 }
 NVCC = shutil.which("nvcc")
 

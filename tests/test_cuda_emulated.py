@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -10,6 +10,7 @@ import kernels_cases as cases
 import numpy as np
 import pytest
 import torch
+from cuda_fixtures import SHARED_BYTES
 from torch import Tensor
 
 from slimfast import _native
@@ -17,34 +18,6 @@ from slimfast.kernels import dispatch, ops
 from slimfast.kernels.cuda_tables import reduction_of
 
 SINGLE_DOUBLE = (torch.float32, torch.float64)
-SHARED_BYTES = 227 << 10
-
-
-@pytest.fixture(params=["emulated", *(["cuda"] if torch.cuda.is_available() else [])])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Where the tensors of a test live; ``backend="cuda"`` then runs on the emulated or the real device."""
-    monkeypatch.setenv("SLIMFAST_CUDA_EMULATE", "1" if request.param == "emulated" else "0")
-    _native.cuda.cache_clear()
-    native = _native.cuda()
-    if native.module is None:
-        pytest.skip(f"{native.reason} (build with -DSLIMFAST_CUDA_EMULATION=ON)")
-    yield "cpu" if request.param == "emulated" else "cuda"
-    _native.cuda.cache_clear()
-
-
-@pytest.fixture
-def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The emulated module with its controls, which are put back afterwards."""
-    monkeypatch.setenv("SLIMFAST_CUDA_EMULATE", "1")
-    _native.cuda.cache_clear()
-    native = _native.cuda()
-    if native.module is None:
-        pytest.skip(f"{native.reason} (build with -DSLIMFAST_CUDA_EMULATION=ON)")
-    yield native.module
-    native.module.set_order("forward")
-    native.module.skip_barrier("")
-    native.module.set_device(SHARED_BYTES, True)
-    _native.cuda.cache_clear()
 
 
 def plain_covariance(x: Tensor) -> Tensor:
@@ -96,6 +69,22 @@ def test_covariance_reads_sixteen_bit_inputs_exactly(device: str, dtype: torch.d
         for x, matrix in zip(xs, ours, strict=True):
             exact = exact_covariance(x, x.shape[0] <= x.shape[1])
             cases.assert_as_accurate_as_torch(matrix.cpu(), plain_covariance(x.to(result)), exact)
+
+
+def test_covariance_in_float64_on_large_tiles(device: str) -> None:
+    # More than one chunk of samples, a diagonal tile and one off it, none of them full.
+    x = cases.normal(260, 700)
+    for layout in (x, x.T.contiguous().T):
+        (ours,), _ = ops.grouped_covariance([layout.to(device)], backend="cuda")
+        cases.assert_as_accurate_as_torch(ours.cpu(), plain_covariance(x), exact_covariance(x, True))
+        assert torch.equal(ours, ours.T)
+
+
+def test_covariance_where_a_block_has_little_shared_memory(emulator: ModuleType) -> None:
+    emulator.set_device(99 << 10, False)
+    x = cases.normal(260, 700)
+    (ours, _), _ = ops.grouped_covariance([x, x.float()], backend="cuda")
+    cases.assert_as_accurate_as_torch(ours, plain_covariance(x), exact_covariance(x, True))
 
 
 def test_covariance_with_a_mean_far_above_the_deviations(device: str) -> None:
@@ -336,28 +325,62 @@ def test_gather_equals_index_select(device: str) -> None:
         assert torch.equal(thin, expected), i
 
 
-def test_gather_moves_sixteen_bytes_where_rows_allow() -> None:
-    from slimfast.kernels.cuda_tables import gather_layer
+def fields_of(module: ModuleType, tensor: Tensor, keep: Mapping[int, Tensor]) -> list[int]:
+    """The table's row for one tensor, without its starts."""
+    shape, kept = list(tensor.shape), [-1] * tensor.ndim
+    for number, (dim, index) in enumerate(keep.items()):
+        shape[dim], kept[dim] = len(index), number
+    dims = list(zip(shape, tensor.stride(), kept, strict=True))
+    layer = (tensor.data_ptr(), 0, tensor.element_size(), dims)
+    table = module.GatherTable([layer], [(index.data_ptr(), len(index)) for index in keep.values()])
+    numbers = torch.empty(len(table), dtype=torch.int64)
+    table.write(numbers.data_ptr())
+    assert numbers[1] == table.tiles
+    return numbers[table.count + 1 :].tolist()
 
+
+def test_gather_moves_sixteen_bytes_where_rows_allow(emulator: ModuleType) -> None:
     x = torch.zeros(8, 16, 4)
-    index = torch.tensor([1, 2])
-    unit_bytes = 2
-    assert gather_layer(x, {0: index}, x, {0: 0})[unit_bytes] == 16
-    assert gather_layer(x[:, :, :2], {0: index}, x, {0: 0})[unit_bytes] == 8
-    assert gather_layer(x[:, :, 1:], {0: index}, x, {0: 0})[unit_bytes] == 4
-    assert gather_layer(x, {2: index}, x, {2: 0})[unit_bytes] == 4
-    assert gather_layer(x.half(), {1: index}, x, {1: 0})[unit_bytes] == 8
+    # A run of indices is an offset; these are none.
+    index = torch.tensor([0, 3])
+
+    def unit_bytes(tensor: Tensor, keep: Mapping[int, Tensor]) -> int:
+        return fields_of(emulator, tensor, keep)[emulator.GATHER_UNIT_BYTES]
+
+    assert unit_bytes(x, {0: index}) == 16
+    assert unit_bytes(x[:, :, :2], {0: index}) == 8
+    assert unit_bytes(x[:, :, 1:], {0: index}) == 4
+    assert unit_bytes(x, {2: index}) == 4
+    assert unit_bytes(x, {2: torch.tensor([0, 1])}) == 8
+    assert unit_bytes(x.half(), {1: index}) == 8
 
 
-@pytest.mark.parametrize("d", [1, 2, 3, 5, 7, 9, 64, 100, 2**31 - 1, 2**31, 2**40])
-def test_division_by_multiplication(d: int) -> None:
-    from slimfast.kernels.cuda_tables import _divisor
-
-    packed = _divisor(d)
+@pytest.mark.parametrize("d", [2, 3, 5, 7, 9, 64, 100, 127, 2**20 + 1, 2**27 + 5])
+def test_division_by_multiplication(emulator: ModuleType, d: int) -> None:
+    # Dims that do not merge: [3, d] are both columns where d is short, else d is the last of the rows.
+    sizes, strides, place = ((3, d), (9 * d, 2), 2) if d < 128 else ((3, d, 2, 2), (99 * d, 50, 9, 2), 1)
+    x = torch.empty_strided(sizes, strides, device="meta")
+    packed = fields_of(emulator, x, {})[emulator.GATHER_DIVISORS + place]
     multiplier, shift = packed & 0xFFFFFFFF, packed >> 32
     for n in (0, 1, d - 1, d, d + 1, 2 * d - 1, 1000 * d + 1, 2**31 - 1, 2**31 - 2):
-        if n < 2**31:
-            assert (((n * multiplier) >> 32) + n) >> shift == n // d
+        assert (((n * multiplier) >> 32) + n) >> shift == n // d
+
+
+def test_gather_of_more_rows_than_31_bits_count_is_cut(emulator: ModuleType) -> None:
+    # Nothing is read: the sizes and places of the parts are what is looked at.
+    count = emulator.GATHER_FIELDS
+    index = torch.tensor([0, 2, 5])
+    length = 2**31
+    dims = [(3, 7 * length, 0), (length, 7, -1)]
+    table = emulator.GatherTable([(0, 0, 1, dims)], [(index.data_ptr(), 3)])
+    numbers = torch.empty(len(table), dtype=torch.int64)
+    table.write(numbers.data_ptr())
+    entries = numbers[table.count + 1 : table.count + 1 + table.count * count].view(table.count, count)
+    sizes = entries[:, emulator.GATHER_ROWS] * entries[:, emulator.GATHER_COLUMNS]
+    assert table.count > 1
+    assert int(sizes.max()) < 2**31
+    assert entries[:, emulator.GATHER_TARGET].tolist() == [0, *sizes.cumsum(0)[:-1].tolist()]
+    assert int(sizes.sum()) == 3 * length
 
 
 # --- the backend
@@ -438,7 +461,7 @@ def is_seen(emulator: ModuleType, run: Callable[[ModuleType], list[Tensor]], rig
     return False
 
 
-@pytest.mark.parametrize("op", ["run_covariance", "run_eigvalsh", "run_pivoted_cholesky"])
+@pytest.mark.parametrize("op", RUNS)
 def test_every_barrier_is_needed_and_a_missing_one_is_seen(emulator: ModuleType, op: str) -> None:
     emulator.take_barrier_sites()
     right = RUNS[op](emulator)

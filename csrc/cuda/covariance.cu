@@ -1,79 +1,50 @@
 #include "covariance.hpp"
+#include "covariance_mma.cuh"
+#include "elements.cuh"
 #include "reduce.cuh"
 
 namespace slimfast::cuda {
 namespace {
 
-// Traits: 256 threads as 16 x 16, each with a 4 x 4 patch of every 64 x 64 quarter of the tile.
+// Traits.
 
 constexpr unsigned kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kGrid = 16;
-constexpr int kPatch = 4;
 
 template <class T, int kTile>
 struct Tiling {
-    static constexpr int kGroups = kTile / (kGrid * kPatch);
     static constexpr int kDepth = kTile == kCovarianceLargeTile || sizeof(T) == 8 ? 16 : 32;
-    // One patch of padding keeps 16-byte rows and spreads a column over the banks.
-    static constexpr int kPitch = kTile + kPatch;
+    // Four more keep 16-byte rows, and spread over the banks what a warp reads and writes at a time.
+    static constexpr int kPitch = kTile + 4;
     static constexpr int kLoads = kTile * kDepth / static_cast<int>(kThreads);
-    static constexpr std::size_t kSharedBytes =
-        sizeof(T) * (2 * kDepth * kPitch > kTile * (kTile + 1) ? 2 * kDepth * kPitch : kTile * (kTile + 1));
+    static constexpr int kSums = kTile * kTile / static_cast<int>(kThreads);
+    // Samples summed in one go; the sums of the chunks are added up on their own, so that the rounding error
+    // grows with the root of their number, not of d.
+    static constexpr int kChunk = sizeof(T) == 8 ? 512 : kCovarianceChunk;
+    // Two stages and the sums of the chunks; in the end, in their place, the tile.
+    static constexpr int kStages = 2 * kDepth * kPitch;
+    static constexpr std::size_t kSharedBytes = sizeof(T) * (kStages + kTile * kTile);
+    static_assert(kStages >= kTile, "the tile with its padding fits");
     static_assert(kCovarianceChunk % kDepth == 0, "a chunk is whole stages");
 };
 
-__device__ inline double to_double(float x) { return x; }
-__device__ inline double to_double(double x) { return x; }
-__device__ inline double to_double(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline double to_double(__half x) { return __half2float(x); }
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(double x) { return static_cast<float>(x); }
-__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ inline float to_float(__half x) { return __half2float(x); }
+// One tile of one layer's lower triangle, and one of the parts of its work.
+// As many parts as the layer has splits.
+constexpr std::int64_t kSplits = 0;
 
-// x - mean. In float32 the mean comes in two parts, so that a mean far larger than the deviations costs no
-// digits.
-template <class X>
-__device__ inline float centred(X x, double mean, float) {
-    const float high = static_cast<float>(mean);
-    return (to_float(x) - high) - static_cast<float>(mean - high);
-}
-template <class X>
-__device__ inline double centred(X x, double mean, double) {
-    return to_double(x) - mean;
-}
-
-// Calls action(pointer) with the layer's data in its own type.
-template <class Action>
-__device__ inline void with_elements(const std::int64_t* layer, Action action) {
-    switch (layer[kCovXType]) {
-        case kFloat32:
-            return action(reinterpret_cast<const float*>(layer[kCovX]));
-        case kFloat64:
-            return action(reinterpret_cast<const double*>(layer[kCovX]));
-        case kBfloat16:
-            return action(reinterpret_cast<const __nv_bfloat16*>(layer[kCovX]));
-        default:
-            return action(reinterpret_cast<const __half*>(layer[kCovX]));
-    }
-}
-
-// One tile of one layer's lower triangle, and one of the splits of its samples.
 struct Place {
     int layer;
-    std::int64_t tile, split;
+    std::int64_t tile, part;
     std::int64_t tile_row, tile_column;
 };
 
-__device__ inline Place find_place(const std::int64_t* table, int count, bool with_splits) {
+__device__ inline Place find_place(const std::int64_t* table, int count, std::int64_t parts) {
     Place place;
     place.layer = find_segment(table, count, blockIdx.x);
     const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
-    const std::int64_t splits = with_splits ? layer[kCovSplits] : 1;
+    if (parts == kSplits) parts = layer[kCovSplits];
     const std::int64_t local = blockIdx.x - table[place.layer];
-    place.tile = local / splits;
-    place.split = local % splits;
+    place.tile = local / parts;
+    place.part = local % parts;
     // tile = row (row + 1) / 2 + column; the root is corrected for its rounding.
     auto row = static_cast<std::int64_t>((sqrt(8.0 * static_cast<double>(place.tile) + 1.0) - 1.0) / 2.0);
     while (row * (row + 1) / 2 > place.tile) --row;
@@ -83,87 +54,100 @@ __device__ inline Place find_place(const std::int64_t* table, int count, bool wi
     return place;
 }
 
-// Kernels.
-
-// A warp to each row where rows are contiguous; else a lane to each row, and the warps share its length.
-__global__ void __launch_bounds__(kThreads)
-    moments(const std::int64_t* __restrict__ table, int count, double* __restrict__ means,
-            double* __restrict__ squares) {
-    auto* partial = reinterpret_cast<double*>(shared_memory());
-    const int index = find_segment(table, count, blockIdx.x);
-    const std::int64_t* layer = table + count + 1 + std::int64_t{index} * kCovFields;
-    const std::int64_t first = (blockIdx.x - table[index]) * kMomentRows;
-    const std::int64_t rows = min(std::int64_t{kMomentRows}, layer[kCovRows] - first);
-    const std::int64_t length = layer[kCovColumns];
-    const std::int64_t row_stride = layer[kCovRowStride];
-    const std::int64_t stride = layer[kCovColumnStride];
-    double* mean_out = means + layer[kCovFirstRow] + first;
-    double* square_out = squares + layer[kCovFirstRow] + first;
-    const int lane = lane_index();
-    const int warp = warp_index();
-    with_elements(layer, [&](auto* x) {
-        x += first * row_stride;
-        if (stride <= row_stride) {
-            for (int r = warp; r < rows; r += kWarps) {
-                double sum = 0;
-                for (std::int64_t i = lane; i < length; i += 32)
-                    sum += to_double(x[r * row_stride + i * stride]);
-                const double mean = warp_sum(sum) / static_cast<double>(length);
-                double square = 0;
-                for (std::int64_t i = lane; i < length; i += 32) {
-                    const double deviation = to_double(x[r * row_stride + i * stride]) - mean;
-                    square += deviation * deviation;
-                }
-                square = warp_sum(square);
-                if (lane == 0) {
-                    mean_out[r] = mean;
-                    square_out[r] = square;
-                }
-            }
-            return;
-        }
-        // Two passes over the length: the sum, then the squares about the mean.
-        double mean = 0;
-        for (int pass = 0; pass < 2; ++pass) {
-            double sum = 0;
-            for (std::int64_t i = warp; lane < rows && i < length; i += kWarps) {
-                const double value = to_double(x[lane * row_stride + i * stride]) - mean;
-                sum += pass == 0 ? value : value * value;
-            }
-            partial[warp * 32 + lane] = sum;
-            __syncthreads();
-            double total = 0;
-            for (int w = 0; w < kWarps; ++w) total += partial[w * 32 + lane];
-            __syncthreads();
-            if (pass == 0) mean = total / static_cast<double>(length);
-            if (warp == 0 && lane < rows)
-                (pass == 0 ? mean_out : square_out)[lane] = pass == 0 ? mean : total;
-        }
-    });
-}
-
-__global__ void __launch_bounds__(kThreads)
-    traces_of(const std::int64_t* __restrict__ layers, const double* __restrict__ squares, double* traces) {
-    const std::int64_t* layer = layers + std::int64_t{blockIdx.x} * kCovFields;
-    double sum = 0;
-    for (std::int64_t r = threadIdx.x; r < layer[kCovRows]; r += kThreads)
-        sum += squares[layer[kCovFirstRow] + r];
-    sum = block_sum(sum, reinterpret_cast<double*>(shared_memory()));
-    if (threadIdx.x == 0)
-        traces[blockIdx.x] = sum / static_cast<double>(max(layer[kCovColumns] - 1, std::int64_t{1}));
-}
-
-// The working set of one block: loads of the next stage in registers, sums of the patch.
+// A thread's sums of one tile in float32: a 4 x 4 patch of every 64 x 64 quarter, 16 x 16 threads to each.
 template <class T, int kTile>
-struct Tile {
+struct Sums {
+    static constexpr int kPatch = 4;
+    static constexpr int kSpan = 16 * kPatch;
+    static constexpr int kSide = kTile / kSpan * kPatch;
+    T sum[kSide][kSide];
+
+    __device__ T& at(int i) { return sum[i / kSide][i % kSide]; }
+    __device__ static int row_of(int i) {
+        return static_cast<int>(threadIdx.x) / 16 * kPatch + i / kSide / kPatch * kSpan + i / kSide % kPatch;
+    }
+    __device__ static int column_of(int i) {
+        return static_cast<int>(threadIdx.x) % 16 * kPatch + i % kSide / kPatch * kSpan + i % kPatch;
+    }
+
+    __device__ void multiply(const T* left, const T* right) {
+        using Sizes = Tiling<T, kTile>;
+#pragma unroll 4
+        for (int k = 0; k < Sizes::kDepth; ++k) {
+            T a[kSide], b[kSide];
+#pragma unroll
+            for (int i = 0; i < kSide; ++i) {
+                a[i] = left[k * Sizes::kPitch + row_of(i * kSide)];
+                b[i] = right[k * Sizes::kPitch + column_of(i)];
+            }
+#pragma unroll
+            for (int i = 0; i < kSide; ++i) {
+#pragma unroll
+                for (int j = 0; j < kSide; ++j) sum[i][j] += a[i] * b[j];
+            }
+        }
+    }
+};
+
+// In float64: the tensor cores' fragments, 2 x 4 warps to a tile.
+template <int kTile>
+struct Sums<double, kTile> {
+    static constexpr int kRowTiles = kTile / 2 / 16;
+    static constexpr int kColumnTiles = kTile / 4 / 8;
+    double sum[kRowTiles][kColumnTiles][4];
+
+    __device__ double& at(int i) { return sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4]; }
+    __device__ static int first_row() { return warp_index() / 4 * (kTile / 2) + lane_index() / 4; }
+    __device__ static int first_column() { return warp_index() % 4 * (kTile / 4); }
+    __device__ static int row_of(int i) { return first_row() + i / 4 / kColumnTiles * 16 + i % 4 / 2 * 8; }
+    __device__ static int column_of(int i) {
+        return first_column() + i / 4 % kColumnTiles * 8 + lane_index() % 4 * 2 + i % 2;
+    }
+
+    __device__ void multiply(const double* left, const double* right) {
+        using Sizes = Tiling<double, kTile>;
+        const int depth = lane_index() % 4;
+        left += depth * Sizes::kPitch + first_row();
+        right += depth * Sizes::kPitch + first_column() + lane_index() / 4;
+#pragma unroll
+        for (int k = 0; k < Sizes::kDepth; k += 8) {
+            double a[kRowTiles][4], b[kColumnTiles][2];
+#pragma unroll
+            for (int i = 0; i < kRowTiles * 4; ++i)
+                a[i / 4][i % 4] = left[(k + i % 4 / 2 * 4) * Sizes::kPitch + i / 4 * 16 + i % 2 * 8];
+#pragma unroll
+            for (int j = 0; j < kColumnTiles * 2; ++j)
+                b[j / 2][j % 2] = right[(k + j % 2 * 4) * Sizes::kPitch + j / 2 * 8];
+#pragma unroll
+            for (int i = 0; i < kRowTiles; ++i) {
+#pragma unroll
+                for (int j = 0; j < kColumnTiles; ++j) multiply_add(sum[i][j], a[i], b[j]);
+            }
+        }
+    }
+};
+
+// Operands on their way: a stage of 32 bytes' worth of samples, then of variables, to a thread's neighbours
+// where samples follow each other in memory, so that sectors are read whole and no two lanes write one bank.
+template <class T, int kTile>
+struct Stage {
     using Sizes = Tiling<T, kTile>;
-    T next[2][Sizes::kLoads];
-    T sum[Sizes::kGroups * kPatch][Sizes::kGroups * kPatch];
+    static constexpr int kRun = 32 / static_cast<int>(sizeof(T));
+    T values[Sizes::kLoads];
+
+    __device__ static int variable_of(int i, bool along_samples) {
+        const int element = static_cast<int>(threadIdx.x) + i * static_cast<int>(kThreads);
+        return along_samples ? element / kRun % kTile : element % kTile;
+    }
+    __device__ static int depth_of(int i, bool along_samples) {
+        const int element = static_cast<int>(threadIdx.x) + i * static_cast<int>(kThreads);
+        return along_samples ? element % kRun + element / (kRun * kTile) * kRun : element / kTile;
+    }
 
     // Variables first .. first + kTile of the layer, samples from `sample` on; zero beyond the end.
     template <class X>
-    __device__ void fetch(T* into, const X* x, const std::int64_t* layer, const double* means,
-                          std::int64_t first, std::int64_t sample, std::int64_t sample_end) {
+    __device__ void fetch(const X* x, const std::int64_t* layer, const double* means, std::int64_t first,
+                          std::int64_t sample, std::int64_t sample_end) {
         const bool by_rows = layer[kCovByRows] != 0;
         const std::int64_t variables = by_rows ? layer[kCovRows] : layer[kCovColumns];
         const std::int64_t variable_stride = layer[by_rows ? kCovRowStride : kCovColumnStride];
@@ -171,73 +155,44 @@ struct Tile {
         const bool along_samples = sample_stride <= variable_stride;
 #pragma unroll
         for (int i = 0; i < Sizes::kLoads; ++i) {
-            const int element = static_cast<int>(threadIdx.x + i * kThreads);
-            const std::int64_t v = first + variable_of(element, along_samples);
-            const std::int64_t s = sample + depth_of(element, along_samples);
-            into[i] = v < variables && s < sample_end ? centred(x[v * variable_stride + s * sample_stride],
-                                                                __ldg(means + (by_rows ? v : s)), T{})
-                                                      : T{0};
+            const std::int64_t v = first + variable_of(i, along_samples);
+            const std::int64_t s = sample + depth_of(i, along_samples);
+            values[i] = v < variables && s < sample_end ? centred(x[v * variable_stride + s * sample_stride],
+                                                                  __ldg(means + (by_rows ? v : s)), T{})
+                                                        : T{0};
         }
     }
 
-    __device__ void stage(const T* from, T* shared, bool along_samples) const {
+    __device__ void put(T* shared, bool along_samples) const {
 #pragma unroll
-        for (int i = 0; i < Sizes::kLoads; ++i) {
-            const int element = static_cast<int>(threadIdx.x + i * kThreads);
-            shared[depth_of(element, along_samples) * Sizes::kPitch + variable_of(element, along_samples)] =
-                from[i];
-        }
-    }
-
-    // Neighbouring threads read neighbouring memory, whichever stride is the shorter.
-    __device__ static int variable_of(int element, bool along_samples) {
-        return along_samples ? element / Sizes::kDepth : element % kTile;
-    }
-    __device__ static int depth_of(int element, bool along_samples) {
-        return along_samples ? element % Sizes::kDepth : element / kTile;
-    }
-
-    __device__ void multiply(const T* left, const T* right) {
-        const int row = static_cast<int>(threadIdx.x) / kGrid * kPatch;
-        const int column = static_cast<int>(threadIdx.x) % kGrid * kPatch;
-#pragma unroll 4
-        for (int k = 0; k < Sizes::kDepth; ++k) {
-            T a[Sizes::kGroups * kPatch], b[Sizes::kGroups * kPatch];
-#pragma unroll
-            for (int i = 0; i < Sizes::kGroups * kPatch; ++i) {
-                a[i] = left[k * Sizes::kPitch + row + i / kPatch * kGrid * kPatch + i % kPatch];
-                b[i] = right[k * Sizes::kPitch + column + i / kPatch * kGrid * kPatch + i % kPatch];
-            }
-#pragma unroll
-            for (int i = 0; i < Sizes::kGroups * kPatch; ++i) {
-#pragma unroll
-                for (int j = 0; j < Sizes::kGroups * kPatch; ++j) sum[i][j] += a[i] * b[j];
-            }
-        }
+        for (int i = 0; i < Sizes::kLoads; ++i)
+            shared[depth_of(i, along_samples) * Sizes::kPitch + variable_of(i, along_samples)] = values[i];
     }
 };
 
-// Writes a tile and its mirror image, from shared memory (kTile, kTile + 1), so that both are written along
-// rows.
+// Writes rows first .. first + rows of a tile and their mirror image, from shared memory (rows, kTile + 1),
+// so that both are written along rows.
 template <class T, int kTile>
-__device__ void store_tile(const T* shared, const std::int64_t* layer, const Place& place, double scale) {
+__device__ void store_rows(const T* shared, int first, int rows, const std::int64_t* layer,
+                           const Place& place) {
     const std::int64_t size = layer[kCovByRows] ? layer[kCovRows] : layer[kCovColumns];
-    const std::int64_t row = place.tile_row * kTile;
+    const std::int64_t row = place.tile_row * kTile + first;
     const std::int64_t column = place.tile_column * kTile;
+    const double scale = scale_of(layer);
     const auto write = [&](auto* out) {
         using Out = std::remove_pointer_t<decltype(out)>;
-        for (int e = static_cast<int>(threadIdx.x); e < kTile * kTile; e += kThreads) {
+        for (int e = static_cast<int>(threadIdx.x); e < rows * kTile; e += kThreads) {
             const int r = e / kTile;
             const int c = e % kTile;
-            if (row + r < size && column + c < size) {
-                // The diagonal tile takes its upper half from its lower one: exact symmetry.
-                const bool flip = row == column && c > r;
-                const T value = flip ? shared[c * (kTile + 1) + r] : shared[r * (kTile + 1) + c];
-                out[(row + r) * size + column + c] = static_cast<Out>(value * scale);
-            }
-            if (row != column && column + r < size && row + c < size) {
-                out[(column + r) * size + row + c] = static_cast<Out>(shared[c * (kTile + 1) + r] * scale);
-            }
+            if (row + r < size && column + c < size)
+                out[(row + r) * size + column + c] = static_cast<Out>(shared[r * (kTile + 1) + c] * scale);
+        }
+        if (place.tile_row == place.tile_column) return;
+        for (int e = static_cast<int>(threadIdx.x); e < rows * kTile; e += kThreads) {
+            const int c = e / rows;
+            const int r = e % rows;
+            if (row + r < size && column + c < size)
+                out[(column + c) * size + row + r] = static_cast<Out>(shared[r * (kTile + 1) + c] * scale);
         }
     };
     if (layer[kCovOutIsDouble]) {
@@ -247,17 +202,14 @@ __device__ void store_tile(const T* shared, const std::int64_t* layer, const Pla
     }
 }
 
-__device__ inline double scale_of(const std::int64_t* layer) {
-    return 1.0 / static_cast<double>(max(layer[kCovColumns] - 1, std::int64_t{1}));
-}
+// Kernels.
 
 template <class T, int kTile>
 __global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __restrict__ table, int count,
                                                         const double* __restrict__ means, T* workspace) {
     using Sizes = Tiling<T, kTile>;
-    constexpr int kSide = Sizes::kGroups * kPatch;
     auto* shared = reinterpret_cast<T*>(shared_memory());
-    const Place place = find_place(table, count, true);
+    const Place place = find_place(table, count, kSplits);
     const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
     const bool by_rows = layer[kCovByRows] != 0;
     const std::int64_t samples = by_rows ? layer[kCovColumns] : layer[kCovRows];
@@ -265,79 +217,77 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __re
                                layer[by_rows ? kCovRowStride : kCovColumnStride];
     const std::int64_t splits = layer[kCovSplits];
     const std::int64_t chunks = (samples + kCovarianceChunk - 1) / kCovarianceChunk;
-    const std::int64_t begin = chunks * place.split / splits * kCovarianceChunk;
-    const std::int64_t end = min(samples, chunks * (place.split + 1) / splits * kCovarianceChunk);
+    const std::int64_t begin = chunks * place.part / splits * kCovarianceChunk;
+    const std::int64_t end = min(samples, chunks * (place.part + 1) / splits * kCovarianceChunk);
     const bool diagonal = place.tile_row == place.tile_column;
     T* const left = shared;
     T* const right = diagonal ? shared : shared + Sizes::kDepth * Sizes::kPitch;
+    // Each thread's own.
+    T* const total = shared + Sizes::kStages + threadIdx.x;
 
-    Tile<T, kTile> tile;
-    T total[kSide][kSide];
+    Stage<T, kTile> next[2];
+    Sums<T, kTile> sums;
 #pragma unroll
-    for (int i = 0; i < kSide * kSide; ++i) {
-        total[i / kSide][i % kSide] = 0;
-        tile.sum[i / kSide][i % kSide] = 0;
-    }
+    for (int i = 0; i < Sizes::kSums; ++i) total[i * kThreads] = sums.at(i) = 0;
     const auto fetch = [&](std::int64_t sample) {
         with_elements(layer, [&](auto* x) {
-            tile.fetch(tile.next[0], x, layer, means + layer[kCovFirstRow], place.tile_row * kTile, sample,
-                       end);
-            if (!diagonal) {
-                tile.fetch(tile.next[1], x, layer, means + layer[kCovFirstRow], place.tile_column * kTile,
-                           sample, end);
-            }
+            const double* mean = means + layer[kCovFirstRow];
+            next[0].fetch(x, layer, mean, place.tile_row * kTile, sample, end);
+            if (!diagonal) next[1].fetch(x, layer, mean, place.tile_column * kTile, sample, end);
         });
     };
     fetch(begin);
     for (std::int64_t sample = begin; sample < end; sample += Sizes::kDepth) {
-        tile.stage(tile.next[0], left, along_samples);
-        if (!diagonal) tile.stage(tile.next[1], right, along_samples);
+        next[0].put(left, along_samples);
+        if (!diagonal) next[1].put(right, along_samples);
         __syncthreads();
         if (sample + Sizes::kDepth < end) fetch(sample + Sizes::kDepth);
-        tile.multiply(left, right);
-        if ((sample + Sizes::kDepth - begin) % kCovarianceChunk == 0 || sample + Sizes::kDepth >= end) {
-            // Chunks are summed apart: the rounding error grows with the root of their number, not of d.
+        sums.multiply(left, right);
+        if ((sample + Sizes::kDepth - begin) % Sizes::kChunk == 0) {
 #pragma unroll
-            for (int i = 0; i < kSide * kSide; ++i) {
-                total[i / kSide][i % kSide] += tile.sum[i / kSide][i % kSide];
-                tile.sum[i / kSide][i % kSide] = 0;
+            for (int i = 0; i < Sizes::kSums; ++i) {
+                total[i * kThreads] += sums.at(i);
+                sums.at(i) = 0;
             }
         }
         __syncthreads();
     }
-
-    const int row = static_cast<int>(threadIdx.x) / kGrid * kPatch;
-    const int column = static_cast<int>(threadIdx.x) % kGrid * kPatch;
 #pragma unroll
-    for (int i = 0; i < kSide * kSide; ++i) {
-        const int r = i / kSide;
-        const int c = i % kSide;
-        shared[(row + r / kPatch * kGrid * kPatch + r % kPatch) * (kTile + 1) + column +
-               c / kPatch * kGrid * kPatch + c % kPatch] = total[r][c];
+    for (int i = 0; i < Sizes::kSums; ++i) sums.at(i) += total[i * kThreads];
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < Sizes::kSums; ++i) {
+        const int r = sums.row_of(i);
+        const int c = sums.column_of(i);
+        // A diagonal tile takes its upper half from its lower one: exact symmetry.
+        if (diagonal && c > r) continue;
+        shared[r * (kTile + 1) + c] = sums.at(i);
+        if (diagonal) shared[c * (kTile + 1) + r] = sums.at(i);
     }
     __syncthreads();
-    if (splits == 1) return store_tile<T, kTile>(shared, layer, place, scale_of(layer));
-    T* partial = workspace + layer[kCovPartial] + (place.tile * splits + place.split) * kTile * kTile;
+    if (splits == 1) return store_rows<T, kTile>(shared, 0, kTile, layer, place);
+    T* partial = workspace + layer[kCovPartial] + (place.tile * splits + place.part) * kTile * kTile;
     for (int e = static_cast<int>(threadIdx.x); e < kTile * kTile; e += kThreads) {
         partial[e] = shared[e / kTile * (kTile + 1) + e % kTile];
     }
 }
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads)
     finish_of(const std::int64_t* __restrict__ table, int count, const T* __restrict__ workspace) {
     auto* shared = reinterpret_cast<double*>(shared_memory());
-    const Place place = find_place(table, count, false);
+    const Place place = find_place(table, count, kTile / kCovarianceFinishRows);
     const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
     const std::int64_t splits = layer[kCovSplits];
-    const T* partial = workspace + layer[kCovPartial] + place.tile * splits * kTile * kTile;
-    for (int e = static_cast<int>(threadIdx.x); e < kTile * kTile; e += kThreads) {
+    const int first = static_cast<int>(place.part) * kCovarianceFinishRows;
+    const T* partial = workspace + layer[kCovPartial] + (place.tile * splits * kTile + first) * kTile;
+    for (int e = static_cast<int>(threadIdx.x); e < kCovarianceFinishRows * kTile; e += kThreads) {
         double sum = 0;
         for (std::int64_t s = 0; s < splits; ++s) sum += partial[s * kTile * kTile + e];
         shared[e / kTile * (kTile + 1) + e % kTile] = sum;
     }
     __syncthreads();
-    store_tile<double, kTile>(shared, layer, place, scale_of(layer));
+    store_rows<double, kTile>(shared, first, kCovarianceFinishRows, layer, place);
 }
 
 // Launch.
@@ -354,7 +304,7 @@ template <class T, int kTile>
 void launch_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
                    const void* workspace) {
     launch("covariance_finish", finish_of<T, kTile>, stream,
-           Shape{blocks, kThreads, sizeof(double) * kTile * (kTile + 1)}, table, count,
+           Shape{blocks, kThreads, sizeof(double) * kCovarianceFinishRows * (kTile + 1)}, table, count,
            static_cast<const T*>(workspace));
 }
 
@@ -362,36 +312,34 @@ void launch_finish(Stream stream, const std::int64_t* table, int count, std::int
 
 // Entry.
 
-void row_moments(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, double* means,
-                 double* squares) {
-    launch("row_moments", moments, stream, Shape{blocks, kThreads, kThreads * sizeof(double)}, table, count,
-           means, squares);
-}
-
-void covariance_traces(Stream stream, const std::int64_t* layers, int count, const double* squares,
-                       double* traces) {
-    launch("covariance_traces", traces_of, stream, Shape{count, kThreads, kWarps * sizeof(double)}, layers,
-           squares, traces);
-}
-
 void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
                       bool in_double, int tile, const double* means, void* workspace) {
-    if (in_double)
-        return launch_tiles<double, kCovarianceSmallTile>(stream, table, count, blocks, means, workspace);
-    if (tile == kCovarianceSmallTile) {
-        return launch_tiles<float, kCovarianceSmallTile>(stream, table, count, blocks, means, workspace);
-    }
-    launch_tiles<float, kCovarianceLargeTile>(stream, table, count, blocks, means, workspace);
+    const bool small = tile == kCovarianceSmallTile;
+    const auto run =
+        in_double
+            ? (small ? launch_tiles<double, kCovarianceSmallTile>
+                     : launch_tiles<double, kCovarianceLargeTile>)
+            : (small ? launch_tiles<float, kCovarianceSmallTile> : launch_tiles<float, kCovarianceLargeTile>);
+    run(stream, table, count, blocks, means, workspace);
 }
 
 void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
                        bool in_double, int tile, const void* workspace) {
+    const bool small = tile == kCovarianceSmallTile;
+    const auto run = in_double ? (small ? launch_finish<double, kCovarianceSmallTile>
+                                        : launch_finish<double, kCovarianceLargeTile>)
+                               : (small ? launch_finish<float, kCovarianceSmallTile>
+                                        : launch_finish<float, kCovarianceLargeTile>);
+    run(stream, table, count, blocks, workspace);
+}
+
+std::size_t covariance_shared_bytes(bool in_double, int tile) {
+    const bool small = tile == kCovarianceSmallTile;
     if (in_double)
-        return launch_finish<double, kCovarianceSmallTile>(stream, table, count, blocks, workspace);
-    if (tile == kCovarianceSmallTile) {
-        return launch_finish<float, kCovarianceSmallTile>(stream, table, count, blocks, workspace);
-    }
-    launch_finish<float, kCovarianceLargeTile>(stream, table, count, blocks, workspace);
+        return small ? Tiling<double, kCovarianceSmallTile>::kSharedBytes
+                     : Tiling<double, kCovarianceLargeTile>::kSharedBytes;
+    return small ? Tiling<float, kCovarianceSmallTile>::kSharedBytes
+                 : Tiling<float, kCovarianceLargeTile>::kSharedBytes;
 }
 
 }  // namespace slimfast::cuda

@@ -32,8 +32,10 @@ inline constexpr int kCovarianceSmallTile = 64;
 inline constexpr int kCovarianceLargeTile = 128;
 // Rows whose means one block computes.
 inline constexpr int kMomentRows = 32;
-// Samples summed in one go in the working precision; the sums of the chunks are added up on their own.
+// Splits are whole numbers of so many samples, and in float32 no more are summed in one go.
 inline constexpr int kCovarianceChunk = 128;
+// Rows of a tile whose parts one block adds up.
+inline constexpr int kCovarianceFinishRows = 32;
 
 // Tables on the device: starts (count + 1) as in gather.hpp, then kCovFields per layer.
 // Means and sums of squared deviations of every row in float64; starts count blocks of kMomentRows rows.
@@ -50,9 +52,12 @@ void covariance_traces(Stream stream, const std::int64_t* layers, int count, con
 void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
                       bool in_double, int tile, const double* means, void* workspace);
 
-// Adds the partial sums in the order of the splits, in float64; starts count tiles of the lower triangle,
-// once.
+// Adds the partial sums in the order of the splits, in float64; starts count tiles of the lower triangle
+// times their rows over kCovarianceFinishRows.
 void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
                        bool in_double, int tile, const void* workspace);
+
+// Shared memory of a block of covariance_tiles.
+std::size_t covariance_shared_bytes(bool in_double, int tile);
 
 }  // namespace slimfast::cuda

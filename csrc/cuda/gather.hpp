@@ -1,36 +1,72 @@
-// Copies of strided tensors cut to kept indices along up to two dims, all tensors of a network in one launch.
+// Copies of strided tensors cut to kept indices, all tensors of a network in one launch.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "stream.hpp"
 
 namespace slimfast::cuda {
 
-// A tensor is seen as [outer, a, middle, b, inner] and moved in units of 1, 2, 4, 8 or 16 bytes; sizes (of
-// the result) and strides (of the source) count units. `a` and `b` are the kept dims; one that is not kept
-// whole has the place of its indices in the table, else -1.
+// A result is written as a matrix: five dims, of which the first three count its rows and the last two its
+// columns, moved in units of 1, 2, 4, 8 or 16 bytes. Sizes (of the result) and strides (of the source) count
+// units; a dim that is not kept whole has the place of its indices in the table, else -1.
 enum GatherField {
     kGatherSource,
     kGatherTarget,
     kGatherUnitBytes,
-    kGatherUnits,         // of the result
-    kGatherSizeA,         // kept
-    kGatherRowLength,     // middle * b * inner, below 2^31 - kGatherTile
-    kGatherMiddleLength,  // b * inner
-    kGatherInnerLength,   // inner
-    kGatherStrides,       // outer, a, middle, b, inner
-    kGatherIndexA = kGatherStrides + 5,
-    kGatherIndexB,
-    kGatherDivisors,  // of the last three and of size a: see Divisor in gather.cu
-    kGatherFields = kGatherDivisors + 4
+    kGatherRows,
+    kGatherColumns,
+    kGatherLanes,         // threads side by side along a row: a power of two
+    kGatherRowsOfThread,  // a multiple of kGatherRowsInFlight
+    kGatherTilesAcross,   // tiles along a row
+    kGatherSizes,
+    kGatherStrides = kGatherSizes + 5,
+    kGatherIndices = kGatherStrides + 5,
+    kGatherDivisors = kGatherIndices + 5,  // of the second, third and last size: see Divisor in gather.cu
+    kGatherFields = kGatherDivisors + 3
 };
 
-// Units of the result that one block writes.
-inline constexpr std::int64_t kGatherTile = 2048;
+inline constexpr int kGatherThreads = 256;
+// Columns of one thread, which it finds once for all of its rows.
+inline constexpr int kGatherColumnsPerThread = 4;
+// Rows of which a thread reads its columns before it writes any.
+inline constexpr int kGatherRowsInFlight = 2;
+inline constexpr int kGatherMostRowsOfThread = 8;
 
-// `table` (on the device): starts (count + 1), the first tile of each tensor and their number in all; then
-// kGatherFields per tensor; then the kept indices.
+// One dim of a result: `size` positions, read at index[i] * stride or, where `kept` is -1, at i * stride
+// (elements); `kept` counts the call's lists of indices.
+struct GatherDim {
+    std::int64_t size, stride;
+    int kept;
+};
+
+// `target` is contiguous; of up to five dims, or of any number where the source is contiguous and at most two
+// are kept.
+struct GatherTensor {
+    std::uintptr_t source, target;
+    std::int64_t element_bytes;
+    std::vector<GatherDim> dims;
+};
+
+// Indices of a kept dim on the host, ascending.
+struct GatherIndices {
+    const std::int64_t* first;
+    std::int64_t count;
+};
+
+// The table of a call: starts (count + 1), the first tile of each entry and their number in all; then
+// kGatherFields per entry; then the kept indices. A tensor is one entry, or several where it has more rows or
+// columns than the kernel counts in 31 bits.
+struct GatherTable {
+    std::vector<std::int64_t> numbers;
+    int count;
+    std::int64_t tiles;
+};
+
+GatherTable gather_table(const std::vector<GatherTensor>& tensors, const std::vector<GatherIndices>& indices);
+
+// `table`: its numbers on the device.
 void gather(Stream stream, const std::int64_t* table, int count, std::int64_t tiles);
 
 }  // namespace slimfast::cuda

@@ -4,6 +4,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <tuple>
+
 #include "covariance.hpp"
 #include "eigvalsh.hpp"
 #include "gather.hpp"
@@ -31,6 +34,25 @@ T* pointer(Address address) {
 
 const std::int64_t* table_at(Address address) { return pointer<const std::int64_t>(address); }
 
+// (size, stride, number of the indices or -1) of a dim; (source, target, bytes of an element, dims); (first
+// index, count).
+using PyGatherDim = std::tuple<std::int64_t, std::int64_t, int>;
+using PyGatherTensor = std::tuple<Address, Address, std::int64_t, std::vector<PyGatherDim>>;
+using PyGatherIndices = std::tuple<Address, std::int64_t>;
+
+cuda::GatherTable gather_table(const std::vector<PyGatherTensor>& tensors,
+                               const std::vector<PyGatherIndices>& indices) {
+    std::vector<cuda::GatherTensor> described;
+    described.reserve(tensors.size());
+    for (const auto& [source, target, element_bytes, dims] : tensors) {
+        described.push_back({source, target, element_bytes, {}});
+        for (const auto& [size, stride, kept] : dims) described.back().dims.push_back({size, stride, kept});
+    }
+    std::vector<cuda::GatherIndices> kept;
+    for (const auto& [first, count] : indices) kept.push_back({pointer<const std::int64_t>(first), count});
+    return cuda::gather_table(described, kept);
+}
+
 #ifdef SLIMFAST_CUDA_EMULATION
 void set_order(const std::string& order, std::uint64_t seed) {
     using emulation::Order;
@@ -43,6 +65,13 @@ void set_order(const std::string& order, std::uint64_t seed) {
 }
 
 void bind_emulation(py::module_& module) {
+    // Places in a table's rows, which tests look at.
+    module.attr("GATHER_TARGET") = static_cast<int>(cuda::kGatherTarget);
+    module.attr("GATHER_UNIT_BYTES") = static_cast<int>(cuda::kGatherUnitBytes);
+    module.attr("GATHER_ROWS") = static_cast<int>(cuda::kGatherRows);
+    module.attr("GATHER_COLUMNS") = static_cast<int>(cuda::kGatherColumns);
+    module.attr("GATHER_DIVISORS") = static_cast<int>(cuda::kGatherDivisors);
+    module.attr("GATHER_FIELDS") = static_cast<int>(cuda::kGatherFields);
     module.def("set_order", set_order, py::arg("order"), py::arg("seed") = 1);
     module.def("skip_barrier", [](const std::string& site) { emulation::settings().skip = site; });
     module.def("take_barrier_sites", emulation::take_barrier_sites);
@@ -58,11 +87,10 @@ void bind_emulation(py::module_& module) {
 PYBIND11_MODULE(SLIMFAST_MODULE, module) {
     module.doc() = "CUDA kernels of slimfast; see slimfast/_cuda.pyi";
 
-    module.attr("GATHER_TILE") = cuda::kGatherTile;
-    module.attr("GATHER_FIELDS") = static_cast<int>(cuda::kGatherFields);
     module.attr("COVARIANCE_SMALL_TILE") = cuda::kCovarianceSmallTile;
     module.attr("COVARIANCE_LARGE_TILE") = cuda::kCovarianceLargeTile;
     module.attr("COVARIANCE_CHUNK") = cuda::kCovarianceChunk;
+    module.attr("COVARIANCE_FINISH_ROWS") = cuda::kCovarianceFinishRows;
     module.attr("MOMENT_ROWS") = cuda::kMomentRows;
     module.attr("WARP_MATRIX") = cuda::kWarpMatrix;
     module.attr("MAX_CLUSTER") = cuda::kMaxCluster;
@@ -75,6 +103,14 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         const cuda::DeviceLimits limits = cuda::device_limits(device);
         return py::make_tuple(limits.shared_bytes, limits.clusters);
     });
+    py::class_<cuda::GatherTable>(module, "GatherTable")
+        .def(py::init(&gather_table), py::arg("tensors"), py::arg("indices"))
+        .def_readonly("count", &cuda::GatherTable::count)
+        .def_readonly("tiles", &cuda::GatherTable::tiles)
+        .def("__len__", [](const cuda::GatherTable& table) { return table.numbers.size(); })
+        .def("write", [](const cuda::GatherTable& table, Address to) {
+            std::copy(table.numbers.begin(), table.numbers.end(), pointer<std::int64_t>(to));
+        });
     module.def(
         "gather",
         [](int device, Address stream, Address table, int count, std::int64_t tiles) {
@@ -112,6 +148,7 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
                                     pointer<const void>(workspace));
         },
         Free());
+    module.def("covariance_shared_bytes", cuda::covariance_shared_bytes);
     module.def(
         "eigvalsh_warp",
         [](int device, Address stream, Address layers, int count, bool is_double) {
@@ -137,8 +174,8 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
     module.def("tridiagonalise_workspace_bytes", cuda::tridiagonalise_workspace_bytes);
     module.def(
         "pivoted_cholesky",
-        [](int device, Address stream, Address layers, int count, bool is_double, unsigned cluster) {
-            cuda::pivoted_cholesky({device, stream}, table_at(layers), count, is_double, cluster);
+        [](int device, Address stream, Address layers, int count, int shared, unsigned cluster) {
+            cuda::pivoted_cholesky({device, stream}, table_at(layers), count, shared, cluster);
         },
         Free());
 #ifdef SLIMFAST_CUDA_EMULATION

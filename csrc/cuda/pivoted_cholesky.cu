@@ -32,10 +32,10 @@ struct Shared {
     double pick[kStaged];
 };
 
-// Kernel: each thread owns the rows i, i + threads, ... of the matrix in the cluster's count of threads.
+// Each thread owns the rows i, i + threads, ... of the matrix in its blocks' count of threads.
 
-// The best row of the whole cluster and the sum over all rows, known to every thread.
-__device__ Candidate best_row(Candidate mine, Shared& shared, unsigned cluster, int step) {
+// The best row of the matrix's blocks and the sum over all rows, known to every thread.
+__device__ Candidate best_row(Candidate mine, Shared& shared, unsigned blocks, int step) {
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) {
         const Candidate other{__shfl_xor_sync(kAllLanes, mine.left, mask),
@@ -48,20 +48,19 @@ __device__ Candidate best_row(Candidate mine, Shared& shared, unsigned cluster, 
     __syncthreads();
     Candidate best = warps[0];
     for (int w = 1; w < kWarps; ++w) best = better(best, warps[w]);
-    if (cluster == 1) return best;
+    if (blocks == 1) return best;
     Candidate& published = shared.block[step % 2];
     if (threadIdx.x == 0) published = best;
     cluster_barrier();
     best = *peer_shared(&published, 0);
-    for (unsigned rank = 1; rank < cluster; ++rank) best = better(best, *peer_shared(&published, rank));
+    for (unsigned rank = 1; rank < blocks; ++rank) best = better(best, *peer_shared(&published, rank));
     return best;
 }
 
+// One matrix by a block alone or by all `blocks` of its cluster.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    factorise(const std::int64_t* __restrict__ layers, unsigned cluster) {
+__device__ void factorise(const std::int64_t* layer, unsigned blocks) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-    const std::int64_t* layer = layers + std::int64_t{blockIdx.x / cluster} * kPivotFields;
     const T* matrix = reinterpret_cast<const T*>(layer[kPivotMatrix]);
     const std::int64_t size = layer[kPivotSize];
     const std::int64_t rank = layer[kPivotRank];
@@ -71,9 +70,9 @@ __global__ void __launch_bounds__(kThreads)
     T* factor = reinterpret_cast<T*>(layer[kPivotFactor]);
     T* residual = reinterpret_cast<T*>(layer[kPivotResidual]);
     auto* order = reinterpret_cast<std::int64_t*>(layer[kPivotOrder]);
-    const bool leader = threadIdx.x == 0 && (cluster == 1 || cluster_rank() == 0);
-    const std::int64_t first = (cluster == 1 ? 0 : cluster_rank()) * kThreads + threadIdx.x;
-    const std::int64_t stride = std::int64_t{cluster} * kThreads;
+    const bool leader = threadIdx.x == 0 && (blocks == 1 || cluster_rank() == 0);
+    const std::int64_t first = (blocks == 1 ? 0 : cluster_rank()) * kThreads + threadIdx.x;
+    const std::int64_t stride = std::int64_t{blocks} * kThreads;
     const Candidate none{-1.0, size, 0.0};
 
     Candidate mine = none;
@@ -85,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
     double floor = 0;
     std::int64_t step = 0;
     for (; step <= rank; ++step) {
-        const Candidate pick = best_row(mine, shared, cluster, static_cast<int>(step % 2));
+        const Candidate pick = best_row(mine, shared, blocks, static_cast<int>(step % 2));
         if (step == 0) {
             floor = static_cast<double>(size) * static_cast<double>(Limits<T>::kEpsilon) * pick.left;
         } else if (leader) {
@@ -125,21 +124,36 @@ __global__ void __launch_bounds__(kThreads)
     }
     if (leader) *reinterpret_cast<std::int64_t*>(layer[kPivotPicked]) = step;
     // Peers may still read this block's candidate.
-    if (cluster > 1) cluster_barrier();
+    if (blocks > 1) cluster_barrier();
+}
+
+// Kernel.
+__global__ void __launch_bounds__(kThreads, 1)
+    factorise_all(const std::int64_t* __restrict__ layers, int count, int shared, unsigned cluster) {
+    const auto block = static_cast<int>(blockIdx.x);
+    const int in_clusters = shared * static_cast<int>(cluster);
+    const bool whole = block < in_clusters;
+    const int index = whole ? block / static_cast<int>(cluster) : shared + block - in_clusters;
+    // The last cluster has more blocks than there are matrices left.
+    if (index >= count) return;
+    const std::int64_t* layer = layers + std::int64_t{index} * kPivotFields;
+    const unsigned blocks = whole ? cluster : 1;
+    if (layer[kPivotIsDouble]) {
+        factorise<double>(layer, blocks);
+    } else {
+        factorise<float>(layer, blocks);
+    }
 }
 
 }  // namespace
 
 // Launch and entry.
 
-void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, bool is_double,
-                      unsigned cluster) {
-    const Shape shape{std::int64_t{count} * cluster, kThreads, sizeof(Shared), cluster};
-    if (is_double) {
-        launch("pivoted_cholesky", factorise<double>, stream, shape, layers, cluster);
-    } else {
-        launch("pivoted_cholesky", factorise<float>, stream, shape, layers, cluster);
-    }
+void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, int shared, unsigned cluster) {
+    const std::int64_t alone = count - shared;
+    const std::int64_t clusters = shared + (alone + cluster - 1) / cluster;
+    launch("pivoted_cholesky", factorise_all, stream,
+           Shape{clusters * cluster, kThreads, sizeof(Shared), cluster}, layers, count, shared, cluster);
 }
 
 }  // namespace slimfast::cuda

@@ -19,11 +19,12 @@ enum PivotField {
     kPivotResidual,  // (rank,) in the matrix's type
     kPivotOrder,     // (rank,) int64
     kPivotPicked,    // int64: the number of picks
+    kPivotIsDouble,  // the matrix's type: float64, else float32
     kPivotFields
 };
 
-// `layers` (on the device) holds kPivotFields per matrix, all float64 or all float32; `cluster` blocks share
-// one.
-void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, bool is_double, unsigned cluster);
+// `layers` (on the device) holds kPivotFields per matrix. Blocks come in clusters of `cluster`: the first
+// `shared` matrices get a whole one each, the others a block.
+void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, int shared, unsigned cluster);
 
 }  // namespace slimfast::cuda

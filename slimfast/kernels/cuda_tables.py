@@ -6,8 +6,6 @@ Plain numbers only: nothing here touches a device.
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -21,8 +19,6 @@ _BLOCKS_PER_LAYER = 64
 _SAMPLES_PER_SPLIT = 512
 # From this size on the large tile wastes less than it saves.
 _LARGE_TILE_FROM = 256
-# The kernels count the units of a gathered row in 31 bits, with room for one tile.
-MAX_GATHER_ROW = (1 << 31) - 4096
 
 
 @dataclass(slots=True)
@@ -41,6 +37,19 @@ class Tables:
         return place
 
 
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A table of ``count`` layers, ``place`` bytes from where all tables begin, and its grid's blocks."""
+
+    place: int
+    count: int
+    blocks: int
+
+    def at(self, address: int) -> tuple[int, int, int]:
+        """What a kernel is told where the tables begin at ``address``."""
+        return address + self.place, self.count, self.blocks
+
+
 @dataclass(slots=True)
 class CovarianceBin:
     """Layers that one kernel takes together; ``partial`` elements of workspace hold sums of split ones."""
@@ -52,11 +61,22 @@ class CovarianceBin:
     splits: list[int] = field(default_factory=list)
     partial: int = 0
 
+    def add_to(self, tables: Tables, finish_rows: int) -> tuple[Launch, Launch]:
+        """The launches of the tiles, and of the sums over splits, ``finish_rows`` of a tile to a block."""
+        blocks = [tiles * splits for tiles, splits in zip(self.tiles, self.splits, strict=True)]
+        tiles = Launch(tables.add(self.layers, blocks), len(blocks), sum(blocks))
+        split = [i for i, splits in enumerate(self.splits) if splits > 1]
+        blocks = [self.tiles[i] * self.tile // finish_rows for i in split]
+        finish = Launch(tables.add([self.layers[i] for i in split], blocks), len(split), sum(blocks))
+        return tiles, finish
+
 
 def covariance_bins(
-    module: ModuleType, xs: list[Tensor], rows: list[bool], outs: list[Tensor]
+    module: ModuleType, xs: list[Tensor], rows: list[bool], outs: list[Tensor], shared_bytes: int
 ) -> tuple[list[CovarianceBin], list[list[int]]]:
     """The layers in bins, the costliest of each first, and all of them in the caller's order.
+
+    ``shared_bytes``: of a block on the device.
 
     A layer is cut the same way whatever else is in the call, so that its result is the same bit for bit.
     """
@@ -68,8 +88,9 @@ def covariance_bins(
         in_double = torch.float64 in (x.dtype, out.dtype)
         size = out.shape[0]
         samples = x.shape[1] if rows[i] else x.shape[0]
-        small = in_double or size < _LARGE_TILE_FROM
-        tile = module.COVARIANCE_SMALL_TILE if small else module.COVARIANCE_LARGE_TILE
+        fits = module.covariance_shared_bytes(in_double, module.COVARIANCE_LARGE_TILE) <= shared_bytes
+        large = fits and size >= _LARGE_TILE_FROM
+        tile = module.COVARIANCE_LARGE_TILE if large else module.COVARIANCE_SMALL_TILE
         batch = bins.setdefault((in_double, tile), CovarianceBin(in_double, tile))
         side = -(-size // tile)
         tiles = side * (side + 1) // 2
@@ -110,92 +131,3 @@ def reduction_of(module: ModuleType, size: int, is_double: bool, limits: tuple[i
     return Reduction(
         is_double, cluster, module.VECTORS_IN_SHARED if vectors <= shared_bytes else module.IN_WORKSPACE
     )
-
-
-def can_gather(tensor: Tensor, keep: Mapping[int, Tensor]) -> bool:
-    """Whether the tensor fits the kernel's five dims as it lies; a contiguous one always does."""
-    return _choice(_merged_dims(tensor, keep)) is not None
-
-
-def gather_layer(
-    tensor: Tensor, keep: Mapping[int, Tensor], out: Tensor, places: Mapping[int, int]
-) -> list[int]:
-    """The table's row for one tensor; ``places`` says where each kept dim's indices are in the table.
-
-    The kernel sees [outer, a, middle, b, inner]; dims that are not kept are merged where their strides allow.
-    """
-    unit, dims = _in_units(tensor, out, keep, _merged_dims(tensor, keep))
-    slots = _slots(dims, places)
-    sizes = [size for size, _, _ in slots]
-    row, middle, inner = math.prod(sizes[2:]), math.prod(sizes[3:]), sizes[4]
-    numbers = [tensor.data_ptr(), out.data_ptr(), unit, math.prod(sizes), sizes[1], row, middle, inner]
-    numbers += [stride for _, stride, _ in slots]
-    numbers += [slots[1][2], slots[3][2]]
-    return numbers + [_divisor(max(n, 1)) for n in (row, middle, inner, sizes[1])]
-
-
-_Dim = tuple[int, int, int]  # size in the result, stride in the source, kept dim or -1
-
-
-def _merged_dims(tensor: Tensor, keep: Mapping[int, Tensor]) -> list[_Dim]:
-    dims: list[_Dim] = []
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if dim in keep:
-            dims.append((keep[dim].numel(), stride, dim))
-        elif size != 1:
-            if dims and dims[-1][2] < 0 and dims[-1][1] == size * stride:
-                dims[-1] = (dims[-1][0] * size, stride, -1)
-            else:
-                dims.append((size, stride, -1))
-    return dims
-
-
-def _in_units(
-    tensor: Tensor, out: Tensor, keep: Mapping[int, Tensor], dims: list[_Dim]
-) -> tuple[int, list[_Dim]]:
-    """The widest unit in which all runs of the last dim start and end, and the dims counted in it."""
-    element = tensor.element_size()
-    if not dims or dims[-1][2] >= 0 or dims[-1][1] != 1:
-        return element, dims
-    run, _, _ = dims[-1]
-    counts = [
-        run * element,
-        tensor.data_ptr(),
-        out.data_ptr(),
-        *(stride * element for _, stride, _ in dims[:-1]),
-    ]
-    unit = max(u for u in (1, 2, 4, 8, 16) if u >= element and all(n % u == 0 for n in counts))
-    per_unit = unit // element
-    return unit, [(size, stride // per_unit, kept) for size, stride, kept in dims[:-1]] + [
-        (run // per_unit, 1, -1)
-    ]
-
-
-def _slots(dims: list[_Dim], places: Mapping[int, int]) -> list[tuple[int, int, int]]:
-    """(size, stride, place of the indices or -1) of outer, a, middle, b and inner."""
-    chosen = _choice(dims)
-    assert chosen is not None, "can_gather was asked first"
-    slots = [(1, 0, -1)] * 5
-    for slot, (size, stride, dim) in zip(chosen, dims, strict=True):
-        slots[slot] = (size, stride, places[dim] if dim >= 0 else -1)
-    return slots
-
-
-def _choice(dims: list[_Dim]) -> tuple[int, ...] | None:
-    """The slot of each dim, increasing, kept dims in slots 1 or 3; the earliest, so that rows are short.
-
-    A single dim goes to slot 1, the only one whose length has 63 bits. ``None`` where they do not fit.
-    """
-    if len(dims) == 1:
-        return (1,)
-    kept = [i for i, dim in enumerate(dims) if dim[2] >= 0]
-    choices = itertools.combinations(range(5), len(dims))
-    return next((chosen for chosen in choices if all(chosen[i] in (1, 3) for i in kept)), None)
-
-
-def _divisor(d: int) -> int:
-    """Division by d as a multiplier and a shift, for numerators below 2**31: see ``Divisor`` in gather.cu."""
-    if d >= 1 << 31:
-        return 31 << 32
-    shift = (d - 1).bit_length()
-    return (shift << 32) + ((((1 << shift) - d) << 32) // d + 1)

@@ -12,25 +12,23 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slimfast import _native
 from slimfast.kernels.cuda_tables import (
-    MAX_GATHER_ROW,
-    CovarianceBin,
     Reduction,
     Tables,
-    can_gather,
     covariance_bins,
-    gather_layer,
     reduction_of,
 )
+from slimfast.kernels.prepared import Prepared, host_table
 
 _ELEMENT_BYTES = (1, 2, 4, 8)
-# Rows of a pivoted Cholesky that are worth a block of their own.
-_PIVOT_ROWS_PER_BLOCK = 512
+# Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
+_PIVOT_ROWS_OF_ONE_BLOCK = 512
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
@@ -55,8 +53,6 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     if op == "gather":
         unfit = {str(t.dtype) for t in inputs if t.element_size() not in _ELEMENT_BYTES}
         reasons += [f"elements of {dtype}" for dtype in sorted(unfit)]
-        if any(t.ndim > 0 and t.numel() // max(t.shape[0], 1) >= MAX_GATHER_ROW for t in inputs):
-            reasons.append(f"a tensor with {MAX_GATHER_ROW} elements or more in one slice of its first dim")
     return reasons
 
 
@@ -73,10 +69,16 @@ class _Device:
     def on(self) -> tuple[int, int]:
         return self.index, self.stream
 
-    def table(self, numbers: list[int], *more: Tensor) -> Tensor:
-        """The numbers, then the other int64 tensors, on the device: one copy, not waited for."""
-        table = torch.cat([torch.tensor(numbers, dtype=torch.int64), *more])
-        return table if self.kind.type == "cpu" else table.pin_memory().to(self.kind, non_blocking=True)
+    def table(self, numbers: list[int]) -> Tensor:
+        """The numbers on the device: one copy, not waited for."""
+        host = host_table(len(numbers), self.kind)
+        return host.copy_(torch.tensor(numbers)).to(self.kind, non_blocking=True)
+
+    def table_of(self, written: Any) -> Tensor:
+        """The same for numbers that write themselves to an address."""
+        host = host_table(len(written), self.kind)
+        written.write(host.data_ptr())
+        return host.to(self.kind, non_blocking=True)
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.kind)
@@ -111,42 +113,46 @@ def _side_streams(device: _Device, count: int) -> Iterator[list[tuple[int, int]]
 
 def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_covariance`; the traces stay on the device."""
+    call = prepare_covariance(xs, rows, dtypes)
+    call.launch()
+    return call.results
+
+
+def prepare_covariance(
+    xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
+) -> Prepared[tuple[list[Tensor], Tensor]]:
+    """The same, to be launched."""
     with _device_of(xs[0]) as device:
+        module, count = device.module, len(xs)
         sizes = [x.shape[0] if by_rows else x.shape[1] for x, by_rows in zip(xs, rows, strict=True)]
         matrices = [device.empty(m, m, dtype=dtype) for m, dtype in zip(sizes, dtypes, strict=True)]
-        bins, layers = covariance_bins(device.module, xs, rows, matrices)
-        traces = device.empty(len(xs))
-        _launch_covariance(device, bins, layers, traces, sum(x.shape[0] for x in xs))
-    return matrices, traces
+        shared_bytes, _ = module.device_limits(device.index)
+        bins, layers = covariance_bins(module, xs, rows, matrices, shared_bytes)
+        tables = Tables()
+        moment_blocks = [-(-x.shape[0] // module.MOMENT_ROWS) for x in xs]
+        moments_at = tables.add(layers, moment_blocks)
+        plans = [(batch, *batch.add_to(tables, module.COVARIANCE_FINISH_ROWS)) for batch in bins]
+        table = device.table(tables.numbers)
+        means, squares = device.empty(2, sum(x.shape[0] for x in xs))
+        traces = device.empty(count)
+        workspaces = [
+            device.empty(batch.partial, dtype=torch.float64 if batch.in_double else torch.float32)
+            for batch in bins
+        ]
 
+    def launch() -> None:
+        with _device_of(xs[0]) as device:
+            module, on, at = device.module, device.on, table.data_ptr()
+            moments = (at + moments_at, count, sum(moment_blocks), means.data_ptr(), squares.data_ptr())
+            module.row_moments(*on, *moments)
+            bare_layers = at + moments_at + 8 * (count + 1)
+            module.covariance_traces(*on, bare_layers, count, squares.data_ptr(), traces.data_ptr())
+            for (batch, tiles, finish), workspace in zip(plans, workspaces, strict=True):
+                kind, partial = (batch.in_double, batch.tile), workspace.data_ptr()
+                module.covariance_tiles(*on, *tiles.at(at), *kind, means.data_ptr(), partial)
+                module.covariance_finish(*on, *finish.at(at), *kind, partial)
 
-def _launch_covariance(
-    device: _Device, bins: list[CovarianceBin], layers: list[list[int]], traces: Tensor, all_rows: int
-) -> None:
-    module, on, count = device.module, device.on, len(layers)
-    tables = Tables()
-    moment_blocks = [-(-layer[2] // module.MOMENT_ROWS) for layer in layers]
-    moments = tables.add(layers, moment_blocks)
-    plans = []
-    for batch in bins:
-        blocks = [tiles * splits for tiles, splits in zip(batch.tiles, batch.splits, strict=True)]
-        split = [i for i, splits in enumerate(batch.splits) if splits > 1]
-        finish_blocks = [batch.tiles[i] for i in split]
-        finish = tables.add([batch.layers[i] for i in split], finish_blocks)
-        plans.append((batch, tables.add(batch.layers, blocks), sum(blocks), finish, finish_blocks))
-    table = device.table(tables.numbers)
-    at = table.data_ptr()
-    means, squares = device.empty(2, all_rows)
-    module.row_moments(*on, at + moments, count, sum(moment_blocks), means.data_ptr(), squares.data_ptr())
-    bare_layers = at + moments + 8 * (count + 1)
-    module.covariance_traces(*on, bare_layers, count, squares.data_ptr(), traces.data_ptr())
-    for batch, place, blocks_in_all, finish, finish_blocks in plans:
-        workspace = device.empty(batch.partial, dtype=torch.float64 if batch.in_double else torch.float32)
-        kind, partial = (batch.in_double, batch.tile), workspace.data_ptr()
-        module.covariance_tiles(
-            *on, at + place, len(batch.layers), blocks_in_all, *kind, means.data_ptr(), partial
-        )
-        module.covariance_finish(*on, at + finish, len(finish_blocks), sum(finish_blocks), *kind, partial)
+    return Prepared((matrices, traces), launch)
 
 
 def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
@@ -230,8 +236,7 @@ def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor,
         module = device.module
         _, has_clusters = module.device_limits(device.index)
         picked = device.empty(len(mats), dtype=torch.int64)
-        outputs, workspaces = [], []
-        bins: dict[tuple[bool, int], list[list[int]]] = {}
+        outputs, alive, layers = [], [], []
         for i, (mat, rank) in enumerate(zip(mats, ranks, strict=True)):
             n, is_double = mat.shape[0], mat.dtype == torch.float64
             # Symmetric, so either order of the indices will do: along rows that are contiguous.
@@ -241,22 +246,18 @@ def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor,
             factor, residual = device.empty(rank, n, dtype=mat.dtype), device.empty(rank, dtype=mat.dtype)
             outputs.append((order, factor, residual))
             left, columns = device.empty(n), factor if is_double else device.empty(rank, n)
-            workspaces.append((rows, left, columns))
-            cluster = 1
-            while has_clusters and cluster < module.MAX_CLUSTER and cluster * _PIVOT_ROWS_PER_BLOCK < n:
-                cluster *= 2
+            alive.append((rows, left, columns))
             layer = [rows.data_ptr(), n, rank, rows.stride(0), left.data_ptr(), columns.data_ptr()]
             layer += [0 if is_double else factor.data_ptr(), residual.data_ptr(), order.data_ptr()]
-            bins.setdefault((is_double, cluster), []).append([*layer, picked.data_ptr() + 8 * i])
-        tables, plans = Tables(), []
-        for kind, layers in bins.items():
-            # The largest decide when all are done: they go first.
-            layers.sort(key=lambda layer: -layer[1])
-            plans.append((kind, tables.add(layers), len(layers)))
+            layers.append([*layer, picked.data_ptr() + 8 * i, int(is_double)])
+        # The largest decide when all are done: they go first, and get several blocks each.
+        layers.sort(key=lambda layer: -layer[1])
+        shared = sum(layer[1] > _PIVOT_ROWS_OF_ONE_BLOCK for layer in layers) if has_clusters else 0
+        tables = Tables()
+        tables.add(layers)
         table = device.table(tables.numbers)
-        with _side_streams(device, len(plans)) as streams:
-            for on, ((is_double, cluster), place, count) in zip(streams, plans, strict=True):
-                module.pivoted_cholesky(*on, table.data_ptr() + place, count, is_double, cluster)
+        cluster = module.MAX_CLUSTER if shared else 1
+        module.pivoted_cholesky(*device.on, table.data_ptr(), len(layers), shared, cluster)
         counts = picked.tolist()
     return [
         (order[:r], factor[:r].T, residual[:r])
@@ -266,27 +267,39 @@ def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor,
 
 def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_gather`."""
+    call = prepare_gather(tensors, keeps)
+    call.launch()
+    return call.results
+
+
+def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> Prepared[list[Tensor]]:
+    """The same, to be launched."""
     with _device_of(tensors[0]) as device:
-        thin, sources = [], []
-        indices: dict[int, Tensor] = {id(index): index for keep in keeps for index in keep.values()}
-        for tensor, keep in zip(tensors, keeps, strict=True):
-            shape = [keep[dim].numel() if dim in keep else size for dim, size in enumerate(tensor.shape)]
-            thin.append(device.empty(*shape, dtype=tensor.dtype))
-            sources.append(tensor if can_gather(tensor, keep) else tensor.contiguous())
-        first_index = len(tensors) + 1 + device.module.GATHER_FIELDS * len(tensors)
-        starts = itertools.accumulate((index.numel() for index in indices.values()), initial=first_index)
-        place_of = dict(zip(indices, starts, strict=False))
-        layers = [
-            gather_layer(source, keep, out, {dim: place_of[id(index)] for dim, index in keep.items()})
-            for source, keep, out in zip(sources, keeps, thin, strict=True)
-        ]
-        # The units of a result are its bytes over the bytes of a unit.
-        tiles = [
-            -(-out.nbytes // (layer[2] * device.module.GATHER_TILE))
-            for out, layer in zip(thin, layers, strict=True)
-        ]
-        tables = Tables()
-        tables.add(layers, tiles)
-        table = device.table(tables.numbers, *indices.values())
-        device.module.gather(*device.on, table.data_ptr(), len(tensors), sum(tiles))
-    return thin
+        thin, layers = [], []
+        distinct = {id(index): index for keep in keeps for index in keep.values()}
+        indices = [index.contiguous() for index in distinct.values()]
+        number_of = {key: number for number, key in enumerate(distinct)}
+        # What the table points to; a copy may be among them.
+        sources = [_with_few_dims(tensor) for tensor in tensors]
+        for source, keep in zip(sources, keeps, strict=True):
+            shape = list(source.shape)
+            numbers = [-1] * len(shape)
+            for dim, index in keep.items():
+                shape[dim], numbers[dim] = len(index), number_of[id(index)]
+            out = device.empty(*shape, dtype=source.dtype)
+            thin.append(out)
+            dims = list(zip(shape, source.stride(), numbers, strict=True))
+            layers.append((source.data_ptr(), out.data_ptr(), source.element_size(), dims))
+        plan = device.module.GatherTable(layers, [(index.data_ptr(), len(index)) for index in indices])
+        table = device.table_of(plan)
+
+    def launch() -> None:
+        with _device_of(sources[0]) as device:
+            device.module.gather(*device.on, table.data_ptr(), plan.count, plan.tiles)
+
+    return Prepared(thin, launch)
+
+
+def _with_few_dims(tensor: Tensor) -> Tensor:
+    """The kernel sees five dims; whatever is contiguous merges into them, as at most two are kept."""
+    return tensor if tensor.ndim <= 5 else tensor.contiguous()
