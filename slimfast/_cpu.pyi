@@ -19,6 +19,11 @@ def covariance(
 def eigvalsh(matrices: Sequence[tuple[_View, int]], threads: int, isa: str = "", /) -> None:
     """Fills the eigenvalues of every (matrix, output's address)."""
 
+def eigvalsh_stacked(
+    first: _View, count: int, stride: int, values: int, threads: int, isa: str = "", /
+) -> None:
+    """Fills the eigenvalues, one row after another, of ``count`` matrices ``stride`` elements apart."""
+
 def pivoted_cholesky(
     matrices: Sequence[tuple[_View, int, int, int, int]], threads: int, isa: str = "", /
 ) -> list[int]:

@@ -131,6 +131,41 @@ def test_sizes_and_dtypes_mixed_in_one_call(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("m", [1, 16, 33, 70])
+def test_a_stack_is_the_same_bit_for_bit(m: int, dtype: torch.dtype, backend: str) -> None:
+    stack = torch.stack([cases.wishart(m) * (i + 1) for i in range(11)]).to(dtype)
+    expected = torch.stack(grouped_eigvalsh(list(stack), backend=backend))
+    spaced = stack.new_full((22, m + 2, m + 1), float("nan"))
+    spaced[::2, 1:-1, 1:] = stack
+    for layout in (stack, stack.mT.contiguous().mT, spaced[::2, 1:-1, 1:], stack.flip(0)[5:].flip(0)):
+        values = grouped_eigvalsh(layout, backend=backend)
+        assert torch.equal(values, expected[: len(layout)])
+    everywhere = grouped_eigvalsh(stack[2].expand(4, m, m), backend=backend)
+    assert torch.equal(everywhere, expected[2].expand(4, m))
+    assert grouped_eigvalsh(stack[:0], backend=backend).shape == (0, m)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_matrix_of_a_stack_is_named(backend: str) -> None:
+    stack = cases.wishart(5).expand(4, 5, 5).clone()
+    stack[2, 3, 1] = float("inf")
+    with pytest.raises(ValueError, match=r"got inf at \(3, 1\), 1 in all \(layer 2\)"):
+        grouped_eigvalsh(stack, backend=backend)
+    with pytest.raises(ValueError, match=r"\(c\)"):
+        grouped_eigvalsh(stack, names="abcd", backend=backend)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("shape", [(3,), (3, 3), (2, 3, 4), (2, 0, 0), (1, 2, 3, 3)])
+def test_a_stack_of_a_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected a stack of square matrices, got shape"):
+        grouped_eigvalsh(torch.zeros(shape))
+    with pytest.raises(ValueError, match=r"expected float32 or float64, got torch.int64"):
+        grouped_eigvalsh(torch.zeros(2, 3, 3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("m", [1, 3, 20, 33, 200])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_a_value_that_is_not_finite_names_its_layer(

@@ -57,6 +57,22 @@ void run_eigvalsh(const std::vector<std::tuple<View, i64>>& matrices, int thread
     eigvalsh(tasks, threads, chosen);
 }
 
+// A (count, m, m) stack, and its (count, m) eigenvalues one after another.
+void run_eigvalsh_stacked(const View& first, i64 count, i64 stride, i64 values, int threads,
+                          const std::string& isa) {
+    const MatrixView a = view(first);
+    const i64 bytes = a.dtype == Dtype::f64 ? 8 : 4;
+    std::vector<SymmetricMatrix> tasks;
+    tasks.reserve(count);
+    for (i64 i = 0; i < count; ++i) {
+        tasks.push_back({a, pointer(values + i * a.rows * bytes)});
+        tasks.back().a.data = static_cast<const char*>(a.data) + i * stride * bytes;
+    }
+    const Isa chosen = find_isa(isa);
+    py::gil_scoped_release release;
+    eigvalsh(tasks, threads, chosen);
+}
+
 std::vector<i64> run_pivoted_cholesky(const std::vector<std::tuple<View, i64, i64, i64, i64>>& matrices,
                                       int threads, const std::string& isa) {
     std::vector<CholeskyTask> tasks;
@@ -107,6 +123,8 @@ PYBIND11_MODULE(_cpu, m) {
           py::pos_only());
     m.def("eigvalsh", &run_eigvalsh, py::arg("matrices"), py::arg("threads"), py::arg("isa") = "",
           py::pos_only());
+    m.def("eigvalsh_stacked", &run_eigvalsh_stacked, py::arg("first"), py::arg("count"), py::arg("stride"),
+          py::arg("values"), py::arg("threads"), py::arg("isa") = "", py::pos_only());
     m.def("pivoted_cholesky", &run_pivoted_cholesky, py::arg("matrices"), py::arg("threads"),
           py::arg("isa") = "", py::pos_only());
     m.def("gather", &run_gather, py::arg("tensors"), py::arg("threads"), py::pos_only());

@@ -26,7 +26,7 @@ class _Numbered(Sequence[str]):
         return f"layer {range(self._count)[index]}"
 
 
-def names_of(op: str, tensors: Sequence[Tensor], names: Sequence[str] | None) -> Sequence[str]:
+def names_of(op: str, tensors: Sequence[Tensor] | Tensor, names: Sequence[str] | None) -> Sequence[str]:
     if names is None:
         return _Numbered(len(tensors))
     if len(names) != len(tensors):

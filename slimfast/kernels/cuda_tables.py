@@ -106,28 +106,29 @@ def covariance_bins(
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """How matrices are brought to tridiagonal form: ``cluster`` blocks each, working in ``placement``.
+    """How matrices are brought to tridiagonal form: in how many ``stages``, with ``cluster`` blocks each.
 
-    ``cluster`` 0 is the kernel that gives a warp to each matrix and needs nothing else.
+    No stage is the kernel that gives a warp to each matrix and needs nothing else. In two stages, the blocks
+    share the panels.
     """
 
     is_double: bool
+    stages: int
     cluster: int
-    placement: int
 
 
 def reduction_of(module: ModuleType, size: int, is_double: bool, limits: tuple[int, bool]) -> Reduction:
-    """The kernel for a matrix of this size on a device of these (shared bytes per block, has clusters)."""
+    """The kernels for a matrix of this size on a device of these (shared bytes per block, has clusters).
+
+    One stage where one or two blocks hold the matrix: it waits less. With more, it keeps too many of them.
+    """
     shared_bytes, has_clusters = limits
     if size <= module.WARP_MATRIX:
-        return Reduction(is_double, 0, module.IN_SHARED)
+        return Reduction(is_double, 0, 1)
+    for cluster in (1, 2) if has_clusters else (1,):
+        if module.tridiagonalise_shared_bytes(size, is_double, cluster) <= shared_bytes:
+            return Reduction(is_double, 1, cluster)
     cluster = 1
-    while cluster <= (module.MAX_CLUSTER if has_clusters else 1):
-        if module.tridiagonalise_shared_bytes(size, is_double, cluster, module.IN_SHARED) <= shared_bytes:
-            return Reduction(is_double, cluster, module.IN_SHARED)
+    while has_clusters and cluster < module.MAX_CLUSTER and cluster * module.panel_rows(is_double) < size:
         cluster *= 2
-    cluster = module.MAX_CLUSTER if has_clusters else 1
-    vectors = module.tridiagonalise_shared_bytes(size, is_double, cluster, module.VECTORS_IN_SHARED)
-    return Reduction(
-        is_double, cluster, module.VECTORS_IN_SHARED if vectors <= shared_bytes else module.IN_WORKSPACE
-    )
+    return Reduction(is_double, 2, cluster)

@@ -9,8 +9,7 @@ the next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -27,6 +26,7 @@ from slimfast.kernels.checks import (
     non_finite,
 )
 from slimfast.kernels.dispatch import select_backend
+from slimfast.kernels.optional import eigvalsh_stacked, joint_covariance
 
 Side = Literal["auto", "rows"]
 # Bytes of covariance matrices alive at once in grouped_spectra; one matrix larger than this still runs,
@@ -99,7 +99,7 @@ def grouped_covariance(
     check_one_device("covariance", every)
     rows = [side == "rows" or len(x) > 1 or x[0].shape[0] <= x[0].shape[1] for x in layers]
     dtypes = [dtype or _arithmetic(members) for members in layers]
-    matrices, traces = _covariance(select_backend("covariance", every, backend), layers, rows, dtypes)
+    matrices, traces = joint_covariance(select_backend("covariance", every, backend), layers, rows, dtypes)
     traces = traces.to("cpu", torch.float64)
     for told, members, trace in zip(named, layers, traces.tolist(), strict=True):
         if trace != trace or trace == float("inf"):
@@ -112,48 +112,36 @@ def _arithmetic(members: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in members) else torch.float32
 
 
-def _covariance(
-    module: ModuleType, layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
-) -> tuple[list[Tensor], Tensor]:
-    """The backend's covariances; the members of a layer one after another where it takes one at a time."""
-    found: tuple[list[Tensor], Tensor]
-    if all(len(members) == 1 for members in layers):
-        found = module.covariance([x for (x,) in layers], rows, dtypes)
-        return found
-    if hasattr(module, "joint_covariance"):
-        found = module.joint_covariance(layers, rows, dtypes)
-        return found
-    matrices: list[Tensor] = [torch.empty(0)] * len(layers)
-    traces: list[Tensor | float] = [0.0] * len(layers)
-    # One turn's matrices beside the sums are all that is alive.
-    for turn in range(max(len(members) for members in layers)):
-        left = [i for i, members in enumerate(layers) if len(members) > turn]
-        terms, term_traces = module.covariance(
-            [layers[i][turn] for i in left], [rows[i] for i in left], [dtypes[i] for i in left]
-        )
-        for i, term, trace in zip(left, terms, term_traces.unbind(), strict=True):
-            d = sum(x.shape[1] for x in layers[i])
-            share = max(layers[i][turn].shape[1] - 1, 1) / max(d - 1, 1)
-            matrices[i] = term.mul_(share) if turn == 0 else matrices[i].add_(term, alpha=share)
-            traces[i] = traces[i] + trace * share
-    return matrices, torch.stack([torch.as_tensor(trace) for trace in traces])
+@overload
+def grouped_eigvalsh(
+    mats: Float[Tensor, "b m m"], *, names: Sequence[str] | None = None, backend: str = "auto"
+) -> Float[Tensor, "b m"]: ...
+
+
+@overload
+def grouped_eigvalsh(
+    mats: Sequence[Float[Tensor, "_m _m"]], *, names: Sequence[str] | None = None, backend: str = "auto"
+) -> list[Float[Tensor, "_m"]]: ...
 
 
 def grouped_eigvalsh(
-    mats: Sequence[Float[Tensor, "_m _m"]],
+    mats: Float[Tensor, "b m m"] | Sequence[Float[Tensor, "_m _m"]],
     *,
     names: Sequence[str] | None = None,
     backend: str = "auto",
-) -> list[Float[Tensor, "_m"]]:
+) -> Float[Tensor, "b m"] | list[Float[Tensor, "_m"]]:
     """Eigenvalues, ascending, of every symmetric matrix (m_i, m_i) float32 or float64, in its dtype and
     device.
 
-    Only the lower triangle is read. Raises ``ValueError`` naming the layer for a matrix that is not square,
-    is empty, or is not finite.
+    A stack (b, m, m) gives (b, m), and spares thousands of small matrices the look at each. Only the lower
+    triangle is read. Raises ``ValueError`` naming the layer for a matrix that is not square, is empty, or is
+    not finite.
 
     Equivalent to: ``[torch.linalg.eigvalsh(m) for m in mats]``.
     """
     named = names_of("eigvalsh", mats, names)
+    if isinstance(mats, Tensor):
+        return _eigvalsh_stacked(mats, named, backend)
     check_squares("eigvalsh", mats, named)
     if not mats:
         return []
@@ -166,6 +154,20 @@ def grouped_eigvalsh(
         if not bool(torch.cat(chosen).isfinite().all()):
             bad = next(i for i, v in enumerate(values) if not bool(v.isfinite().all()))
             raise ValueError(non_finite("eigvalsh", named[bad], mats[bad]))
+    return values
+
+
+def _eigvalsh_stacked(mats: Tensor, named: Sequence[str], backend: str) -> Tensor:
+    if mats.ndim != 3 or mats.shape[1] != mats.shape[2] or mats.shape[1] == 0:
+        raise ValueError(f"eigvalsh: expected a stack of square matrices, got shape {tuple(mats.shape)}")
+    check_squares("eigvalsh", [mats[0]] if len(mats) else [], named)
+    if len(mats) == 0:
+        return mats.new_empty(0, mats.shape[1])
+    module = select_backend("eigvalsh", [mats], backend)
+    values = eigvalsh_stacked(module, mats)
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).any(1).nonzero()[0])
+        raise ValueError(non_finite("eigvalsh", named[bad], mats[bad]))
     return values
 
 

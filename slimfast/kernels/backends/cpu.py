@@ -82,6 +82,16 @@ def eigvalsh(mats: list[Tensor], *, isa: str = "") -> list[Tensor]:
     return values
 
 
+def eigvalsh_stacked(mats: Tensor, *, isa: str = "") -> Tensor:
+    """The same for a stack (b, m, m), which is looked at once; (b, m)."""
+    count, m, _ = mats.shape
+    stride, row_stride, col_stride = mats.stride()
+    values = torch.empty(count, m, dtype=mats.dtype)
+    first = (mats.data_ptr(), _CODES[mats.dtype], m, m, row_stride, col_stride)
+    _module().eigvalsh_stacked(first, count, stride, values.data_ptr(), torch.get_num_threads(), isa)
+    return values
+
+
 def pivoted_cholesky(
     mats: list[Tensor], ranks: list[int], *, isa: str = ""
 ) -> list[tuple[Tensor, Tensor, Tensor]]:

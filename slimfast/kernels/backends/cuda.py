@@ -190,11 +190,14 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
             for on, (reduction, place, sizes, blocks_in_all) in zip(streams, plans, strict=True):
                 at, count, is_double = table.data_ptr() + place, len(sizes), reduction.is_double
                 layers_at = at + 8 * (count + 1)
-                if reduction.cluster == 0:
+                if reduction.stages == 0:
                     module.eigvalsh_warp(*on, layers_at, count, is_double)
                     continue
-                kind = (reduction.cluster, reduction.placement)
-                module.tridiagonalise(*on, layers_at, count, is_double, sizes[0], *kind)
+                if reduction.stages == 1:
+                    module.tridiagonalise(*on, layers_at, count, is_double, sizes[0], reduction.cluster)
+                else:
+                    module.reduce_to_band(*on, layers_at, sizes, is_double, reduction.cluster)
+                    module.chase_bulges(*on, layers_at, count, is_double)
                 module.sturm_eigenvalues(*on, at, count, blocks_in_all, is_double, sizes[0])
         del workspaces
     return values
@@ -211,17 +214,15 @@ class _EigenWorkspace:
     @classmethod
     def of(cls, device: _Device, reduction: Reduction, sizes: list[int]) -> _EigenWorkspace:
         module = device.module
-        if reduction.cluster == 0:
+        if reduction.stages == 0:
             none = device.empty(0)
             return cls((none, none), [0] * len(sizes), [0] * len(sizes))
         tridiagonal = device.empty(sum(2 * m + 1 for m in sizes))
         starts = itertools.accumulate((2 * m + 1 for m in sizes[:-1]), initial=0)
         tridiagonals = [tridiagonal.data_ptr() + 8 * start for start in starts]
-        if reduction.placement == module.IN_SHARED:
+        if reduction.stages == 1:
             return cls((tridiagonal, device.empty(0)), tridiagonals, [0] * len(sizes))
-        needs = [
-            module.tridiagonalise_workspace_bytes(m, reduction.is_double, reduction.cluster) for m in sizes
-        ]
+        needs = [module.band_workspace_bytes(m, reduction.is_double) for m in sizes]
         storage = device.empty(sum(needs), dtype=torch.uint8)
         places = itertools.accumulate(needs[:-1], initial=0)
         return cls((tridiagonal, storage), tridiagonals, [storage.data_ptr() + place for place in places])
