@@ -11,7 +11,7 @@ from torch import Tensor
 def joint_covariance(
     module: ModuleType, layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
 ) -> tuple[list[Tensor], Tensor]:
-    """Covariances of layers of one or several members; one member after another where the backend takes one."""
+    """Covariances of layers of members; one member after another where the backend takes one at a time."""
     found: tuple[list[Tensor], Tensor]
     if all(len(members) == 1 for members in layers):
         found = module.covariance([x for (x,) in layers], rows, dtypes)
