@@ -1,16 +1,23 @@
-"""`slimfast spectra` and `plan` from files that stay on the disk, resumed, and in several processes."""
+"""`slimfast spectra`, `plan` and `prune` from files that stay on the disk, resumed, in several processes."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cli_cases import NET, files, weights, workshop  # noqa: F401 (fixtures)
+import torch
+from cli_cases import NET, NETS, files, plan, weights, workshop  # noqa: F401 (fixtures)
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from slimfast.cli import main
+from slimfast.models import build_model
+from slimfast.weights import read_tensors
 
 PLAN = ["plan", NET, "--input", "3x6x6", "--macs", "0.5"]
 
@@ -61,3 +68,83 @@ def test_a_launch_of_two_processes_writes_the_plan_once(weights: str) -> None:  
     assert done.stdout == Path("a.json").read_text()
     assert Path("b.json").read_text() == done.stdout
     assert done.stderr.count("wrote b.json") == 1
+
+
+def shards(weights: str) -> str:  # noqa: F811
+    """The weights in two files and an index."""
+    state = load_file(weights)
+    names = list(state)
+    files = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
+    for file, held in files.items():
+        save_file({name: state[name] for name in held}, file)
+    weight_map = {name: file for file, held in files.items() for name in held}
+    Path("w.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return "w.safetensors.index.json"
+
+
+@pytest.mark.usefixtures("workshop")
+def test_shards_are_cut_to_shards_and_distilled_from(
+    weights: str,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    index = shards(weights)
+    assert main([*PLAN, "--weights", index, "--stream", "-o", "plan.json"]) == 0
+    prune = ["prune", NET, "plan.json", "--select", "geometric_median"]
+    assert main([*prune, "--weights", weights, "-o", "thin.safetensors", "--json"]) == 0
+    costs = capsys.readouterr().out.partition("{\n")[2]
+    with monkeypatch.context() as patch:
+        # The wide model must not come into memory.
+        patch.setattr("slimfast.cli.options.build_model", only_meta)
+        patch.setattr("slimfast.cli.thin.build_model", only_meta)
+        assert main([*prune, "--weights", index, "--stream", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.partition("{\n")[2].endswith(costs)
+    assert "wrote thin/model.safetensors.index.json" in printed.err
+    assert {path.name for path in Path("thin").iterdir()} == {
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    }
+    expected, found = read_tensors("thin.safetensors"), read_tensors("thin/model.safetensors.index.json")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert main([*prune, "--weights", index, "--stream", "-o", "other"]) == 0
+    distill = ["--weights", weights, "--data", f"{NETS}:data", "--epochs", "1"]
+    for thin in ("thin", "thin.safetensors"):
+        assert main(["distill", NET, thin, *distill, "-o", f"{thin}.out.safetensors"]) == 0
+    first, second = (read_tensors(f"{thin}.out.safetensors") for thin in ("thin", "thin.safetensors"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def only_meta(name: str, **how: Any) -> nn.Module:
+    assert how["device"] == "meta"
+    assert "weights" not in how
+    return build_model(name, **how)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ([], "--stream: expected --weights and --device cpu, got None and cpu"),
+        (["--weights", "w.safetensors", "--device", "meta"], "got w.safetensors and meta"),
+        (["--weights", "w.safetensors", "--repair", "weights"], "got --repair"),
+        (["--weights", "w.safetensors", "--export", "t.onnx"], "--output, got --export"),
+        (["--weights", "w.safetensors", "--select", "activations"], "goes by weights, got activations"),
+        (["--weights", "w.safetensors", "-o", "plan.json"], "cannot make the folder plan.json"),
+        (["--weights", "missing.safetensors"], "cannot read missing.safetensors: no such file"),
+    ],
+)
+def test_what_cannot_be_cut_from_the_disk(
+    plan: str,  # noqa: F811
+    arguments: list[str],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = files()
+    assert main(["prune", NET, plan, "--stream", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("slimfast: ")
+    assert reason in error
+    assert error.count("\n") == 1
+    assert files() == before

@@ -39,7 +39,7 @@ BELOW = {
     "comparison": ("kernels",),
     "reports": ("distillation", "doctor", "comparison"),
     "demo": ("reports", "controls"),
-    "cli": ("demo", "models", "shards"),
+    "cli": ("demo", "models", "shards", "pretrained"),
     "__main__": ("cli",),
     "__init__": ("distillation", "pretrained", "shards"),
 }

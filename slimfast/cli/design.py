@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from torch import nn
 
@@ -21,6 +20,7 @@ from slimfast.plans import plan as make_plan
 from slimfast.reports import TAUS, plan_figure, save_figure, spectra_table
 from slimfast.shards import plan_checkpoint
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
+from slimfast.uniform import plan_uniform
 
 
 def spectra(
@@ -98,6 +98,12 @@ def plan(
     backend: options.Backend = "auto",
     resume: options.Finished = None,
     stream: options.Stream = False,
+    uniform: Annotated[
+        bool,
+        typer.Option(
+            "--uniform", help="Layers of a kind equally wide: for transformers, and 'prune --pretrained'."
+        ),
+    ] = False,
     output: options.Output = None,
     as_json: options.Json = False,
 ) -> None:
@@ -105,6 +111,16 @@ def plan(
     wishes = options.wishes(
         macs, params, explained_variance, multiple_of, min_width, include, exclude, options.widths(width)
     )
+    if uniform:
+        others: dict[str, Any] = {
+            "spectra": spectra,
+            "calibration": calibration,
+            "plot": plot,
+            "resume": resume,
+        }
+        others |= {"stream": stream, "min-width": min_width > 1, "include": include, "exclude": exclude}
+        others |= {"width": width, "explained-variance": explained_variance is not None}
+        options.refuse("--uniform: expected --macs, --params or --multiple-of", others)
     options.check_outputs(output, plot)
     measured = None if spectra is None else load_spectra(spectra)
     network, source = _network(model, weights, seed, device, stream=stream)
@@ -114,7 +130,11 @@ def plan(
         how |= {"progress": advance, "team": team}
         if plot is not None and measured is None:
             measured = measure_spectra(source, trace_channels(network, example), **how)
-        if calibration is None:
+        if uniform:
+            found = plan_uniform(
+                network, example, macs=macs, params=params, multiple_of=multiple_of, backend=backend
+            )
+        elif calibration is None:
             found = plan_checkpoint(source, network, example, spectra=measured, **how, **wishes)
         else:
             data = load_calibration(calibration, device=device)
@@ -143,10 +163,7 @@ def _network(
     if not stream:
         network = build_model(model, weights=weights, seed=seed, device=device)
         return network, network
-    if weights is None or device != "cpu":
-        raise SlimfastError(f"--stream: expected --weights and --device cpu, got {weights} and {device}")
-    with torch.device("meta"):
-        return build_model(model, seed=seed, device="meta"), weights
+    return options.without_memory(model, weights, seed, device)
 
 
 def _to_json(spectrum: Spectrum, taus: tuple[float, ...]) -> dict[str, Any]:

@@ -10,13 +10,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress
+from torch import nn
 
 from slimfast.distributed import Team, join_team, launched
 from slimfast.errors import SlimfastError
 from slimfast.files import check_writable
+from slimfast.models import build_model
 
 
 class Method(str, Enum):
@@ -78,6 +81,13 @@ Export = Annotated[
     typer.Option(help="Also write the thin network to this .onnx or .pt2 file, checked by running it."),
 ]
 
+Pretrained = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write the thin transformer to this folder, for from_pretrained of its stock class."
+    ),
+]
+
 Macs = Annotated[float | None, typer.Option(help="Budget of multiply-adds: a share (0.5) or a number (2e9).")]
 Params = Annotated[float | None, typer.Option(help="Budget of parameters: a share (0.5) or a number (2e6).")]
 ExplainedVariance = Annotated[
@@ -98,6 +108,9 @@ DATA_HELP = "package.module:function that returns a train loader, or (train, eva
 Epochs = Annotated[int, typer.Option(help="Epochs of distillation.")]
 LearningRate = Annotated[float, typer.Option("--lr", help="Learning rate after the warm-up.")]
 Temperature = Annotated[float, typer.Option(help="Temperature of the soft targets.")]
+Ema = Annotated[
+    float | None, typer.Option(help="Decay of an average of the weights, as 0.999, which is the result.")
+]
 Resume = Annotated[
     Path | None,
     typer.Option(help="Folder of a training that was stopped: go on from there, and keep it there."),
@@ -110,6 +123,21 @@ Stream = Annotated[
     bool,
     typer.Option("--stream", help="Read --weights a layer at a time; the model is built without memory."),
 ]
+
+
+def refuse(what: str, given: dict[str, Any]) -> None:
+    """:class:`SlimfastError` for the first option in ``given`` (name -> value) that was used."""
+    for name, value in given.items():
+        if value:
+            raise SlimfastError(f"{what}, got --{name}")
+
+
+def without_memory(model: str, weights: Path | None, seed: int, device: str) -> tuple[nn.Module, Path]:
+    """The model on the meta device, and the file in which its weights stay: what ``--stream`` asks for."""
+    if weights is None or device != "cpu":
+        raise SlimfastError(f"--stream: expected --weights and --device cpu, got {weights} and {device}")
+    with torch.device("meta"):
+        return build_model(model, seed=seed, device="meta"), weights
 
 
 def show(renderable: RenderableType, *, stderr: bool = False) -> None:
@@ -137,6 +165,16 @@ def check_export(path: Path | None) -> None:
     if path is not None and path.suffix not in (".onnx", ".pt2"):
         raise SlimfastError(f"--export: expected a file ending in .onnx or .pt2, got {path}")
     check_outputs(path)
+
+
+def check_new_folder(path: Path | None) -> None:
+    """Likewise for a folder that must not be there yet, or be empty."""
+    if path is None:
+        return
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise SlimfastError(f"cannot write {path}: it is there already, and not an empty folder")
+    if not path.parent.is_dir():
+        raise SlimfastError(f"cannot write {path}: the folder {path.parent} does not exist")
 
 
 def tell(text: str) -> None:

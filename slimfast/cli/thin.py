@@ -23,9 +23,11 @@ from slimfast.files import output_folder
 from slimfast.models import build_model, default_inputs, load_data, parse_inputs
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
+from slimfast.pretrained import save_pretrained
 from slimfast.pruning import prune_channels
 from slimfast.repair import repair_report
 from slimfast.reports import history_table
+from slimfast.shards import INDEX, load_checkpoint, prune_checkpoint
 
 Verify = Annotated[bool, typer.Option(help="Run both networks and compare what comes out.")]
 
@@ -39,15 +41,35 @@ def prune(
     calibration: options.Calibration = None,
     verify: Verify = True,
     export: options.Export = None,
+    pretrained: options.Pretrained = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("thin.safetensors"),
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Cut --weights a tensor at a time into shards in the folder OUTPUT; nothing is run.",
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", show_default="thin.safetensors", help="File, or with --stream folder, to write."
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Cut a model to the widths of a plan."""
+    if stream:
+        others = {"repair": repair, "calibration": calibration, "export": export, "pretrained": pretrained}
+        options.refuse("--stream: expected --select, --backend or --output", others)
+        _prune_streamed(model, plan, weights, select, seed, device, backend, output, as_json=as_json)
+        return
+    output = output or Path("thin.safetensors")
     options.check_outputs(output)
     options.check_export(export)
+    options.check_new_folder(pretrained)
     found = Plan.load(plan)
     network = build_model(model, weights=weights, seed=seed, device=device)
     thin = prune_channels(
@@ -65,7 +87,34 @@ def prune(
     args, kwargs = found.inputs.example(device=device)
     example = kwargs or args
     _export(thin, export, example)
+    _save_pretrained(thin, pretrained, example)
     _show_costs(found.cost_before, count_module(thin, example), as_json=as_json)
+
+
+def _prune_streamed(
+    model: str,
+    plan: Path,
+    weights: Path | None,
+    select: options.Method,
+    seed: int,
+    device: str,
+    backend: str,
+    output: Path | None,
+    *,
+    as_json: bool,
+) -> None:
+    """``prune --stream``: from shards to shards, one tensor in memory at a time."""
+    if select is options.Method.activations:
+        raise SlimfastError("--stream: expected a --select that goes by weights, got activations")
+    found = Plan.load(plan)
+    network, source = options.without_memory(model, weights, seed, device)
+    folder = output or Path("thin")
+    with options.progress("cutting") as advance:
+        prune_checkpoint(
+            source, found, folder, model=network, select=select.value, backend=backend, progress=advance
+        )
+    options.tell_written(folder / INDEX)
+    _show_costs(found.cost_before, found.cost_after, as_json=as_json)
 
 
 def distill(
@@ -76,7 +125,10 @@ def distill(
     epochs: options.Epochs = 10,
     lr: options.LearningRate = 0.05,
     temperature: options.Temperature = 4.0,
+    ema: options.Ema = None,
     resume: options.Resume = None,
+    pretrained: options.Pretrained = None,
+    input: options.Inputs = None,
     seed: options.Seed = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path(
         "distilled.safetensors"
@@ -85,12 +137,18 @@ def distill(
 ) -> None:
     """Train a thin network towards the model it was cut from.
 
-    The training is kept in OUTPUT.training, after every epoch and on Ctrl-C, until it is done.
+    The training is kept in OUTPUT.training, after every epoch and on Ctrl-C, until it is done. --pretrained
+    checks what it writes on an --input.
     """
     options.check_outputs(output)
+    options.check_new_folder(pretrained)
     teacher = build_model(model, weights=weights, seed=seed)
-    student = load(thin, build_model(model, seed=seed))
-    history = _train(student, teacher, data, output, resume, epochs, lr, temperature, seed)
+    example = parse_inputs(input or default_inputs(teacher, model), seed=seed) if pretrained else None
+    wide = build_model(model, seed=seed)
+    # What 'prune --stream' writes is a folder.
+    student = load_checkpoint(thin, wide) if thin.is_dir() else load(thin, wide)
+    history = _train(student, teacher, data, output, resume, epochs, lr, temperature, ema, seed)
+    _save_pretrained(student, pretrained, example)
     if as_json:
         options.show_json(asdict(history))
     else:
@@ -118,6 +176,7 @@ def slim(
     epochs: options.Epochs = 10,
     lr: options.LearningRate = 0.05,
     temperature: options.Temperature = 4.0,
+    ema: options.Ema = None,
     resume: options.Resume = None,
     export: options.Export = None,
     seed: options.Seed = 0,
@@ -155,7 +214,7 @@ def slim(
     options.tell_written(folder / "plan.json", folder / "thin.safetensors")
     if data is not None:
         target = folder / "distilled.safetensors"
-        history = _train(thin, network, data, target, resume, epochs, lr, temperature, seed)
+        history = _train(thin, network, data, target, resume, epochs, lr, temperature, ema, seed)
         options.show(history_table(history), stderr=True)
         options.tell_written(target)
     _export(thin, export, example)
@@ -174,6 +233,7 @@ def _train(
     epochs: int,
     lr: float,
     temperature: float,
+    ema: float | None,
     seed: int,
 ) -> History:
     """Distil and save the student; the training's folder goes when its result is safe."""
@@ -190,6 +250,7 @@ def _train(
             epochs=epochs,
             lr=lr,
             loss=DistillationLoss(temperature=temperature),
+            ema=ema,
             seed=seed,
             checkpoint=folder,
             resume=resume is not None,
@@ -218,6 +279,12 @@ def _export(thin: nn.Module, path: Path | None, example: Any) -> None:
     if path is not None:
         export_network(thin, path, example)
         options.tell_written(path)
+
+
+def _save_pretrained(thin: nn.Module, folder: Path | None, example: Any) -> None:
+    if folder is not None:
+        save_pretrained(thin, folder, example)
+        options.tell_written(folder)
 
 
 def _show_costs(before: Cost, after: Cost, *, as_json: bool) -> None:
