@@ -3,7 +3,7 @@
 For inputs that are white, unit u's value before its nonlinearity has the covariance f_u . f_v with unit v's,
 f being the unit's weights times the scale of the batch norm that follows. The least squares of those values
 stand for the ones of what the consumers read: exact for units that are copies, or where nothing nonlinear
-comes between, and a model of it elsewhere.
+comes between, and a model of it elsewhere. For attention heads see :mod:`slimfast.repair.heads`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from slimfast.graph.copies import named_tensors
 from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray
 from slimfast.graph.surgery import survivors
 from slimfast.readers import Reader, readers, survivors_of
+from slimfast.repair.heads import head_covariances
 from slimfast.repair.least_squares import changes
 from slimfast.repair.report import Fit, RepairReport
 from slimfast.spectra.unit_matrices import unit_matrix
@@ -35,24 +36,34 @@ def repair_from_weights(
     tensors = named_tensors(model)
     kept = survivors(keeps)
     norms = _norms_behind(model, graph)
-    cut = [group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n]
-    combinations = {group.name: _combination(group, keeps[group.name], tensors, norms) for group in cut}
+    cut = {group.name: group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n}
+    combinations = {
+        name: _combination(group, keeps[name], tensors, norms)
+        for name, group in cut.items()
+        if group.kind in ("channel", "residual")
+    }
+    reading = [r for r in found if any(name in cut for name, _ in r.axis.parts)]
+    heads = head_covariances(model, graph, reading, tensors)
     fits = {}
-    for reader in found:
-        parts = [(name, units) for name, units in reader.axis.parts if name in combinations]
-        if not parts:
-            continue
+    for reader in reading:
         _, variables = survivors_of(reader, kept(reader.axis), kept(reader.outputs))
-        change = _change(reader, parts, {group.name: group for group in cut}, keeps, combinations, variables)
+        change: Tensor | str
+        if reader.weight in heads:
+            covariance = heads[reader.weight]
+            change = covariance if isinstance(covariance, str) else _combined(covariance, variables)
+        else:
+            change = _change(reader, cut, keeps, combinations, variables)
         if isinstance(change, str):
             left[reader.weight] = change
             continue
         weight = reader.matrix(tensors[reader.weight].detach().double())
         repaired = torch.einsum("bolt,lk->bokt", weight, change.to(weight.device))
+        # Of a convolution in groups whole ones may be gone, and outputs of those that stay.
         rows = torch.from_numpy(kept(reader.outputs)).to(weight.device)
+        repaired = repaired.flatten(0, 1)[rows]
         target: Any = thin.get_submodule(reader.module)
         with torch.no_grad():
-            target.weight.copy_(reader.weight_of(repaired[:, rows], target.weight))
+            target.weight.copy_(reader.weight_of(repaired, target.weight))
         fits[reader.weight] = Fit(DAMPING)
     return RepairReport("weights", fits, (), left)
 
@@ -61,8 +72,6 @@ def _combination(
     group: ChannelGroup, keep: IntArray, tensors: Mapping[str, Tensor], norms: Mapping[str, Tensor]
 ) -> Tensor | str:
     """(n, k): each unit as a combination of the kept ones; a reason where the weights do not say."""
-    if group.kind not in ("channel", "residual"):
-        return f"units of {group.name} are {group.kind}s, of several channels each"
     gram = torch.zeros(group.n, group.n, dtype=torch.float64)
     for member in group.producers():
         rows = unit_matrix(tensors[member.tensor].detach(), member.dim, member.units).double().cpu()
@@ -72,40 +81,52 @@ def _combination(
         gram += rows @ rows.T
     if float(gram.trace()) == 0.0:
         return f"no weights make the units of {group.name}"
+    return _combined(gram, keep)
+
+
+def _combined(covariance: Tensor, keep: IntArray) -> Tensor:
+    """(n, k): each of n variables of this covariance as a combination of the kept ones."""
     kept = torch.from_numpy(keep)
-    plain = torch.zeros(group.n, len(keep), dtype=torch.float64)
+    plain = torch.zeros(len(covariance), len(keep), dtype=torch.float64)
     plain[kept, torch.arange(len(keep))] = 1.0
-    inner = gram[kept][:, kept]
-    ((_, change),) = changes(inner, gram[:, kept] - plain @ inner, (DAMPING,))
+    inner = covariance[kept][:, kept]
+    ((_, change),) = changes(inner, covariance[:, kept] - plain @ inner, (DAMPING,))
     return plain + change
 
 
 def _change(
     reader: Reader,
-    parts: list[tuple[str, IntArray]],
-    groups: Mapping[str, ChannelGroup],
+    cut: Mapping[str, ChannelGroup],
     keeps: Mapping[str, IntArray],
     combinations: Mapping[str, Tensor | str],
     variables: IntArray,
 ) -> Tensor | str:
-    """(L, k) what the reader's variables are in those that stay, or the reason why it is not known."""
-    if reader.blocks > 1:
-        return f"{reader.module} reads in {reader.blocks} groups"
-    change = torch.zeros(reader.length, len(variables), dtype=torch.float64)
+    """(l, k) what the variables of one of the reader's blocks are in those that stay, or the reason why it is
+    not known.
+    """
+    length = reader.length // reader.blocks
+    change = torch.zeros(length, len(variables), dtype=torch.float64)
     change[torch.from_numpy(variables), torch.arange(len(variables))] = 1.0
-    place = np.full(reader.length, -1, dtype=np.int64)
+    place = np.full(length, -1, dtype=np.int64)
     place[variables] = np.arange(len(variables))
-    claimed = np.zeros(reader.length, dtype=bool)
-    for name, units in parts:
+    claimed = np.zeros(length, dtype=bool)
+    for name, units in reader.axis.parts:
+        if name not in cut:
+            continue
+        if name not in combinations:
+            return f"units of {name} are {cut[name].kind}s, of several channels each"
         found = combinations[name]
         if isinstance(found, str):
             return found
-        index = reader.unit_index(units, groups[name].n)
-        if index.shape[1] != 1 or claimed[index].any():
-            return f"{reader.module} reads several channels of a unit of {name}, or of several groups at once"
-        claimed[index] = True
-        kept_places = place[index[keeps[name], 0]]
-        change[torch.from_numpy(index[:, 0])[:, None], torch.from_numpy(kept_places)] = found
+        at = units[:: reader.run]
+        if claimed[at >= 0].any():
+            return f"{reader.module} reads variables of several groups at once"
+        claimed |= at >= 0
+        # Units that were flattened have several variables each, the same combination at every position.
+        order = np.argsort(at, kind="stable")[np.count_nonzero(at < 0) :]
+        for index in order.reshape(cut[name].n, -1).T:
+            kept_places = place[index[keeps[name]]]
+            change[torch.from_numpy(index)[:, None], torch.from_numpy(kept_places)] = found
     return change
 
 
