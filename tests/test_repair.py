@@ -13,6 +13,7 @@ from slimfast.plans import Plan
 from slimfast.readers import readers
 from slimfast.repair.heads import head_covariances
 from slimfast.repair.least_squares import solve
+from slimfast.repair.rectified import moments_behind_relu
 
 
 def planned(model: nn.Module, example: Any, keeps: dict[str, list[int]]) -> Plan:
@@ -255,6 +256,37 @@ def test_heads_of_another_build_are_left_with_the_reason() -> None:
     report = slimfast.repair_report(thin)
     assert report.fits == {}
     assert report.left["proj.weight"] == "the heads of proj have no query, key and value of one shape"
+
+
+def test_moments_behind_a_relu_against_a_sample() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.tensor([0.5, -0.7, 0.0], dtype=torch.float64)
+    rows = torch.tensor([[1.0, 0.5], [0.3, 1.0], [-0.6, 0.9]], dtype=torch.float64)
+    z = torch.randn(2_000_000, 2, dtype=torch.float64, generator=generator)
+    seen = (mean + z @ rows.T).relu()
+    found = moments_behind_relu(mean, rows)
+    assert torch.allclose(found.mean, seen.mean(0), atol=2e-3)
+    # The series stops at its third term.
+    assert torch.allclose(found.covariance, seen.T.cov(), atol=2e-2)
+    assert torch.allclose(found.covariance.diagonal(), seen.var(0), atol=2e-3)
+
+
+def test_an_mlp_behind_a_layer_norm_is_repaired_without_data() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8))
+    with torch.no_grad():
+        model[0].weight.uniform_(0.5, 2.0)
+        model[0].bias.normal_()
+        model[1].weight.mul_(3.0)
+        model[1].bias.sub_(0.5)
+    batch = torch.randn(512, 8)
+    keep = {"1": list(range(40))}
+    thin = repaired(model, batch, keep, "weights")
+    cut = slimfast.prune_channels(model, planned(model, batch[:2], keep))
+    wide = model(batch)
+    errors = [(network(batch) - wide).square().mean() for network in (thin, cut)]
+    assert errors[0] < 0.5 * errors[1]
+    assert set(slimfast.repair_report(thin).fits) == {"3.weight"}
 
 
 def test_weights_repair_flattened_units_and_the_groups_of_a_convolution() -> None:

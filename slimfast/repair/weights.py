@@ -3,7 +3,8 @@
 For inputs that are white, unit u's value before its nonlinearity has the covariance f_u . f_v with unit v's,
 f being the unit's weights times the scale of the batch norm that follows. The least squares of those values
 stand for the ones of what the consumers read: exact for units that are copies, or where nothing nonlinear
-comes between, and a model of it elsewhere. For attention heads see :mod:`slimfast.repair.heads`.
+comes between, and a model of it elsewhere. For attention heads see :mod:`slimfast.repair.heads`, for the MLPs
+of transformers :mod:`slimfast.repair.rectified`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from slimfast.graph.surgery import survivors
 from slimfast.readers import Reader, readers, survivors_of
 from slimfast.repair.heads import head_covariances
 from slimfast.repair.least_squares import changes
+from slimfast.repair.rectified import Moments, rectified_moments
 from slimfast.repair.report import Fit, RepairReport
 from slimfast.spectra.unit_matrices import unit_matrix
 
@@ -35,15 +37,20 @@ def repair_from_weights(
     found, left = readers(model, graph)
     tensors = named_tensors(model)
     kept = survivors(keeps)
-    norms = _norms_behind(model, graph)
+    norms, rectified = _norms_behind(model, graph), rectified_moments(model, graph, tensors)
     cut = {group.name: group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n}
     combinations = {
-        name: _combination(group, keeps[name], tensors, norms)
+        name: _combination(group, keeps[name], tensors, norms, rectified)
         for name, group in cut.items()
         if group.kind in ("channel", "residual")
     }
     reading = [r for r in found if any(name in cut for name, _ in r.axis.parts)]
     heads = head_covariances(model, graph, reading, tensors)
+    means = {
+        name: rectified[group.producers()[0].tensor].mean
+        for name, group in cut.items()
+        if len(group.producers()) == 1 and group.producers()[0].tensor in rectified
+    }
     fits = {}
     for reader in reading:
         _, variables = survivors_of(reader, kept(reader.axis), kept(reader.outputs))
@@ -64,16 +71,27 @@ def repair_from_weights(
         target: Any = thin.get_submodule(reader.module)
         with torch.no_grad():
             target.weight.copy_(reader.weight_of(repaired, target.weight))
+            if target.bias is not None and reader.blocks == 1:
+                mean = _mean(reader, means)
+                shift = weight[0].sum(2) @ (mean - change @ mean[variables])
+                target.bias += shift[rows].to(target.bias)
         fits[reader.weight] = Fit(DAMPING)
     return RepairReport("weights", fits, (), left)
 
 
 def _combination(
-    group: ChannelGroup, keep: IntArray, tensors: Mapping[str, Tensor], norms: Mapping[str, Tensor]
+    group: ChannelGroup,
+    keep: IntArray,
+    tensors: Mapping[str, Tensor],
+    norms: Mapping[str, Tensor],
+    rectified: Mapping[str, Moments],
 ) -> Tensor | str:
     """(n, k): each unit as a combination of the kept ones; a reason where the weights do not say."""
+    producers = group.producers()
+    if len(producers) == 1 and producers[0].tensor in rectified:
+        return _combined(rectified[producers[0].tensor].covariance, keep)
     gram = torch.zeros(group.n, group.n, dtype=torch.float64)
-    for member in group.producers():
+    for member in producers:
         rows = unit_matrix(tensors[member.tensor].detach(), member.dim, member.units).double().cpu()
         scale = norms.get(member.tensor)
         if scale is not None:
@@ -128,6 +146,16 @@ def _change(
             kept_places = place[index[keeps[name]]]
             change[torch.from_numpy(index)[:, None], torch.from_numpy(kept_places)] = found
     return change
+
+
+def _mean(reader: Reader, means: Mapping[str, Tensor]) -> Tensor:
+    """(L,) the means of what the reader reads, 0 where they are not known."""
+    found = torch.zeros(reader.length, dtype=torch.float64)
+    for name, units in reader.axis.parts:
+        if name in means:
+            at = units[:: reader.run]
+            found[torch.from_numpy(at >= 0)] = means[name][torch.from_numpy(at[at >= 0])]
+    return found
 
 
 def _norms_behind(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
