@@ -2,9 +2,11 @@
 
 A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, named by suite and op. Its
 rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
-``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`; one named ``zoo-NAME`` is of
+``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`, and ``accuracy-lost-NAME`` of
+what in it did not help; one named ``zoo-NAME`` is of
 the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`; ``backbone-SIZE`` is of
-``results/backbone-SIZE.json``, and ``widths-real`` of ``results/widths.json``.
+``results/backbone-SIZE.json``, ``scaling-processes`` of ``results/scaling.json``, and ``widths-real`` of
+``results/widths.json``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backbone, widths
+from benchmarks import backbone, scaling, widths
 from benchmarks.accuracy import tables as accuracy
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
@@ -27,9 +29,11 @@ from benchmarks.zoo import tables as zoo
 MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z]+)-(?P<op>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
 ACCURACY = "accuracy"
+LOST = "lost-"
 ZOO = "zoo"
 BACKBONE = "backbone"
 WIDTHS = "widths"
+SCALING = "scaling"
 TITLES = {
     "torch": "plain PyTorch",
     "best": "best PyTorch",
@@ -52,11 +56,14 @@ def fill(text: str, results: Path = RESULTS) -> str:
     def filled(match: re.Match[str]) -> str:
         suite, op = match["suite"], match["op"]
         if suite == ACCURACY:
-            made = accuracy.table(_read(results / f"{op}.json"))
+            name = op.removeprefix(LOST)
+            made = (accuracy.table if name == op else accuracy.lost)(_read(results / f"{name}.json"))
         elif suite == ZOO and op in zoo.ZOOS:
             made = zoo.table(op, _read(results / "zoo.json"))
         elif suite == BACKBONE and op in backbone.SIZES:
             made = backbone.table(_read(results / f"{suite}-{op}.json"))
+        elif (suite, op) == (SCALING, "processes"):
+            made = scaling.table(_read(results / "scaling.json"))
         elif (suite, op) == (WIDTHS, "real"):
             made = widths.table(_read(results / "widths.json"))
         elif suite in SUITES and op in OPS:

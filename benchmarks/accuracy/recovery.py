@@ -138,6 +138,7 @@ def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = N
         if result["settings"] != known:
             raise SlimfastError(f"{path} has results of other settings: {result['settings']}")
     result["stamp"] = stamp("cuda" if torch.cuda.is_available() else "cpu")
+    result["planned"] = len(wanted(settings.seeds))
     done = {(row["name"], row["seed"]) for row in result["rows"]}
     teacher = load_network(settings.network, data)
     train, validation = held_out(load_split("train", folder=data), settings)
