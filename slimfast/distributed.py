@@ -23,8 +23,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from slimfast.errors import SlimfastError
 
-# Seconds without a beat after which a rank counts as dead.
-TIMEOUT = 20.0
+# Seconds without a beat after which a rank counts as dead: with what it takes the others to notice and to
+# leave, also on a busy machine, less than 30.
+TIMEOUT = 15.0
 # Seconds for all ranks to arrive: some import from a slow disk.
 _ARRIVAL = 120.0
 _BEAT = 1.0

@@ -180,6 +180,13 @@ def test_a_rank_without_a_sign_of_life_is_named_by_the_others(path: Path, how: s
         assert " died" in text
 
 
+def test_the_job_of_a_dead_rank_is_over_within_half_a_minute() -> None:
+    # The death of a rank is seen a timeout after its last beat, at the beat that follows; the rank that holds
+    # the store waits for others to learn of it. A third of the time is left for a busy machine.
+    noticed = distributed.TIMEOUT + 2 * distributed._BEAT
+    assert noticed + distributed._GRACE * distributed._BEAT <= 20
+
+
 def test_a_rank_that_fails_is_named_with_its_error(path: Path) -> None:
     found = launch(3, path, "raise 2")
     assert found[2][0] == 1
