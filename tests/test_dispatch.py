@@ -8,7 +8,7 @@ import torch
 from slimfast import _native
 from slimfast.errors import BackendUnavailable
 from slimfast.kernels import dispatch
-from slimfast.kernels.ops import grouped_eigvalsh, grouped_gather
+from slimfast.kernels.ops import grouped_covariance, grouped_eigvalsh, grouped_gather
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +43,30 @@ def test_auto_goes_on_to_the_reference_and_a_name_does_not(cpu_module_missing: N
     message = "eigvalsh: backend 'cpu' cannot run: slimfast._cpu does not load: no such file"
     with pytest.raises(BackendUnavailable, match=message):
         grouped_eigvalsh([torch.eye(2)], backend="cpu")
+
+
+def test_float64_covariances_prefer_cuda_to_triton_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    xs = [torch.randn(3, 5), torch.randn(4, 6, dtype=torch.float64), torch.randn(5, 7).bfloat16()]
+    asked = []
+    for name in ("triton", "cuda"):
+        module = dispatch.backend_module(name)
+        monkeypatch.setattr(module, "why_not", lambda op, inputs: [])
+
+        def covariance(xs, rows, dtypes, name=name):
+            asked.append((name, [x.dtype for x in xs]))
+            return dispatch.backend_module("reference").covariance(xs, rows, dtypes)
+
+        monkeypatch.setattr(module, "covariance", covariance)
+    monkeypatch.setattr(dispatch.backend_module("cpu"), "why_not", lambda op, inputs: ["tensors on cuda"])
+    found = grouped_covariance(xs)
+    assert sorted(asked) == [("cuda", [torch.float64]), ("triton", [torch.float32, torch.bfloat16])]
+    for x, matrix, trace in zip(xs, found.matrices, found.traces, strict=True):
+        exact = torch.cov(x.double())
+        assert torch.allclose(matrix.double(), exact, atol=1e-6)
+        assert torch.isclose(trace, exact.trace())
+    asked.clear()
+    grouped_covariance(xs, dtype=torch.float64)
+    assert [name for name, _ in asked] == ["cuda"]
 
 
 def test_the_environment_names_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slimfast.kernels import triton_covariance, triton_gather, triton_schedule
+from slimfast.kernels import triton_covariance, triton_gather, triton_moments, triton_schedule
 
 POINTERS = {"vectors": "*fp64", "summary": "*fp64", "sums": "*fp64", "edge_parts": "*fp64", "count": "i32"}
 
@@ -37,19 +37,43 @@ def compiled(kernel, constants, *, partial="*fp32", warps=4, stages=3):
         "mma": sorted(set(re.findall(r"\bmma\.sync\.aligned\.m\d+n\d+k\d+\.row\.col\.(\S+)", ptx))),
         "wide_copies": len(re.findall(r"cp\.async\.cg\.shared\.global \[[^]]*\], \[[^]]*\], 0x10", ptx)),
         "shared": built.metadata.shared,
-        "spilled": spilled(built.asm["cubin"]),
+        "stack": stack(built.asm["cubin"]),
+        "spilled_in_products": spilled_in_products(built.asm["cubin"]),
         "starts": re.findall(r"warp_group_dot %\S+, %\S+, %([a-z]+)", built.asm["ttgir"]),
     }
 
 
-def spilled(cubin):
-    """Bytes of local memory a thread needs."""
+def cuobjdump(cubin, *options):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         tool = triton.knobs.nvidia.cuobjdump.path
-        dump = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, check=True)
-    return int(re.search(rb"STACK:(\d+)", dump.stdout).group(1))
+        return subprocess.run([tool, *options, file.name], capture_output=True, check=True, text=True).stdout
+
+
+def stack(cubin):
+    """Bytes of local memory a thread needs."""
+    return int(re.search(r"STACK:(\d+)", cuobjdump(cubin, "--dump-resource-usage"))[1])
+
+
+def spilled_in_products(cubin):
+    """Share of accesses to local memory in every innermost loop with tensor-core instructions."""
+    lines = [
+        (int(match[1], 16), match[2])
+        for match in re.finditer(r"/\*([0-9a-f]{4,5})\*/\s+([^;]*);", cuobjdump(cubin, "--dump-sass"))
+    ]
+    jumps = [
+        (int(target[1], 16), at) for at, text in lines if (target := re.search(r"BRA 0x([0-9a-f]+)", text))
+    ]
+    loops = [(start, end) for start, end in jumps if start < end]
+    found = []
+    for start, end in loops:
+        if any(start <= inner and last < end for inner, last in loops if (inner, last) != (start, end)):
+            continue
+        body = [text for at, text in lines if start <= at <= end]
+        if any("MMA" in text for text in body):
+            found.append(sum("LDL" in text or "STL" in text for text in body) / len(body))
+    return found
 
 
 def gram(source, *, centre, big):
@@ -57,7 +81,7 @@ def gram(source, *, centre, big):
     exact = source in (torch.bfloat16, torch.float16)
     compute = torch.float64 if source == torch.float64 else torch.float32
     tiles = triton_schedule.choose_tiles([4096 if big else 64], compute, exact=exact, processors=132)
-    element = triton_covariance.ELEMENT
+    element = triton_moments.ELEMENT
     constants = {"ELEMENT": element[source], "COMPUTE": element[compute], "OUT": element[compute]}
     constants |= {"BLOCK": tiles.block, "DEPTH": tiles.depth, "PRODUCTS": triton_covariance.PRODUCTS}
     constants |= {"EXACT": exact, "CENTRE": centre, "WIDEN": False}
@@ -68,15 +92,15 @@ def gram(source, *, centre, big):
 
 
 def main():
-    moments = {"ELEMENT": tl.bfloat16, "BLOCK": triton_covariance.MOMENT_POSITIONS}
-    summary = {"BLOCKS": triton_covariance.SUMMARY_BLOCKS, "COLUMNS": triton_schedule.SUMMARY_COLUMNS}
+    moments = {"ELEMENT": tl.bfloat16, "BLOCK": triton_moments.MOMENT_POSITIONS}
+    summary = {"BLOCKS": triton_moments.SUMMARY_BLOCKS, "COLUMNS": triton_schedule.SUMMARY_COLUMNS}
     added = {"OUT": tl.float32, "BLOCK": 128, "ROWS": triton_covariance.SUM_ROWS, "EXACT": True}
     told = {
         "gram bf16": gram(torch.bfloat16, centre=False, big=True),
-        "gram f32": gram(torch.float32, centre=True, big=False),
+        "gram f32": gram(torch.float32, centre=True, big=True),
         "gram f64": gram(torch.float64, centre=True, big=True),
-        "moments": compiled(triton_covariance.moments_kernel, moments),
-        "summary": compiled(triton_covariance.summary_kernel, summary),
+        "moments": compiled(triton_moments.moments_kernel, moments),
+        "summary": compiled(triton_moments.summary_kernel, summary),
         "sum": compiled(triton_covariance.sum_kernel, added),
         "gather": compiled(triton_gather.gather_kernel, {"TILE": triton_gather.TILE}),
     }

@@ -24,6 +24,8 @@ _PREFERENCE = {
     "pivoted_cholesky": ("cpu", "cuda", "reference"),
     "gather": ("cpu", "cuda", "triton", "reference"),
 }
+# In float64 Triton's compiler has fewer registers than its products need.
+_PREFERENCE_FLOAT64 = {"covariance": ("cpu", "cuda", "triton", "reference")}
 OPS = tuple(_PREFERENCE)
 
 
@@ -42,8 +44,10 @@ def why_not(op: str, inputs: Sequence[Tensor], backend: str) -> list[str]:
     return reasons
 
 
-def select_backend(op: str, inputs: Sequence[Tensor], backend: str = "auto") -> ModuleType:
-    """The module that runs ``op`` on ``inputs``.
+def select_backend(
+    op: str, inputs: Sequence[Tensor], backend: str = "auto", *, in_float64: bool = False
+) -> ModuleType:
+    """The module that runs ``op`` on ``inputs``; ``in_float64``: results are wanted in it, of any inputs.
 
     ``auto`` reads ``SLIMFAST_BACKEND``, and without it takes the first backend with no reason against it. A
     named backend that cannot run raises :class:`BackendUnavailable` with all of its reasons; nothing falls
@@ -57,7 +61,8 @@ def select_backend(op: str, inputs: Sequence[Tensor], backend: str = "auto") -> 
             raise BackendUnavailable(f"{op}: backend {backend!r} cannot run: {'; '.join(reasons)}")
         return backend_module(backend)
     against = {}
-    for name in _PREFERENCE[op]:
+    preference = _PREFERENCE_FLOAT64.get(op, _PREFERENCE[op]) if in_float64 else _PREFERENCE[op]
+    for name in preference:
         against[name] = why_not(op, inputs, name)
         if not against[name]:
             return backend_module(name)

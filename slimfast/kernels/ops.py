@@ -99,8 +99,21 @@ def grouped_covariance(
     check_one_device("covariance", every)
     rows = [side == "rows" or len(x) > 1 or x[0].shape[0] <= x[0].shape[1] for x in layers]
     dtypes = [dtype or _arithmetic(members) for members in layers]
-    matrices, traces = joint_covariance(select_backend("covariance", every, backend), layers, rows, dtypes)
-    traces = traces.to("cpu", torch.float64)
+    # A layer's backend follows from its own dtype, so that its bits do not depend on its neighbours.
+    modules = {
+        wanted: select_backend("covariance", every, backend, in_float64=wanted == torch.float64)
+        for wanted in set(dtypes)
+    }
+    matrices: list[Tensor] = [torch.empty(0)] * len(layers)
+    traces = torch.zeros(len(layers), dtype=torch.float64)
+    for module in set(modules.values()):
+        mine = [i for i, wanted in enumerate(dtypes) if modules[wanted] is module]
+        found, found_traces = joint_covariance(
+            module, [layers[i] for i in mine], [rows[i] for i in mine], [dtypes[i] for i in mine]
+        )
+        traces[mine] = found_traces.to("cpu", torch.float64)
+        for i, matrix in zip(mine, found, strict=True):
+            matrices[i] = matrix
     for told, members, trace in zip(named, layers, traces.tolist(), strict=True):
         if trace != trace or trace == float("inf"):
             bad = next((i for i, x in enumerate(members) if not bool(x.isfinite().all())), 0)

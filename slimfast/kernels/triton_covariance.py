@@ -1,9 +1,9 @@
 """Triton kernels of the grouped covariance: all layers of one dtype, each step one launch over a table.
 
-*Moments*: float64 means and centred sums of squares of every unit, and their *summary* for every layer.
-*Gram*: persistent, over the tiles of all lower triangles; a tile is the sum of chunks along k whose products
-start from zero, because tensor cores truncate what they accumulate, and long tiles are cut along k. *Sum*:
-the pieces of the cut tiles, always in the same order.
+:mod:`slimfast.kernels.triton_moments` comes first. *Gram*: persistent, over the tiles of all lower
+triangles; a tile is the sum of chunks along k whose products start from zero, because tensor cores truncate
+what they accumulate, and long tiles are cut along k.
+*Sum*: the pieces of the cut tiles, always in the same order.
 
 float32 and float64 operands are centred as they are loaded. 16-bit operands keep their exact products, so
 their Gram G is centred afterwards: G - d mu mu^T for rows, and for columns, with r_j = sum_i mu_i x_ij and g
@@ -15,123 +15,30 @@ from __future__ import annotations
 
 from typing import no_type_check
 
-import torch
 import triton
 import triton.language as tl
 
-from slimfast.kernels import triton_schedule as schedule
-
-(
+from slimfast.kernels.triton_moments import (
+    ALIGNED,
+    BY_ROWS,
+    EDGE,
+    FIELDS,
+    MATRIX,
+    MEAN,
+    NUMBER,
     POINTER,
-    UNITS,
+    POSITION_STRIDE,
     POSITIONS,
     UNIT_STRIDE,
-    POSITION_STRIDE,
-    BY_ROWS,
-    ALIGNED,
-    MEAN,
-    EDGE,
-    EDGE_PARTS,
-    FIRST_BLOCK,
-    MATRIX,
-) = (tl.constexpr(i) for i in range(len(schedule.LAYER_FIELDS)))
-FIELDS = tl.constexpr(len(schedule.LAYER_FIELDS))
-ALIGNED_NOT, ALIGNED_K, ALIGNED_M = (tl.constexpr(i) for i in range(3))
-MOMENT_UNITS = tl.constexpr(schedule.MOMENT_UNITS)
+    UNITS,
+)
 
-ELEMENT = {
-    torch.float32: tl.float32,
-    torch.float64: tl.float64,
-    torch.bfloat16: tl.bfloat16,
-    torch.float16: tl.float16,
-}
-MOMENT_POSITIONS = 128
-SUMMARY_BLOCKS = 32
+ALIGNED_NOT, ALIGNED_K, ALIGNED_M = (tl.constexpr(i) for i in range(3))
+
 # Rows of a tile that one program of the sum adds up.
 SUM_ROWS = 16
 # Three TF32 products of the high and low parts make a float32 product.
 PRODUCTS = "tf32x3"
-
-
-@triton.jit
-@no_type_check
-def moments_kernel(
-    layers,
-    items,
-    vectors,
-    sums,
-    edge_parts,
-    ELEMENT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Means of a block of units, the block's centred squares and squared means, and its share of r."""
-    item = items + 2 * tl.program_id(0)
-    layer = layers + FIELDS * tl.load(item)
-    first = tl.load(item + 1)
-    block = tl.load(layer + FIRST_BLOCK) + first // MOMENT_UNITS
-    data = tl.load(layer + POINTER).to(tl.pointer_type(ELEMENT))
-    units = tl.load(layer + UNITS)
-    positions = tl.load(layer + POSITIONS)
-    position_stride = tl.load(layer + POSITION_STRIDE)
-    parts = tl.load(layer + EDGE_PARTS)
-    u = first + tl.arange(0, MOMENT_UNITS)
-    column = tl.arange(0, BLOCK)
-    rows = data + (u * tl.load(layer + UNIT_STRIDE))[:, None]
-
-    total = tl.zeros((MOMENT_UNITS, BLOCK), tl.float64)
-    for start in range(0, positions, BLOCK):
-        p = start + column
-        inside = (u < units)[:, None] & (p < positions)[None, :]
-        total += tl.load(rows + (p * position_stride)[None, :], inside, 0.0).to(tl.float64)
-    mean = tl.sum(total, 1) / positions.to(tl.float64)
-    tl.store(vectors + tl.load(layer + MEAN) + u, mean, u < units)
-
-    squares = tl.zeros((MOMENT_UNITS, BLOCK), tl.float64)
-    for start in range(0, positions, BLOCK):
-        p = start + column
-        inside = (u < units)[:, None] & (p < positions)[None, :]
-        x = tl.load(rows + (p * position_stride)[None, :], inside, 0.0).to(tl.float64)
-        centred = tl.where(inside, x - mean[:, None], 0.0)
-        squares += centred * centred
-        if parts >= 0:
-            row = edge_parts + parts + (first // MOMENT_UNITS) * positions
-            tl.store(row + p, tl.sum(mean[:, None] * x, 0), p < positions)
-    tl.store(sums + 2 * block, tl.sum(tl.sum(squares, 1), 0))
-    tl.store(sums + 2 * block + 1, tl.sum(mean * mean, 0))
-
-
-@triton.jit
-@no_type_check
-def summary_kernel(
-    layers, items, sums, edge_parts, vectors, summary, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """A layer's trace and g = sum of squared means into ``summary`` (g, 2), and a stretch of its r."""
-    item = items + 2 * tl.program_id(0)
-    index = tl.load(item)
-    layer = layers + FIELDS * index
-    start = tl.load(item + 1)
-    positions = tl.load(layer + POSITIONS)
-    parts = tl.load(layer + EDGE_PARTS)
-    first = tl.load(layer + FIRST_BLOCK)
-    blocks = tl.cdiv(tl.load(layer + UNITS), MOMENT_UNITS)
-    block = tl.arange(0, BLOCKS)
-    if start == 0:
-        squares = tl.zeros((BLOCKS,), tl.float64)
-        means = tl.zeros((BLOCKS,), tl.float64)
-        for b in range(0, blocks, BLOCKS):
-            inside = b + block < blocks
-            squares += tl.load(sums + 2 * (first + b + block), inside, 0.0)
-            means += tl.load(sums + 2 * (first + b + block) + 1, inside, 0.0)
-        tl.store(summary + 2 * index, tl.sum(squares, 0) / tl.maximum(positions - 1, 1).to(tl.float64))
-        tl.store(summary + 2 * index + 1, tl.sum(means, 0))
-    if parts >= 0:
-        p = start + tl.arange(0, COLUMNS)
-        edge = tl.zeros((BLOCKS, COLUMNS), tl.float64)
-        for b in range(0, blocks, BLOCKS):
-            inside = (b + block < blocks)[:, None] & (p < positions)[None, :]
-            rows = edge_parts + parts + ((b + block) * positions)[:, None]
-            edge += tl.load(rows + p[None, :], inside, 0.0)
-        tl.store(vectors + tl.load(layer + EDGE) + p, tl.sum(edge, 0), p < positions)
 
 
 @triton.jit
@@ -202,7 +109,7 @@ def _product(
     stride_m = tl.where(by_rows, unit_stride, position_stride)
     stride_k = tl.where(by_rows, position_stride, unit_stride)
     # Element by element, half as many addresses are as much as the registers hold.
-    STEP: tl.constexpr = max(DEPTH // 2, 16) if ALIGNMENT == ALIGNED_NOT else DEPTH
+    STEP: tl.constexpr = 16 if ALIGNMENT == ALIGNED_NOT else DEPTH
     tile = tl.zeros((i.shape[0], j.shape[0]), COMPUTE)
     for start in range(begin, end, STEP):
         k = start + tl.arange(0, STEP)
@@ -231,16 +138,21 @@ def _mean_is_large(layer, summary):
 
 @triton.jit
 @no_type_check
-def _store(layer, vectors, summary, tile, i, j, scale, OUT: tl.constexpr, EXACT: tl.constexpr):
-    """Write rows i, columns j of the lower triangle and their mirror image, centring what is not yet."""
+def _store(layer, vectors, summary, tile, row, column, scale, OUT: tl.constexpr, EXACT: tl.constexpr):
+    """Write a piece of the lower triangle that begins at (row, column) and its mirror image.
+
+    What is not centred yet is, before. Places count 32 bits from the corner: there are many, in registers.
+    """
     by_rows = tl.load(layer + BY_ROWS) != 0
     size = tl.where(by_rows, tl.load(layer + UNITS), tl.load(layer + POSITIONS))
+    r = tl.arange(0, tile.shape[0])
+    c = tl.arange(0, tile.shape[1])
     if EXACT:
         # One formula for both sides, without branches: a tile that passes through a branch is kept several
         # times.
         edge = vectors + tl.load(layer + EDGE)
-        of_i = tl.load(edge + i, i < size, 0.0)
-        of_j = tl.load(edge + j, j < size, 0.0)
+        of_i = tl.load(edge + row + r, row + r < size, 0.0)
+        of_j = tl.load(edge + column + c, column + c < size, 0.0)
         weight = tl.where(_mean_is_large(layer, summary), 0.0, scale)
         product = tl.where(by_rows, tl.load(layer + POSITIONS).to(tl.float64) * weight, 0.0)
         addend = tl.where(by_rows, 0.0, weight)
@@ -248,11 +160,15 @@ def _store(layer, vectors, summary, tile, i, j, scale, OUT: tl.constexpr, EXACT:
         tile -= (of_i * addend).to(tile.dtype)[:, None]
         tile -= ((of_j - tl.load(summary + 1)) * addend).to(tile.dtype)[None, :]
     matrix = tl.load(layer + MATRIX).to(tl.pointer_type(OUT))
-    below = (i < size)[:, None] & (j[None, :] <= i[:, None])
-    above = (i < size)[None, :] & (j[:, None] < i[None, :])
+    step = size.to(tl.int32)
+    rows = tl.minimum(size - row, tile.shape[0]).to(tl.int32)
+    # Positive below the block of the diagonal, where all columns are written.
+    above = tl.minimum(row - column, tile.shape[1]).to(tl.int32)
     value = tile.to(OUT)
-    tl.store(matrix + (i * size)[:, None] + j[None, :], value, below)
-    tl.store(matrix + (j * size)[:, None] + i[None, :], tl.trans(value), above)
+    lower = (r < rows)[:, None] & (c[None, :] <= above + r[:, None])
+    upper = (r < rows)[None, :] & (c[:, None] < above + r[None, :])
+    tl.store(matrix + row * size + column + ((r * step)[:, None] + c[None, :]), value, lower)
+    tl.store(matrix + column * size + row + ((c * step)[:, None] + r[None, :]), tl.trans(value), upper)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -280,14 +196,16 @@ def gram_kernel(
     """
     for number in range(tl.program_id(0), count, tl.num_programs(0)):
         item = items + 6 * number
-        index = tl.load(item)
-        layer = layers + FIELDS * index
+        layer = layers + FIELDS * tl.load(item)
+        of_layer = summary + 2 * tl.load(layer + NUMBER)
         mine = True
         if EXACT:
-            mine = _mean_is_large(layer, summary + 2 * index) == CENTRE
+            mine = _mean_is_large(layer, of_layer) == CENTRE
         if mine:
-            i = tl.load(item + 1) * BLOCK + tl.arange(0, BLOCK)
-            j = tl.load(item + 2) * BLOCK + tl.arange(0, BLOCK)
+            row = tl.load(item + 1) * BLOCK
+            column = tl.load(item + 2) * BLOCK
+            i = row + tl.arange(0, BLOCK)
+            j = column + tl.arange(0, BLOCK)
             begin = tl.load(item + 3) // DEPTH * DEPTH
             end = tl.load(item + 4)
             slot = tl.load(item + 5)
@@ -322,7 +240,7 @@ def gram_kernel(
                     WIDEN,
                 )
             if slot < 0:
-                _store(layer, vectors, summary + 2 * index, tile, i, j, scale, OUT, EXACT)
+                _store(layer, vectors, of_layer, tile, row, column, scale, OUT, EXACT)
             else:
                 within = tl.arange(0, BLOCK)
                 at = partial + slot * (BLOCK * BLOCK) + (within * BLOCK)[:, None] + within[None, :]
@@ -344,16 +262,15 @@ def sum_kernel(
 ):
     """Add up the pieces of ROWS rows of a cut tile in float64, in their order along k."""
     item = items + 5 * tl.program_id(0)
-    index = tl.load(item)
-    layer = layers + FIELDS * index
+    layer = layers + FIELDS * tl.load(item)
+    of_layer = summary + 2 * tl.load(layer + NUMBER)
     first = tl.load(item + 3)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    at = partial + (row * BLOCK)[:, None] + column[None, :]
+    within = tl.program_id(1) * ROWS
+    at = partial + ((within + tl.arange(0, ROWS)) * BLOCK)[:, None] + tl.arange(0, BLOCK)[None, :]
     tile = tl.zeros((ROWS, BLOCK), tl.float64)
     for slot in range(first, first + tl.load(item + 4)):
         tile += tl.load(at + slot * (BLOCK * BLOCK)).to(tl.float64)
     scale = 1.0 / tl.maximum(tl.load(layer + POSITIONS) - 1, 1).to(tl.float64)
-    i = tl.load(item + 1) * BLOCK + row
-    j = tl.load(item + 2) * BLOCK + column
-    _store(layer, vectors, summary + 2 * index, tile, i, j, scale, OUT, EXACT)
+    row = tl.load(item + 1) * BLOCK + within
+    column = tl.load(item + 2) * BLOCK
+    _store(layer, vectors, of_layer, tile, row, column, scale, OUT, EXACT)

@@ -10,7 +10,7 @@ these five is made contiguous first.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, no_type_check
 
 import numpy as np
@@ -128,12 +128,14 @@ def gather_kernel(slabs, indices, count, TILE: tl.constexpr):
         _copy(slab, number, inside, at, tl.int8)
 
 
-def launch_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
-    """See :func:`slimfast.kernels.ops.grouped_gather`."""
+def prepare_gather(
+    tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]
+) -> tuple[list[Tensor], Callable[[], None]]:
+    """The results and what fills them: see :func:`slimfast.kernels.ops.grouped_gather`."""
     device = tensors[0].device
     outputs = []
     slabs: list[Slab] = []
-    # What the slabs point to, alive until the launch: a copy may be among them.
+    # What the slabs point to; a copy may be among them.
     sources = []
     for tensor, keep in zip(tensors, keeps, strict=True):
         kept = {dim: index for dim, index in keep.items() if len(index) < tensor.shape[dim]}
@@ -145,11 +147,15 @@ def launch_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> l
         sources.append(source)
         outputs.append(output)
         slabs += _slabs(source, output, kept)
-    if not slabs:
-        return outputs
-    table, indices, tiles = _table(slabs)
-    gather_kernel[(tiles,)](*to_device([table, indices], device), len(slabs), TILE, enable_fp_fusion=True)
-    return outputs
+    rows, indices, tiles = _table(slabs)
+    tables = to_device([rows, indices], device)
+
+    def launch() -> None:
+        # Nothing to write is no grid.
+        if sources and tiles:
+            gather_kernel[(tiles,)](*tables, len(rows), TILE, enable_fp_fusion=True)
+
+    return outputs, launch
 
 
 def _segments(tensor: Tensor, cut: Iterable[int]) -> list[list[Axis]]:

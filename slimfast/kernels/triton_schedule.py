@@ -16,10 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from slimfast.kernels.prepared import host_table
+
 Table = npt.NDArray[np.int64]
 
 # The order of a layer's numbers in the table; the kernels unpack the same names.
 LAYER_FIELDS = (
+    "number",
     "pointer",
     "units",
     "positions",
@@ -81,21 +84,28 @@ class GramWork(NamedTuple):
 
 
 def layer_table(
-    xs: Sequence[Tensor], rows: Sequence[bool], matrices: Sequence[Tensor], *, centred_later: bool
+    xs: Sequence[Tensor],
+    rows: Sequence[bool],
+    matrices: Sequence[Tensor],
+    numbers: Sequence[int],
+    *,
+    centred_later: bool,
 ) -> Layers:
-    """The table of layers of one dtype; ``centred_later``: products are taken of what is not centred."""
+    """The table of layers of one dtype, ``numbers`` of the call; ``centred_later``: products are taken of
+    what is not centred.
+    """
     table = np.zeros((len(xs), len(LAYER_FIELDS)), dtype=np.int64)
     units = sum(x.shape[0] for x in xs)
     mean = block = edge_parts = 0
     vectors = units
-    for row, x, by_rows, matrix in zip(table, xs, rows, matrices, strict=True):
+    for row, x, by_rows, matrix, number in zip(table, xs, rows, matrices, numbers, strict=True):
         n, d = x.shape
         blocks = -(-n // MOMENT_UNITS)
         # The vector that centring needs later: the means themselves for rows, r for columns.
         needs_edge = centred_later and not by_rows
         edge, parts = (vectors, edge_parts) if needs_edge else (mean, -1)
         row[:] = (
-            *(x.data_ptr(), n, d, x.stride(0), x.stride(1), by_rows, _aligned(x, by_rows)),
+            *(number, x.data_ptr(), n, d, x.stride(0), x.stride(1), by_rows, _aligned(x, by_rows)),
             *(mean, edge, parts, block, matrix.data_ptr()),
         )
         mean += n
@@ -198,7 +208,7 @@ def _triangle(count: int) -> Table:
 def to_device(tables: Sequence[Table], device: torch.device) -> list[Tensor]:
     """The tables on the device, flat, by one copy that nobody waits for, each at a multiple of 16 bytes."""
     lengths = [table.size + table.size % 2 for table in tables]
-    host = torch.zeros(sum(lengths), dtype=torch.int64, pin_memory=device.type == "cuda")
+    host = host_table(sum(lengths), device).zero_()
     for part, table in zip(torch.split(host, lengths), tables, strict=True):
         part[: table.size] = torch.from_numpy(table).reshape(-1)
     return list(torch.split(host.to(device, non_blocking=True), lengths))

@@ -9,7 +9,7 @@ import functools
 import importlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NoReturn
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from slimfast.errors import BackendUnavailable
+from slimfast.kernels.prepared import Prepared
 
 OLDEST_TRITON = (3, 4)
 # bfloat16 and TF32 tensor cores begin here.
@@ -67,85 +68,103 @@ def _why_no_triton() -> str | None:
 
 def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows`` chooses sides, ``dtypes`` results."""
+    call = prepare_covariance(xs, rows, dtypes)
+    call.launch()
+    return call.results
+
+
+def prepare_covariance(
+    xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
+) -> Prepared[tuple[list[Tensor], Tensor]]:
+    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    device = xs[0].device
     kinds = defaultdict(list)
     matrices = []
     for i, (x, by_rows, dtype) in enumerate(zip(xs, rows, dtypes, strict=True)):
         m = x.shape[0] if by_rows else x.shape[1]
-        matrices.append(torch.empty(m, m, dtype=dtype, device=x.device))
+        matrices.append(torch.empty(m, m, dtype=dtype, device=device))
         kinds[x.dtype, dtype].append(i)
-    traces: list[Tensor] = [torch.empty(0)] * len(xs)
-    for members in kinds.values():
-        with _on(xs[0].device):
-            found = _covariance_of_one_dtype(
-                [xs[i] for i in members], [rows[i] for i in members], [matrices[i] for i in members]
-            )
-        for i, trace in zip(members, found.unbind(), strict=True):
-            traces[i] = trace
-    return matrices, torch.stack(traces)
+    # Trace and sum of squared means of every layer.
+    summary = torch.empty(len(xs), 2, dtype=torch.float64, device=device)
+    with _on(device):
+        launches = [_prepare_one_dtype(xs, rows, matrices, members, summary) for members in kinds.values()]
+
+    def launch() -> None:
+        with _on(device):
+            for one in launches:
+                one()
+
+    return Prepared((matrices, summary[:, 0]), launch)
 
 
-def _covariance_of_one_dtype(xs: list[Tensor], rows: list[bool], matrices: list[Tensor]) -> Tensor:
-    """Fill the matrices, all of one dtype, from layers of one dtype; returns their traces (g,) float64."""
-    from slimfast.kernels import triton_covariance as kernels
+def _prepare_one_dtype(
+    xs: list[Tensor], rows: list[bool], matrices: list[Tensor], members: list[int], summary: Tensor
+) -> Callable[[], None]:
+    """What fills the matrices of these members, which are of one dtype, from layers of one dtype."""
+    from slimfast.kernels import triton_covariance, triton_moments
     from slimfast.kernels import triton_schedule as schedule
 
+    xs, rows = [xs[i] for i in members], [rows[i] for i in members]
+    matrices = [matrices[i] for i in members]
     source, dtype, device = xs[0].dtype, matrices[0].dtype, xs[0].device
     # Products of 16-bit numbers are exact in float32 as long as nothing is subtracted from them first.
     exact = source in (torch.bfloat16, torch.float16) and dtype == torch.float32
     compute = torch.float64 if torch.float64 in (source, dtype) else torch.float32
+    element = triton_moments.ELEMENT
     processors = _processors(device)
     sizes = [x.shape if by_rows else x.shape[::-1] for x, by_rows in zip(xs, rows, strict=True)]
     tiles = schedule.choose_tiles([m for m, _ in sizes], compute, exact=exact, processors=processors)
-    layers = schedule.layer_table(xs, rows, matrices, centred_later=exact)
+    layers = schedule.layer_table(xs, rows, matrices, members, centred_later=exact)
     work = schedule.gram_work(sizes, tiles, processors)
     moments, summaries = schedule.moment_items(layers), schedule.summary_items(layers)
     tables = schedule.to_device([layers.table, moments, summaries, work.items, work.cut], device)
     layer_table, moment_items, summary_items, gram_items, cut_tiles = tables
-
     vectors = torch.empty(layers.vectors, dtype=torch.float64, device=device)
     edge_parts = torch.empty(layers.edge_parts, dtype=torch.float64, device=device)
     sums = torch.empty(layers.blocks, 2, dtype=torch.float64, device=device)
-    summary = torch.empty(len(xs), 2, dtype=torch.float64, device=device)
     partial = torch.empty(work.slots, tiles.block, tiles.block, dtype=compute, device=device)
-    kernels.moments_kernel[(len(moments),)](
-        *(layer_table, moment_items, vectors, sums, edge_parts),
-        ELEMENT=kernels.ELEMENT[source],
-        BLOCK=kernels.MOMENT_POSITIONS,
-        enable_fp_fusion=True,
-    )
-    kernels.summary_kernel[(len(summaries),)](
-        *(layer_table, summary_items, sums, edge_parts, vectors, summary),
-        BLOCKS=kernels.SUMMARY_BLOCKS,
-        COLUMNS=schedule.SUMMARY_COLUMNS,
-        enable_fp_fusion=True,
-    )
-    for centre in (False, True) if exact else (True,):
-        kernels.gram_kernel[(min(len(work.items), 2 * processors),)](
-            *(layer_table, gram_items, len(work.items), vectors, summary, partial),
-            ELEMENT=kernels.ELEMENT[source],
-            COMPUTE=kernels.ELEMENT[compute],
-            OUT=kernels.ELEMENT[dtype],
-            BLOCK=tiles.block,
-            DEPTH=tiles.depth,
-            PRODUCTS=kernels.PRODUCTS,
-            EXACT=exact,
-            CENTRE=centre,
-            # The interpreter's bfloat16 product is wrong; float32 holds the same numbers.
-            WIDEN=exact and interpreted(),
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
+
+    def launch() -> None:
+        triton_moments.moments_kernel[(len(moments),)](
+            *(layer_table, moment_items, vectors, sums, edge_parts),
+            ELEMENT=element[source],
+            BLOCK=triton_moments.MOMENT_POSITIONS,
             enable_fp_fusion=True,
         )
-    if work.slots:
-        kernels.sum_kernel[(len(work.cut), tiles.block // kernels.SUM_ROWS)](
-            *(layer_table, cut_tiles, vectors, summary, partial),
-            OUT=kernels.ELEMENT[dtype],
-            BLOCK=tiles.block,
-            ROWS=kernels.SUM_ROWS,
-            EXACT=exact,
+        triton_moments.summary_kernel[(len(summaries),)](
+            *(layer_table, summary_items, sums, edge_parts, vectors, summary),
+            BLOCKS=triton_moments.SUMMARY_BLOCKS,
+            COLUMNS=schedule.SUMMARY_COLUMNS,
             enable_fp_fusion=True,
         )
-    return summary[:, 0]
+        for centre in (False, True) if exact else (True,):
+            triton_covariance.gram_kernel[(min(len(work.items), 2 * processors),)](
+                *(layer_table, gram_items, len(work.items), vectors, summary, partial),
+                ELEMENT=element[source],
+                COMPUTE=element[compute],
+                OUT=element[dtype],
+                BLOCK=tiles.block,
+                DEPTH=tiles.depth,
+                PRODUCTS=triton_covariance.PRODUCTS,
+                EXACT=exact,
+                CENTRE=centre,
+                # The interpreter's bfloat16 product is wrong; float32 holds the same numbers.
+                WIDEN=exact and interpreted(),
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
+                enable_fp_fusion=True,
+            )
+        if work.slots:
+            triton_covariance.sum_kernel[(len(work.cut), tiles.block // triton_covariance.SUM_ROWS)](
+                *(layer_table, cut_tiles, vectors, summary, partial),
+                OUT=element[dtype],
+                BLOCK=tiles.block,
+                ROWS=triton_covariance.SUM_ROWS,
+                EXACT=exact,
+                enable_fp_fusion=True,
+            )
+
+    return launch
 
 
 def _processors(device: torch.device) -> int:
@@ -176,7 +195,21 @@ def _unavailable(op: str, inputs: list[Tensor]) -> str:
 
 def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_gather`."""
-    from slimfast.kernels.triton_gather import launch_gather
+    call = prepare_gather(tensors, keeps)
+    call.launch()
+    return call.results
 
-    with _on(tensors[0].device):
-        return launch_gather(tensors, keeps)
+
+def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> Prepared[list[Tensor]]:
+    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    from slimfast.kernels.triton_gather import prepare_gather as prepare
+
+    device = tensors[0].device
+    with _on(device):
+        thin, start = prepare(tensors, keeps)
+
+    def launch() -> None:
+        with _on(device):
+            start()
+
+    return Prepared(thin, launch)
