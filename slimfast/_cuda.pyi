@@ -11,9 +11,6 @@ COVARIANCE_FINISH_ROWS: int
 MOMENT_ROWS: int
 WARP_MATRIX: int
 MAX_CLUSTER: int
-IN_SHARED: int
-VECTORS_IN_SHARED: int
-IN_WORKSPACE: int
 STURM_VALUES: int
 
 class GatherTable:
@@ -63,21 +60,18 @@ def covariance_finish(
 def covariance_shared_bytes(in_double: bool, tile: int, /) -> int: ...
 def eigvalsh_warp(device: int, stream: int, layers: int, count: int, is_double: bool, /) -> None: ...
 def tridiagonalise(
-    device: int,
-    stream: int,
-    layers: int,
-    count: int,
-    is_double: bool,
-    largest: int,
-    cluster: int,
-    placement: int,
-    /,
+    device: int, stream: int, layers: int, count: int, is_double: bool, largest: int, cluster: int, /
 ) -> None: ...
+def tridiagonalise_shared_bytes(m: int, is_double: bool, cluster: int, /) -> int: ...
+def reduce_to_band(
+    device: int, stream: int, layers: int, sizes: list[int], is_double: bool, cluster: int, /
+) -> None: ...
+def chase_bulges(device: int, stream: int, layers: int, count: int, is_double: bool, /) -> None: ...
+def panel_rows(is_double: bool, /) -> int: ...
+def band_workspace_bytes(m: int, is_double: bool, /) -> int: ...
 def sturm_eigenvalues(
     device: int, stream: int, table: int, count: int, blocks: int, is_double: bool, largest: int, /
 ) -> None: ...
-def tridiagonalise_shared_bytes(m: int, is_double: bool, cluster: int, placement: int, /) -> int: ...
-def tridiagonalise_workspace_bytes(m: int, is_double: bool, cluster: int, /) -> int: ...
 def pivoted_cholesky(
     device: int, stream: int, layers: int, count: int, shared: int, cluster: int, /
 ) -> None: ...

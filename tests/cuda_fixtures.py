@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from slimfast import _native
 
@@ -38,3 +40,46 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     native.module.skip_barrier("")
     native.module.set_device(SHARED_BYTES, True)
     _native.cuda.cache_clear()
+
+
+Run = Callable[[ModuleType], list[Tensor]]
+ORDERS: tuple[tuple[Any, ...], ...] = (("reverse",), ("shuffled", 1), ("shuffled", 2))
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether the tensors are equal bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def assert_independent_of_the_order(emulator: ModuleType, run: Run) -> None:
+    """Whatever the order in which threads and blocks run, the results are the same."""
+    forward = run(emulator)
+    for order in ORDERS:
+        emulator.set_order(*order)
+        assert same(run(emulator), forward), order
+
+
+def barriers_not_needed(emulator: ModuleType, run: Run) -> list[str]:
+    """The barriers that ``run`` meets and that can be left out without any order of threads showing it."""
+    emulator.take_barrier_sites()
+    right = run(emulator)
+    sites = emulator.take_barrier_sites()
+    assert sites
+    unseen = []
+    for site in sites:
+        emulator.skip_barrier(site)
+        if not _is_seen(emulator, run, right):
+            unseen.append(site)
+    return unseen
+
+
+def _is_seen(emulator: ModuleType, run: Run, right: list[Tensor]) -> bool:
+    """Whether some order of the threads gives other results than the right ones, or none at all."""
+    for order in (*ORDERS, ("forward",)):
+        emulator.set_order(*order)
+        try:
+            if not same(run(emulator), right):
+                return True
+        except (ValueError, RuntimeError):
+            return True
+    return False

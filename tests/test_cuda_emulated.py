@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
 
 import kernels_cases as cases
 import numpy as np
 import pytest
 import torch
-from cuda_fixtures import SHARED_BYTES
+from cuda_fixtures import SHARED_BYTES, assert_independent_of_the_order, barriers_not_needed
 from torch import Tensor
 
 from slimfast import _native
 from slimfast.kernels import dispatch, ops
-from slimfast.kernels.cuda_tables import reduction_of
 
 SINGLE_DOUBLE = (torch.float32, torch.float64)
 
@@ -110,121 +108,6 @@ def test_covariance_names_a_layer_that_is_not_finite(device: str) -> None:
     xs[1][3, 69] = float("nan")
     with pytest.raises(ValueError, match=r"nan.*second"):
         ops.grouped_covariance(xs, names=["first", "second"], backend="cuda")
-
-
-# --- eigvalsh
-
-
-def worst_error(values: list[Tensor], exact: list[Tensor]) -> float:
-    """Over a group, the largest error relative to the matrix's largest eigenvalue."""
-    errors = [
-        (v.double() - e).abs().max().item() / max(e.abs().max().item(), 1e-300)
-        for v, e in zip(values, exact, strict=True)
-    ]
-    return max(errors)
-
-
-def assert_eigenvalues(mats: list[Tensor], device: str) -> None:
-    """The group's largest error, and in float32 that of the sums, is at most twice PyTorch's.
-
-    For float64 there is nothing better to compare with than PyTorch itself: its own error shows as the
-    difference that reversing the rows and columns makes, which changes no eigenvalue.
-    """
-    on_device = ops.grouped_eigvalsh([mat.to(device) for mat in mats], backend="cuda")
-    ours = [values.cpu() for values in on_device]
-    exact = [torch.linalg.eigvalsh(mat.double()) for mat in mats]
-    torchs = [torch.linalg.eigvalsh(m if m.dtype == torch.float32 else m.flip(0, 1)) for m in mats]
-    unit = torch.finfo(mats[0].dtype).eps
-    assert worst_error(ours, exact) <= 2 * max(worst_error(torchs, exact), unit)
-    assert all(v.dtype == m.dtype and bool((v[1:] >= v[:-1]).all()) for v, m in zip(ours, mats, strict=True))
-    if mats[0].dtype == torch.float32:
-        sums = [[v.double().cumsum(0) for v in values] for values in (ours, torchs, exact)]
-        assert worst_error(sums[0], sums[2]) <= 2 * max(worst_error(sums[1], sums[2]), unit)
-
-
-@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
-def test_eigenvalues_at_every_small_size(device: str, dtype: torch.dtype) -> None:
-    assert_eigenvalues([cases.wishart(m).to(dtype) for m in cases.SMALL_SIZES], device)
-
-
-@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
-@pytest.mark.parametrize("m", [3, 29, 37, 70])
-def test_eigenvalues_of_every_kind_of_matrix(device: str, m: int, dtype: torch.dtype) -> None:
-    assert_eigenvalues([make(m).to(dtype) for make in cases.SYMMETRIC.values()], device)
-
-
-@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
-@pytest.mark.parametrize("m", [129, 257])
-def test_eigenvalues_of_a_group_of_larger_ones(device: str, m: int, dtype: torch.dtype) -> None:
-    kinds = (cases.wishart, cases.layer_like, cases.repeated, cases.graded, cases.rank_one)
-    assert_eigenvalues([make(m).to(dtype) for make in kinds], device)
-
-
-# A device with little shared memory has its switches at sizes that are quick to run: kilobytes for float32,
-# and the (cluster, placement) that are then met.
-SMALL_DEVICES = {
-    16: {(0, "IN_SHARED"), *((c, "IN_SHARED") for c in (1, 2, 4, 8)), (8, "VECTORS_IN_SHARED")},
-    4: {(0, "IN_SHARED"), (8, "VECTORS_IN_SHARED"), (8, "IN_WORKSPACE")},
-}
-
-
-@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
-@pytest.mark.parametrize("kilobytes", SMALL_DEVICES)
-def test_eigenvalues_around_every_switch_of_kernel(
-    emulator: ModuleType, kilobytes: int, dtype: torch.dtype
-) -> None:
-    is_double = dtype == torch.float64
-    limits = (kilobytes * (2048 if is_double else 1024), True)
-    emulator.set_device(*limits)
-    kinds = [reduction_of(emulator, m, is_double, limits) for m in range(1, 161)]
-    met = {(kind.cluster, kind.placement) for kind in kinds}
-    assert met == {(cluster, getattr(emulator, name)) for cluster, name in SMALL_DEVICES[kilobytes]}
-    switches = [m for m in range(1, 160) if kinds[m - 1] != kinds[m]]
-    assert_eigenvalues([cases.layer_like(m + more).to(dtype) for m in switches for more in (0, 1)], "cpu")
-
-
-@pytest.mark.parametrize("shared_bytes", [163 << 10, 8 << 10])
-def test_eigenvalues_on_a_device_without_clusters(emulator: ModuleType, shared_bytes: int) -> None:
-    emulator.set_device(shared_bytes, False)
-    assert reduction_of(emulator, 150, False, (shared_bytes, False)).cluster == 1
-    assert_eigenvalues([cases.wishart(150).float(), cases.wishart(40)], "cpu")
-
-
-def test_the_one_block_kernel_reaches_320_on_sm_90(emulator: ModuleType) -> None:
-    assert reduction_of(emulator, 320, False, (SHARED_BYTES, True)).cluster == 1
-    assert reduction_of(emulator, 768, False, (SHARED_BYTES, True)).placement == emulator.IN_SHARED
-
-
-def test_eigenvalues_read_only_the_lower_triangle_of_any_strides(device: str) -> None:
-    for m in (20, 50):
-        mat = cases.with_spectrum(torch.arange(m))
-        expected = ops.grouped_eigvalsh([mat.to(device)], backend="cuda")[0]
-        spaced = torch.full((2 * m, 3 * m), float("nan"), dtype=torch.float64, device=device)[::2, ::3]
-        spaced.copy_(mat.tril() + torch.full((m, m), float("nan")).double().triu(1))
-        assert torch.equal(ops.grouped_eigvalsh([spaced], backend="cuda")[0], expected)
-        assert torch.equal(ops.grouped_eigvalsh([mat.to(device).T], backend="cuda")[0], expected)
-
-
-@pytest.mark.parametrize("scale", [1e300, 1e-300, 5e-324])
-def test_eigenvalues_at_the_ends_of_float64(device: str, scale: float) -> None:
-    mats = [cases.wishart(m) * scale for m in (10, 40)]
-    for mat, values in zip(
-        mats, ops.grouped_eigvalsh([m.to(device) for m in mats], backend="cuda"), strict=True
-    ):
-        # Ten digits are left of what float64 can hold there; LAPACK gets the matrix brought to 1.
-        shift = 2.0**40 if scale < 1 else 2.0**-40
-        exact = torch.linalg.eigvalsh(mat * shift * shift if scale == 1e-300 else mat)
-        exact = exact / shift / shift if scale == 1e-300 else exact
-        assert torch.allclose(values.cpu(), exact, rtol=0, atol=1e-14 * exact.abs().max().item() + 5e-324)
-
-
-@pytest.mark.parametrize("m", [7, 45])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_eigenvalues_name_a_matrix_that_is_not_finite(device: str, m: int, bad: float) -> None:
-    mats = [cases.wishart(m), cases.wishart(m)]
-    mats[1][m - 1, 0] = bad
-    with pytest.raises(ValueError, match="second"):
-        ops.grouped_eigvalsh([mat.to(device) for mat in mats], names=["first", "second"], backend="cuda")
 
 
 # --- pivoted Cholesky
@@ -408,15 +291,6 @@ def run_covariance(_: ModuleType) -> list[Tensor]:
     return [*covariances.matrices, covariances.traces]
 
 
-def run_eigvalsh(emulator: ModuleType) -> list[Tensor]:
-    values = []
-    # A warp, one block, two blocks, and eight through the workspace.
-    for shared_bytes, sizes in ((20 << 10, (32, 40, 50)), (2560, (37,))):
-        emulator.set_device(shared_bytes, True)
-        values += ops.grouped_eigvalsh([cases.layer_like(m) for m in sizes], backend="cuda")
-    return values
-
-
 def run_pivoted_cholesky(emulator: ModuleType) -> list[Tensor]:
     # More picks than are staged at a time; two blocks to the larger matrix, then one in two turns of rows.
     mats = [cases.wishart(140), cases.wishart(520).float()]
@@ -433,43 +307,14 @@ def run_gather(_: ModuleType) -> list[Tensor]:
     return ops.grouped_gather(tensors, [keep for _, keep in gather_cases()], backend="cuda")
 
 
-RUNS = {run.__name__: run for run in (run_covariance, run_eigvalsh, run_pivoted_cholesky, run_gather)}
-ORDERS: tuple[tuple[Any, ...], ...] = (("reverse",), ("shuffled", 1), ("shuffled", 2))
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+RUNS = {run.__name__: run for run in (run_covariance, run_pivoted_cholesky, run_gather)}
 
 
 @pytest.mark.parametrize("op", RUNS)
 def test_results_do_not_depend_on_the_order_of_threads(emulator: ModuleType, op: str) -> None:
-    forward = RUNS[op](emulator)
-    for order in ORDERS:
-        emulator.set_order(*order)
-        assert same(RUNS[op](emulator), forward), order
-
-
-def is_seen(emulator: ModuleType, run: Callable[[ModuleType], list[Tensor]], right: list[Tensor]) -> bool:
-    """Whether some order of the threads gives other results than the right ones, or none at all."""
-    for order in (*ORDERS, ("forward",)):
-        emulator.set_order(*order)
-        try:
-            if not same(run(emulator), right):
-                return True
-        except (ValueError, RuntimeError):
-            return True
-    return False
+    assert_independent_of_the_order(emulator, RUNS[op])
 
 
 @pytest.mark.parametrize("op", RUNS)
 def test_every_barrier_is_needed_and_a_missing_one_is_seen(emulator: ModuleType, op: str) -> None:
-    emulator.take_barrier_sites()
-    right = RUNS[op](emulator)
-    sites = emulator.take_barrier_sites()
-    assert sites
-    unseen = []
-    for site in sites:
-        emulator.skip_barrier(site)
-        if not is_seen(emulator, RUNS[op], right):
-            unseen.append(site)
-    assert unseen == []
+    assert barriers_not_needed(emulator, RUNS[op]) == []

@@ -18,19 +18,16 @@ constexpr unsigned kThreads = kWarps * 32;
 // the pending update and multiplies the result by the new vector. Two barriers a step; with peers one more,
 // and one of the cluster.
 
-// kInBlock: everything is in shared memory, which the compiler must know to use its instructions.
-template <class T, bool kPeers, bool kInBlock>
+template <class T, bool kPeers>
 class Reduction {
   public:
-    __device__ Reduction(const std::int64_t* layer, int placement, unsigned cluster)
+    __device__ Reduction(const std::int64_t* layer, unsigned cluster)
         : layer_(layer),
           size_(static_cast<int>(layer[kEigSize])),
           padded_(static_cast<int>(row_blocks(size_)) * kBlock),
           cluster_(kPeers ? cluster : 1),
           rank_(kPeers ? cluster_rank() : 0),
-          in_workspace_(!kInBlock && placement == kInWorkspace),
-          slot_bytes_(static_cast<std::int64_t>(ReductionMemory<T, kPeers>::all_bytes(size_, cluster_))),
-          memory_(in_workspace_ ? slot() : shared_memory(), kInBlock ? shared_memory() : slot(), padded_),
+          memory_(shared_memory(), padded_),
           tridiagonal_(reinterpret_cast<double*>(layer[kEigTridiagonal])),
           a_(memory_.storage) {}
 
@@ -64,21 +61,16 @@ class Reduction {
         }
         // Entry 0 is used by the thread that wrote it, and the rest was written before the last barrier.
         // The last publish was followed by a barrier of the cluster: no peer reads here any more.
-        if (rank_ == 0) normalise(sound ? scale.undo() : Limits<double>::kNan);
+        if (rank_ == 0)
+            normalise_for_sturm(tridiagonal_, size_, sound ? scale.undo() : Limits<double>::kNan,
+                                memory_.norms);
     }
 
   private:
-    __device__ unsigned char* slot() const {
-        return reinterpret_cast<unsigned char*>(layer_[kEigStorage]) + rank_ * slot_bytes_;
-    }
-
     // What `mine` is in the block of `rank`.
     template <class V>
     __device__ V read_peer(const V* mine, unsigned rank) const {
-        if (!in_workspace_) return *peer_shared(mine, rank);
-        const std::int64_t away = (static_cast<std::int64_t>(rank) - rank_) * slot_bytes_;
-        // Past the first-level cache, which does not see what other blocks write.
-        return __ldcg(reinterpret_cast<const V*>(reinterpret_cast<const unsigned char*>(mine) + away));
+        return *peer_shared(mine, rank);
     }
 
     // The largest magnitude of the whole lower triangle, or infinity; known to every thread.
@@ -281,59 +273,22 @@ class Reduction {
         cluster_barrier();
     }
 
-    // Leaves what sturm_counts wants, and the factor that leads back to the eigenvalues.
-    __device__ void normalise(double undo) {
-        double* const off = tridiagonal_ + size_;
-        double reach = 0;
-        for (int i = static_cast<int>(threadIdx.x); i < size_; i += kThreads) {
-            reach =
-                fmax(reach, fabs(tridiagonal_[i]) + fabs(off[i]) + (i + 1 < size_ ? fabs(off[i + 1]) : 0.0));
-        }
-        reach = block_max(reach, memory_.norms);
-        const double unit = sturm_unit(reach);
-        for (int i = static_cast<int>(threadIdx.x); i < size_; i += kThreads) {
-            tridiagonal_[i] /= unit;
-            off[i] = square_for_sturm(off[i] / unit);
-        }
-        if (threadIdx.x == 0) off[size_] = undo * (reach == 0.0 ? 0.0 : unit);
-    }
-
     const std::int64_t* layer_;
     int size_, padded_;
     unsigned cluster_, rank_;
-    bool in_workspace_;
-    std::int64_t slot_bytes_;
     ReductionMemory<T, kPeers> memory_;
     double* tridiagonal_;
     T* a_;
 };
 
-template <class T, bool kPeers, bool kInBlock>
+template <class T, bool kPeers>
 __global__ void __launch_bounds__(kThreads, 1)
-    reduce_to_tridiagonal(const std::int64_t* __restrict__ layers, unsigned cluster, int placement) {
+    reduce_to_tridiagonal(const std::int64_t* __restrict__ layers, unsigned cluster) {
     const std::int64_t matrix = blockIdx.x / cluster;
-    Reduction<T, kPeers, kInBlock>(layers + matrix * kEigFields, placement, cluster).run();
+    Reduction<T, kPeers>(layers + matrix * kEigFields, cluster).run();
 }
 
 // Launch.
-
-template <class T, bool kPeers>
-std::size_t shared_bytes(std::int64_t size, unsigned cluster, int placement) {
-    if (placement == kInShared) return ReductionMemory<T, kPeers>::all_bytes(size, cluster);
-    return placement == kVectorsInShared ? ReductionMemory<T, kPeers>::vector_bytes(row_blocks(size) * kBlock)
-                                         : 0;
-}
-
-template <class T, bool kPeers>
-void launch_reduction(Stream stream, const std::int64_t* layers, int count, std::int64_t largest,
-                      unsigned cluster, int placement) {
-    const auto kernel = placement == kInShared ? reduce_to_tridiagonal<T, kPeers, true>
-                                               : reduce_to_tridiagonal<T, kPeers, false>;
-    launch("tridiagonalise", kernel, stream,
-           Shape{std::int64_t{count} * cluster, kThreads,
-                 shared_bytes<T, kPeers>(largest, cluster, placement), cluster},
-           layers, cluster, placement);
-}
 
 // Calls action(T, with peers) with the types the arguments name.
 template <class Action>
@@ -347,23 +302,18 @@ auto with_kernel(bool is_double, unsigned cluster, Action action) {
 
 // Entry.
 
-std::size_t tridiagonalise_workspace_bytes(std::int64_t m, bool is_double, unsigned cluster) {
+std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned cluster) {
     return with_kernel(is_double, cluster, [=](auto t, auto peers) {
-        return cluster * ReductionMemory<decltype(t), decltype(peers)::value>::all_bytes(m, cluster);
-    });
-}
-
-std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned cluster, int placement) {
-    return with_kernel(is_double, cluster, [=](auto t, auto peers) {
-        return shared_bytes<decltype(t), decltype(peers)::value>(m, cluster, placement);
+        return ReductionMemory<decltype(t), decltype(peers)::value>::all_bytes(m, cluster);
     });
 }
 
 void tridiagonalise(Stream stream, const std::int64_t* layers, int count, bool is_double,
-                    std::int64_t largest, unsigned cluster, int placement) {
+                    std::int64_t largest, unsigned cluster) {
+    const std::size_t shared_bytes = tridiagonalise_shared_bytes(largest, is_double, cluster);
     with_kernel(is_double, cluster, [=](auto t, auto peers) {
-        launch_reduction<decltype(t), decltype(peers)::value>(stream, layers, count, largest, cluster,
-                                                              placement);
+        launch("tridiagonalise", reduce_to_tridiagonal<decltype(t), decltype(peers)::value>, stream,
+               Shape{std::int64_t{count} * cluster, kThreads, shared_bytes, cluster}, layers, cluster);
     });
 }
 

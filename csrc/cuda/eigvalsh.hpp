@@ -1,8 +1,10 @@
-// Eigenvalues of symmetric matrices: Householder reduction to tridiagonal form, then Sturm multisection.
+// Eigenvalues of symmetric matrices: Householder reduction to tridiagonal form, in one stage or two, then
+// Sturm multisection.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "stream.hpp"
 
@@ -15,7 +17,7 @@ enum EigField {
     kEigColumnStride,  // only elements (i, j) with j <= i are read
     kEigTridiagonal,   // float64 workspace of 2 m + 1: the diagonal, the squared off-diagonal entries, the
                        // scale
-    kEigStorage,       // tridiagonalise_workspace_bytes(), 16-byte aligned; 0 where all is in shared memory
+    kEigStorage,       // band_workspace_bytes(), 16-byte aligned; 0 for the kernels of one stage
     kEigOut,           // (m,), in the matrix's type
     kEigFields
 };
@@ -29,21 +31,25 @@ inline constexpr int kMaxCluster = 8;
 // Everything for m <= kWarpMatrix, a warp to each matrix.
 void eigvalsh_warp(Stream stream, const std::int64_t* layers, int count, bool is_double);
 
-// Where the reduction of a matrix keeps what it works with.
-enum Placement { kInShared, kVectorsInShared, kInWorkspace };
-
-// The tridiagonal form of any matrices: `cluster` blocks to each. `largest` is the largest m among them.
+// The tridiagonal form of matrices that fit into the shared memory of `cluster` blocks, in one stage.
+// `largest` is the largest m among them.
 void tridiagonalise(Stream stream, const std::int64_t* layers, int count, bool is_double,
-                    std::int64_t largest, unsigned cluster, int placement);
+                    std::int64_t largest, unsigned cluster);
+std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned cluster);
+
+// The tridiagonal form of any matrices in two stages: to a band in the workspace, then chase_bulges. `sizes`
+// are their m, descending; `cluster` blocks share a panel, whose rows are in registers where cluster
+// panel_rows() suffice. Launches some kernels for each panel, one after the other.
+void reduce_to_band(Stream stream, const std::int64_t* layers, const std::vector<std::int64_t>& sizes,
+                    bool is_double, unsigned cluster);
+void chase_bulges(Stream stream, const std::int64_t* layers, int count, bool is_double);
+std::int64_t panel_rows(bool is_double);
+std::size_t band_workspace_bytes(std::int64_t m, bool is_double);
 
 // Eigenvalues from the tridiagonal forms. `table` has starts before the layers as in gather.hpp, which count
 // blocks of kSturmValues eigenvalues.
 inline constexpr int kSturmValues = 128;
 void sturm_eigenvalues(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
                        bool is_double, std::int64_t largest);
-
-// Shared memory of one block of tridiagonalise, and the workspace of all blocks that share a matrix.
-std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned cluster, int placement);
-std::size_t tridiagonalise_workspace_bytes(std::int64_t m, bool is_double, unsigned cluster);
 
 }  // namespace slimfast::cuda

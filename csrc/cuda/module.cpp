@@ -94,9 +94,6 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
     module.attr("MOMENT_ROWS") = cuda::kMomentRows;
     module.attr("WARP_MATRIX") = cuda::kWarpMatrix;
     module.attr("MAX_CLUSTER") = cuda::kMaxCluster;
-    module.attr("IN_SHARED") = static_cast<int>(cuda::kInShared);
-    module.attr("VECTORS_IN_SHARED") = static_cast<int>(cuda::kVectorsInShared);
-    module.attr("IN_WORKSPACE") = static_cast<int>(cuda::kInWorkspace);
     module.attr("STURM_VALUES") = cuda::kSturmValues;
 
     module.def("device_limits", [](int device) {
@@ -158,9 +155,21 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
     module.def(
         "tridiagonalise",
         [](int device, Address stream, Address layers, int count, bool is_double, std::int64_t largest,
-           unsigned cluster, int placement) {
-            cuda::tridiagonalise({device, stream}, table_at(layers), count, is_double, largest, cluster,
-                                 placement);
+           unsigned cluster) {
+            cuda::tridiagonalise({device, stream}, table_at(layers), count, is_double, largest, cluster);
+        },
+        Free());
+    module.def(
+        "reduce_to_band",
+        [](int device, Address stream, Address layers, const std::vector<std::int64_t>& sizes, bool is_double,
+           unsigned cluster) {
+            cuda::reduce_to_band({device, stream}, table_at(layers), sizes, is_double, cluster);
+        },
+        Free());
+    module.def(
+        "chase_bulges",
+        [](int device, Address stream, Address layers, int count, bool is_double) {
+            cuda::chase_bulges({device, stream}, table_at(layers), count, is_double);
         },
         Free());
     module.def(
@@ -171,7 +180,8 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         },
         Free());
     module.def("tridiagonalise_shared_bytes", cuda::tridiagonalise_shared_bytes);
-    module.def("tridiagonalise_workspace_bytes", cuda::tridiagonalise_workspace_bytes);
+    module.def("panel_rows", cuda::panel_rows);
+    module.def("band_workspace_bytes", cuda::band_workspace_bytes);
     module.def(
         "pivoted_cholesky",
         [](int device, Address stream, Address layers, int count, int shared, unsigned cluster) {

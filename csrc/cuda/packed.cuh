@@ -33,9 +33,9 @@ __host__ __device__ inline std::int64_t storage_elements(std::int64_t size, unsi
     return row_block_start(owned * cluster, cluster - 1, cluster);
 }
 
-// What one block of the cluster works with, carved in this order: the vectors, padded to whole row blocks,
-// and the packed rows. A prefix of it is in shared memory and the rest at the same offsets in the block's
-// workspace. What is only for peers comes last among the vectors and, without peers, has no room.
+// The shared memory of one block of the cluster, carved in this order: the vectors, padded to whole row
+// blocks, and the packed rows. What is only for peers comes last among the vectors and, without peers, has no
+// room.
 template <class T, bool kPeers>
 struct ReductionMemory {
     double* norms;    // (warps,) sums of squares
@@ -50,17 +50,17 @@ struct ReductionMemory {
     T* columns;       // (warps, padded) A u by columns
     T* storage;       // the packed rows
 
-    __device__ ReductionMemory(unsigned char* first, unsigned char* second, std::int64_t padded)
-        : norms(reinterpret_cast<double*>(first)),
+    __device__ ReductionMemory(unsigned char* memory, std::int64_t padded)
+        : norms(reinterpret_cast<double*>(memory)),
           dots(norms + kReductionWarps),
           sent(dots + kReductionWarps),
           largest(sent + 2),
-          vectors(reinterpret_cast<T*>(first + kScalarBytes)),
+          vectors(reinterpret_cast<T*>(memory + kScalarBytes)),
           companion(vectors + 2 * padded),
           rows(companion + padded),
           share(rows + padded),
           next_row(share + 2 * padded),
-          columns(reinterpret_cast<T*>(second + vector_bytes(padded))),
+          columns(reinterpret_cast<T*>(memory + vector_bytes(padded))),
           storage(columns + kReductionWarps * padded) {}
 
     // A multiple of 16.

@@ -16,6 +16,20 @@ __device__ inline T warp_sum(T value) {
     return value;
 }
 
+// Lane l gets the sum over the lanes of terms[l]: halving the number of sums that a lane carries with each
+// exchange takes 31 shuffles.
+template <int kHalf = 16, class T>
+__device__ inline T transposed_sum(T (&terms)[32]) {
+    const bool upper = (lane_index() & kHalf) != 0;
+#pragma unroll
+    for (int j = 0; j < kHalf; ++j) {
+        const T sent = upper ? terms[j] : terms[j + kHalf];
+        terms[j] = (upper ? terms[j + kHalf] : terms[j]) + __shfl_xor_sync(kAllLanes, sent, kHalf);
+    }
+    if constexpr (kHalf > 1) return transposed_sum<kHalf / 2>(terms);
+    return terms[0];
+}
+
 template <class T>
 __device__ inline T warp_max(T value) {
 #pragma unroll

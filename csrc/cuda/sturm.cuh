@@ -18,6 +18,25 @@ __device__ inline double square_for_sturm(double e) {
     return square > 1e-40 ? square : 1e-40;
 }
 
+// Turns the diagonal and the off-diagonal entries that follow it, `size` each, into what sturm_counts wants,
+// and leaves after them the factor that leads back to the eigenvalues. For all threads of a block, after a
+// barrier; `scratch` as for block_max.
+__device__ inline void normalise_for_sturm(double* tridiagonal, int size, double undo, double* scratch) {
+    double* const off = tridiagonal + size;
+    const int threads = static_cast<int>(blockDim.x);
+    double reach = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += threads) {
+        reach = fmax(reach, fabs(tridiagonal[i]) + fabs(off[i]) + (i + 1 < size ? fabs(off[i + 1]) : 0.0));
+    }
+    reach = block_max(reach, scratch);
+    const double unit = sturm_unit(reach);
+    for (int i = static_cast<int>(threadIdx.x); i < size; i += threads) {
+        tridiagonal[i] /= unit;
+        off[i] = square_for_sturm(off[i] / unit);
+    }
+    if (threadIdx.x == 0) off[size] = undo * (reach == 0.0 ? 0.0 : unit);
+}
+
 // below[j] = number of eigenvalues less than x[j]. The terms of p_i = (d_i - x) p_{i-1} - e_i^2 p_{i-2}
 // change sign as often as there are; no division, two dependent operations a row, and kShifts chains to hide
 // their latency. Eight rows change the size of a term by a factor between 1e-160 and 3^8, hence the

@@ -44,4 +44,19 @@ struct Reflection {
     }
 };
 
+// I - u u^T with u = scale (head - beta, x) maps (head, x) to (beta, 0, ..., 0), for a column of a matrix of
+// about one.
+struct ScaledReflection {
+    double beta, scale;
+
+    // `tail` is the sum of squares of x; where these are too small to be accurate, they are left out.
+    template <class T>
+    __device__ static ScaledReflection of(double head, double tail, T) {
+        if (!(tail > (sizeof(T) == 8 ? 1e-280 : 1e-30))) return {head, 0.0};
+        const double norm = sqrt(head * head + tail);
+        const double beta = head > 0.0 ? -norm : norm;
+        return {beta, 1.0 / sqrt(beta * (beta - head))};
+    }
+};
+
 }  // namespace slimfast::cuda
