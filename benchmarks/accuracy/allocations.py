@@ -121,6 +121,11 @@ def marginal_gain(study: Study, share: float) -> Plan:
     return study.plan({}, share, curves=study.curves)
 
 
+def marginal_gain_inside(study: Study, share: float) -> Plan:
+    """The same with the residual streams left whole."""
+    return study.plan({}, share, curves=study.curves, exclude=("residual",))
+
+
 def marginal_gain_of_weights(study: Study, share: float) -> Plan:
     """The same from the spectra of the weights, without data."""
     curves = {}
@@ -135,6 +140,12 @@ def marginal_gain_of_weights(study: Study, share: float) -> Plan:
 def uniform(study: Study, share: float) -> Plan:
     """Control: the same share of every group."""
     return uniform_like(explained_variance(study, share), study.graph, study.spectra, budget=study.budget)
+
+
+def uniform_inside(study: Study, share: float) -> Plan:
+    """Control: the same share of every group but the residual streams, which are left whole."""
+    plan = study.plan(study.spectra, share, exclude=("residual",))
+    return uniform_like(plan, study.graph, study.spectra, budget=study.budget)
 
 
 def random(study: Study, share: float, *, seed: int = 0) -> Plan:

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from benchmarks.accuracy import resnet_cifar
+from benchmarks.accuracy import resnet_cifar, vgg_cifar
 from benchmarks.accuracy.cifar10_data import AugmentedBatches, Images, data_folder, load_split
 from benchmarks.stamp import ROOT, stamp
 from slimfast.controls import uniform_like
@@ -110,12 +110,14 @@ def run(
 
 
 def load_network(name: str, data: Path) -> nn.Module:
-    """The public network of that name, from ``weights`` in the data folder."""
-    found = sorted((data / "weights").glob(f"{name}-*.th"))
-    factory: Any = getattr(resnet_cifar, name, None)
+    """The network of that name: a public one from ``weights`` in the data folder, or VGG trained here."""
+    folders = (data / "weights", ROOT / "build" / "accuracy" / "weights")
+    found = [path for folder in folders for path in sorted(folder.glob(f"{name}-*.th"))]
+    factory: Any = getattr(resnet_cifar, name, getattr(vgg_cifar, name, None))
     if factory is None or not found:
         raise SlimfastError(
-            f"no network {name}: expected resnet20, 32, 44 or 56, with weights in {data}/weights"
+            f"no network {name}: expected resnet20, 32, 44 or 56, with weights in {data}/weights, "
+            f"or vgg16_bn, which benchmarks.accuracy.vgg trains"
         )
     network: nn.Module = factory().load_pretrained(found[0])
     return network

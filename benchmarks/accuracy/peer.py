@@ -20,10 +20,10 @@ STEPS = 200
 
 
 def torch_pruned(model: nn.Module, example: Tensor, macs: float) -> nn.Module:
-    """A copy of a CIFAR ResNet, pruned until it has at most ``macs`` of its MACs.
+    """A copy of a CIFAR network, pruned until it has at most ``macs`` of its MACs.
 
-    Only channels inside the blocks can go: torch-pruning does not see that the shortcuts' padding has to
-    change with the residual streams, and a network with streams cut no longer runs. The norm is
+    Of a ResNet only channels inside the blocks can go: torch-pruning does not see that the shortcuts' padding
+    has to change with the residual streams, and a network with streams cut no longer runs. The norm is
     ``GroupMagnitudeImportance(p=2)`` as it comes, over the whole network at once; the MACs are our count.
     """
     prepare_torchvision()
@@ -31,6 +31,7 @@ def torch_pruned(model: nn.Module, example: Tensor, macs: float) -> nn.Module:
     thin = copy.deepcopy(model)
     inner = {f"{name}.conv1" for name, module in thin.named_modules() if isinstance(module, BasicBlock)}
     layers = [(n, m) for n, m in thin.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    inner = inner or {name for name, module in layers if isinstance(module, nn.Conv2d)}
     limit = macs * count_module(thin, example).macs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

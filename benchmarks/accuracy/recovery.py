@@ -79,6 +79,10 @@ TELLING: dict[str, Contender] = {
     "uniform, L1, repaired": Contender(_of(allocations.uniform), repair="activations"),
     "group magnitude, repaired": Contender(_of(allocations.group_magnitude), repair="activations"),
     "torch-pruning": Contender(None),
+    "default, streams whole": Contender(
+        _of(allocations.marginal_gain_inside), "activations", "activations", control=False
+    ),
+    "uniform, L1, streams whole": Contender(_of(allocations.uniform_inside)),
 }
 OTHERS: dict[str, Contender] = {
     "group magnitude": Contender(_of(allocations.group_magnitude)),

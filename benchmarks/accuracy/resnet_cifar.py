@@ -94,20 +94,28 @@ class ResNet(nn.Module):
         Raises:
             ValueError: names or shapes do not match this depth; the message names the first that does not.
         """
-        checkpoint: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        stored = checkpoint.get("state_dict", checkpoint)
-        state = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
-        expected = self.state_dict()
-        # Checkpoints from before torch 0.4.1 have no batch counters, and nothing here reads them.
-        for name, tensor in expected.items():
-            if name.endswith("num_batches_tracked"):
-                state.setdefault(name, torch.zeros_like(tensor))
-        for name in [*expected, *state]:
-            wanted, found = (tuple(s[name].shape) if name in s else "not there" for s in (expected, state))
-            if wanted != found:
-                raise ValueError(f"{os.fspath(path)}: {name} is {found}, this network has {wanted}")
-        self.load_state_dict(state)
-        return self.eval()
+        load_checkpoint(self, path)
+        return self
+
+
+def load_checkpoint(network: nn.Module, path: str | os.PathLike[str]) -> None:
+    """The tensors of a checkpoint into a network, which is then in eval mode; see
+    :meth:`ResNet.load_pretrained`.
+    """
+    checkpoint: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    stored = checkpoint.get("state_dict", checkpoint)
+    state = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
+    expected = network.state_dict()
+    # Checkpoints from before torch 0.4.1 have no batch counters, and nothing here reads them.
+    for name, tensor in expected.items():
+        if name.endswith("num_batches_tracked"):
+            state.setdefault(name, torch.zeros_like(tensor))
+    for name in [*expected, *state]:
+        wanted, found = (tuple(s[name].shape) if name in s else "not there" for s in (expected, state))
+        if wanted != found:
+            raise ValueError(f"{os.fspath(path)}: {name} is {found}, this network has {wanted}")
+    network.load_state_dict(state)
+    network.eval()
 
 
 def resnet20() -> ResNet:
