@@ -49,6 +49,12 @@ def dying(tell):
         raise SystemExit(3)
 
 
+def careless(tell):
+    with stages.Stages(tell).stage("first"):
+        pass
+    raise ValueError("outside of every stage")
+
+
 def test_stages_are_told_as_they_end():
     told = run_limited(two_stages, (), LIMITS)
     assert told["first"].keys() == {"seconds", "seen"}
@@ -66,6 +72,12 @@ def test_stages_are_told_as_they_end():
 )
 def test_a_process_that_takes_too_much_is_blamed_on_its_stage(function, limits, stage, reason):
     assert run_limited(function, (), limits) == {stage: {"failed": reason}}
+
+
+def test_what_ends_a_process_between_its_stages_is_told_too():
+    told = run_limited(careless, (), LIMITS)
+    assert told.pop("first").keys() == {"seconds"}
+    assert told == {"between the stages": {"failed": "the process ended with status 1"}}
 
 
 def test_selections_have_the_networks_they_are_about():

@@ -37,7 +37,8 @@ def start_server() -> None:
 def run_limited(function: Callable[..., None], arguments: tuple[Any, ...], limits: Limits) -> dict[str, Any]:
     """Call ``function(*arguments, tell)`` in a new process; returns stage name -> what was told of it.
 
-    A stage that was started and did not end is told as failed: out of time, or by what ended the process.
+    A stage that was started and did not end is told as failed: out of time, or by what ended the process;
+    what ends it between two stages is told as a failure too.
     """
     receiver, sender = _CONTEXT.Pipe(duplex=False)
     process = _CONTEXT.Process(target=_call, args=(function, arguments, limits, sender), daemon=True)
@@ -63,8 +64,10 @@ def run_limited(function: Callable[..., None], arguments: tuple[Any, ...], limit
     receiver.close()
     if not ended and running:
         told[running] = {"failed": f"not finished in {limits.seconds:g} s"}
-    elif process.exitcode and running:
-        told[running] = {"failed": f"the process ended with status {process.exitcode}"}
+    elif process.exitcode:
+        told[running or "between the stages"] = {
+            "failed": f"the process ended with status {process.exitcode}"
+        }
     return told
 
 

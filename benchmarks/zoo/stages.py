@@ -73,7 +73,7 @@ def slim(name: str, folder: str, tell: Tell) -> None:
     with stages.stage("build", needed=True) as facts:
         model, example = build(name)
         facts["params"] = parameters(model)
-    _warm_up()
+        _warm_up()
     with stages.stage("trace", needed=True) as facts:
         graph = slimfast.trace_channels(model, example)
         facts["groups"] = len(graph)
@@ -147,8 +147,8 @@ def peer(name: str, tell: Tell) -> None:
     stages = Stages(tell)
     with stages.stage("build", needed=True):
         model, example = build(name)
+        _warm_up_peer(torch_pruning)
     wide = parameters(model)
-    _warm_up_peer(torch_pruning)
     with stages.stage("prune", needed=True) as facts:
         _peer_prune(torch_pruning, model, example, classifier(model))
         facts["reached"] = round(parameters(model) / wide, 4)

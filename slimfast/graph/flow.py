@@ -136,12 +136,26 @@ class Flow:
         if not isinstance(way, int):
             self.partition.mark(way, mark)
 
+    def known(self, way: Way) -> Way:
+        """The same axis; the number of a reason where by now no index of it can be removed.
+
+        Frozen labels say no more than that, but windows, shifts and pads make more of them at every step.
+        """
+        if isinstance(way, int):
+            return way
+        roots = self.partition.resolve(way)
+        reasons = self.partition.frozen_reasons(roots[roots > 0])
+        if not len(reasons) or not reasons.all():
+            return way
+        return int(reasons.min())
+
     def merge(self, outer: Way, a: int, inner: Way, b: int) -> Way:
         """The axis (a * b) that a reshape makes of the axes (a) and (b)."""
         if b == 1:
             return outer
         if a == 1:
             return inner
+        outer, inner = self.known(outer), self.known(inner)
         if isinstance(outer, int) and isinstance(inner, int):
             return outer
         return merge(as_labels(outer, a), as_labels(inner, b))
@@ -152,6 +166,7 @@ class Flow:
             return way, FIXED
         if a == 1:
             return FIXED, way
+        way = self.known(way)
         if isinstance(way, int):
             return way, way
         reason = self.reason(f"{self.step.call.op} splits an axis of which it is a part")

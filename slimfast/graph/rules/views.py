@@ -239,6 +239,8 @@ def pad(flow: Flow, call: Call) -> list[Ways]:
     for i in range(len(amounts) // 2):
         dim = len(ways) - 1 - i
         before, after = amounts[2 * i], amounts[2 * i + 1]
+        if before or after:
+            ways[dim] = flow.known(ways[dim])
         if isinstance(ways[dim], int) and source.shape[dim] > 1:
             continue
         if before < 0 or after < 0:
