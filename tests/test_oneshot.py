@@ -54,6 +54,13 @@ def test_group_magnitude_removes_the_smallest_first(study: Study) -> None:
     assert cut == {"layer3.0.conv1": {7}}
 
 
+def test_whole_residual_streams_stay_whole(study: Study) -> None:
+    for allocate in (allocations.marginal_gain_inside, allocations.uniform_inside):
+        groups = allocate(study, 0.5).groups
+        assert {g.kind for g in groups if g.width < g.n} == {"channel"}
+        assert any(g.kind == "residual" for g in groups)
+
+
 def test_random_widths_differ_by_seed(study: Study) -> None:
     one, two = (allocations.random(study, 0.5, seed=seed).widths() for seed in (0, 1))
     assert one != two
@@ -97,18 +104,18 @@ def test_a_run_goes_on_where_it_stopped(
     rows = [("uniform", "l1", None), ("marginal gain, activations", "activations", "activations")]
     monkeypatch.setattr(oneshot, "wanted", lambda full: iter(rows[:1]))
     path = tmp_path / "r.json"
-    oneshot.main(network="resnet8", macs=[0.5], calibration=8, output=path, full=False)
+    oneshot.main(network="resnet8", macs=[0.5], calibration=8, output=path, full=False, telling=False)
     monkeypatch.setattr(oneshot, "wanted", lambda full: iter(rows))
     measured: list[Any] = []
     real = oneshot.measure
     monkeypatch.setattr(oneshot, "measure", lambda *a: measured.append(a[2]) or real(*a))
-    oneshot.main(network="resnet8", macs=[0.5], calibration=8, output=path, full=False)
+    oneshot.main(network="resnet8", macs=[0.5], calibration=8, output=path, full=False, telling=False)
     assert measured == ["marginal gain, activations"]
     result = json.loads(path.read_text())
     assert [row["control"] for row in result["rows"]] == [True, False]
     assert all(row["macs"] <= 0.5 * result["dense"]["macs"] for row in result["rows"])
     with pytest.raises(SlimfastError, match="has results of other settings"):
-        oneshot.main(network="resnet8", macs=[0.5], calibration=4, output=path, full=False)
+        oneshot.main(network="resnet8", macs=[0.5], calibration=4, output=path, full=False, telling=False)
     lines = tables.table(result).splitlines()
     assert lines[0] == "| MACs | widths | units | repair | test accuracy | parameters | MACs reached |"
     assert sum("uniform (control) | l1 | none" in line for line in lines) == 1
@@ -120,6 +127,12 @@ def test_the_short_form_has_every_allocation_with_and_without_repair() -> None:
     assert {name for name, _, repair in rows if repair == "activations"} == {*ALLOCATIONS, *CONTROLS}
     assert len(set(rows)) == len(rows)
     assert set(rows) < set(oneshot.wanted(full=True))
+
+
+def test_the_telling_rows_are_the_controls_repaired_and_some_of_all() -> None:
+    assert len(set(oneshot.TELLING)) == len(oneshot.TELLING)
+    assert {name for name, _, repair in oneshot.TELLING if repair == "activations"} > set(CONTROLS)
+    assert set(oneshot.TELLING) < set(oneshot.wanted(full=True))
 
 
 def test_every_contender_of_the_recovery_starts_at_the_same_cost(study: Study) -> None:

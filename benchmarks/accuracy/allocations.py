@@ -10,6 +10,7 @@ import dataclasses
 import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -252,6 +253,8 @@ ALLOCATIONS: dict[str, Allocation] = {
 CONTROLS: dict[str, Allocation] = {
     "uniform": uniform,
     "random widths": random,
+    "random widths, seed 1": partial(random, seed=1),
+    "random widths, seed 2": partial(random, seed=2),
     "noise null": noise_null,
     "group magnitude, global": group_magnitude,
 }

@@ -1,4 +1,4 @@
-"""Thin networks before any training: ``python -m benchmarks.accuracy.oneshot [--full]``.
+"""Thin networks before any training: ``python -m benchmarks.accuracy.oneshot [--telling | --full]``.
 
 A public CIFAR-10 ResNet is cut to a share of its MACs, residual streams included, by every allocation,
 selection and repair, the controls with the same repair. 512 training images calibrate; every network is run
@@ -43,6 +43,16 @@ ROWS = (
 )
 SHORT = 3
 OWN = "its own"
+# The default, the paper's rule and every control with the repair that the default has, on all test images.
+TELLING = (
+    ("marginal gain, activations", "activations", "activations"),
+    ("explained variance (paper)", "l1", "activations"),
+    *((name, OWN if name == "group magnitude, global" else "l1", "activations") for name in CONTROLS),
+    ("uniform", "activations", "activations"),
+    ("marginal gain, activations", "activations", None),
+    ("uniform", "l1", None),
+    ("group magnitude, global", OWN, None),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +84,7 @@ def wanted(full: bool) -> Iterator[tuple[str, str, str | None]]:
 
 def main(
     full: Annotated[bool, typer.Option("--full", help="All rows, 10,000 test images.")] = False,
+    telling: Annotated[bool, typer.Option("--telling", help="A few rows, 10,000 test images.")] = False,
     network: Annotated[str, typer.Option(help="resnet20, resnet32, resnet44 or resnet56.")] = "resnet56",
     macs: Annotated[list[float] | None, typer.Option(help="Shares of the MACs: 0.5 and 0.3.")] = None,
     calibration: Annotated[int, typer.Option(help="Training images that calibrate.")] = 512,
@@ -81,10 +92,11 @@ def main(
 ) -> None:
     """Cut a CIFAR-10 ResNet in every way and measure what is left, before any training."""
     shares = macs or [0.5, 0.3]
-    path = output or ROOT / "benchmarks" / "results" / f"oneshot-{network}{'-full' if full else ''}.json"
+    form = "-full" if full else "-telling" if telling else ""
+    path = output or ROOT / "benchmarks" / "results" / f"oneshot-{network}{form}.json"
     output_folder(path.parent)
     data = data_folder()
-    test = load_split("test", folder=data)[: 10000 if full else 2000]
+    test = load_split("test", folder=data)[: 10000 if form else 2000]
     settings = {"network": network, "calibration_images": calibration, "test_images": len(test)}
     result = _read(path, settings)
     done = {tuple(row[key] for key in ("share", "allocation", "select", "repair")) for row in result["rows"]}
@@ -97,7 +109,8 @@ def main(
         result["dense"] = dense
     study = Study.of(model, example, batches, calibration)
     result["profile"] = [profile(study, share) for share in shares]
-    for (name, select_by, repair), share in itertools.product(wanted(full), shares):
+    rows = TELLING if telling and not full else wanted(full)
+    for (name, select_by, repair), share in itertools.product(rows, shares):
         if (share, name, select_by, repair) in done:
             continue
         row = measure(study, network, name, select_by, repair, share, example, test.batches(250))
