@@ -1,5 +1,6 @@
 """Kernels: four grouped ops behind one dispatch."""
 
+from slimfast.kernels.capture import prepare_covariance, prepare_eigvalsh, prepare_gather
 from slimfast.kernels.ops import (
     Covariances,
     PivotedCholesky,
@@ -10,14 +11,19 @@ from slimfast.kernels.ops import (
     grouped_pivoted_cholesky,
     grouped_spectra,
 )
+from slimfast.kernels.prepared import Prepared
 
 __all__ = [
     "Covariances",
     "PivotedCholesky",
+    "Prepared",
     "SpectraValues",
     "grouped_covariance",
     "grouped_eigvalsh",
     "grouped_gather",
     "grouped_pivoted_cholesky",
     "grouped_spectra",
+    "prepare_covariance",
+    "prepare_eigvalsh",
+    "prepare_gather",
 ]

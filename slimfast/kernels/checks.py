@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -90,13 +90,31 @@ def check_one_device(op: str, tensors: Sequence[Tensor]) -> None:
         raise ValueError(f"{op}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
 
 
-class Kept(NamedTuple):
+class _Kept(NamedTuple):
     low: int
     high: int
     rising: bool
 
 
-def look_through(index: Tensor, dim: int, name: str) -> Kept:
+def check_gather(
+    tensors: Sequence[Tensor], keeps: Sequence[Mapping[int, Tensor]], names: Sequence[str] | None
+) -> None:
+    named = names_of("gather", tensors, names)
+    if len(keeps) != len(tensors):
+        raise ValueError(f"gather: expected {len(tensors)} keeps, got {len(keeps)}")
+    # A group's indices cut many tensors: each is looked through once.
+    looked: dict[int, _Kept] = {}
+    for tensor, keep, name in zip(tensors, keeps, named, strict=True):
+        if len(keep) > 2:
+            raise ValueError(f"gather: expected at most two dims, got {sorted(keep)} ({name})")
+        for dim, index in keep.items():
+            if id(index) not in looked:
+                looked[id(index)] = _look_through(index, dim, name)
+            _check_keep(tensor, dim, looked[id(index)], name)
+    check_one_device("gather", tensors)
+
+
+def _look_through(index: Tensor, dim: int, name: str) -> _Kept:
     if index.dtype != torch.int64 or index.ndim != 1 or index.device.type != "cpu":
         raise ValueError(
             f"gather: expected one-dimensional int64 indices on the CPU, got {index.dtype} of shape "
@@ -104,11 +122,11 @@ def look_through(index: Tensor, dim: int, name: str) -> Kept:
         )
     values = index.numpy()
     if len(values) == 0:
-        return Kept(0, -1, True)
-    return Kept(int(values[0]), int(values[-1]), bool((values[1:] > values[:-1]).all()))
+        return _Kept(0, -1, True)
+    return _Kept(int(values[0]), int(values[-1]), bool((values[1:] > values[:-1]).all()))
 
 
-def check_keep(tensor: Tensor, dim: int, kept: Kept, name: str) -> None:
+def _check_keep(tensor: Tensor, dim: int, kept: _Kept, name: str) -> None:
     if not 0 <= dim < tensor.ndim:
         raise ValueError(f"gather: expected a dim in 0..{tensor.ndim - 1}, got {dim} ({name})")
     length = tensor.shape[dim]

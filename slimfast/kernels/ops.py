@@ -16,11 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slimfast.kernels.checks import (
-    Kept,
-    check_keep,
+    check_gather,
     check_one_device,
     check_squares,
-    look_through,
     members_of,
     names_of,
     non_finite,
@@ -237,21 +235,9 @@ def grouped_gather(
 
     Equivalent to: ``t.index_select(a, keep_a).index_select(b, keep_b)`` for each tensor.
     """
-    named = names_of("gather", tensors, names)
-    if len(keeps) != len(tensors):
-        raise ValueError(f"gather: expected {len(tensors)} keeps, got {len(keeps)}")
-    # A group's indices cut many tensors: each is looked through once.
-    looked: dict[int, Kept] = {}
-    for tensor, keep, name in zip(tensors, keeps, named, strict=True):
-        if len(keep) > 2:
-            raise ValueError(f"gather: expected at most two dims, got {sorted(keep)} ({name})")
-        for dim, index in keep.items():
-            if id(index) not in looked:
-                looked[id(index)] = look_through(index, dim, name)
-            check_keep(tensor, dim, looked[id(index)], name)
+    check_gather(tensors, keeps, names)
     if not tensors:
         return []
-    check_one_device("gather", tensors)
     thin: list[Tensor] = select_backend("gather", tensors, backend).gather(list(tensors), list(keeps))
     return thin
 

@@ -157,6 +157,13 @@ def prepare_covariance(
 
 def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_eigvalsh`; NaN for a matrix that is not finite."""
+    call = prepare_eigvalsh(mats)
+    call.launch()
+    return call.results
+
+
+def prepare_eigvalsh(mats: list[Tensor]) -> Prepared[list[Tensor]]:
+    """The same, to be launched."""
     with _device_of(mats[0]) as device:
         module, limits = device.module, device.module.device_limits(device.index)
         values = [device.empty(mat.shape[0], dtype=mat.dtype) for mat in mats]
@@ -166,7 +173,6 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
             reduction = reduction_of(module, mats[i].shape[0], mats[i].dtype == torch.float64, limits)
             bins.setdefault(reduction, []).append(i)
         tables, plans = Tables(), []
-        # Freed in the current stream's order, which waits for the side streams.
         workspaces = []
         for reduction, indices in bins.items():
             sizes = [mats[i].shape[0] for i in indices]
@@ -186,7 +192,11 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
             blocks = [-(-m // module.STURM_VALUES) for m in sizes]
             plans.append((reduction, tables.add(layers, blocks), sizes, sum(blocks)))
         table = device.table(tables.numbers)
-        with _side_streams(device, len(plans)) as streams:
+
+    def launch() -> None:
+        # The workspaces live as long as this function; the current stream waits for the side streams.
+        with _device_of(mats[0]) as device, _side_streams(device, len(workspaces)) as streams:
+            module = device.module
             for on, (reduction, place, sizes, blocks_in_all) in zip(streams, plans, strict=True):
                 at, count, is_double = table.data_ptr() + place, len(sizes), reduction.is_double
                 layers_at = at + 8 * (count + 1)
@@ -199,8 +209,8 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
                     module.reduce_to_band(*on, layers_at, sizes, is_double, reduction.cluster)
                     module.chase_bulges(*on, layers_at, count, is_double)
                 module.sturm_eigenvalues(*on, at, count, blocks_in_all, is_double, sizes[0])
-        del workspaces
-    return values
+
+    return Prepared(values, launch)
 
 
 @dataclass(frozen=True, slots=True)

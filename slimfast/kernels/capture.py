@@ -1,0 +1,98 @@
+"""Ops made ready once and launched many times, as a CUDA graph wants them.
+
+A call of an op writes tables, copies them to the device and looks at its results on the host. A graph can
+hold none of that. Here all of it but the kernels is done beforehand:
+
+    call = prepare_covariance(weights)
+    values = prepare_eigvalsh(call.results.matrices)
+    call.launch()                                    # once before: Triton compiles at its first launch
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call.launch()
+        values.launch()
+    graph.replay()                                   # whenever the weights have changed, in place
+
+Results are written anew by every launch, where they were. Nothing is looked at: what is not finite gives
+results that are not. Keep the calls, and the inputs, as long as the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from slimfast.errors import BackendUnavailable
+from slimfast.kernels.checks import check_gather, check_matrix, check_one_device, check_squares, names_of
+from slimfast.kernels.dispatch import select_backend
+from slimfast.kernels.ops import Covariances, Side
+from slimfast.kernels.prepared import Prepared
+
+
+def prepare_covariance(
+    xs: Sequence[Tensor],
+    *,
+    side: Side = "auto",
+    dtype: torch.dtype | None = None,
+    names: Sequence[str] | None = None,
+    backend: str = "auto",
+) -> Prepared[Covariances]:
+    """:func:`slimfast.grouped_covariance` of one or more layers of one member, to be launched; ``traces``
+    (g,) float64 stay on the device.
+
+    All results are of one dtype: ``dtype``, or what the inputs ask for.
+    """
+    if not xs:
+        raise ValueError("covariance: expected one or more layers, got none")
+    for x, name in zip(xs, names_of("covariance", xs, names), strict=True):
+        check_matrix("covariance", x, name)
+    check_one_device("covariance", xs)
+    wanted = {dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32) for x in xs}
+    if len(wanted) > 1 or not wanted <= {torch.float32, torch.float64}:
+        raise ValueError(
+            f"covariance: expected results of float32 or of float64, got {sorted(map(str, wanted))}"
+        )
+    (result,) = wanted
+    module = select_backend("covariance", xs, backend, in_float64=result == torch.float64)
+    rows = [side == "rows" or x.shape[0] <= x.shape[1] for x in xs]
+    call: Prepared[tuple[list[Tensor], Tensor]]
+    call = _with_prepare(module, "covariance").prepare_covariance(list(xs), rows, [result] * len(xs))
+    return Prepared(Covariances(*call.results), call.launch)
+
+
+def prepare_eigvalsh(
+    mats: Sequence[Tensor], *, names: Sequence[str] | None = None, backend: str = "auto"
+) -> Prepared[list[Tensor]]:
+    """:func:`slimfast.grouped_eigvalsh` of one or more matrices, to be launched."""
+    if not mats:
+        raise ValueError("eigvalsh: expected one or more matrices, got none")
+    check_squares("eigvalsh", mats, names_of("eigvalsh", mats, names))
+    check_one_device("eigvalsh", mats)
+    module = _with_prepare(select_backend("eigvalsh", mats, backend), "eigvalsh")
+    call: Prepared[list[Tensor]] = module.prepare_eigvalsh(list(mats))
+    return call
+
+
+def prepare_gather(
+    tensors: Sequence[Tensor],
+    keeps: Sequence[Mapping[int, Tensor]],
+    *,
+    names: Sequence[str] | None = None,
+    backend: str = "auto",
+) -> Prepared[list[Tensor]]:
+    """:func:`slimfast.grouped_gather` of one or more tensors, to be launched."""
+    if not tensors:
+        raise ValueError("gather: expected one or more tensors, got none")
+    check_gather(tensors, keeps, names)
+    module = _with_prepare(select_backend("gather", tensors, backend), "gather")
+    call: Prepared[list[Tensor]] = module.prepare_gather(list(tensors), list(keeps))
+    return call
+
+
+def _with_prepare(module: ModuleType, op: str) -> ModuleType:
+    if not hasattr(module, f"prepare_{op}"):
+        name = module.__name__.rpartition(".")[2]
+        raise BackendUnavailable(f"{op}: backend {name!r} has no calls made ready, which are for CUDA graphs")
+    return module
