@@ -67,17 +67,18 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     raise SlimfastError(f"cannot read {found}: {'it is not a file' if there else 'no such file'}")
 
 
-def lock(descriptor: int, path: str | os.PathLike[str]) -> None:
+def lock(descriptor: int, path: str | os.PathLike[str], *, wait: bool = False) -> None:
     """Lock an open file or folder until it is closed or this process ends, however that comes about.
 
-    Raises :class:`SlimfastError` naming ``path`` where another run has it, or this system has no such locks.
+    Raises :class:`SlimfastError` naming ``path`` where another run has it, if not told to ``wait`` for it, or
+    this system has no such locks.
     """
     try:
         import fcntl
     except ImportError:
         raise SlimfastError(f"{os.fspath(path)}: no file locks here, without which runs could mix") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         raise SlimfastError(f"{os.fspath(path)}: another run writes to it; wait, or name another") from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,54 @@ def test_a_record_that_was_cut_short_is_computed_again(tmp_path: Path) -> None:
     assert len(again) == 2
     assert torch.allclose(again(x), teacher.layer(x), atol=1e-6)
     assert len(CachedTeacher(teacher, path)) == 3
+
+
+@pytest.mark.parametrize("length", [0, 5, 18, 20, 34, 35, 40, 43, 44, 60])
+def test_a_run_killed_in_its_first_moment_is_begun_anew(tmp_path: Path, length: int) -> None:
+    teacher, x = Counting(), torch.randn(3, 4)
+    path = tmp_path / "logits"
+    CachedTeacher(teacher, path)(x)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:length])
+    again = CachedTeacher(teacher, path)
+    assert len(again) == 0
+    assert torch.allclose(again(x), teacher.layer(x), atol=1e-6)
+    assert path.read_bytes() == whole
+
+
+def test_records_follow_whole_records_whoever_writes(tmp_path: Path) -> None:
+    teacher, x = Counting(), torch.randn(6, 4)
+    path = tmp_path / "logits"
+    # Two processes that begin at once, and a third that is killed while it writes.
+    first, second = CachedTeacher(teacher, path), CachedTeacher(teacher, path)
+    first(x[:2])
+    with path.open("ab") as file:
+        file.write(b"half a record")
+    second(x[1:4])
+    first(x[4:])
+    again = CachedTeacher(teacher, path)
+    assert len(again) == 6
+    seen = teacher.seen
+    assert torch.allclose(again(x), teacher.layer(x), atol=1e-6)
+    assert teacher.seen == seen
+
+
+def test_a_disk_that_fills_up_leaves_whole_records(tmp_path: Path) -> None:
+    teacher, x = Counting(), torch.randn(64, 4)
+    path = tmp_path / "logits"
+    cached = CachedTeacher(teacher, path)
+    cached(x[:2])
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        with pytest.raises(SlimfastError, match=r"^cannot write .*logits: File too large$"):
+            cached(x)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert len(cached) == 2
+    assert torch.allclose(cached(x), teacher.layer(x), atol=1e-6)
+    assert len(CachedTeacher(teacher, path)) == 64
 
 
 def test_files_of_others_are_refused(tmp_path: Path) -> None:

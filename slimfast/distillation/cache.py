@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from slimfast.distillation.batches import call
 from slimfast.distillation.losses import logits_of
 from slimfast.errors import SlimfastError
+from slimfast.files import check_file, lock
 from slimfast.graph.inputs import map_leaves
 from slimfast.graph.record import tensors_in
 
@@ -29,9 +30,10 @@ class CachedTeacher(nn.Module):
     A sample is known by the bytes of its inputs, so that order and batches do not matter; random augmentation
     makes new samples, which only fill the disk. The file grows by float32 logits and 16 bytes a sample; a
     record that a stop cut short is dropped. It is for one teacher: its weights' digest is in the file.
+    Several processes may share it; each knows what it found at the start and what it computed.
 
     Its outputs are plain logits, which serve every term but hints. Raises :class:`SlimfastError` for a file
-    of another teacher, and for one that is none of ours.
+    of another teacher, for one that is none of ours, and where it cannot be written.
     """
 
     def __init__(self, teacher: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -70,36 +72,56 @@ class CachedTeacher(nn.Module):
         shape = tuple(logits.shape[1:])
         if self._shape not in (None, shape):
             raise SlimfastError(f"{self._path}: expected logits of shape {self._shape}, got {shape}")
-        fresh = not self._path.exists()
         self._shape = shape
-        with self._path.open("ab") as file:
-            if fresh:
-                file.write(_MAGIC + self._digest + struct.pack(f"<B{len(shape)}Q", len(shape), *shape))
-            for i, row in zip(new, logits, strict=True):
-                if keys[i] not in self._known:
-                    self._known[keys[i]] = row.copy()
-                    file.write(keys[i] + np.ascontiguousarray(row, dtype="<f4").tobytes())
+        rows = {keys[i]: row.copy() for i, row in zip(new, logits, strict=True)}
+        self._append(b"".join(key + np.ascontiguousarray(r, "<f4").tobytes() for key, r in rows.items()))
+        self._known |= rows
+
+    def _append(self, records: bytes) -> None:
+        """Write whole records after the whole ones that are there, or nothing."""
+        header, size = self._layout()
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                lock(file.fileno(), self._path, wait=True)
+                end = file.seek(0, os.SEEK_END)
+                # A process that was killed while it wrote has left a part.
+                whole = 0 if end < len(header) else end - (end - len(header)) % size
+                file.truncate(whole)
+                left = memoryview(records if whole else header + records)
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except OSError:
+                    file.truncate(whole)
+                    raise
+        except OSError as error:
+            raise SlimfastError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+    def _layout(self) -> tuple[bytes, int]:
+        """What the file begins with, and the bytes of a record."""
+        shape = self._shape or ()
+        header = _MAGIC + self._digest + struct.pack(f"<B{len(shape)}Q", len(shape), *shape)
+        return header, _KEY + 4 * int(np.prod(shape, dtype=np.int64))
 
     def _read(self) -> None:
-        content = self._path.read_bytes()
+        content = check_file(self._path).read_bytes()
         at = len(_MAGIC)
-        if content[:at] != _MAGIC or len(content) < at + _KEY + 1:
+        if content[:at] != _MAGIC[: len(content)]:
             raise SlimfastError(f"{self._path}: expected logits of slimfast, got another file")
-        if content[at : at + _KEY] != self._digest:
+        if content[at : at + _KEY] != self._digest[: max(0, len(content) - at)]:
             raise SlimfastError(f"{self._path}: expected logits of this teacher, got another's")
-        dims = content[at + _KEY]
+        dims = content[at + _KEY] if len(content) > at + _KEY else 0
         at += _KEY + 1
         if len(content) < at + 8 * dims:
-            raise SlimfastError(f"{self._path}: expected logits of slimfast, got a file cut short")
+            # Killed in its first moment: the next to write begins anew.
+            return
         self._shape = struct.unpack_from(f"<{dims}Q", content, at)
-        at += 8 * dims
-        size = _KEY + 4 * int(np.prod(self._shape, dtype=np.int64))
+        header, size = self._layout()
+        at = len(header)
         whole = (len(content) - at) // size
         for record in _records(content, at, size, whole):
             row = np.frombuffer(record[_KEY:], dtype="<f4").reshape(self._shape)
             self._known[record[:_KEY]] = row.astype(np.float32)
-        if at + whole * size < len(content):
-            os.truncate(self._path, at + whole * size)
 
 
 def _records(content: bytes, at: int, size: int, count: int) -> Iterator[bytes]:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 _EIGEN = (torch.float32, torch.float64)
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Elements that are looked at together.
+_PART = 1 << 20
 
 
 class _Numbered(Sequence[str]):
@@ -138,10 +140,19 @@ def _check_keep(tensor: Tensor, dim: int, kept: _Kept, name: str) -> None:
 
 
 def non_finite(op: str, name: str, x: Tensor) -> str:
-    bad = ~x.isfinite()
-    count = int(bad.sum())
+    """The message for a matrix in whose result a value is not finite."""
+    count, where = 0, (0, 0)
+    # Parts in row-major order: of a whole embedding the comparison alone would take gigabytes.
+    columns = min(x.shape[1], _PART)
+    rows = max(1, _PART // columns)
+    for i in range(0, x.shape[0], rows):
+        for j in range(0, x.shape[1], columns):
+            bad = ~x[i : i + rows, j : j + columns].isfinite()
+            found = int(bad.sum())
+            if found and not count:
+                row, column = np.unravel_index(int(bad.reshape(-1).view(torch.uint8).argmax()), bad.shape)
+                where = (i + int(row), j + int(column))
+            count += found
     if count == 0:
         return f"{op}: expected values whose squares are finite, got an overflow ({name})"
-    first = int(bad.reshape(-1).view(torch.uint8).argmax())
-    at = tuple(int(i) for i in np.unravel_index(first, x.shape))
-    return f"{op}: expected finite values, got {x[at].item()} at {at}, {count} in all ({name})"
+    return f"{op}: expected finite values, got {x[where].item()} at {where}, {count} in all ({name})"
