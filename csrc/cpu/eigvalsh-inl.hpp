@@ -157,7 +157,7 @@ void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const Team
     for (i64 panel = 0; panel < panels; ++panel) {
         largest = larger<Integer>(largest, static_cast<Integer>(flags[panel]));
     }
-    if (largest == 0 || is_trivial<T>(largest, values, 0)) {
+    if (is_trivial<T>(largest, values, 0)) {
         if (team.rank == 0) is_trivial<T>(largest, values, m);
         return;
     }

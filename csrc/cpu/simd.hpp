@@ -56,14 +56,20 @@ SLIMFAST_INLINE Vec<T> splat(T value) {
     return value - Vec<T>{};
 }
 
-template <class T>
+// Lane l is lane l ^ bit of v.
+template <class T, int bit, int... lane>
+SLIMFAST_INLINE Vec<T> swapped(Vec<T> v, std::integer_sequence<int, lane...>) {
+    return __builtin_shufflevector(v, v, (lane ^ bit)...);
+}
+
+template <class T, int bit = lanes<T> / 2>
 SLIMFAST_INLINE T sum_of(Vec<T> v) {
-    T parts[lanes<T>];
-    store(parts, v);
-    for (int width = lanes<T> / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+    v += swapped<T, bit>(v, std::make_integer_sequence<int, lanes<T>>{});
+    if constexpr (bit > 1) {
+        return sum_of<T, bit / 2>(v);
+    } else {
+        return v[0];
     }
-    return parts[0];
 }
 
 // Lane l of a, or where l has `bit` (or has not, for `high`) lane l ^ bit of the other vector.
