@@ -51,7 +51,8 @@ class Step:
 
 class Flow:
     """Labels on their way through the network. Rules call its methods; ``step`` is the operation being
-    handled."""
+    handled. ``training``: what is followed now runs in training only, after all that runs in eval mode.
+    """
 
     def __init__(self, modules: Mapping[str, nn.Module] | None = None) -> None:
         self.modules = modules or {}
@@ -62,6 +63,7 @@ class Flow:
         self.roles: dict[tuple[str, int], Role] = {}
         self.steps: list[Step] = []
         self.step = Step(Call("", "", {}, (), False))
+        self.training = False
         self._reason_numbers: dict[tuple[str, str], int] = {}
 
     # Reasons
@@ -202,6 +204,8 @@ class Flow:
                     continue
                 if own is way or self.partition.meet(own, way):
                     self.roles[name, dim] = role
+                    if self.training and role == "producer":
+                        self.freeze(own, "it is used in training only")
 
     def macs(self, *factors: int | tuple[Way, int]) -> None:
         """The operation costs the product of these lengths."""

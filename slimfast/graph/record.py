@@ -4,7 +4,7 @@ helped."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,8 +68,12 @@ def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor
     return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Recording:
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: Collection[str] = ()
+) -> Recording:
     """Run ``model(*args, **kwargs)`` once in eval mode on a hollow copy and write down what it did.
+
+    Only the modules of the paths ``training`` are in training mode, without those inside of them.
 
     First on meta tensors; where the forward asks for values, on fake tensors; where even that asks, on the
     real arguments. Raises UnsupportedGraph, naming the module that failed, when the forward fails on real
@@ -79,7 +83,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     places: tuple[Place, ...] = ("meta", "fake") if on_meta else ("meta", "fake", "real")
     for place in places:
         try:
-            return record_at(model, args, kwargs, place)
+            return record_at(model, args, kwargs, place, training=training)
         except ForwardFailed as failure:
             if place == places[-1]:
                 raise UnsupportedGraph(f"{type(model).__name__}: {failure}") from failure.__cause__
@@ -105,11 +109,13 @@ def record_at(
     place: Place,
     *,
     most: int | None = None,
+    training: Collection[str] = (),
 ) -> Recording:
     """:func:`record` on one kind of tensors only, at ``most`` so many operations (copies not counted); raises
     :class:`ForwardFailed`."""
     mode = FakeTensorMode(allow_non_fake_inputs=True) if place == "fake" else None
-    return record_hollow(hollow_copy(model, place, mode), args, kwargs, place, mode, most=most)
+    hollow = hollow_copy(model, place, mode)
+    return record_hollow(hollow, args, kwargs, place, mode, most=most, training=training)
 
 
 def record_hollow(
@@ -120,9 +126,12 @@ def record_hollow(
     mode: FakeTensorMode | None = None,
     *,
     most: int | None = None,
+    training: Collection[str] = (),
 ) -> Recording:
     """:func:`record_at` on a module that is nobody else's and has its tensors there already."""
     hollow.eval()
+    for path in training:
+        hollow.get_submodule(path).training = True
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or place == "real":

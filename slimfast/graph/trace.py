@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -13,7 +13,7 @@ from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, refs_in
 from slimfast.graph.grouping import Grouping
 from slimfast.graph.groups import ChannelGraph
 from slimfast.graph.inputs import InputSpec, arguments
-from slimfast.graph.record import Recording, record
+from slimfast.graph.record import ForwardFailed, Recording, record, record_at
 from slimfast.graph.rules import find_rule
 
 
@@ -43,6 +43,7 @@ def trace_channels(
     args, kwargs = arguments(example)
     recording = record(model, args, kwargs)
     flow = propagate(model, recording)
+    _follow_training(flow, model, recording, args, kwargs)
     grouping = Grouping(flow, include, exclude)
     tensors, tied = tensor_names(model)
     graph = ChannelGraph(
@@ -61,12 +62,17 @@ def trace_channels(
 def propagate(model: nn.Module, recording: Recording) -> Flow:
     """Follow the labels of every parameter and buffer through the recorded operations."""
     flow = Flow(dict(model.named_modules()))
-    tensors = named_tensors(model)
-    for value, name in recording.names.items():
-        shape = tuple(tensors[name].shape)
+    for name, tensor in named_tensors(model).items():
+        shape = tuple(tensor.shape)
         # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
-        sources = frozenset({name} if isinstance(tensors[name], nn.Parameter) else ())
-        flow.values[value] = flow.tensors[name] = Value(flow.fresh(shape), False, sources, shape)
+        sources = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
+        flow.tensors[name] = Value(flow.fresh(shape), False, sources, shape)
+    _follow_all(flow, recording)
+    return flow
+
+
+def _follow_all(flow: Flow, recording: Recording) -> None:
+    flow.values = {value: flow.tensors[name] for value, name in recording.names.items()}
     given = flow.reason("network input", "")
     for ref in recording.inputs:
         flow.values[ref.value] = Value([given] * len(ref.shape), True)
@@ -78,7 +84,42 @@ def propagate(model: nn.Module, recording: Recording) -> Flow:
             for way in flow.ways(ref):
                 if not isinstance(way, int):
                     flow.partition.freeze(way, result)
-    return flow
+
+
+def _follow_training(
+    flow: Flow, model: nn.Module, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Couple what the forward leaves out in eval mode (the auxiliary classifiers of GoogLeNet) to the rest.
+
+    It is left whole itself, for no eval mode shows what its cut does. Where the training forward cannot be
+    recorded the frozen parameters say so: what they read may be cut, and they are not.
+    """
+    used = {ref.value for call in recording.calls for ref in refs_in(call.arguments)}
+    idle = [n for value, n in recording.names.items() if value not in used and flow.tensors[n].sources]
+    paths = _deciding(dict(model.named_parameters()), idle)
+    if not paths:
+        return
+    try:
+        training = record_at(model, args, kwargs, recording.place, training=paths)
+    except ForwardFailed as failure:
+        for name in idle:
+            for dim, way in enumerate(flow.tensors[name].ways):
+                flow.freeze(way, f"it is left out in eval mode, and in training mode the {failure}")
+                flow.roles[name, dim] = "consumer"
+        return
+    steps, flow.steps, flow.training = flow.steps, [], True
+    _follow_all(flow, training)
+    flow.steps, flow.training = steps, False
+
+
+def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
+    """The modules that hold idle parameters and others: it is their forward that leaves the idle ones out."""
+    inside: dict[str, set[bool]] = {}
+    for name in parameters:
+        parts = name.split(".")
+        for depth in range(len(parts)):
+            inside.setdefault(".".join(parts[:depth]), set()).add(name in idle)
+    return [path for path, kinds in inside.items() if len(kinds) == 2]
 
 
 def _follow(flow: Flow, call: Any) -> None:
