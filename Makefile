@@ -7,7 +7,7 @@ BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
     $(shell find csrc -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt \))
 CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(BUILD_INPUTS)) tests/threads/threads.cpp
 
-.PHONY: demo test coverage check format bench sanitize sanitize-threads fuzz dist wheels clean
+.PHONY: demo test coverage check format bench sanitize sanitize-threads sanitize-gpu fuzz dist wheels clean
 
 demo: $(VENV)/.demo
 	$(BIN)/slimfast demo -o demo
@@ -62,6 +62,14 @@ sanitize-threads: $(VENV)/.test
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/sanitize-threads --target threads
 	TSAN_OPTIONS=halt_on_error=1 build/sanitize-threads/csrc/cpu/threads
+
+# On a machine with an NVIDIA GPU, under compute-sanitizer, which is some hundred times slower: small cases of every
+# kernel of slimfast._cuda. racecheck sees shared memory alone.
+sanitize-gpu: $(VENV)/.test
+	for tool in memcheck racecheck synccheck; do \
+	    compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(BIN)/pytest tests/test_cuda_small.py -m gpu -p no:cacheprovider || exit 1; \
+	done
 
 dist: $(VENV)/.test
 	$(BIN)/python -m build

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.roofline import Roofline, covariance_flops
-from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target, backend_of
+from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target, backend_of, by_backends
 from slimfast.kernels import grouped_covariance
 
 OP = "covariance"
-COLUMNS = {"cpu": ("torch", "best", "float32", BOUND), "gpu": ("torch", "best", "float32", BOUND)}
+COLUMNS = {
+    "cpu": ("torch", "best", "float32", BOUND),
+    "gpu": ("torch", "best", "float32", "cuda", "triton", BOUND),
+}
 LIMIT = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 1e-5}
 
 # (dtype, n, d, layers, what the layers stand for)
@@ -68,6 +71,11 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         "best": lambda: _smaller_side(plain - plain.mean(-1, keepdim=True), d).unbind(),
         "float32": (lambda: grouped_covariance(floats).matrices) if narrow else "the input is not 16-bit",
     }
+
+    if device == "cuda":
+        variants |= by_backends(
+            lambda name: grouped_covariance(xs, backend=name).matrices, ("cuda", "triton")
+        )
 
     def error(matrices: list[Tensor]) -> float:
         target = exact if matrices[0].shape == exact.shape else of_rows

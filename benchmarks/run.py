@@ -30,7 +30,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 OPS: dict[str, ModuleType] = {
     module.OP: module for module in (spectra, eigvalsh, covariance, gather, pivoted_cholesky, pipeline)
 }
-SUITES = ("cpu", "gpu")
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}
+SUITES = tuple(DEVICES)
 # Seconds for the rounds of one row, and minutes after which no row is started any more.
 ROW_SECONDS = {"cpu": 4.0, "gpu": 2.0}
 QUICK_SECONDS = 0.2
@@ -39,7 +40,7 @@ MINUTES = 7.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
-    device = "cuda" if options.suite == "gpu" else "cpu"
+    device = DEVICES[options.suite]
     if device == "cuda" and not torch.cuda.is_available():
         print("benchmarks.run: --suite gpu needs a CUDA device, and torch finds none", file=sys.stderr)
         return 2
@@ -50,12 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(_describe(made, roofline), flush=True)
     wrong = 0
     for name in options.ops:
-        rows = _measure_op(OPS[name], options.suite, device, roofline, options.quick, deadline)
+        path = options.json_dir / f"{options.suite}-{name}.json"
         result = {"suite": options.suite, "op": name, "quick": options.quick, "stamp": made}
-        result |= {"roofline": roofline.to_json(), "rows": rows}
-        with atomic_path(options.json_dir / f"{options.suite}-{name}.json") as beside:
-            beside.write_text(json.dumps(result, indent=1) + "\n")
-        wrong += sum(not {"wrong", "failed"}.isdisjoint(row["variants"][OURS]) for row in rows)
+        result |= {"roofline": roofline.to_json(), "rows": []}
+        done = _done(path, result) if options.resume else {}
+        for row in OPS[name].rows(options.suite):
+            if options.quick and not row.quick:
+                continue
+            measured = done.get(row.name)
+            if measured is None and time.monotonic() > deadline:
+                measured = _not_measured(row, "out of time")
+            if measured is None:
+                measured = _measure(OPS[name], row, options.suite, device, roofline, options.quick)
+            result["rows"].append(measured)
+            # After every row, so that a run that is cut off leaves what it has.
+            with atomic_path(path) as beside:
+                beside.write_text(json.dumps(result, indent=1) + "\n")
+            wrong += not {"wrong", "failed"}.isdisjoint(measured["variants"][OURS])
     return 1 if wrong else 0
 
 
@@ -64,6 +76,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--suite", choices=SUITES, default="cpu")
     parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), metavar="OP", help=", ".join(OPS))
     parser.add_argument("--quick", action="store_true", help="a few rows and rounds, to see that it works")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the rows that this commit has measured here already"
+    )
     parser.add_argument("--minutes", type=float, default=MINUTES, help="start no row after so many minutes")
     parser.add_argument("--json-dir", type=Path, default=RESULTS, help="where the results go")
     return parser.parse_args(arguments)
@@ -76,38 +91,48 @@ def _describe(made: dict[str, Any], roofline: Roofline) -> str:
     return f"{where}: {rates}, copy {roofline.copy / 1e9:,.0f} GB/s; load {machine['load']}"
 
 
-def _measure_op(
-    module: ModuleType, suite: str, device: str, roofline: Roofline, quick: bool, deadline: float
-) -> list[dict[str, Any]]:
-    """The rows of one op; what no time is left for is said to be not measured."""
-    found = []
-    for row in module.rows(suite):
-        if quick and not row.quick:
-            continue
-        if time.monotonic() > deadline:
-            found.append(_not_measured(row, "out of time"))
-            continue
-        start = time.monotonic()
-        try:
-            case = module.case(row, device, roofline)
-        except torch.OutOfMemoryError as error:
-            found.append(_not_measured(row, str(error).splitlines()[0]))
-            continue
-        found.append(measure(row, case, seconds=QUICK_SECONDS if quick else ROW_SECONDS[suite]))
-        if device == "cuda":
-            ours = case.variants[OURS]
-            assert not isinstance(ours, str), "our own variant is always there"
-            found[-1]["kernels"] = kernel_times(ours)
-        del case
-        gc.collect()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-        print(f"{module.OP:<17}{_told(found[-1])}   [{time.monotonic() - start:.0f} s]", flush=True)
-    return found
+def _done(path: Path, result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rows that an earlier run of the same commit on the same machine has measured already."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if not earlier or earlier["quick"] != result["quick"] or _origin(earlier) != _origin(result):
+        return {}
+    return {row["name"]: row for row in earlier["rows"] if "seconds" in row["variants"][OURS]}
 
 
-def _not_measured(row: Row, reason: str) -> dict[str, Any]:
-    return {"name": row.name, "variants": {OURS: {"not measured": reason}}, "bound": None, "facts": {}}
+def _origin(result: dict[str, Any]) -> tuple[Any, ...]:
+    made = result["stamp"]
+    return made["commit"], made["machine"]["cpu"], made["machine"]["gpu"], made["versions"]
+
+
+def _measure(
+    module: ModuleType, row: Row, suite: str, device: str, roofline: Roofline, quick: bool
+) -> dict[str, Any]:
+    """One row; what there is no memory for is said to be not measured, and what cannot be set up to have
+    failed: the others go on.
+    """
+    start = time.monotonic()
+    try:
+        case = module.case(row, device, roofline)
+    except torch.OutOfMemoryError as error:
+        return _not_measured(row, str(error).splitlines()[0])
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        print(f"{module.OP:<17}{row.name:<42} failed: {told}", flush=True)
+        return _not_measured(row, told, word="failed")
+    measured = measure(row, case, seconds=QUICK_SECONDS if quick else ROW_SECONDS[suite])
+    ours = case.variants[OURS]
+    if device == "cuda" and "seconds" in measured["variants"][OURS] and not isinstance(ours, str):
+        measured["kernels"] = kernel_times(ours)
+    del case, ours
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    print(f"{module.OP:<17}{_told(measured)}   [{time.monotonic() - start:.0f} s]", flush=True)
+    return measured
+
+
+def _not_measured(row: Row, reason: str, *, word: str = "not measured") -> dict[str, Any]:
+    return {"name": row.name, "variants": {OURS: {word: reason}}, "bound": None, "facts": {}}
 
 
 def _told(row: dict[str, Any]) -> str:

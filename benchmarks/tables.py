@@ -40,6 +40,8 @@ TITLES = {
     "cusolver": "cuSOLVER",
     "float32": "the same in float32",
     "torch_pruning": "torch-pruning",
+    "cuda": "by CUDA C++",
+    "triton": "by Triton",
     BOUND: "of the bound",
     PEAK: "peak memory",
 }

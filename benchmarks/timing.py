@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,8 @@ Run = Callable[[], Any]
 SAMPLE_SECONDS = 2e-3
 MOST_ROUNDS = 25
 LEAST_ROUNDS = 3
-# Where one round of all variants takes this long, two rounds have to do.
-LONG_ROUND_SECONDS = 15.0
+# Where one round of all variants takes so many times what all rounds should, two have to do.
+LONG_ROUND = 3.0
 OURS = "slimfast"
 BOUND = "bound"
 PEAK = "peak bytes"
@@ -113,7 +114,7 @@ def time_in_turn(
         for name, t in once.items()
     }
     round_seconds = sum(max(t, SAMPLE_SECONDS) for t in once.values())
-    least = LEAST_ROUNDS if round_seconds < LONG_ROUND_SECONDS else 2
+    least = LEAST_ROUNDS if round_seconds <= LONG_ROUND * seconds else 2
     rounds = max(least, min(MOST_ROUNDS, int(seconds / round_seconds)))
     # A slow run's first sample counts; a fast one's was taken without repeats.
     samples = {name: [t] if repeats[name] == 1 else [] for name, t in once.items()}
@@ -179,6 +180,11 @@ def measure(row: Row, case: Case, *, seconds: float) -> dict[str, Any]:
         if share != 1.0:
             variants[name]["measured share of the work"] = share
     return {"name": row.name, "variants": variants, "bound": case.bound, "facts": dict(case.facts)}
+
+
+def by_backends(run: Callable[[str], Any], names: Sequence[str]) -> dict[str, Run]:
+    """The same by each of these backends, to stand beside what ``auto`` takes."""
+    return {name: functools.partial(run, name) for name in names}
 
 
 def backend_of(op: str, tensors: Sequence[Tensor]) -> dict[str, str]:

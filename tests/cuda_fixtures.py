@@ -15,7 +15,9 @@ from slimfast import _native
 SHARED_BYTES = 227 << 10
 
 
-@pytest.fixture(params=["emulated", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.fixture(
+    params=["emulated", *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else [])]
+)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Where the tensors of a test live; ``backend="cuda"`` then runs on the emulated or the real device."""
     monkeypatch.setenv("SLIMFAST_CUDA_EMULATE", "1" if request.param == "emulated" else "0")

@@ -28,6 +28,8 @@ from slimfast.kernels import (
 )
 from slimfast.kernels.backends import triton as backend
 
+# ``-m gpu`` is what an NVIDIA GPU is needed for.
+pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
 ROOT = Path(__file__).resolve().parent.parent
 FLAG = "TRITON_INTERPRET"
 # More than one tile each way, a cut along k, both sides, sizes that divide nothing, and degenerate ones.
