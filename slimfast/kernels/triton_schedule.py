@@ -8,6 +8,8 @@ Gram over k is wanted, x itself where the rows are the variables and x.T where t
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -171,33 +173,56 @@ def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles, processors: int) -> 
 
     The longest items come first, because what is started last should end soonest.
     """
-    steps = [-(-k // tiles.depth) for _, k in sizes]
-    grids = [_triangle(-(-m // tiles.block)) for m, _ in sizes]
-    total = sum(step * len(grid) for step, grid in zip(steps, grids, strict=True))
+    shapes = Counter((m, k) for m, k in sizes)
+    total = sum(
+        count * -(-k // tiles.depth) * len(_triangle(-(-m // tiles.block)))
+        for (m, k), count in shapes.items()
+    )
     share = max(LEAST_STEPS, -(-total // (2 * processors)))
+    # Layers of one shape are cut alike.
+    pieces = {shape: _pieces(*shape, tiles, share) for shape in shapes}
     items, cut = [], []
     slots = 0
-    for layer, ((_, k), step, grid) in enumerate(zip(sizes, steps, grids, strict=True)):
-        length = -(-step // -(-step // share)) * tiles.depth
-        begins = np.arange(0, k, length, dtype=np.int64)
-        pieces, count = len(begins), len(grid)
-        item = np.empty((count * pieces, 6), dtype=np.int64)
+    for layer, (m, k) in enumerate(sizes):
+        of_shape, cut_of_shape, slots_of_shape = pieces[m, k]
+        item = of_shape.copy()
         item[:, 0] = layer
-        item[:, 1:3] = np.repeat(grid, pieces, axis=0)
-        item[:, 3] = np.tile(begins, count)
-        item[:, 4] = np.minimum(item[:, 3] + length, k)
-        item[:, 5] = -1
-        if pieces > 1:
-            item[:, 5] = slots + np.arange(len(item))
-            first = slots + pieces * np.arange(count, dtype=np.int64)
-            cut.append(np.stack([np.full(count, layer), *grid.T, first, np.full(count, pieces)], axis=1))
-            slots += len(item)
+        if slots_of_shape:
+            item[:, 5] += slots
+            tile = cut_of_shape.copy()
+            tile[:, 0] = layer
+            tile[:, 3] += slots
+            cut.append(tile)
+            slots += slots_of_shape
         items.append(item)
     merged = np.concatenate(items)
     longest_first = np.argsort(merged[:, 3] - merged[:, 4], kind="stable")
     return GramWork(merged[longest_first], np.concatenate(cut) if cut else np.zeros((0, 5), np.int64), slots)
 
 
+def _pieces(m: int, k: int, tiles: Tiles, share: int) -> tuple[Table, Table, int]:
+    """Items, cut tiles and slots of one layer, the first of its call; ``share``: steps of a piece at most."""
+    grid = _triangle(-(-m // tiles.block))
+    step = -(-k // tiles.depth)
+    length = -(-step // -(-step // share)) * tiles.depth
+    begins = np.arange(0, k, length, dtype=np.int64)
+    pieces, count = len(begins), len(grid)
+    item = np.zeros((count * pieces, 6), dtype=np.int64)
+    item[:, 1:3] = np.repeat(grid, pieces, axis=0)
+    item[:, 3] = np.tile(begins, count)
+    item[:, 4] = np.minimum(item[:, 3] + length, k)
+    if pieces == 1:
+        item[:, 5] = -1
+        return item, np.zeros((0, 5), np.int64), 0
+    item[:, 5] = np.arange(len(item))
+    cut = np.zeros((count, 5), dtype=np.int64)
+    cut[:, 1:3] = grid
+    cut[:, 3] = pieces * np.arange(count)
+    cut[:, 4] = pieces
+    return item, cut, len(item)
+
+
+@functools.lru_cache(maxsize=256)
 def _triangle(count: int) -> Table:
     """(i, j) with j <= i < count, in bands of rows."""
     i, j = np.tril_indices(count)
