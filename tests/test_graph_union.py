@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimfast.graph.union import ADDED, HEAD, Partition, merge
+from slimfast.graph.labels import ADDED, HEAD, merge
+from slimfast.graph.union import Partition
 
 
 def _same(partition: Partition, a: np.ndarray, b: np.ndarray) -> bool:

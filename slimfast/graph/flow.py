@@ -10,8 +10,9 @@ import numpy as np
 from torch import nn
 
 from slimfast.graph.groups import Role
+from slimfast.graph.labels import Labels, merge, widen
 from slimfast.graph.record import Call, Ref
-from slimfast.graph.union import Labels, Partition, merge, widen
+from slimfast.graph.union import Partition
 
 # The labels of an axis (length, k), or, where no index of it can ever be removed, the number of the reason.
 Way: TypeAlias = "Labels | int"

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from slimfast.graph.flow import Flow, Span, Way
 from slimfast.graph.groups import Axis, ChannelGroup, Constant, Frozen, IntArray, Member, Operation, matches
+from slimfast.graph.labels import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask
 from slimfast.graph.rules.products import DEFAULT_SCALE
-from slimfast.graph.union import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
 

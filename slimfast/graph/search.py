@@ -16,10 +16,11 @@ from typing import Any
 
 from torch import nn
 
+from slimfast.graph.candidates import Candidates, named_alike
 from slimfast.graph.factors import changed_factors
 from slimfast.graph.groups import Axis, ChannelGraph, Constant, IntArray, Operation
-from slimfast.graph.origins import Key, Wanted, axis_at, integers_of, stack_of
-from slimfast.graph.prediction import Kept, item_of, split_argument
+from slimfast.graph.origins import Key, Wanted, axis_at, stack_of
+from slimfast.graph.prediction import Kept, item_of
 from slimfast.graph.probe import Probe, Reach
 from slimfast.graph.record import Call, Recording
 from slimfast.graph.regroup import Fate, Regroup, joined_by
@@ -72,7 +73,7 @@ class Search:
         return self.probe.kept
 
     def run(self) -> None:
-        self._adopt_by_name()
+        self.attributes |= named_alike(self.graph, self.modules)
         self._make_right()
         for _ in range(_MAX_ROUNDS - 1):
             keeps = telling_keeps(self.graph, self.keeps, self.told)
@@ -91,17 +92,6 @@ class Search:
         self.calls = reach.calls
         self.told |= told_by(self.graph, self.kept)
 
-    def _adopt_by_name(self) -> None:
-        """Attributes named like the argument they are passed for need no trial."""
-        for operation in self.graph.operations:
-            for constant in operation.constants:
-                name, index = split_argument(constant.argument)
-                name = "num_groups" if name == "group" else name
-                value = getattr(self.modules[operation.module], name, None)
-                held = item_of(value, index)
-                if constant.axis.parts and held == constant.value and not isinstance(held, bool):
-                    self.attributes[operation.module, name, index] = constant.axis
-
     def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> Reach:
         """How far the network gets when these units are kept and these attributes follow their axes."""
         return self.probe.reach(self.graph, keeps, attributes)
@@ -116,11 +106,12 @@ class Search:
         )
         conflicts = self._conflicts(operation, stack) if operation else []
         self.idle.clear()
-        found = self._explain(itertools.islice(self._own(index, stack), _MAX_TRIES), index)
+        candidates = Candidates(self.graph, self.modules, self.inside, self.kept, self.settled)
+        found = self._explain(itertools.islice(candidates.own(index, stack), _MAX_TRIES), index)
         found = found or self._join(conflicts, index)
         place = self._place(index)
         if found is None and not conflicts and place not in self.hopeless:
-            found = self._explain(itertools.islice(self._nearby(stack), _MAX_TRIES), index)
+            found = self._explain(itertools.islice(candidates.nearby(stack), _MAX_TRIES), index)
             if found is None:
                 self.hopeless.add(place)
         return found or self._give_up(index, conflicts)
@@ -145,44 +136,6 @@ class Search:
                 before = before or self.probe.reach(self.graph, self.keeps, self.attributes, index).seen()
                 self.idle |= chosen.keys() if reach.seen() == before else set()
         return None
-
-    def _own(self, index: int, stack: list[str]) -> Iterator[dict[Key, Wanted]]:
-        """Attributes that the constants of an operation may come from, fewest first.
-
-        A number that comes from the shape of a tensor needs no attribute: each constant may go without.
-        """
-        constants = self._wanted([index], constants_only=True)
-        yield from self._in_order(constants, stack)
-        choices: list[list[tuple[Key, Wanted] | None]] = []
-        for wanted in constants[:4]:
-            keys = [key for path in stack for key in self._keys(path, wanted)]
-            choices.append([None, *((key, wanted) for key in keys[:6])])
-        for picks in sorted(itertools.product(*choices), key=lambda p: sum(pick is not None for pick in p)):
-            assignment = {pick[0]: pick[1] for pick in picks if pick is not None}
-            if assignment and len(assignment) == sum(pick is not None for pick in picks):
-                yield assignment
-
-    def _in_order(self, constants: list[Wanted], stack: list[str]) -> Iterator[dict[Key, Wanted]]:
-        """Tuples and lists that hold all of these constants in their order, like those of splits."""
-        runs: dict[tuple[str, str, int], dict[Key, Wanted]] = {}
-        for wanted in constants:
-            place = split_argument(wanted.constant or "")[1]
-            for key in (key for path in stack for key in self._keys(path, wanted)):
-                if place is not None and key[2] is not None:
-                    runs.setdefault((*key[:2], key[2] - place), {})[key] = wanted
-        yield from (run for run in runs.values() if len(run) == len(constants) > 1)
-
-    def _nearby(self, stack: list[str]) -> Iterator[dict[Key, Wanted]]:
-        """Attributes that hold a length that changes in a module around the operation, alone and in pairs."""
-        found: list[tuple[Key, Wanted]] = []
-        for path in stack:
-            for wanted in self._wanted(self.inside.get(path, [])):
-                found += [(key, wanted) for key in self._keys(path, wanted)]
-        for single in found:
-            yield dict([single])
-        for first, second in itertools.combinations(found[:8], 2):
-            if first[0] != second[0]:
-                yield dict([first, second])
 
     def _conflicts(self, operation: Operation, stack: list[str]) -> list[_Conflict]:
         """Attributes that follow another axis than one here of the same old and another new length, constants
@@ -277,32 +230,6 @@ class Search:
     def _without(self, names: Iterable[str]) -> dict[str, IntArray]:
         gone = set(names)
         return {name: keep for name, keep in self.keeps.items() if name not in gone}
-
-    def _wanted(self, indices: list[int], *, constants_only: bool = False) -> list[Wanted]:
-        """The numbers that change at these operations; outside of one operation's constants, each change
-        once.
-        """
-        found: dict[Any, Wanted] = {}
-        for i in indices:
-            operation = self.graph.operations[i]
-            for constant in operation.constants:
-                wanted = Wanted(constant.axis, len(self.kept(constant.axis)), i, constant.argument)
-                found.setdefault(
-                    constant.argument if constants_only else (constant.value, wanted.new), wanted
-                )
-            if constants_only:
-                continue
-            for o, axes in enumerate(operation.outputs):
-                for d, axis in enumerate(axes):
-                    wanted = Wanted(axis, len(self.kept(axis)), i, None, (o, d))
-                    found.setdefault((axis.length, wanted.new), wanted)
-        return [wanted for wanted in found.values() if wanted.new != wanted.axis.length]
-
-    def _keys(self, path: str, wanted: Wanted) -> Iterator[Key]:
-        """The attributes of a module that hold the old length and are not known to follow an axis."""
-        for name, index, value in integers_of(self.modules[path]):
-            if value == wanted.axis.length and (path, name, index) not in self.settled:
-                yield path, name, index
 
     def _generalised(self, assignment: Mapping[Key, Wanted]) -> dict[Key, Axis]:
         """The same attributes of other modules of the same class, where the same operation takes their

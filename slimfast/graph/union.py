@@ -6,20 +6,10 @@ label". Every operation takes whole arrays: there is no Python loop over indices
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
-from numpy.typing import NDArray
 
-Labels = NDArray[np.int64]
-Mask = NDArray[np.bool_]
-
-# Marks a class can carry; a union carries the marks of both.
-ADDED = 1  # joined with another computed tensor by an addition
-HEAD = 2  # a batch axis of a product of two computed tensors
-HEAD_DIM = 4  # an axis of such a product that lies inside a head
-SCALED = 8  # the default scale of an attention depends on how many there are
-BLOCK = 16  # a group of a grouped convolution or a group norm
+from slimfast.graph import labels as matrices
+from slimfast.graph.labels import ADDED, Labels, Mask
 
 _NONE = np.iinfo(np.int64).max
 
@@ -90,7 +80,7 @@ class Partition:
                 else:
                     columns.append(root[:, c])
             root = self.find(np.stack(columns, axis=1))
-        return _tidy(root)
+        return matrices.tidy(root)
 
     def frozen(self, roots: Labels) -> Mask:
         """Which of these representatives can never be removed."""
@@ -195,12 +185,12 @@ class Partition:
                 return
             if self._expand_new(left, right) or self._expand_new(right, left):
                 return
-            left, right = _remove_common(left, right)
+            left, right = matrices.remove_common(left, right)
             # a frozen label says nothing: rows that differ in frozen labels only are equal
             differ = self._says(left) | self._says(right)
             if not differ.any():
                 return
-            rows = _like_first(left, right, differ)
+            rows = matrices.like_first(left, right, differ)
             left, right = left[rows], right[rows]
             if (left[0] > 0).sum() == (right[0] > 0).sum():
                 self._pair(left, right)
@@ -224,18 +214,20 @@ class Partition:
 
     def _says(self, labels: Labels) -> Mask:
         """Which rows have a label that can be removed."""
-        return _any_in_row((labels > 0) & ~self.frozen(labels))
+        return matrices.any_in_row((labels > 0) & ~self.frozen(labels))
 
     def _pair(self, left: Labels, right: Labels) -> None:
         left, right = left[:, left[0] > 0], right[:, right[0] > 0]
-        for c, d in enumerate(_fewest_pairs(left, right)):
+        for c, d in enumerate(matrices.fewest_pairs(left, right)):
             self.union(left[:, c], right[:, d])
 
     def _unify_unequal(self, left: Labels, right: Labels, reason: int) -> None:
         """One round for rows whose sets differ in size; every call joins, splits or freezes something."""
         reason = self._earliest(left, right, reason)
         left, right = self._without_frozen(left), self._without_frozen(right)
-        rows = _like_first(left, right, _any_in_row(left > 0) | _any_in_row(right > 0))
+        rows = matrices.like_first(
+            left, right, matrices.any_in_row(left > 0) | matrices.any_in_row(right > 0)
+        )
         left, right = left[rows], right[rows]
         sizes = int((left[0] > 0).sum()), int((right[0] > 0).sum())
         few, many = (left, right) if sizes[0] <= sizes[1] else (right, left)
@@ -254,7 +246,7 @@ class Partition:
         return reason if known == _NONE else int(known)
 
     def _without_frozen(self, labels: Labels) -> Labels:
-        return _tidy(np.where(self.frozen(labels), 0, labels))
+        return matrices.tidy(np.where(self.frozen(labels), 0, labels))
 
     def _join_rows(self, left: Labels, right: Labels) -> None:
         both = np.concatenate([left, right], axis=1)
@@ -285,7 +277,7 @@ class Partition:
                 a, b = self._factor(plane, reason)
                 rows.append(a)
                 columns.append(b)
-        return _join_columns(rows, outer), _join_columns(columns, inner)
+        return matrices.join_columns(rows, outer), matrices.join_columns(columns, inner)
 
     def _factor(self, plane: Labels, reason: int) -> tuple[Labels, Labels]:
         """Fresh outer (a,) and inner (b,) labels for a grid (a, b) of representatives (0: never removed)."""
@@ -305,67 +297,3 @@ class Partition:
         real = labels > 0
         self.expand(labels[real], outer[rows[at]][real], inner[columns[at]][real])
         return outer, inner
-
-
-def merge(outer: Labels, inner: Labels) -> Labels:
-    """The label matrix of an axis made of the axes (a, ka) and (b, kb): (a * b, ka + kb)."""
-    return np.concatenate([np.repeat(outer, len(inner), axis=0), np.tile(inner, (len(outer), 1))], axis=1)
-
-
-def widen(labels: Labels, k: int) -> Labels:
-    """The same label matrix with k columns."""
-    missing = k - labels.shape[1]
-    return labels if missing == 0 else np.pad(labels, ((0, 0), (0, missing)))
-
-
-def _tidy(labels: Labels) -> Labels:
-    """Duplicates in a row become 0, zeros go last, and columns of zeros go away."""
-    k = labels.shape[1]
-    if k == 1:
-        return labels if labels.any() else labels[:, :0]
-    if k > 1:
-        labels = labels.copy()
-        for c in range(1, k):
-            repeated = (labels[:, :c] == labels[:, c : c + 1]).any(axis=1)
-            labels[repeated, c] = 0
-        empty = labels == 0
-        if (empty[:, :-1] & ~empty[:, 1:]).any():
-            labels = np.take_along_axis(labels, np.argsort(empty, axis=1, kind="stable"), axis=1)
-    used = labels.any(axis=0)
-    return labels if used.all() else labels[:, used]
-
-
-def _like_first(left: Labels, right: Labels, candidates: Mask) -> Mask:
-    """The candidate rows whose two sets have as many labels as those of the first candidate."""
-    sizes = np.stack([(left > 0).sum(1), (right > 0).sum(1)], axis=1)
-    like: Mask = candidates & (sizes == sizes[np.argmax(candidates)]).all(1)
-    return like
-
-
-def _any_in_row(mask: Mask) -> Mask:
-    found: Mask = mask.max(axis=1, initial=False)
-    return found
-
-
-def _remove_common(a: Labels, b: Labels) -> tuple[Labels, Labels]:
-    """Both label matrices without the labels that a row has on both sides."""
-    if a.shape[1] == 0 or b.shape[1] == 0:
-        return a, b
-    shared = a[:, :, None] == b[:, None, :]
-    return _tidy(np.where(shared.any(2), 0, a)), _tidy(np.where(shared.any(1), 0, b))
-
-
-def _fewest_pairs(left: Labels, right: Labels) -> tuple[int, ...]:
-    """The order of right's columns that meets left's columns in the fewest distinct pairs of labels."""
-    k = left.shape[1]
-    if k == 1:
-        return (0,)
-    span = int(max(left.max(), right.max())) + 1
-    pairs = np.array([[len(np.unique(left[:, c] * span + right[:, d])) for d in range(k)] for c in range(k)])
-    # beyond four labels on an index an exhaustive search is not worth it, and no network comes near
-    orders = permutations(range(k)) if k <= 4 else [tuple(range(k))]
-    return min(orders, key=lambda order: sum(pairs[c, d] for c, d in enumerate(order)))
-
-
-def _join_columns(columns: list[Labels], length: int) -> Labels:
-    return np.stack(columns, axis=1) if columns else np.zeros((length, 0), dtype=np.int64)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from slimfast.graph.flow import FIXED, Flow, Way
+from slimfast.graph.labels import BLOCK
 from slimfast.graph.record import Call, Ref
 from slimfast.graph.rules.registry import Ways, rule
-from slimfast.graph.union import BLOCK
 
 
 @rule("native_batch_norm", "batch_norm", "_native_batch_norm_legit",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from slimfast.graph.flow import FIXED, Flow, Way, refs_in
+from slimfast.graph.labels import ADDED
 from slimfast.graph.record import Call, Ref
 from slimfast.graph.rules.registry import Ways, rule
-from slimfast.graph.union import ADDED
 
 
 def align(flow: Flow, shape: tuple[int, ...], operands: list[Ref]) -> Ways:

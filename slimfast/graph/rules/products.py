@@ -5,10 +5,10 @@ from __future__ import annotations
 from math import prod
 
 from slimfast.graph.flow import FIXED, Flow, Way
+from slimfast.graph.labels import BLOCK, HEAD, HEAD_DIM, SCALED
 from slimfast.graph.record import Call, Ref
 from slimfast.graph.rules.pointwise import align
 from slimfast.graph.rules.registry import Ways, rule
-from slimfast.graph.union import BLOCK, HEAD, HEAD_DIM, SCALED
 
 DEFAULT_SCALE = "the default scale of attention depends on their number"
 

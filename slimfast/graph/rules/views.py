@@ -7,11 +7,11 @@ from math import prod
 import numpy as np
 
 from slimfast.graph.flow import FIXED, Flow, as_labels
+from slimfast.graph.labels import Labels
 from slimfast.graph.origins import integers_of
 from slimfast.graph.record import Call
 from slimfast.graph.rules.pointwise import unknown
 from slimfast.graph.rules.registry import Ways, rule
-from slimfast.graph.union import Labels
 
 
 def reshape_ways(flow: Flow, ways: Ways, before: tuple[int, ...], after: tuple[int, ...]) -> Ways:

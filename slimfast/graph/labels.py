@@ -1,0 +1,83 @@
+"""Label matrices of axes: (n, k) integers, the labels of an index in a row, 0 for none and zeros last;
+and the marks that a class of labels can carry."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+# A union carries the marks of both classes.
+ADDED = 1  # joined with another computed tensor by an addition
+HEAD = 2  # a batch axis of a product of two computed tensors
+HEAD_DIM = 4  # an axis of such a product that lies inside a head
+SCALED = 8  # the default scale of an attention depends on how many there are
+BLOCK = 16  # a group of a grouped convolution or a group norm
+
+
+def merge(outer: Labels, inner: Labels) -> Labels:
+    """The label matrix of an axis made of the axes (a, ka) and (b, kb): (a * b, ka + kb)."""
+    return np.concatenate([np.repeat(outer, len(inner), axis=0), np.tile(inner, (len(outer), 1))], axis=1)
+
+
+def widen(labels: Labels, k: int) -> Labels:
+    """The same label matrix with k columns."""
+    missing = k - labels.shape[1]
+    return labels if missing == 0 else np.pad(labels, ((0, 0), (0, missing)))
+
+
+def tidy(labels: Labels) -> Labels:
+    """Duplicates in a row become 0, zeros go last, and columns of zeros go away."""
+    k = labels.shape[1]
+    if k == 1:
+        return labels if labels.any() else labels[:, :0]
+    if k > 1:
+        labels = labels.copy()
+        for c in range(1, k):
+            repeated = (labels[:, :c] == labels[:, c : c + 1]).any(axis=1)
+            labels[repeated, c] = 0
+        empty = labels == 0
+        if (empty[:, :-1] & ~empty[:, 1:]).any():
+            labels = np.take_along_axis(labels, np.argsort(empty, axis=1, kind="stable"), axis=1)
+    used = labels.any(axis=0)
+    return labels if used.all() else labels[:, used]
+
+
+def like_first(left: Labels, right: Labels, candidates: Mask) -> Mask:
+    """The candidate rows whose two sets have as many labels as those of the first candidate."""
+    sizes = np.stack([(left > 0).sum(1), (right > 0).sum(1)], axis=1)
+    like: Mask = candidates & (sizes == sizes[np.argmax(candidates)]).all(1)
+    return like
+
+
+def any_in_row(mask: Mask) -> Mask:
+    found: Mask = mask.max(axis=1, initial=False)
+    return found
+
+
+def remove_common(a: Labels, b: Labels) -> tuple[Labels, Labels]:
+    """Both label matrices without the labels that a row has on both sides."""
+    if a.shape[1] == 0 or b.shape[1] == 0:
+        return a, b
+    shared = a[:, :, None] == b[:, None, :]
+    return tidy(np.where(shared.any(2), 0, a)), tidy(np.where(shared.any(1), 0, b))
+
+
+def fewest_pairs(left: Labels, right: Labels) -> tuple[int, ...]:
+    """The order of right's columns that meets left's columns in the fewest distinct pairs of labels."""
+    k = left.shape[1]
+    if k == 1:
+        return (0,)
+    span = int(max(left.max(), right.max())) + 1
+    pairs = np.array([[len(np.unique(left[:, c] * span + right[:, d])) for d in range(k)] for c in range(k)])
+    # beyond four labels on an index an exhaustive search is not worth it, and no network comes near
+    orders = permutations(range(k)) if k <= 4 else [tuple(range(k))]
+    return min(orders, key=lambda order: sum(pairs[c, d] for c, d in enumerate(order)))
+
+
+def join_columns(columns: list[Labels], length: int) -> Labels:
+    return np.stack(columns, axis=1) if columns else np.zeros((length, 0), dtype=np.int64)
