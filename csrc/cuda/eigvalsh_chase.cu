@@ -6,6 +6,7 @@
 // 1993). A warp to each sweep, all at work in step: two hops behind each other they do not touch the same
 // entries.
 #include "band.cuh"
+#include "packed.cuh"
 #include "sturm.cuh"
 #include "tridiagonal.cuh"
 
@@ -24,10 +25,11 @@ constexpr int kNext = kBandColumn - 1;
 // What a warp's lanes show each other.
 template <class T>
 struct ChaseShared {
-    // The block on the diagonal by columns, one longer than the rest so that rows are read from all banks.
-    T block[kBand][kBand + 1];
+    // The reflector's vector, and what else is needed of every lane.
     alignas(16) T vector[kBand];
     T other[kBand];
+    // The block on the diagonal by columns, these one longer so that rows are read from all banks.
+    T block[kBand][kBand + 1];
 };
 
 // Kernel. Lane i has row i of each block.
@@ -35,42 +37,51 @@ struct ChaseShared {
 template <class T>
 class Sweep {
   public:
-    __device__ Sweep(T* band, ChaseShared<T>& shared) : band_(band), shared_(shared) {}
+    __device__ Sweep(T* band, ChaseShared<T>& shared, std::int64_t size)
+        : band_(band), shared_(shared), size_(size), row_(size) {}
 
     // The first reflector, from column `column`.
     __device__ void begin(std::int64_t column) {
-        T* const x = band_ + column * kBandColumn + 1;
-        row_ = column + 1;
-        active_ = clear(x + lane_index(), x[lane_index()]);
+        T* const x = band_ + column * kBandColumn + 1 + lane_index();
+        row_ = clear(x, *x) ? column + 1 : size_;
     }
 
     // Applies the reflector to the block on the diagonal and the one below, and finds the next one there.
     __device__ void hop() {
-        if (!active_) return;
+        if (row_ >= size_ - 1) return;
         T* const diagonal = band_ + row_ * kBandColumn + lane_index();
-        shared_.vector[lane_index()] = u_;
         reflect_diagonal(diagonal);
-        active_ = reflect_below(diagonal + kBand);
-        row_ += kBand;
+        row_ = reflect_below(diagonal + kBand) ? row_ + kBand : size_;
     }
 
   private:
     // Makes `u_` the vector of the reflector I - u u^T that maps x, of which each lane has an entry, onto its
     // first entry, and stores that. False where it already is of that form.
     __device__ bool clear(T* at, T x) {
-        const int lane = lane_index();
-        const double head = static_cast<double>(__shfl_sync(kAllLanes, x, 0));
-        const double tail = static_cast<double>(warp_sum(lane == 0 ? T{0} : x * x));
-        const ScaledReflection reflection = ScaledReflection::of(head, tail, T{});
-        u_ = lane == 0 ? static_cast<T>((head - reflection.beta) * reflection.scale)
-                       : x * static_cast<T>(reflection.scale);
-        *at = lane == 0 ? static_cast<T>(reflection.beta) : T{0};
-        return reflection.scale != 0.0;
+        const bool first = lane_index() == 0;
+        const T tail = warp_sum(first ? T{0} : x * x);
+        const ScaledReflection<T> reflection = ScaledReflection<T>::of(__shfl_sync(kAllLanes, x, 0), tail);
+        u_ = first ? reflection.first : x * reflection.scale;
+        *at = first ? reflection.beta : T{0};
+        return reflection.scale != T{0};
+    }
+
+    // Calls action(c, vector[c], other[c]) for all columns.
+    template <class Action>
+    __device__ void each_column(Action action) const {
+#pragma unroll
+        for (int begin = 0; begin < kBand; begin += kBlock) {
+            const Quad<T> u = *reinterpret_cast<const Quad<T>*>(shared_.vector + begin);
+            const Quad<T> other = *reinterpret_cast<const Quad<T>*>(shared_.other + begin);
+#pragma unroll
+            for (int i = 0; i < kBlock; ++i) action(begin + i, u.x[i], other.x[i]);
+        }
     }
 
     // d -= u q^T + q u^T with q = d u - (u^T d u) u / 2, for the lower triangle of the symmetric block.
     __device__ void reflect_diagonal(T* at) {
         const int lane = lane_index();
+        shared_.vector[lane] = u_;
         T d[kBand];
 #pragma unroll
         for (int c = 0; c < kBand; ++c) {
@@ -78,31 +89,26 @@ class Sweep {
             shared_.block[c][lane] = d[c];
         }
         __syncwarp();
-        T sum[4] = {};
-#pragma unroll
-        for (int c = 0; c < kBand; ++c)
-            sum[c % 4] += (lane >= c ? d[c] : shared_.block[lane][c]) * shared_.vector[c];
+        T sum[kBlock] = {};
+        each_column(
+            [&](int c, T u, T) { sum[c % kBlock] += (lane >= c ? d[c] : shared_.block[lane][c]) * u; });
         const T product = (sum[0] + sum[1]) + (sum[2] + sum[3]);
         const T q = product - warp_sum(product * u_) / 2 * u_;
         shared_.other[lane] = q;
         __syncwarp();
-#pragma unroll
-        for (int c = 0; c < kBand; ++c) {
-            if (lane >= c) at[c * kNext] = d[c] - u_ * shared_.other[c] - q * shared_.vector[c];
-        }
+        each_column([&](int c, T u, T other) {
+            if (lane >= c) at[c * kNext] = d[c] - u_ * other - q * u;
+        });
     }
 
     // From the right the reflector u of the block's columns, then from the left the one that clears its first
     // column, which replaces u. False where none is needed, which ends the sweep.
     __device__ bool reflect_below(T* at) {
-        const int lane = lane_index();
         T b[kBand];
-        T sum[4] = {};
 #pragma unroll
-        for (int c = 0; c < kBand; ++c) {
-            b[c] = at[c * kNext];
-            sum[c % 4] += b[c] * shared_.vector[c];
-        }
+        for (int c = 0; c < kBand; ++c) b[c] = at[c * kNext];
+        T sum[kBlock] = {};
+        each_column([&](int c, T u, T) { sum[c % kBlock] += b[c] * u; });
         const T w = (sum[0] + sum[1]) + (sum[2] + sum[3]);
         const T u = u_;
         const bool more = clear(at, b[0] - w * shared_.vector[0]);
@@ -111,18 +117,20 @@ class Sweep {
         for (int c = 0; c < kBand; ++c) products[c] = b[c] * u_;
         const T z = transposed_sum(products) - warp_sum(w * u_) * u;
         // Every lane has read `other`: the sums came after.
-        shared_.other[lane] = z;
+        shared_.other[lane_index()] = z;
         __syncwarp();
-#pragma unroll
-        for (int c = 1; c < kBand; ++c) at[c * kNext] = b[c] - w * shared_.vector[c] - u_ * shared_.other[c];
+        each_column([&](int c, T right, T left) {
+            if (c > 0) at[c * kNext] = b[c] - w * right - u_ * left;
+        });
         return more;
     }
 
-    T* band_;
+    T* const band_;
     ChaseShared<T>& shared_;
-    std::int64_t row_ = 0;
+    const std::int64_t size_;
+    // Where the reflector's rows begin; at the matrix' end when the sweep is over.
+    std::int64_t row_;
     T u_ = 0;
-    bool active_ = false;
 };
 
 template <class T>
@@ -132,18 +140,17 @@ __global__ void __launch_bounds__(kChaseWarps<T> * 32, 1)
     const std::int64_t* layer = layers + std::int64_t{blockIdx.x} * kEigFields;
     const BandMemory<T> memory(layer);
     const std::int64_t size = layer[kEigSize];
-    Sweep<T> sweep(memory.band, reinterpret_cast<ChaseShared<T>*>(shared_memory())[warp_index()]);
+    Sweep<T> sweep(memory.band, reinterpret_cast<ChaseShared<T>*>(shared_memory())[warp_index()], size);
     // Sweep s starts at step s lag, when its warp is done with sweep s - kWarps.
     const std::int64_t sweeps = max(size - 2, std::int64_t{0});
     const std::int64_t lag = max(blocks_of(blocks_of(sweeps, kBand), kWarps), std::int64_t{2});
+    std::int64_t next = warp_index();
     for (std::int64_t step = 0; step < (sweeps - 1) * lag + 1; ++step) {
-        const std::int64_t newest = step / lag;
-        const std::int64_t mine = newest - (newest + kWarps - warp_index()) % kWarps;
-        if (mine >= 0 && mine < sweeps) {
-            const std::int64_t hop = step - mine * lag;
-            if (hop == 0) sweep.begin(mine);
-            if (mine + 1 + hop * kBand < size - 1) sweep.hop();
+        if (step == next * lag) {
+            sweep.begin(next);
+            next += kWarps;
         }
+        sweep.hop();
         __syncthreads();
     }
     double* const tridiagonal = reinterpret_cast<double*>(layer[kEigTridiagonal]);

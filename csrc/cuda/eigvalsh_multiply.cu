@@ -225,23 +225,24 @@ class SuperTile {
     }
     __device__ static int row_in_tile(int r, int half) { return r * kMmaRows + 8 * half + mma_group(); }
 
-    // Two neighbours in a row below the diagonal.
-    __device__ Pair* pair_at(int row, int column) const {
-        return reinterpret_cast<Pair*>(memory_.panel_row(column / kBand, row) + column % kBand);
+    // Where a tile's row `first_row` is, from `first_column` on: a warp's columns lie in one panel.
+    __device__ T* tile_at(int first_row, int first_column) const {
+        return memory_.panel_row(first_column / kBand, first_row) + first_column % kBand;
     }
     // This warp's columns of a tile, from `first_column` on: of one on the diagonal the upper half too.
     __device__ void load_tile(Values& a, int first_row, int first_column, bool diagonal) const {
+        const T* const tile = tile_at(first_row, first_column);
         each([&](int r, int c, int half) {
-            const int row = first_row + row_in_tile(r, half);
-            const int column = first_column + c * kMmaColumns + mma_pair();
+            const int row = row_in_tile(r, half);
+            const int column = c * kMmaColumns + mma_pair();
             Pair pair{};
             if (!diagonal) {
-                if (row < n_) pair = *pair_at(row, column);
+                if (first_row + row < n_) pair = *reinterpret_cast<const Pair*>(tile + row * kBand + column);
             } else {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    const int low = min(row, column + i);
-                    const int high = max(row, column + i);
+                    const int low = min(first_row + row, first_column + column + i);
+                    const int high = max(first_row + row, first_column + column + i);
                     if (high < n_) pair.x[i] = memory_.panel_row(low / kBand, high)[low % kBand];
                 }
             }
@@ -251,13 +252,18 @@ class SuperTile {
     }
     // The lower half of it back.
     __device__ void store_tile(const Values& a, int first_row, int first_column, bool diagonal) {
+        T* const tile = tile_at(first_row, first_column);
         each([&](int r, int c, int half) {
-            const int row = first_row + row_in_tile(r, half);
-            const int column = first_column + c * kMmaColumns + mma_pair();
-            if (row >= n_ || (diagonal && row < column)) return;
-            Pair* const pair = pair_at(row, column);
-            pair->x[0] = a.sum[r][c].x[2 * half];
-            if (!diagonal || row > column) pair->x[1] = a.sum[r][c].x[2 * half + 1];
+            const int row = row_in_tile(r, half);
+            const int column = c * kMmaColumns + mma_pair();
+            const int below = first_row + row - (first_column + column);
+            if (first_row + row >= n_ || (diagonal && below < 0)) return;
+            const T* const value = a.sum[r][c].x + 2 * half;
+            if (!diagonal || below > 0) {
+                *reinterpret_cast<Pair*>(tile + row * kBand + column) = {value[0], value[1]};
+            } else {
+                tile[row * kBand + column] = value[0];
+            }
         });
     }
 

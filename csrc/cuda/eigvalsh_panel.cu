@@ -111,7 +111,7 @@ class PanelFactor {
         if (first_ + kBand == memory_.n) return;
         T x[kRows][kBand];
         if (kResident) load(x, begin_);
-        ScaledReflection reflection{};
+        ScaledReflection<T> reflection{};
         for (int column = -1; column < kBand; ++column) {
             T products[kBand] = {};
             for_rows(x, [&](int begin) {
@@ -200,7 +200,7 @@ class PanelFactor {
     }
 
     // Every thread gets the reflection, and its warp's `weights` v^T x of the columns it is applied to.
-    __device__ ScaledReflection form_reflection(T (&products)[kBand], int column) {
+    __device__ ScaledReflection<T> form_reflection(T (&products)[kBand], int column) {
         const int turn = column & 1;
         const int lane = lane_index();
         shared_.sums[turn][warp_index()][lane] = transposed_sum(products);
@@ -215,11 +215,10 @@ class PanelFactor {
             for (unsigned r = 0; r < cluster_; ++r) total += *peer_shared(&shared_.totals[turn][lane], r);
             head = *peer_shared(&shared_.head[turn][lane], 0);
         }
-        const double diagonal = static_cast<double>(__shfl_sync(kAllLanes, head, 0));
-        const double tail = static_cast<double>(__shfl_sync(kAllLanes, total, 0));
-        const ScaledReflection reflection = ScaledReflection::of(diagonal, tail, T{});
-        const T weight =
-            static_cast<T>(reflection.scale) * (total + static_cast<T>(diagonal - reflection.beta) * head);
+        const T diagonal = __shfl_sync(kAllLanes, head, 0);
+        const T tail = __shfl_sync(kAllLanes, total, 0);
+        const ScaledReflection<T> reflection = ScaledReflection<T>::of(diagonal, tail);
+        const T weight = reflection.scale * total + reflection.first * head;
         // The lanes of columns that are done hold products of two reflectors' vectors.
         const bool is_done = lane >= kBand - column;
         shared_.weights[warp_index()][lane] = lane == 0 || is_done ? T{0} : weight;
@@ -229,16 +228,13 @@ class PanelFactor {
     }
 
     // Applies the reflector of `column`; its vector comes in last.
-    __device__ void apply(T (&x)[kRows][kBand], int begin, int column, ScaledReflection reflection) {
+    __device__ void apply(T (&x)[kRows][kBand], int begin, int column, ScaledReflection<T> reflection) {
         const int head = kBand + column;
-        const T scale = static_cast<T>(reflection.scale);
         T u[kRows];
 #pragma unroll
         for (int k = 0; k < kRows; ++k) {
             const int row = row_of(begin, k);
-            u[k] = row > head ? x[k][0] * scale : T{0};
-            if (row == head)
-                u[k] = static_cast<T>((static_cast<double>(x[k][0]) - reflection.beta) * reflection.scale);
+            u[k] = row > head ? x[k][0] * reflection.scale : (row == head ? reflection.first : T{0});
         }
 #pragma unroll
         for (int begin_j = 0; begin_j < kBand; begin_j += kBlock) {
@@ -254,7 +250,7 @@ class PanelFactor {
 #pragma unroll
         for (int k = 0; k < kRows; ++k) x[k][kBand - 1] = u[k];
         if (row_of(begin, 0) != head) return;
-        memory_.band_column(first_ + column)[kBand] = static_cast<T>(reflection.beta);
+        memory_.band_column(first_ + column)[kBand] = reflection.beta;
 #pragma unroll
         for (int j = 1; j < kBand; ++j) {
             if (j < kBand - column) {

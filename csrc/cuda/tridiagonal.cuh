@@ -44,18 +44,20 @@ struct Reflection {
     }
 };
 
-// I - u u^T with u = scale (head - beta, x) maps (head, x) to (beta, 0, ..., 0), for a column of a matrix of
-// about one.
+// I - u u^T with u = (first, scale x) maps (head, x) to (beta, 0, ..., 0), for a column of a matrix of about
+// one. How far it is from orthogonal moves every eigenvalue: it is found in float64.
+template <class T>
 struct ScaledReflection {
-    double beta, scale;
+    T beta, first, scale;
 
     // `tail` is the sum of squares of x; where these are too small to be accurate, they are left out.
-    template <class T>
-    __device__ static ScaledReflection of(double head, double tail, T) {
-        if (!(tail > (sizeof(T) == 8 ? 1e-280 : 1e-30))) return {head, 0.0};
-        const double norm = sqrt(head * head + tail);
-        const double beta = head > 0.0 ? -norm : norm;
-        return {beta, 1.0 / sqrt(beta * (beta - head))};
+    __device__ static ScaledReflection of(T head, T tail) {
+        if (!(tail > (sizeof(T) == 8 ? T(1e-280) : T(1e-30)))) return {head, T{0}, T{0}};
+        const double from = static_cast<double>(head);
+        const double norm = sqrt(from * from + static_cast<double>(tail));
+        const double beta = from > 0.0 ? -norm : norm;
+        const double scale = 1.0 / sqrt(beta * (beta - from));
+        return {static_cast<T>(beta), static_cast<T>((from - beta) * scale), static_cast<T>(scale)};
     }
 };
 

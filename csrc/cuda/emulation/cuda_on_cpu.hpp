@@ -136,6 +136,7 @@ inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __double2hiint(double value) { return static_cast<int>(emulation::to_bits(value) >> 32); }
 using std::max;
 using std::min;
+using std::sqrt;
 
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
