@@ -28,8 +28,9 @@ from slimfast.kernels.optional import eigvalsh_stacked, joint_covariance
 
 Side = Literal["auto", "rows"]
 # Bytes of covariance matrices alive at once in grouped_spectra; one matrix larger than this still runs,
-# alone.
+# alone. A GPU is full only with many large matrices at a time.
 WORKSPACE_BYTES = 64 << 20
+GPU_WORKSPACE_BYTES = 4 << 30
 
 
 class Covariances(NamedTuple):
@@ -248,14 +249,14 @@ def grouped_spectra(
     dtype: torch.dtype | None = None,
     names: Sequence[str | Sequence[str]] | None = None,
     backend: str = "auto",
-    workspace_bytes: int = WORKSPACE_BYTES,
+    workspace_bytes: int | None = None,
 ) -> SpectraValues:
     """Eigenvalues of the covariance of the rows of every x_i (n_i, d_i): m_i = min(n_i, d_i) of them (n_i
     for a layer of several members), ascending.
 
     :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest first,
-    whose matrices together stay within ``workspace_bytes`` (one larger matrix runs alone). Arguments as
-    there.
+    whose matrices together stay within ``workspace_bytes`` (one larger matrix runs alone; by default 64 MiB,
+    for tensors on a GPU 4 GiB). Other arguments as there.
 
     Equivalent to: ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
     """
@@ -263,13 +264,21 @@ def grouped_spectra(
     values: list[Tensor] = [torch.empty(0)] * len(xs)
     traces = torch.zeros(len(xs), dtype=torch.float64)
     sizes = [members[0].shape[0] if len(members) > 1 else min(members[0].shape) for members in layers]
-    for batch in _batches(sizes, workspace_bytes):
+    on_cpu = all(x.is_cpu for members in layers for x in members)
+    usual = WORKSPACE_BYTES if on_cpu else GPU_WORKSPACE_BYTES
+    most = usual if workspace_bytes is None else workspace_bytes
+    for batch in _batches(sizes, most):
         cov = grouped_covariance(
             [layers[i] for i in batch], dtype=dtype, names=[named[i] for i in batch], backend=backend
         )
         eig = grouped_eigvalsh(cov.matrices, names=[", ".join(named[i]) for i in batch], backend=backend)
-        for i, value in zip(batch, eig, strict=True):
-            values[i] = value.to("cpu", torch.float64)
+        # One copy from a GPU, not one a layer; on a CPU each result keeps to its own memory.
+        found = eig
+        if not on_cpu:
+            together = torch.cat([value.double() for value in eig]).cpu()
+            found = list(torch.split(together, [len(value) for value in eig]))
+        for i, value in zip(batch, found, strict=True):
+            values[i] = value.double()
         traces[torch.tensor(batch)] = cov.traces
     return SpectraValues(values, traces)
 
