@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz import __main__ as runner
 from fuzz import files, structure
 from fuzz.child import State, _edited
 from hypothesis import HealthCheck, given, settings
@@ -96,3 +97,12 @@ def test_the_runner_counts_and_sums_up(tmp_path: Path) -> None:
     assert summary["by_target"] == {"gather": summary["executions"]}
     assert summary["executions"] >= 40
     assert [run["finding"] for run in summary["runs"]] == ["", ""]
+    # What was run stands beside each run; one without it was before that was so.
+    assert {run["commit"] for run in summary["runs"]} == set(summary["commits"]["gather"])
+    del summary["runs"][0]["commit"]
+    (tmp_path / "fuzz.json").write_text(json.dumps(summary))
+    runner._add(tmp_path / "fuzz.json", runner.Result("gather", "hypothesis", False, 7, 1.0, 0.1, commit="a"))
+    again = json.loads((tmp_path / "fuzz.json").read_text())
+    assert again["commits"]["gather"][0] == ""
+    assert "a" in again["commits"]["gather"]
+    assert again["executions"] == summary["executions"] + 7

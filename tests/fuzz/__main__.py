@@ -31,7 +31,11 @@ LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a target. ``finding`` is empty, or says what was found; its input is in ``found_in``."""
+    """What became of a target in one run.
+
+    ``finding`` is empty, or says what was found; its input is in ``found_in``. ``commit`` is what was run,
+    empty for the runs before it was noted, with a + where files had changed.
+    """
 
     target: str
     engine: str
@@ -41,6 +45,7 @@ class Result:
     slowest_s: float
     finding: str = ""
     found_in: str = ""
+    commit: str = ""
 
 
 def fuzz(target: str, executions: int, seed: int, folder: Path) -> Result:
@@ -64,7 +69,8 @@ def fuzz(target: str, executions: int, seed: int, folder: Path) -> Result:
         found_in = path.name
     sanitized = bool(os.environ.get("SLIMFAST_FUZZ_CPU"))
     seconds = round(time.monotonic() - start, 1)
-    return Result(target, engine, sanitized, count, seconds, round(slowest, 3), finding, found_in)
+    commit = stamp("cpu")["commit"] or ""
+    return Result(target, engine, sanitized, count, seconds, round(slowest, 3), finding, found_in, commit)
 
 
 def _fork(log: Path, *arguments: Any) -> int:
@@ -130,13 +136,17 @@ def main() -> int:
 
 
 def _add(path: Path, result: Result) -> None:
-    """One more run in a summary, with the executions of each target over all runs."""
+    """One more run in a summary, with the executions of each target over all runs, and their commits."""
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     runs.append(asdict(result))
     executions: dict[str, int] = {}
+    commits: dict[str, list[str]] = {}
     for run in runs:
-        executions[run["target"]] = executions.get(run["target"], 0) + run["executions"]
-    counts = {"executions": sum(executions.values()), "by_target": executions, "runs": runs}
+        target = run["target"]
+        executions[target] = executions.get(target, 0) + run["executions"]
+        commits[target] = sorted({*commits.get(target, []), run.get("commit", "")})
+    counts = {"executions": sum(executions.values()), "by_target": executions, "commits": commits}
+    counts["runs"] = runs
     summary = {**stamp("cpu"), **counts}
     path.write_text(json.dumps(summary, indent=1) + "\n")
 
