@@ -247,6 +247,21 @@ def test_large_matrices_with_little_to_reduce(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [0.3, 0.03])
+def test_large_matrices_see_entries_far_below_their_column_s_first(dtype: torch.dtype, share: float) -> None:
+    """The square of such an entry is lost beside that of the first, the entry itself must not be: it couples
+    chains of the same eigenvalues.
+    """
+    m = 1300
+    far = 1 + torch.arange(m - 32) // 32 / 64
+    near = share * torch.finfo(dtype).eps ** 0.5 * torch.ones(m - 33)
+    lower = torch.diag(far.to(dtype), -32) + torch.diag(near.to(dtype), -33)
+    mat = lower + lower.T
+    same, exact = torch_and_float64([mat])
+    assert_group_as_accurate(grouped_eigvalsh([mat], backend="cpu"), same, exact, sums=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_large_matrix_that_is_not_finite_is_refused(dtype: torch.dtype) -> None:
     mat = torch.eye(1300, dtype=dtype)
     mat[1200, 40] = mat[40, 1200] = float("nan")

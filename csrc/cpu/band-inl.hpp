@@ -121,9 +121,10 @@ void panel_qr(T* x, i64 rows, T* r) {
         T beta = 0, scale = 0, head = 0;
         if (c >= 0) {
             head = x[c * band + c];
-            const double tail = square - static_cast<double>(head) * head;
             beta = head;
-            if (tail > negligible_square<T> && square > negligible_square<T>) {
+            // Whatever lies below the head: next to a large one its squares are lost in the sum, so that a
+            // column with nothing below is reflected too, which turns its sign.
+            if (square > negligible_square<T>) {
                 const double norm = square_root(square);
                 const double reflected = head > 0 ? -norm : norm;
                 beta = static_cast<T>(reflected);
