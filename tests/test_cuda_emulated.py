@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 from collections.abc import Mapping
 from types import ModuleType
 
@@ -278,6 +281,18 @@ def test_why_not_gives_every_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "slimfast._cuda does not load: no driver" in reasons
     assert "tensors on cpu, not on a CUDA device" in reasons
     assert "elements of torch.complex128" in reasons
+
+
+@pytest.mark.parametrize("order", [("_cuda", "_cuda_emulated"), ("_cuda_emulated", "_cuda")])
+def test_the_kernels_and_their_emulation_load_into_one_process(order: tuple[str, str]) -> None:
+    for name in order:
+        if importlib.util.find_spec(f"slimfast.{name}") is None:
+            pytest.skip(f"slimfast.{name} is not built")
+    code = (
+        "import torch, importlib, sys\nfor name in sys.argv[1:]: importlib.import_module(f'slimfast.{name}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *order], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # --- the order of threads, and barriers

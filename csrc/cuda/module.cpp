@@ -100,7 +100,8 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         const cuda::DeviceLimits limits = cuda::device_limits(device);
         return py::make_tuple(limits.shared_bytes, limits.clusters);
     });
-    py::class_<cuda::GatherTable>(module, "GatherTable")
+    // Local, so that the module and its emulation load into one process.
+    py::class_<cuda::GatherTable>(module, "GatherTable", py::module_local())
         .def(py::init(&gather_table), py::arg("tensors"), py::arg("indices"))
         .def_readonly("count", &cuda::GatherTable::count)
         .def_readonly("tiles", &cuda::GatherTable::tiles)
