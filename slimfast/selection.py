@@ -246,19 +246,19 @@ def _covariance_read(
 def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str) -> Tensor:
     """The (n, n) float64 covariance of a group's units over the positions of all its producers."""
     rows = _rows(group, tensors)
-    d = sum(x.shape[1] for x in rows)
+    if not rows:
+        return torch.zeros(group.n, group.n, dtype=torch.float64)
     try:
-        members = grouped_covariance(
-            rows,
+        (found,) = grouped_covariance(
+            [rows],
             side="rows",
             dtype=torch.float64,
-            names=[f"{group.name}: {m.tensor}" for m in group.producers()],
+            names=[[f"{group.name}: {m.tensor}" for m in group.producers()]],
             backend=backend,
         ).matrices
     except ValueError as error:
         raise SlimfastError(f"select: {error}") from None
-    weighted = [mat * (max(x.shape[1] - 1, 1) / max(d - 1, 1)) for mat, x in zip(members, rows, strict=True)]
-    return torch.stack(weighted).sum(0) if weighted else torch.zeros(group.n, group.n, dtype=torch.float64)
+    return found
 
 
 def _batches(

@@ -99,6 +99,8 @@ def test_what_cannot_be_made_ready_is_refused(device: str) -> None:
     x = torch.ones(3, 4, device=device)
     with pytest.raises(ValueError, match="covariance: expected one or more layers, got none"):
         prepare_covariance([])
+    with pytest.raises(ValueError, match=r"covariance: expected dtype float32 or float64, got torch.float16"):
+        prepare_covariance([x], dtype=torch.float16, backend="cuda")
     with pytest.raises(ValueError, match=r"expected results of float32 or of float64.*float32.*float64"):
         prepare_covariance([x, x.double()], backend="cuda")
     with pytest.raises(

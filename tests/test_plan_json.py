@@ -17,19 +17,11 @@ from plan_cases import SIZES, spectra_of
 from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
 from slimfast.graph import InputSpec
-from slimfast.graph.groups import ChannelGraph
 from slimfast.plans import GroupPlan, Plan, plan_widths
-from slimfast.spectra import Spectrum
 
 
-@pytest.fixture
-def graph() -> ChannelGraph:
-    return chain(SIZES, inputs=30)
-
-
-@pytest.fixture
-def spectra() -> dict[str, Spectrum]:
-    return spectra_of(SIZES)
+def planned(**wishes: Any) -> Plan:
+    return plan_widths(chain(SIZES, inputs=30), spectra_of(SIZES), **wishes)
 
 
 def with_keep(found: Plan) -> Plan:
@@ -37,10 +29,8 @@ def with_keep(found: Plan) -> Plan:
     return dataclasses.replace(found, groups=groups)
 
 
-def test_json_round_trip_with_selected_units(
-    graph: ChannelGraph, spectra: dict[str, Spectrum], tmp_path: Path
-) -> None:
-    found = with_keep(plan_widths(graph, spectra, params=0.43, multiple_of=2, overrides={"1": 7}))
+def test_json_round_trip_with_selected_units(tmp_path: Path) -> None:
+    found = with_keep(planned(params=0.43, multiple_of=2, overrides={"1": 7}))
     found.save(tmp_path / "plan.json")
     again = Plan.load(tmp_path / "plan.json")
     assert again == found
@@ -153,7 +143,7 @@ def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
 def test_a_document_with_something_wrong_is_refused_in_one_line(
     path: tuple[Any, ...], value: Any, message: str, tmp_path: Path
 ) -> None:
-    found = with_keep(plan_widths(chain(SIZES, inputs=30), spectra_of(SIZES), macs=0.5, overrides={"1": 7}))
+    found = with_keep(planned(macs=0.5, overrides={"1": 7}))
     file = tmp_path / "plan.json"
     file.write_text(change(json.loads(found.to_json()), path, value))
     with pytest.raises(SlimfastError, match=message) as error:
@@ -185,10 +175,8 @@ def test_a_file_that_is_no_plan(content: bytes, message: str, tmp_path: Path) ->
     assert str(file) in str(error.value)
 
 
-def test_files_that_cannot_be_read_or_written(
-    graph: ChannelGraph, spectra: dict[str, Spectrum], tmp_path: Path
-) -> None:
+def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
     with pytest.raises(SlimfastError, match=r"cannot read .*missing.json"):
         Plan.load(tmp_path / "missing.json")
     with pytest.raises(SlimfastError, match="cannot write"):
-        plan_widths(graph, spectra, macs=0.5).save(tmp_path / "missing" / "plan.json")
+        planned(macs=0.5).save(tmp_path / "missing" / "plan.json")

@@ -25,7 +25,15 @@ import torch
 from torch import Tensor
 
 from slimfast.errors import BackendUnavailable
-from slimfast.kernels.checks import check_gather, check_matrix, check_one_device, check_squares, names_of
+from slimfast.kernels.checks import (
+    check_covariance_options,
+    check_gather,
+    check_matrix,
+    check_one_device,
+    check_squares,
+    covariance_dtype,
+    names_of,
+)
 from slimfast.kernels.dispatch import select_backend
 from slimfast.kernels.ops import Covariances, Side
 from slimfast.kernels.prepared import Prepared
@@ -46,11 +54,12 @@ def prepare_covariance(
     """
     if not xs:
         raise ValueError("covariance: expected one or more layers, got none")
+    check_covariance_options(side, dtype)
     for x, name in zip(xs, names_of("covariance", xs, names), strict=True):
         check_matrix("covariance", x, name)
     check_one_device("covariance", xs)
-    wanted = {dtype or (torch.float64 if x.dtype == torch.float64 else torch.float32) for x in xs}
-    if len(wanted) > 1 or not wanted <= {torch.float32, torch.float64}:
+    wanted = {dtype or covariance_dtype([x]) for x in xs}
+    if len(wanted) > 1:
         raise ValueError(
             f"covariance: expected results of float32 or of float64, got {sorted(map(str, wanted))}"
         )

@@ -74,6 +74,18 @@ def check_matrix(op: str, x: Tensor, name: str) -> None:
         raise ValueError(f"{op}: expected float32, float64, bfloat16 or float16, got {x.dtype} ({name})")
 
 
+def check_covariance_options(side: str, dtype: torch.dtype | None) -> None:
+    if side not in ("auto", "rows"):
+        raise ValueError(f"covariance: expected side 'auto' or 'rows', got {side!r}")
+    if dtype not in (None, *_EIGEN):
+        raise ValueError(f"covariance: expected dtype float32 or float64, got {dtype}")
+
+
+def covariance_dtype(members: Sequence[Tensor]) -> torch.dtype:
+    """What the covariance of a layer's members is in where nothing is asked for."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in members) else torch.float32
+
+
 def check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None:
     # Many small matrices come here: a look at each is all the time that they have.
     for i, mat in enumerate(mats):

@@ -16,9 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from slimfast.kernels.checks import (
+    check_covariance_options,
     check_gather,
     check_one_device,
     check_squares,
+    covariance_dtype,
     members_of,
     names_of,
     non_finite,
@@ -87,17 +89,14 @@ def grouped_covariance(
 
     Equivalent to: ``[torch.cov(x) for x in xs]`` with ``side="rows"`` and d >= 2.
     """
-    if side not in ("auto", "rows"):
-        raise ValueError(f"covariance: expected side 'auto' or 'rows', got {side!r}")
-    if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"covariance: expected dtype float32 or float64, got {dtype}")
+    check_covariance_options(side, dtype)
     layers, named = members_of("covariance", xs, names)
     if not xs:
         return Covariances([], torch.zeros(0, dtype=torch.float64))
     every = [member for members in layers for member in members]
     check_one_device("covariance", every)
     rows = [side == "rows" or len(x) > 1 or x[0].shape[0] <= x[0].shape[1] for x in layers]
-    dtypes = [dtype or _arithmetic(members) for members in layers]
+    dtypes = [dtype or covariance_dtype(members) for members in layers]
     # A layer's backend follows from its own dtype, so that its bits do not depend on its neighbours.
     modules = {
         wanted: select_backend("covariance", every, backend, in_float64=wanted == torch.float64)
@@ -118,10 +117,6 @@ def grouped_covariance(
             bad = next((i for i, x in enumerate(members) if not bool(x.isfinite().all())), 0)
             raise ValueError(non_finite("covariance", told[bad], members[bad]))
     return Covariances(matrices, traces)
-
-
-def _arithmetic(members: Sequence[Tensor]) -> torch.dtype:
-    return torch.float64 if any(x.dtype == torch.float64 for x in members) else torch.float32
 
 
 @overload
