@@ -89,5 +89,5 @@ $(VENV)/.demo: $(BUILD_INPUTS) | $(BIN)/pip
 	touch $@
 
 $(VENV)/.test: $(BUILD_INPUTS) | $(BIN)/pip
-	$(PIP) -e '.[test,check]' -C cmake.define.SLIMFAST_CUDA_EMULATION=ON
+	$(PIP) -e '.[test,check]' -C cmake.define.SLIMFAST_CUDA_EMULATION=ON -C cmake.define.SLIMFAST_CPU_EMULATION=ON
 	touch $@ $(VENV)/.demo

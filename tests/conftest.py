@@ -11,6 +11,7 @@ import jaxtyping
 import plan_schemas
 import pytest
 import torch
+from cpu_fixtures import isa, lowered  # noqa: F401
 from cuda_fixtures import device, emulator  # noqa: F401
 from torch import Tensor
 

@@ -9,6 +9,8 @@ extern const Kernels table;
 namespace avx2 {
 extern const Kernels table;
 }
+#endif
+#if defined(SLIMFAST_X86) || defined(SLIMFAST_EMULATED)
 namespace avx512 {
 extern const Kernels table;
 }
@@ -16,9 +18,11 @@ extern const Kernels table;
 
 const Kernels& kernels(Isa isa) {
     switch (isa) {
-#ifdef SLIMFAST_X86
+#if defined(SLIMFAST_X86) || defined(SLIMFAST_EMULATED)
         case Isa::avx512:
             return avx512::table;
+#endif
+#ifdef SLIMFAST_X86
         case Isa::avx2:
             return avx2::table;
 #endif

@@ -13,15 +13,19 @@ std::vector<Isa> detect() {
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (avx2) found.push_back(Isa::avx2);
-#ifdef SLIMFAST_EMULATE_AVX512
-    // The 512-bit kernels compiled to pairs of 256-bit instructions, so that they have a test everywhere.
+#endif
+#if defined(SLIMFAST_EMULATED) && defined(SLIMFAST_X86)
+    // Lowered to AVX2.
     const bool avx512 = avx2;
-#else
+#elif defined(SLIMFAST_EMULATED)
+    const bool avx512 = true;
+#elif defined(SLIMFAST_X86)
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+    const bool avx512 = false;
 #endif
     if (avx512) found.push_back(Isa::avx512);
-#endif
     return found;
 }
 

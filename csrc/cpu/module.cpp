@@ -115,7 +115,10 @@ std::vector<std::string> isa_names() {
 
 }  // namespace
 
-PYBIND11_MODULE(_cpu, m) {
+#ifndef SLIMFAST_MODULE
+#define SLIMFAST_MODULE _cpu
+#endif
+PYBIND11_MODULE(SLIMFAST_MODULE, m) {
     m.doc() = "The C++ CPU kernels of slimfast; called by slimfast.kernels.backends.cpu only.";
     m.def("isa", &widest_isa, "The instruction set that the kernels run with.");
     m.def("available_isas", &isa_names, "The instruction sets that this machine can run, the widest last.");
