@@ -246,6 +246,26 @@ def test_the_number_of_threads_changes_no_bit(threads: Threads) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone.matrices, together.matrices, strict=True))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(500, 900), (900, 500), (1000, 1100), (90, 9000)])
+def test_a_layer_is_the_same_alone_and_among_others(
+    shape: tuple[int, int], dtype: torch.dtype, threads: Threads
+) -> None:
+    """What a layer is cut into follows from the threads and its neighbours; its bits do not."""
+    n, d = shape
+    x = cases.normal(n, d, dtype=dtype)
+    with threads(1):
+        expected = grouped_covariance([x], backend="cpu")
+    cases.assert_as_accurate_as_torch(
+        expected.matrices[0], plain_covariance(x, n <= d), exact_covariance(x, n <= d, extended=False)
+    )
+    for count, others in ((2, []), (7, []), (7, [cases.normal(700, 2000, dtype=torch.float32)] * 3)):
+        with threads(count):
+            found = grouped_covariance([*others, x], backend="cpu")
+        assert torch.equal(found.matrices[-1], expected.matrices[0])
+        assert found.traces[-1] == expected.traces[0]
+
+
 def test_several_python_threads_at_once(threads: Threads) -> None:
     xs = [cases.normal(n, 500, dtype=torch.float32) for n in (30, 64, 200)]
     expected = grouped_covariance(xs, backend="cpu")

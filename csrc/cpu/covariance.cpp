@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -15,12 +16,12 @@ namespace {
 
 using i64 = std::int64_t;
 
-// A block's two packed chunks stay in L2 together.
-constexpr i64 block_bytes = 384 * sizeof(float);
-// Products per work item: about a millisecond; a layer with less than `items_per_layer` blocks is cut along
-// its samples down to this.
-constexpr double item_products = 1 << 24;
-constexpr i64 items_per_layer = 16;
+// The packed chunk of a block's variables stays in L2.
+constexpr i64 block_bytes = 768 * sizeof(float);
+// A layer of few variables is cut along its samples into at most `most_splits` parts that are so long that
+// adding them up costs nothing. What it is cut into depends on its shape alone, because it is in the result.
+constexpr i64 split_samples = 4096;
+constexpr i64 most_splits = 16;
 // Rows of x whose means are one work item.
 constexpr i64 mean_rows = 64;
 
@@ -28,20 +29,29 @@ i64 element_size(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype:
 
 i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
-// How one layer is cut: square blocks of the lower triangle, each summed in `splits` parts of its samples.
+// Rows and columns of one work item; see CovarianceBlock.
+struct Piece {
+    i64 first_row, rows, first_col, cols;
+};
+
+// How one layer is cut: its lower triangle into pieces, each summed in `splits` parts of the samples.
 struct Cut {
-    i64 m, d, samples, block, blocks, splits, split_samples, panel;
-    // Parts of a split block meet here: splits x (block, block) for each of the pairs, and how many are still
-    // out.
+    i64 m, d, samples, panel, panels, splits, split_samples;
+    std::vector<Piece> pieces;
+    // Elements of the largest piece's sums; where there are several parts, they meet in `partial`: splits x
+    // slot for each of the pieces, and how many are still out.
+    i64 slot;
     Scratch partial;
     std::unique_ptr<std::atomic<i64>[]> missing;
+    // (splits, panels)
     std::vector<double> squares;
 
-    i64 pairs() const { return blocks * (blocks + 1) / 2; }
+    i64 in_panels(i64 variables) const { return ceil_div(variables, panel) * panel; }
+    double products() const { return 0.5 * static_cast<double>(m) * m * samples; }
 };
 
 struct Item {
-    i64 layer, pair, row, col, split;
+    i64 layer, piece, split;
 };
 
 // Rows first_row.. of a member whose means are one work item.
@@ -49,63 +59,68 @@ struct MeanItem {
     i64 layer, member, first_row;
 };
 
-Cut cut_layer(const CovarianceLayer& layer, const CovarianceKernels& kernels) {
+Cut cut_samples(const CovarianceLayer& layer, const CovarianceKernels& kernels) {
     Cut cut{};
-    const bool wide = layer.result == Dtype::f64;
-    cut.panel = wide ? kernels.panel_f64 : kernels.panel_f32;
+    cut.panel = layer.result == Dtype::f64 ? kernels.panel_f64 : kernels.panel_f32;
     for (const MatrixView& x : layer.members) cut.d += x.cols;
     const i64 n = layer.members[0].rows;
     cut.m = layer.by_rows ? n : cut.d;
     cut.samples = layer.by_rows ? cut.d : n;
-    const i64 largest = std::max<i64>(block_bytes / element_size(layer.result) / cut.panel, 1) * cut.panel;
-    cut.blocks = ceil_div(cut.m, largest);
-    cut.block = ceil_div(ceil_div(cut.m, cut.blocks), cut.panel) * cut.panel;
-    cut.blocks = ceil_div(cut.m, cut.block);
-    const double products = static_cast<double>(cut.block) * cut.block * cut.samples;
-    const i64 wanted = std::min<i64>(static_cast<i64>(products / item_products) + 1,
-                                     std::max<i64>(items_per_layer / cut.pairs(), 1));
+    cut.panels = ceil_div(cut.m, cut.panel);
+    const i64 blocks = ceil_div(cut.m, block_bytes / element_size(layer.result));
+    const i64 most = std::max<i64>(most_splits / (blocks * (blocks + 1) / 2), 1);
+    const i64 wanted = std::min(ceil_div(cut.samples, split_samples), most);
     cut.split_samples = ceil_div(ceil_div(cut.samples, wanted), kernels.samples) * kernels.samples;
     cut.splits = ceil_div(cut.samples, cut.split_samples);
-    if (cut.splits > 1) {
-        const i64 bytes = cut.block * cut.block * element_size(layer.result);
-        cut.partial = allocate_scratch(cut.pairs() * cut.splits * bytes);
-        cut.missing.reset(new std::atomic<i64>[cut.pairs()]);
-        for (i64 p = 0; p < cut.pairs(); ++p) cut.missing[p] = cut.splits;
-    }
-    cut.squares.assign(cut.blocks * cut.splits, 0.0);
+    cut.squares.assign(cut.splits * cut.panels, 0.0);
     return cut;
 }
 
-// Writes a block's sums, scaled, to both triangles of `out` (m, m); a diagonal block is valid in its lower
-// triangle.
-template <class T>
-void write_block(const T* sums, i64 stride, T scale, T* out, i64 m, i64 row, i64 rows, i64 col, i64 cols) {
-    constexpr i64 tile = 32;
-    for (i64 r0 = 0; r0 < rows; r0 += tile) {
-        for (i64 c0 = 0; c0 < cols; c0 += tile) {
-            for (i64 r = r0; r < std::min(r0 + tile, rows); ++r) {
-                const i64 last = row == col ? std::min(c0 + tile, r + 1) : std::min(c0 + tile, cols);
-                for (i64 c = c0; c < last; ++c) {
-                    const T value = sums[r * stride + c] * scale;
-                    out[(row + r) * m + col + c] = value;
-                    out[(col + c) * m + row + r] = value;
-                }
+// One block while its packed variables fit, and otherwise square ones; a layer that is much of the work is
+// cut into at least `least` pieces. A sum's terms and their order are the same in all of them.
+void cut_triangle(Cut& cut, i64 element_bytes, i64 least) {
+    i64 blocks = ceil_div(cut.m, block_bytes / element_bytes);
+    if (blocks == 1) {
+        // Stripes of whole rows, of about the same area.
+        i64 first = 0;
+        for (i64 stripe = 1; stripe <= least; ++stripe) {
+            const double share = std::sqrt(static_cast<double>(stripe) / static_cast<double>(least));
+            const i64 last = std::min(static_cast<i64>(std::lround(share * cut.panels)) * cut.panel, cut.m);
+            if (last > first) cut.pieces.push_back({first, last - first, 0, last});
+            first = last;
+        }
+    } else {
+        while (blocks * (blocks + 1) / 2 < 2 * least && blocks < cut.panels) ++blocks;
+        const i64 block = ceil_div(cut.panels, blocks) * cut.panel;
+        for (i64 row = 0; row < cut.m; row += block) {
+            for (i64 col = 0; col <= row; col += block) {
+                cut.pieces.push_back({row, std::min(block, cut.m - row), col, std::min(block, cut.m - col)});
             }
         }
     }
+    for (const Piece& piece : cut.pieces) {
+        cut.slot = std::max(cut.slot, cut.in_panels(piece.rows) * cut.in_panels(piece.cols));
+    }
+    if (cut.splits == 1) return;
+    const i64 pieces = static_cast<i64>(cut.pieces.size());
+    cut.partial = allocate_scratch(pieces * cut.splits * cut.slot * element_bytes);
+    cut.missing.reset(new std::atomic<i64>[pieces]);
+    for (i64 p = 0; p < pieces; ++p) cut.missing[p] = cut.splits;
 }
 
+// Products of a piece, for each of its samples.
+double area(const Piece& piece) {
+    const bool lower = piece.first_row + piece.rows == piece.first_col + piece.cols;
+    return static_cast<double>(piece.rows) * (piece.cols - (lower ? piece.rows / 2 : 0));
+}
+
+// Adds the other parts of a piece's sums to the first.
 template <class T>
-void finish_block(const CovarianceLayer& layer, const Cut& cut, T* sums, i64 parts, i64 rows, i64 cols,
-                  i64 row, i64 col) {
-    const i64 stride = ceil_div(cols, cut.panel) * cut.panel;
-    const i64 size = rows * stride;
-    for (i64 part = 1; part < parts; ++part) {
-        const T* other = sums + part * cut.block * cut.block;
-        for (i64 i = 0; i < size; ++i) sums[i] += other[i];
+void add_parts(const Cut& cut, const Piece& piece, T* sums) {
+    for (i64 part = 1; part < cut.splits; ++part) {
+        const T* other = sums + part * cut.slot;
+        for (i64 i = 0; i < piece.rows * cut.in_panels(piece.cols); ++i) sums[i] += other[i];
     }
-    const T scale = T{1} / static_cast<T>(std::max<i64>(cut.d - 1, 1));
-    write_block(sums, stride, scale, static_cast<T*>(layer.out), cut.m, row, rows, col, cols);
 }
 
 void check(const CovarianceLayer& layer, i64 at) {
@@ -125,17 +140,25 @@ void check(const CovarianceLayer& layer, i64 at) {
 
 void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int threads, Isa isa) {
     const CovarianceKernels& kernel = kernels(isa).covariance;
+    const i64 count = static_cast<i64>(layers.size());
     std::vector<Cut> cuts;
+    double all_products = 0;
+    for (i64 i = 0; i < count; ++i) {
+        check(layers[i], i);
+        cuts.push_back(cut_samples(layers[i], kernel));
+        all_products += cuts.back().products();
+    }
     std::vector<Item> items;
     std::vector<MeanItem> mean_items;
     std::vector<double> costs, mean_costs;
-    std::vector<std::vector<double>> mean(layers.size()), rest(layers.size());
+    std::vector<std::vector<double>> mean(count), rest(count);
     i64 packed_bytes = 0, sums_bytes = 0;
-    for (i64 i = 0; i < static_cast<i64>(layers.size()); ++i) {
+    for (i64 i = 0; i < count; ++i) {
         const CovarianceLayer& layer = layers[i];
-        check(layer, i);
-        cuts.push_back(cut_layer(layer, kernel));
-        const Cut& cut = cuts.back();
+        Cut& cut = cuts[i];
+        const i64 size = element_size(layer.result);
+        const bool large = 4 * threads * cut.products() > all_products;
+        cut_triangle(cut, size, large ? std::max<i64>(threads / cut.splits, 1) : 1);
         const i64 n = layer.members[0].rows, members = static_cast<i64>(layer.members.size());
         mean[i].resize(n * members);
         rest[i].resize(n * members);
@@ -146,19 +169,15 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
                                      layer.members[member].cols);
             }
         }
-        i64 pair = 0;
-        for (i64 row = 0; row < cut.blocks; ++row) {
-            for (i64 col = 0; col <= row; ++col, ++pair) {
-                for (i64 split = 0; split < cut.splits; ++split) {
-                    items.push_back({i, pair, row, col, split});
-                    costs.push_back(static_cast<double>(cut.block) * cut.block * cut.split_samples *
-                                    (row == col ? 0.5 : 1.0));
-                }
+        for (i64 piece = 0; piece < static_cast<i64>(cut.pieces.size()); ++piece) {
+            const i64 widest = cut.in_panels(std::max(cut.pieces[piece].rows, cut.pieces[piece].cols));
+            packed_bytes = std::max(packed_bytes, widest * kernel.samples * size);
+            for (i64 split = 0; split < cut.splits; ++split) {
+                items.push_back({i, piece, split});
+                costs.push_back(area(cut.pieces[piece]) * cut.split_samples);
             }
         }
-        const i64 size = element_size(layer.result);
-        packed_bytes = std::max(packed_bytes, cut.block * kernel.samples * size);
-        if (cut.splits == 1) sums_bytes = std::max(sums_bytes, cut.block * cut.block * size);
+        if (cut.splits == 1) sums_bytes = std::max(sums_bytes, cut.slot * size);
     }
 
     const std::vector<i64> mean_order = largest_first(mean_costs);
@@ -176,23 +195,23 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
         const Item& item = items[order[at]];
         const CovarianceLayer& layer = layers[item.layer];
         Cut& cut = cuts[item.layer];
-        const i64 size = element_size(layer.result);
-        const i64 slot = cut.block * cut.block * size;
+        const Piece& piece = cut.pieces[item.piece];
+        const i64 slot = cut.slot * element_size(layer.result);
         CovarianceBlock block{};
         block.by_rows = layer.by_rows;
-        block.first_row = item.row * cut.block;
-        block.rows = std::min(cut.block, cut.m - block.first_row);
-        block.first_col = item.col * cut.block;
-        block.cols = std::min(cut.block, cut.m - block.first_col);
+        block.first_row = piece.first_row;
+        block.rows = piece.rows;
+        block.first_col = piece.first_col;
+        block.cols = piece.cols;
         block.packed_rows = scratch[rank].get();
         block.packed_cols = scratch[rank].get() + packed_bytes;
         char* parts = cut.splits == 1 ? scratch[rank].get() + 2 * packed_bytes
-                                      : cut.partial.get() + item.pair * cut.splits * slot;
+                                      : cut.partial.get() + item.piece * cut.splits * slot;
         block.sums = parts + (cut.splits == 1 ? 0 : item.split * slot);
+        block.squares = cut.squares.data() + item.split * cut.panels + piece.first_row / cut.panel;
         // The part's samples, member by member.
         const i64 first = item.split * cut.split_samples;
         const i64 last = std::min(first + cut.split_samples, cut.samples);
-        double squares = 0;
         i64 begin = 0;
         for (std::size_t member = 0; member < layer.members.size() && begin < last; ++member) {
             block.x = layer.members[member];
@@ -202,24 +221,25 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
                 block.rest = rest[item.layer].data() + member * block.x.rows;
                 block.first_sample = std::max(first, begin) - begin;
                 block.last_sample = std::min(last, end) - begin;
-                squares += (layer.result == Dtype::f64 ? kernel.block_f64 : kernel.block_f32)(block);
+                (layer.result == Dtype::f64 ? kernel.block_f64 : kernel.block_f32)(block);
                 block.add = true;
             }
             begin = end;
         }
-        if (item.row == item.col) cut.squares[item.row * cut.splits + item.split] = squares;
         // The last part to arrive adds them all up, in their own order.
-        if (cut.splits > 1 && cut.missing[item.pair].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+        if (cut.splits > 1 && cut.missing[item.piece].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+        block.sums = parts;
+        const double samples = static_cast<double>(std::max<i64>(cut.d - 1, 1));
         if (layer.result == Dtype::f64) {
-            finish_block(layer, cut, reinterpret_cast<double*>(parts), cut.splits, block.rows, block.cols,
-                         block.first_row, block.first_col);
+            add_parts(cut, piece, reinterpret_cast<double*>(parts));
+            kernel.write_f64(block, 1.0 / samples, layer.out, cut.m);
         } else {
-            finish_block(layer, cut, reinterpret_cast<float*>(parts), cut.splits, block.rows, block.cols,
-                         block.first_row, block.first_col);
+            add_parts(cut, piece, reinterpret_cast<float*>(parts));
+            kernel.write_f32(block, 1.0 / samples, layer.out, cut.m);
         }
     });
 
-    for (std::size_t i = 0; i < layers.size(); ++i) {
+    for (i64 i = 0; i < count; ++i) {
         double total = 0;
         for (double part : cuts[i].squares) total += part;
         traces[i] = total / static_cast<double>(std::max<i64>(cuts[i].d - 1, 1));

@@ -9,8 +9,8 @@
 namespace slimfast {
 
 // One (rows, cols) block of a covariance over the samples first_sample..last_sample - 1, where variables are
-// the rows of x (by_rows) or its columns. A diagonal block (first_row == first_col) computes its lower tiles
-// only.
+// the rows of x (by_rows) or its columns. It lies below the diagonal, or ends on it: its last column is then
+// its last row, and what is above the diagonal is not computed.
 struct CovarianceBlock {
     MatrixView x;
     bool by_rows;
@@ -18,26 +18,32 @@ struct CovarianceBlock {
     // x exactly.
     const double* mean;
     const double* rest;
+    // The first ones are multiples of a panel.
     std::int64_t first_row, rows;
     std::int64_t first_col, cols;
     std::int64_t first_sample, last_sample;
-    // Scratch for the centred samples, packed_elements(rows) and packed_elements(cols) of the result's type.
+    // Scratch for `samples` centred samples of the rows, unless the block ends on the diagonal, and of the
+    // columns, in panels of the result's type.
     void* packed_rows;
     void* packed_cols;
-    // (padded(rows), padded(cols)) of the result's type: the sums of products, written or, with `add`, added
-    // to.
+    // (rows, cols), each in whole panels, of the result's type: the sums of products, written or, with `add`,
+    // added to.
     void* sums;
     bool add;
+    // Of a block that ends on the diagonal: the sum of squares of the centred samples of each panel of rows,
+    // exact to double, is added here.
+    double* squares;
 };
 
 struct CovarianceKernels {
     // Means of rows first..last - 1 of x over its columns, as CovarianceBlock wants them.
     void (*row_means)(const MatrixView& x, std::int64_t first, std::int64_t last, double* mean, double* rest);
-    // Fills block.sums; returns the sum of squares of the centred samples, exact to double, of a diagonal
-    // block.
-    double (*block_f32)(const CovarianceBlock& block);
-    double (*block_f64)(const CovarianceBlock& block);
-    // Variables are padded to a multiple of these; samples are packed `samples` at a time.
+    void (*block_f32)(const CovarianceBlock& block);
+    void (*block_f64)(const CovarianceBlock& block);
+    // Write block.sums, scaled, to both triangles of `out` (m, m).
+    void (*write_f32)(const CovarianceBlock& block, double scale, void* out, std::int64_t m);
+    void (*write_f64)(const CovarianceBlock& block, double scale, void* out, std::int64_t m);
+    // Variables come in panels of so many; samples are packed `samples` at a time.
     std::int64_t panel_f32, panel_f64, samples;
 };
 
