@@ -65,6 +65,35 @@ class Attend(nn.Module):
         return x + self.proj(y.transpose(1, 2).flatten(2)).transpose(1, 2).reshape(b, -1, h, w)
 
 
+class Divided(nn.Module):
+    """Attention whose head dimensions are the channels divided by the heads."""
+
+    def __init__(self, c: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(c, 3 * c), nn.Linear(c, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        b, n, c = tokens.shape
+        q, k, v = self.qkv(tokens).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = ((q * 0.4) @ k.transpose(-2, -1)).softmax(-1) @ v
+        return x + self.proj(y.transpose(1, 2).reshape(b, n, c)).transpose(1, 2).reshape(x.shape)
+
+
+class Unequal(nn.Module):
+    """Parts of one size and a smaller last one, each filtered on its own."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        sizes = [part.shape[0] for part in torch.zeros(c).chunk(3)]
+        self.convs = nn.ModuleList(nn.Conv2d(n, n, 3, padding=1, groups=n) for n in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = x.chunk(len(self.convs), 1)
+        return torch.cat([conv(part) for conv, part in zip(self.convs, parts, strict=True)], 1)
+
+
 class Shuffle(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -96,7 +125,7 @@ def _random_network(generator: np.random.Generator) -> nn.Module:
     c = int(generator.choice([8, 12]))
     layers: list[nn.Module] = [nn.Conv2d(3, c, 3, padding=1)]
     for _ in range(int(generator.integers(4, 9))):
-        kind = int(generator.integers(15))
+        kind = int(generator.integers(17))
         if kind == 0:
             layers.append(Residual(c))
         elif kind == 1:
@@ -132,6 +161,10 @@ def _random_network(generator: np.random.Generator) -> nn.Module:
         elif kind == 13:
             layers.append(PadAndAdd(c, 2))
             c += 4
+        elif kind == 14:
+            layers.append(Divided(c, int(generator.choice([2, 4]))))
+        elif kind == 15:
+            layers.append(Unequal(c))
         else:
             layers += [nn.Conv2d(c, c, 3, padding=1, groups=c), nn.BatchNorm2d(c), nn.Sigmoid()]
     layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * c, 5)]

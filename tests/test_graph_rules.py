@@ -93,6 +93,39 @@ def test_chunks_read_by_different_layers_shrink_together_too():
     assert members(graph["a"])["c.weight", 1] == list(range(4))
 
 
+def test_a_smaller_last_chunk_goes_along_with_the_beginning_of_the_others():
+    """10 channels in chunks of 4, 4 and 2: what is cut from the last is cut from all."""
+
+    def forward(m, x):
+        a, b, c = m.a(x).chunk(3, 1)
+        return m.d(F.relu(a + m.b(b))) + m.e(c)
+
+    net = Net(forward, a=conv(3, 10), b=conv(4, 4, groups=4), d=conv(4, 2), e=conv(2, 2))
+    graph = trace(net, 1, 3, 5, 5)
+    first, rest = (members(graph[name]) for name in ("a", "a#2"))
+    assert first["a.weight", 0] == [0, 1, -1, -1, 0, 1, -1, -1, 0, 1]
+    assert rest["a.weight", 0] == [-1, -1, 0, 1, -1, -1, 0, 1, -1, -1]
+    assert first["e.weight", 1] == [0, 1]
+
+
+def test_a_filter_of_one_tap_lets_the_channels_along_its_axis_pass():
+    """Three maps of 4 channels as a sequence: a filter of one tap mixes the maps and no channels."""
+
+    def forward(m, x):
+        maps = torch.stack([m.a(x), m.b(x), m.c(x)], 1)
+        return m.d(m.mix(maps).flatten(1))
+
+    parts = {name: nn.Linear(3, 4) for name in "abc"}
+    for mix, n in ((nn.Conv1d(3, 1, 1), 4), (nn.Conv1d(3, 1, 3, padding=1), 0), (nn.Conv1d(3, 1, 1, 2), 0)):
+        width = mix(torch.zeros(1, 3, 4)).shape[2]
+        graph = trace(Net(forward, **parts, mix=mix, d=nn.Linear(width, 2)), 2, 3)
+        assert sum(group.n for group in graph) == n
+        if n:
+            assert members(graph["a"])["c.weight", 0] == members(graph["a"])["d.weight", 1] == [0, 1, 2, 3]
+        else:
+            assert reasons(graph)["a.weight", 0] == {"aten.convolution slides along it"}
+
+
 def test_a_depthwise_convolution_carries_its_channels_along():
     net = nn.Sequential(conv(3, 6), conv(6, 6, 3, groups=6), nn.ReLU6(), conv(6, 2))
     graph = trace(net, 1, 3, 8, 8)
@@ -174,6 +207,20 @@ def test_norms_over_the_channels_are_allowed_but_inexact(norm):
     assert "along it at 1" in graph["0"].inexact
     one_group = trace(nn.Sequential(conv(3, 6), nn.GroupNorm(1, 6), conv(6, 2)), 1, 3, 4, 4)
     assert one_group["0"].inexact is not None
+
+
+@pytest.mark.parametrize("name", ["sum", "prod", "amax", "amin", "mean", "var", "logsumexp", "softmax"])
+def test_statistics_over_the_channels_are_allowed_but_inexact(name):
+    net = Net(lambda m, x: m.b(m.a(x) - _over_channels(m.a(x), name)), a=nn.Linear(3, 4), b=nn.Linear(4, 2))
+    graph = trace(net, 2, 3)
+    assert summary(graph) == {"a": ("channel", 4)}
+    told = graph["a"].inexact
+    assert name in told
+    assert "along it" in told
+
+
+def _over_channels(x, name):
+    return x.softmax(-1) if name == "softmax" else getattr(torch, name)(x, -1, keepdim=True)
 
 
 def test_squeeze_and_excite_joins_its_last_layer_to_the_channels_it_scales():
@@ -479,7 +526,6 @@ def test_every_second_index_is_taken_of_runs_that_go_whole():
 @pytest.mark.parametrize(
     ("op", "reason"),
     [
-        (lambda x: x.softmax(1), "aten._softmax runs along it"),
         (lambda x: x.cumsum(1), "aten.cumsum mixes along it"),
         (lambda x: x.roll(1, 1), "aten.roll shifts it by a fixed number"),
         (lambda x: x[:, torch.tensor([0, 3, 1, 2])], "aten.index looks it up by value"),
@@ -487,7 +533,7 @@ def test_every_second_index_is_taken_of_runs_that_go_whole():
         (lambda x: torch.cat([x[:, :3:2]] * 2, 1), "aten.slice takes one of every 2 indices of it"),
         (lambda x: torch.fft.fft(x, dim=1).real, "aten._fft_r2c"),
         (lambda x: x + torch.arange(4), "aten.add joins it with a fixed axis"),
-        (lambda x: x * x.sum(1, keepdim=True), "aten.sum reduces it"),
+        (lambda x: x * (x > 0).any(1, keepdim=True), "aten.any reduces it"),
     ],
 )
 def test_what_cannot_follow_a_cut_freezes_and_says_so(op, reason):

@@ -1,21 +1,23 @@
 """Where the sizes that a model's Python passes on come from: integers read off a shape remember its axis.
 
 ``b, n, c = x.shape`` followed by ``y.reshape(b, n, c)`` ties the last axis of y to that of x, wherever y came
-from. No recorded operation says so: it is seen here, one level above, where the model reads shapes and passes
-sizes.
+from, and ``y.reshape(b, n, heads, c // heads)`` its last two. No recorded operation says so: it is seen here,
+one level above, where the model reads shapes and passes sizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import multi_head_attention_forward
 from torch.overrides import TorchFunctionMode
 
-# An axis: the number of a tensor in the recording, and the dim.
-AxisOf = tuple[int, int]
+# An axis and a divisor of its length: the number of a tensor in the recording, the dim, the divisor.
+AxisOf = tuple[int, int, int]
 Given = tuple["AxisOf | None", ...]
 
 # Functions whose integers are the sizes of their result, dim by dim, after the tensor they are called on.
@@ -24,33 +26,99 @@ _SIZED = frozenset({"view", "reshape", "expand", "new_zeros", "new_ones", "new_e
 _MADE = frozenset({"zeros", "ones", "empty", "full"})
 
 
+# Functions that make tensors on the default device.
+_MAKERS = frozenset(
+    getattr(torch, name)
+    for name in ("empty", "empty_permuted", "empty_strided", "ones", "zeros", "full", "eye", "arange", "range",
+                 "linspace", "logspace", "rand", "randn", "randint", "randperm", "tril_indices",
+                 "triu_indices", "tensor", "as_tensor", "asarray", "scalar_tensor", "bartlett_window",
+                 "blackman_window", "hamming_window", "hann_window", "kaiser_window", "sparse_coo_tensor")
+) | {torch.fft.fftfreq, torch.fft.rfftfreq}  # fmt: skip
+
+
 class Length(int):
-    """The length of an axis, as an integer that knows which. Arithmetic gives plain integers."""
+    """The length of an axis, or a part of one, as an integer that knows which.
+
+    Division without a remainder gives such a part, all other arithmetic plain integers.
+    """
 
     axis: AxisOf
 
+    def __floordiv__(self, divisor: int) -> int:
+        quotient = int.__floordiv__(self, divisor)
+        value, dim, before = self.axis
+        if before > 1 or divisor < 2 or quotient * divisor != int(self):
+            return quotient
+        return _length(quotient, (value, dim, int(divisor)))
+
+
+def _length(number: int, axis: AxisOf) -> Length:
+    length = Length(number)
+    length.axis = axis
+    return length
+
+
+def _sizes(name: str, args: Any, kwargs: Any) -> Given:
+    """The axes of the sizes in ``y.reshape(a, b)``, ``torch.zeros((a, b))`` and their like."""
+    sizes = (args[1:] if name in _SIZED else args) or (kwargs.get("size", ()),)
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = sizes[0]
+    return _axes(sizes)
+
+
+def _unflattened(tensor: Tensor, dim: int, sizes: Any) -> Given:
+    """The axes of the sizes that one dim of a tensor is divided into; the other dims stay."""
+    rest = tensor.dim() - 1
+    before = dim % (rest + 1)
+    return (*[None] * before, *_axes(sizes), *[None] * (rest - before))
+
+
+def _axes(sizes: Any) -> Given:
+    return tuple(size.axis if isinstance(size, Length) else None for size in sizes)
+
+
+# Its Python reads shapes, but hides from a mode all that it calls: the same code without the check that does.
+_ATTENTION = FunctionType(
+    multi_head_attention_forward.__code__,
+    {**multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
+    multi_head_attention_forward.__name__,
+    multi_head_attention_forward.__defaults__,
+)
+
 
 class ShapeReads(TorchFunctionMode):
-    """Makes shapes of :class:`Length` and tells ``given`` which axes the sizes of a function are from."""
+    """Makes shapes of :class:`Length` and tells ``given`` which axes the sizes of a function are from.
 
-    def __init__(self, value_of: Callable[[Tensor], int], given: Callable[[Given], None]) -> None:
+    New tensors are made on ``device``, as under PyTorch's own mode for that; every further mode would cost a
+    recording a tenth of its time.
+    """
+
+    def __init__(
+        self,
+        value_of: Callable[[Tensor], int],
+        given: Callable[[Given], None],
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self._value_of = value_of
         self._given = given
+        self._device = device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if self._device is not None and func in _MAKERS and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": self._device}
         if name == "__get__" and func.__self__ is Tensor.shape:
             return torch.Size(self._lengths(args[0]))
         if name == "size" and isinstance(args[0], Tensor):
             return self._size(args[0], *args[1:], **kwargs)
-        if name not in _SIZED and name not in _MADE:
+        if func is multi_head_attention_forward:
+            with self:
+                return _ATTENTION(*args, **kwargs)
+        if name not in _SIZED and name not in _MADE and name != "unflatten":
             return func(*args, **kwargs)
-        sizes = (args[1:] if name in _SIZED else args) or (kwargs.get("size", ()),)
-        if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-            sizes = sizes[0]
-        given = tuple(size.axis if isinstance(size, Length) else None for size in sizes)
+        given = _unflattened(*args, **kwargs) if name == "unflatten" else _sizes(name, args, kwargs)
         if not any(given):
             return func(*args, **kwargs)
         self._given(given)
@@ -61,12 +129,9 @@ class ShapeReads(TorchFunctionMode):
 
     def _lengths(self, tensor: Tensor) -> list[int]:
         value = self._value_of(tensor)
-        lengths: list[int] = []
-        for dim in range(tensor.dim()):
-            length = Length(torch._C.TensorBase.size(tensor, dim))
-            length.axis = (value, dim)
-            lengths.append(length)
-        return lengths
+        return [
+            _length(torch._C.TensorBase.size(tensor, dim), (value, dim, 1)) for dim in range(tensor.dim())
+        ]
 
     def _size(self, tensor: Tensor, dim: int | None = None) -> Any:
         lengths = self._lengths(tensor)

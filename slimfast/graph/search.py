@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from slimfast.graph.candidates import Candidates, named_alike
+from slimfast.graph.copies import modules_of
 from slimfast.graph.factors import changed_factors
 from slimfast.graph.groups import Axis, ChannelGraph, Constant, IntArray, Operation
 from slimfast.graph.origins import Key, Wanted, axis_at, stack_of
@@ -52,7 +53,7 @@ class Search:
         self.graph = graph
         self.wide = recording.calls
         self.probe = Probe(model, graph, recording.place)
-        self.modules = dict(self.probe.base.named_modules())
+        self.modules = dict(modules_of(model))
         self.inside: dict[str, list[int]] = {}
         for i, operation in enumerate(graph.operations):
             for path in stack_of(operation.module):
@@ -63,6 +64,7 @@ class Search:
         self.inexact: dict[str, str] = {}
         self.keeps = trial_keeps(graph)
         self.idle: set[Key] = set()
+        self.checked: set[Key] = set()
         self.hopeless: set[tuple[Any, ...]] = set()
         self.told: Told = set()
         self.calls: tuple[Call, ...] = ()
@@ -106,6 +108,7 @@ class Search:
         )
         conflicts = self._conflicts(operation, stack) if operation else []
         self.idle.clear()
+        self.checked.clear()
         candidates = Candidates(self.graph, self.modules, self.inside, self.kept, self.settled)
         found = self._explain(itertools.islice(candidates.own(index, stack), _MAX_TRIES), index)
         found = found or self._join(conflicts, index)
@@ -119,11 +122,13 @@ class Search:
     def _explain(self, assignments: Iterable[dict[Key, Wanted]], index: int) -> Reach | None:
         """Adopt the first set of attributes that makes operation ``index`` right; None where none does.
 
-        An attribute that changes nothing there alone is not tried with others.
+        An attribute that changes nothing there alone is not tried with others, but for those that change
+        the error alone: they passed one check of several.
         """
         before = None
         for assignment in assignments:
-            if len(assignment) > 1 and not self.idle.isdisjoint(assignment):
+            idle = len(assignment) > 1 and not self.idle.isdisjoint(assignment)
+            if idle and self.checked.isdisjoint(assignment):
                 continue
             chosen = {key: wanted.axis for key, wanted in assignment.items()}
             attributes = {**self.attributes, **self._generalised(assignment), **chosen}
@@ -135,6 +140,8 @@ class Search:
             if len(assignment) == 1:
                 before = before or self.probe.reach(self.graph, self.keeps, self.attributes, index).seen()
                 self.idle |= chosen.keys() if reach.seen() == before else set()
+                passed = reach.error != before[1] and reach.seen()[0] == before[0]
+                self.checked |= chosen.keys() if passed else set()
         return None
 
     def _conflicts(self, operation: Operation, stack: list[str]) -> list[_Conflict]:

@@ -9,11 +9,12 @@ from torch import nn
 
 from slimfast.graph import trial
 from slimfast.graph.copies import named_tensors, tensor_names
-from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, refs_in
+from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
 from slimfast.graph.grouping import Grouping
 from slimfast.graph.groups import ChannelGraph
 from slimfast.graph.inputs import InputSpec, arguments
-from slimfast.graph.record import ForwardFailed, Recording, record, record_at
+from slimfast.graph.lengths import AxisOf
+from slimfast.graph.record import Call, ForwardFailed, Recording, record, record_at
 from slimfast.graph.rules import find_rule
 
 
@@ -122,7 +123,7 @@ def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
     return [path for path, kinds in inside.items() if len(kinds) == 2]
 
 
-def _follow(flow: Flow, call: Any) -> None:
+def _follow(flow: Flow, call: Call) -> None:
     flow.step = Step(call)
     operands = list(refs_in(call.arguments))
     for ref in operands:
@@ -132,11 +133,31 @@ def _follow(flow: Flow, call: Any) -> None:
     data = any(flow.value(ref).data for ref in operands)
     sources = frozenset() if data else frozenset().union(*(flow.value(ref).sources for ref in operands))
     ways = find_rule(call)(flow, call)
-    # a size read off another axis ties the two
     for dim, axis in enumerate(call.lengths):
         if axis is not None and axis[0] in flow.values:
-            flow.tie(ways[0][dim], flow.values[axis[0]].ways[axis[1]])
+            _tie(flow, call, ways[0], dim, axis)
     for ref, found in zip(call.outputs, ways, strict=True):
         flow.step.outputs.append([Span(way, n) for way, n in zip(found, ref.shape, strict=True)])
         flow.values[ref.value] = Value(found, data, sources)
     flow.steps.append(flow.step)
+
+
+def _tie(flow: Flow, call: Call, ways: list[Way], dim: int, axis: AxisOf) -> None:
+    """A size read off another axis ties the two.
+
+    A part of it, ``c // heads``, ties that part. The number of parts is another axis of the result whose size
+    was not read off one, the nearest in front, else behind; without such an axis it stays.
+    """
+    value, at, divisor = axis
+    source, shape = flow.values[value].ways[at], call.outputs[0].shape
+    if divisor == 1:
+        flow.tie(ways[dim], source)
+        return
+    parts, part = flow.split(source, divisor, shape[dim])
+    flow.tie(ways[dim], part)
+    free = [d for d, n in enumerate(shape) if call.lengths[d] is None and n % divisor == 0]
+    number = max((d for d in free if d < dim), default=min((d for d in free if d > dim), default=None))
+    if number is None:
+        flow.freeze(parts, "its length is divided by a fixed number")
+    else:
+        flow.tie(flow.split(ways[number], shape[number] // divisor, divisor)[1], parts)

@@ -133,6 +133,7 @@ def embedding(flow: Flow, call: Call) -> list[Ways]:
     "min",
     "cumsum",
     "cumprod",
+    "logcumsumexp",
     "kthvalue",
     "median",
     "mode",

@@ -87,9 +87,13 @@ def reduced(flow: Flow, call: Call, source: Ref) -> tuple[list[Way], Ways]:
     return [ways[dim] for dim in sorted(gone)], out
 
 
-@rule("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm")
+@rule("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "sum", "nansum", "prod",
+      "amax", "amin", "aminmax", "logsumexp")  # fmt: skip
 def statistic(flow: Flow, call: Call) -> list[Ways]:
-    """The statistic of fewer channels is another statistic: allowed, but no longer the masked network."""
+    """The statistic of fewer channels is another statistic: allowed, but no longer the masked network.
+
+    Even a sum: what a function makes of a masked channel need not be 0.
+    """
     source = call.arguments["self"]
     gone, out = reduced(flow, call, source)
     for way in gone:
@@ -97,7 +101,7 @@ def statistic(flow: Flow, call: Call) -> list[Ways]:
     return [list(out) for _ in call.outputs]
 
 
-@rule("sum", "prod", "amax", "amin", "any", "all", "logsumexp", "count_nonzero", "aminmax", "nansum")
+@rule("any", "all", "count_nonzero")
 def reduction(flow: Flow, call: Call) -> list[Ways]:
     source = call.arguments["self"]
     gone, out = reduced(flow, call, source)
@@ -106,11 +110,11 @@ def reduction(flow: Flow, call: Call) -> list[Ways]:
     return [list(out) for _ in call.outputs]
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "logcumsumexp")
+@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
 def softmax(flow: Flow, call: Call) -> list[Ways]:
+    """Like a layer norm: over fewer channels, as in attention between channels, it is another function."""
     ways = list(flow.ways(call.arguments["self"]))
-    dim = call.arguments["dim"]
-    ways[dim] = flow.freeze(ways[dim], f"{call.op} runs along it")
+    flow.inexact(ways[call.arguments["dim"]], f"{call.op} runs along it")
     return [ways]
 
 

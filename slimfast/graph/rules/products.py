@@ -16,7 +16,8 @@ DEFAULT_SCALE = "the default scale of attention depends on their number"
 @rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
 def convolution(flow: Flow, call: Call) -> list[Ways]:
     """Channels are (groups, positions in a group) on both sides; the weight has all outputs and one group's
-    inputs, or, transposed, all inputs and one group's outputs."""
+    inputs, or, transposed, all inputs and one group's outputs. A filter of one tap mixes nothing along its
+    axis."""
     source, weight = call.arguments["input"], call.arguments["weight"]
     bias, groups = call.arguments.get("bias"), call.arguments["groups"]
     transposed = bool(call.arguments.get("transposed", False))
@@ -24,22 +25,37 @@ def convolution(flow: Flow, call: Call) -> list[Ways]:
     taps = len(weight.shape) - 2
     at = len(source.shape) - taps - 1
     ways = flow.ways(source)
-    for way in ways[at + 1 :]:
-        flow.freeze(way, f"{call.op} slides along it")
+    still = [_still(call, source, out, dim) for dim in range(-taps, 0)]
+    for way, stays in zip(ways[at + 1 :], still, strict=True):
+        if not stays:
+            flow.freeze(way, f"{call.op} slides along it")
     channels = _channels(flow, call, (ways[at], source.shape[at]), weight, transposed)
     if isinstance(bias, Ref):
         flow.unify(channels, flow.ways(bias)[0])
     weight_ways = flow.ways(weight)
     shared = (source if transposed else out).shape
+    positions = [
+        (way, n) if stays else n
+        for way, n, stays in zip(ways[at + 1 :], shared[at + 1 :], still, strict=True)
+    ]
     flow.macs(
-        prod(shared[at + 1 :]) * prod(weight.shape[2:]),
+        prod(weight.shape[2:]),
+        *positions,
         *zip(ways[:at], source.shape[:at], strict=True),
         (weight_ways[0], weight.shape[0]),
         (weight_ways[1], weight.shape[1]),
     )
     if groups > 1 and not isinstance(channels, int):
         flow.constant("groups", groups, flow.split(channels, groups, out.shape[at] // groups)[0], groups)
-    return [[*ways[:at], channels, *[FIXED] * taps]]
+    after = [way if stays else FIXED for way, stays in zip(ways[at + 1 :], still, strict=True)]
+    return [[*ways[:at], channels, *after]]
+
+
+def _still(call: Call, source: Ref, out: Ref, dim: int) -> bool:
+    """Whether each index along this axis is made of the one at its own place alone."""
+    settings = [(call.arguments[name], value) for name, value in (("stride", 1), ("padding", 0))]
+    alone = all(given[dim if len(given) > 1 else 0] == value for given, value in settings)
+    return alone and call.arguments["weight"].shape[dim] == 1 and source.shape[dim] == out.shape[dim]
 
 
 def _channels(flow: Flow, call: Call, incoming: tuple[Way, int], weight: Ref, transposed: bool) -> Way:

@@ -160,7 +160,11 @@ def stack(flow: Flow, call: Call) -> list[Ways]:
 
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk")
 def split(flow: Flow, call: Call) -> list[Ways]:
-    """Parts of one size shrink together, whether the size was written down or taken from the shape."""
+    """Parts of one size shrink together, whether the size was written down or taken from the shape.
+
+    A smaller last part goes along with the beginning of each of the others: that leaves it smaller by less
+    than the number of parts where it was before, so that what divides by that number finds the same parts.
+    """
     source = call.arguments["self"]
     dim = call.arguments["dim"] % len(source.shape)
     ways = flow.ways(source)
@@ -174,11 +178,9 @@ def split(flow: Flow, call: Call) -> list[Ways]:
     if isinstance(asked, list):
         for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
             flow.constant(f"split_sizes[{i}]", size, part, size)
-    elif len(set(sizes)) > 1:
-        flow.freeze(way, f"{call.op} cuts it into unequal parts")
     else:
-        for part in parts[1:]:
-            flow.unify(parts[0], part)
+        for part, size in zip(parts[1:], sizes[1:], strict=True):
+            flow.unify(parts[0][:size], part)
         flow.constant("split_size", asked, parts[0], sizes[0])
     return [[*ways[:dim], part, *ways[dim + 1 :]] for part in parts]
 
