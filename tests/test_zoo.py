@@ -180,6 +180,21 @@ def test_the_peer_alone_is_added_to_a_row_that_lacks_it(monkeypatch):
     assert "slimfast was the faster" not in text
 
 
+def test_a_row_that_is_run_again_keeps_what_was_not_asked_for():
+    before = row(onnx={"seconds": 9.0})
+    again = row(onnx={"failed": "not finished in 60 s"})
+    assert command.carried(again, before) == again
+    again = row(prune={"seconds": 1.25})
+    del again["peer"]
+    found = command.carried(again, before)
+    assert found["stages"]["prune"] == {"seconds": 1.25}
+    line = tables.table("families", {"timm:resnet18": found}).splitlines()[2]
+    assert line.endswith("| yes (another time) | 2.75 | 0.30 of it | 4.00 (another time) |")
+    again["stages"]["reload"] = {"failed": "off"}
+    assert "onnx" not in command.carried(again, before)["stages"]
+    assert command.carried(again, {}) == again
+
+
 def row(**changes):
     done = dict.fromkeys(("build", "trace", "spectra", "plan", "prune", "run", "verify", "reload", "train"))
     found = {name: {"seconds": 0.5} for name in done}

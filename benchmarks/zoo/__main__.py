@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = {pool.submit(measure, n, limits, options.onnx, options.peer, known.get(n)): n for n in waiting}
         for count, row in enumerate(as_completed(rows), 1):
             name = rows[row]
-            results[name] = row.result()
+            results[name] = carried(row.result(), results.get(name, {}))
             with atomic_path(options.results) as beside:
                 beside.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
             print(f"[{count}/{len(waiting)}] {name}: {describe(results[name])}", flush=True)
@@ -68,7 +68,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit-gb", type=float, default=10.0, help="memory of each process")
     parser.add_argument("--onnx", action="store_true", help="export to ONNX too")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="leave torch-pruning out")
-    parser.add_argument("--again", action="store_true", help="run what has a row already")
+    parser.add_argument(
+        "--again", action="store_true", help="run again what has a row already; what is not asked for stays"
+    )
     parser.add_argument("--list", action="store_true", help="print what would run, and run nothing")
     parser.add_argument("--results", type=Path, default=RESULTS / "zoo.json", help="where the results go")
     return parser.parse_args(arguments)
@@ -98,6 +100,19 @@ def measure(
             row = row | {"stages": row["stages"] | run_limited(stages.onnx, (name, folder), limits)}
     if peer and "peer" not in row and missing(name) is None:
         row = row | {"peer": _peer(name, limits), **({} if known is None else {"apart": True})}
+    return row
+
+
+def carried(row: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A row that was run again, with the export and the peer's verdict of the row before where it has none.
+
+    They are told to be of another time.
+    """
+    exported = before.get("stages", {}).get("onnx")
+    if exported is not None and _lacks_onnx(row):
+        row = row | {"stages": row["stages"] | {"onnx": exported | {"apart": True}}}
+    if "peer" in before and "peer" not in row:
+        row = row | {"peer": before["peer"], "apart": True}
     return row
 
 

@@ -74,7 +74,8 @@ def near(row: Row) -> bool:
 def _said(stages: Mapping[str, Any], stage: str) -> str:
     """Yes or no; a dash for what an earlier failure left undone."""
     found = stages.get(stage, {})
-    return "yes" if "seconds" in found else "**no**" if "failed" in found else "-"
+    told = "yes" if "seconds" in found else "**no**" if "failed" in found else "-"
+    return f"{told} (another time)" if found.get("apart") else told
 
 
 def _verified(stages: Mapping[str, Any]) -> str:
