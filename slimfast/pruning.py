@@ -15,7 +15,7 @@ from slimfast.dtensors import check_whole
 from slimfast.errors import SlimfastError
 from slimfast.graph.copies import copy_with, named_tensors
 from slimfast.graph.groups import ChannelGraph, IntArray
-from slimfast.graph.surgery import apply_patches, check_thin, cut, patches
+from slimfast.graph.surgery import apply_patches, check_thin, cut, patches_of, survivors
 from slimfast.kernels.ops import grouped_gather
 from slimfast.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.plans import Allocation, GroupPlan, Plan
@@ -103,7 +103,8 @@ def prune_channels(
         if progress is not None:
             progress(next(stages), _STAGES)
 
-    check_whole(named_tensors(model), type(model).__name__)
+    tensors = named_tensors(model)
+    check_whole(tensors, type(model).__name__)
     if repair is not None:
         check_kind(repair, calibration)
     graph = graph_of(model, plan)
@@ -111,17 +112,18 @@ def prune_channels(
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
     reached("units selected")
     cuts = cut(graph, keeps)
-    changes = patches(model, graph, keeps)
-    thin = copy_with(model, _gather(named_tensors(model), cuts, backend))
+    kept = survivors(keeps)
+    changes = patches_of(model, cuts, [(a, len(kept(a.axis))) for a in graph.attributes or ()])
+    thin = copy_with(model, _gather(tensors, cuts, backend))
     apply_patches(thin, changes)
     reached("weights gathered")
     mismatches = check_thin(thin, graph, keeps)
     if mismatches:
         raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
-    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
-    kept = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
     widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
-    attach(thin, compose(manifest(model), Manifest(shapes, kept, changes, widths)))
+    attach(thin, compose(manifest(model), Manifest(shapes, indices, changes, widths)))
     reached("shapes checked")
     if verify:
         verify_thin(model, thin, graph, keeps, example)

@@ -220,7 +220,7 @@ def test_plans_of_other_models_are_refused_by_name():
 def test_a_network_whose_shapes_are_not_as_predicted_is_refused(monkeypatch):
     model, x = build("conv")
     plan = random_plan(model, x)
-    monkeypatch.setattr("slimfast.pruning.patches", lambda *_: ())
+    monkeypatch.setattr("slimfast.pruning.patches_of", lambda *_: ())
     with pytest.raises(SlimfastError, match="depthwise"):
         prune_channels(model, plan)
 

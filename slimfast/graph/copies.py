@@ -22,6 +22,26 @@ _COPYING = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__se
             "__getnewargs__", "__getnewargs_ex__"}  # fmt: skip
 
 
+def modules_of(model: nn.Module, *, repeated: bool = False) -> list[tuple[str, nn.Module]]:
+    """``named_modules`` as a list, made in one loop: its generators, one inside the other, take several times
+    as long. ``repeated``: a module in several places stands under each of its paths.
+    """
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+    waiting = [("", model)]
+    while waiting:
+        path, module = waiting.pop()
+        if not repeated:
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+        found.append((path, module))
+        prefix = f"{path}." if path else ""
+        children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
+        waiting += reversed(children)
+    return found
+
+
 def tensor_names(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Parameters, then buffers, by first name; further names of a shared (tied) tensor mapped to that first
     name."""
@@ -71,7 +91,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """``copy.deepcopy(model, memo)``, several times faster. Raises :class:`SlimfastError` where it fails."""
     try:
         shells = []
-        for module in model.modules():
+        for _, module in modules_of(model):
             if id(module) not in memo and _is_plain(type(module).__mro__):
                 shells.append((module, object.__new__(type(module))))
                 memo[id(module)] = shells[-1][1]
@@ -123,7 +143,7 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What named_parameters and named_buffers yield with their duplicates, in one pass over the modules."""
-    modules = [(f"{path}." if path else "", m) for path, m in model.named_modules(remove_duplicate=False)]
+    modules = [(f"{path}." if path else "", module) for path, module in modules_of(model, repeated=True)]
     for prefix, module in modules:
         for name, parameter in module._parameters.items():
             if parameter is not None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from slimfast.graph.flow import Flow, Span, Way
 from slimfast.graph.groups import Axis, ChannelGroup, Constant, Frozen, IntArray, Member, Operation, matches
-from slimfast.graph.labels import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask
+from slimfast.graph.labels import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask, some
 from slimfast.graph.rules.products import DEFAULT_SCALE
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
@@ -38,19 +38,24 @@ class Grouping:
     def __init__(self, flow: Flow, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
         self._flow = flow
         self._partition = flow.partition
-        self._tables = {
-            (name, dim): self._partition.resolve(way)
-            for name, value in flow.tensors.items()
-            for dim, way in enumerate(value.ways)
-            if not isinstance(way, int)
-        }
+        self._tables: dict[tuple[str, int], Labels] = {}
+        self._resolved: dict[int, Labels] = {}
+        for name, value in flow.tensors.items():
+            for dim, way in enumerate(value.ways):
+                if not isinstance(way, int):
+                    table = self._tables[name, dim] = self._partition.resolve(way)
+                    self._resolved[id(way)] = table
         self._size = self._partition.size
         self._group_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._unit_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._why: IntArray = np.zeros(self._size, dtype=np.int64)
         self._axes: dict[tuple[int, bytes], Axis] = {}
         self._axis_of_way: dict[int, Axis] = {}
+        self._axis_of_length: dict[int, Axis] = {}
         self._drafts = self._find(include, exclude)
+        # A label by itself as the axes have it: its class where that is in a group, 0 where it is in none, -1
+        # where it was split. What is frozen is in none.
+        self._named = self._partition.whole(np.where(self._group_of >= 0, np.arange(self._size), 0))
 
     # Units and groups
 
@@ -62,13 +67,18 @@ class Grouping:
         for (name, dim), role in self._flow.roles.items():
             if role == "producer" and (name, dim) in self._tables:
                 found = self._tables[name, dim].ravel()
-                found = found[(found > 0) & ~seen[found]]
+                found = found[(found > 0) & ~seen.take(found)]
+                if not len(found):
+                    continue
                 _, first = np.unique(found, return_index=True)
-                fresh = found[np.sort(first)]
+                fresh = found if len(first) == len(found) else found[np.sort(first)]
                 seen[fresh] = True
-                codes, at = np.unique(signature[fresh], return_index=True)
-                for code in codes[np.argsort(at)]:
-                    order.append(((name, dim), fresh[signature[fresh] == code]))
+                signed = signature.take(fresh)
+                if not some(signed != signed[0]):
+                    order.append(((name, dim), fresh))
+                    continue
+                codes, at = np.unique(signed, return_index=True)
+                order += [((name, dim), fresh[signed == code]) for code in codes[np.argsort(at)]]
         drafts: list[_Draft] = []
         used: Counter[str] = Counter()
         for key, roots in order:
@@ -100,11 +110,14 @@ class Grouping:
         signature = np.zeros(self._size, dtype=np.uint64)
         producer = np.full(self._size, -1, dtype=np.int64)
         joined = np.zeros(self._size, dtype=bool)
-        for position, (key, table) in enumerate(self._tables.items()):
-            # the outer labels of an axis and the inner ones are different units, however many there are
-            hashes = _mix(np.arange(table.shape[1], dtype=np.uint64) + np.uint64(position << 8))
+        # the outer labels of an axis and the inner ones are different units, however many there are
+        columns = [column for table in self._tables.values() for column in table.T]
+        at = [i << 8 | c for i, table in enumerate(self._tables.values()) for c in range(table.shape[1])]
+        hashes = np.repeat(_mix(np.array(at, dtype=np.uint64)), [len(column) for column in columns])
+        if columns:
             # wraps around: the sum over the multiset is the same in any order
-            np.add.at(signature, table, np.broadcast_to(hashes, table.shape))
+            np.add.at(signature, np.concatenate(columns), hashes)
+        for position, (key, table) in enumerate(self._tables.items()):
             if self._flow.roles.get(key) == "producer":
                 roots = table[table > 0]
                 joined[roots] |= producer[roots] >= 0
@@ -137,19 +150,33 @@ class Grouping:
     def axis(self, way: Way, length: int) -> Axis:
         """The axis of these labels; equal axes are one object."""
         if isinstance(way, int):
-            return self._intern(length, np.zeros((length, 0), dtype=np.int64))
+            fixed = self._axis_of_length.get(length)
+            if fixed is None:
+                fixed = self._axis_of_length[length] = self._intern(
+                    length, np.zeros((length, 0), dtype=np.int64)
+                )
+            return fixed
         found = self._axis_of_way.get(id(way))
         if found is None:
-            roots = self._partition.resolve(way)
-            roots = np.where(self._group_of[roots] >= 0, roots, 0)
-            found = self._axis_of_way[id(way)] = self._intern(len(way), roots[:, roots.any(axis=0)])
+            found = self._axis_of_way[id(way)] = self._intern(len(way), self._roots_of(way))
         return found
+
+    def _roots_of(self, way: Labels) -> Labels:
+        """The classes along an axis that are in a group, without columns where none is."""
+        if way.shape[1] == 1:
+            named = self._named.take(way)
+            if not some(named < 0):
+                return named if some(named) else named[:, :0]
+        resolved = self._resolved.get(id(way))
+        roots = self._partition.resolve(way) if resolved is None else resolved
+        roots = np.where(self._group_of.take(roots) >= 0, roots, 0)
+        return roots[:, [some(column) for column in roots.T]]
 
     def _intern(self, length: int, roots: Labels) -> Axis:
         key = (length, roots.tobytes())
         if key not in self._axes:
             parts = []
-            groups, units = self._group_of[roots], self._unit_of[roots]
+            groups, units = self._group_of.take(roots), self._unit_of.take(roots)
             for g in np.flatnonzero(np.bincount(groups[groups >= 0], minlength=1)):
                 parts += [(self._drafts[g].name, part) for part in _columns_of(groups == g, units)]
             self._axes[key] = Axis(length, tuple(parts))
@@ -187,9 +214,11 @@ class Grouping:
         found: dict[Frozen, None] = {}
         for name, dim in self._flow.roles:
             table = self._tables[name, dim]
-            grouped = (self._group_of[table] >= 0).max(axis=1, initial=False)
+            grouped = (self._group_of.take(table) >= 0).max(axis=1, initial=False)
             roots = table[~grouped]
             roots = roots[roots > 0]
+            if not len(roots):
+                continue
             for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
                 if code:
                     text, module = self._flow.reasons[code]
@@ -212,6 +241,8 @@ def _mix(x: Hashes) -> Hashes:
 def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
     """The units of one group as few (length,) arrays: one, unless an index belongs to several of its
     units."""
+    if mine.shape[1] == 1:
+        return [np.where(mine, units, -1)[:, 0]]
     several = int(mine.sum(axis=1).max())
     order = np.argsort(~mine, axis=1, kind="stable")[:, :several]
     sorted_mine, sorted_units = np.take_along_axis(mine, order, 1), np.take_along_axis(units, order, 1)

@@ -29,8 +29,8 @@ _MADE = frozenset({"zeros", "ones", "empty", "full"})
 # Functions that make tensors on the default device.
 _MAKERS = frozenset(
     getattr(torch, name)
-    for name in ("empty", "empty_permuted", "empty_strided", "ones", "zeros", "full", "eye", "arange", "range",
-                 "linspace", "logspace", "rand", "randn", "randint", "randperm", "tril_indices",
+    for name in ("empty", "empty_permuted", "empty_strided", "ones", "zeros", "full", "eye", "arange",
+                 "range", "linspace", "logspace", "rand", "randn", "randint", "randperm", "tril_indices",
                  "triu_indices", "tensor", "as_tensor", "asarray", "scalar_tensor", "bartlett_window",
                  "blackman_window", "hamming_window", "hann_window", "kaiser_window", "sparse_coo_tensor")
 ) | {torch.fft.fftfreq, torch.fft.rfftfreq}  # fmt: skip

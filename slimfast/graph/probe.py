@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slimfast.graph.copies import copy_with, named_tensors
 from slimfast.graph.groups import Attribute, Axis, ChannelGraph, IntArray
 from slimfast.graph.origins import Key
 from slimfast.graph.prediction import STOPPED, mismatches, survivors
-from slimfast.graph.record import Call, ForwardFailed, Place, hollow_copy, record_at, record_hollow
+from slimfast.graph.record import (
+    Call,
+    ForwardFailed,
+    Place,
+    copy_hollow,
+    hollow_tensors,
+    record_at,
+    record_hollow,
+)
 from slimfast.graph.recorder import COPIES
 from slimfast.graph.surgery import apply_patches, cut, patches_of, select_indices, thin_shape
 
@@ -43,10 +51,11 @@ class Probe:
     """Tries cuts of a model that stays as it is. ``kept`` is the last cut, as :func:`survivors` gives it."""
 
     def __init__(self, model: nn.Module, graph: ChannelGraph, place: Place) -> None:
-        self.base = model if place == "real" else hollow_copy(model)
         self.kept = survivors({})
+        self._model = model
         self._place = place
-        self._tensors = named_tensors(self.base)
+        self._tensors = named_tensors(model)
+        self._hollow = hollow_tensors(model) if place != "real" else {}
         self._args, self._kwargs = graph.inputs.example()
         self._keeps: Mapping[str, IntArray] = {}
         self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
@@ -76,10 +85,9 @@ class Probe:
     def _record(
         self, attributes: Mapping[Key, Axis], most: int | None
     ) -> tuple[tuple[Call, ...], ForwardFailed | None]:
-        tensors = {name: self._thin_tensor(name, dims) for name, dims in self._cuts.items()}
-        thin = copy_with(self.base, tensors, share=self._place != "real")
         lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
-        apply_patches(thin, patches_of(self.base, self._cuts, lengths))
+        thin = self._thin_copy()
+        apply_patches(thin, patches_of(self._model, self._cuts, lengths))
         try:
             if self._place == "meta":
                 return record_hollow(thin, self._args, self._kwargs, most=most).calls, None
@@ -87,11 +95,18 @@ class Probe:
         except ForwardFailed as failure:
             return failure.calls, failure
 
-    def _thin_tensor(self, name: str, dims: Mapping[int, IntArray]) -> Tensor:
-        wide = self._tensors[name].detach()
+    def _thin_copy(self) -> nn.Module:
+        wide = self._tensors
         if self._place == "real":
-            return select_indices(wide, dims)
-        return torch.empty(thin_shape(tuple(wide.shape), dims), dtype=wide.dtype, device="meta")
+            thin = {name: select_indices(wide[name].detach(), dims) for name, dims in self._cuts.items()}
+            return copy_with(self._model, thin)
+        tensors = dict(self._hollow)
+        for name, dims in self._cuts.items():
+            shape = thin_shape(tuple(wide[name].shape), dims)
+            cut_tensor = torch.empty(shape, dtype=wide[name].dtype, device="meta")
+            is_parameter = isinstance(wide[name], nn.Parameter)
+            tensors[id(wide[name])] = nn.Parameter(cut_tensor, False) if is_parameter else cut_tensor
+        return copy_hollow(self._model, tensors)
 
 
 def _most(graph: ChannelGraph, last: int | None) -> int | None:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slimfast.errors import SlimfastError, UnsupportedGraph
-from slimfast.graph.copies import deep_copy, named_tensors
+from slimfast.graph.copies import deep_copy, modules_of, named_tensors
 from slimfast.graph.inputs import map_leaves, tensors_in
 from slimfast.graph.lengths import ShapeReads
 from slimfast.graph.recorder import Call, Enough, Recorder, Ref
 
-__all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "hollow_copy", "record", "record_at",
-           "record_hollow", "tensors_in"]  # fmt: skip
+__all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "copy_hollow", "hollow_copy",
+           "hollow_tensors", "record", "record_at", "record_hollow", "tensors_in"]  # fmt: skip
 
 Place = Literal["meta", "fake", "real"]
 
@@ -44,13 +44,25 @@ def hollow_copy(model: nn.Module, place: Place = "meta", mode: FakeTensorMode | 
     ``place="meta"`` puts them on the meta device, ``"fake"`` makes them fake tensors of ``mode``; ``"real"``
     shares the parameters and copies the buffers. Tied tensors stay tied.
     """
-    memo: dict[int, Any] = {}
-    for module in model.modules():
+    return copy_hollow(model, hollow_tensors(model, place, mode))
+
+
+def hollow_tensors(
+    model: nn.Module, place: Place = "meta", mode: FakeTensorMode | None = None
+) -> dict[int, Tensor]:
+    """What stands in a hollow copy for each tensor that a module holds, by the tensor's identity."""
+    found: dict[int, Tensor] = {}
+    for _, module in modules_of(model):
         for tensor in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
-            if isinstance(tensor, Tensor) and id(tensor) not in memo:
-                memo[id(tensor)] = _hollow(tensor, place, mode)
+            if isinstance(tensor, Tensor) and id(tensor) not in found:
+                found[id(tensor)] = _hollow(tensor, place, mode)
+    return found
+
+
+def copy_hollow(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
+    """A deep copy of the module tree with these tensors in place of its own."""
     try:
-        return deep_copy(model, memo)
+        return deep_copy(model, dict(tensors))
     except SlimfastError as error:
         raise UnsupportedGraph(str(error)) from error
 
@@ -153,14 +165,13 @@ def record_hollow(
         if mode is not None:
             stack.enter_context(mode)
             stack.enter_context(_quiet())
-        if place == "meta":
-            stack.enter_context(torch.device("meta"))
         # the fused encoder layer hides its projections from the recorder
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         # composite operations reach the recorder undecomposed only below autograd
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
-        stack.enter_context(ShapeReads(recorder.value_of, recorder.give))
+        device = torch.device("meta") if place == "meta" else None
+        stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device))
         stack.enter_context(recorder)
         try:
             output = hollow(*inner_args, **inner_kwargs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slimfast.graph.copies import modules_of
 from slimfast.graph.inputs import tensors_in
 from slimfast.graph.lengths import Given
 from slimfast.graph.shapes import SHORTCUTS, Shortcut
@@ -24,6 +25,13 @@ _WHOLE = frozenset(
     for name in ("linear", "matmul", "scaled_dot_product_attention", "batch_norm", "layer_norm", "lstm",
                  "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
 )  # fmt: skip
+
+# Composite operations that are one other operation with these arguments added. To decompose them takes longer
+# than all the rest of recording them.
+_CONVOLUTION = {"transposed": False, "output_padding": [0]}
+_ANOTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    f"aten::conv{n}d": ("aten::convolution", _CONVOLUTION) for n in (1, 2, 3)
+}
 
 # Composite operations that decompose into others at other lengths, 1 above all.
 _SHAPE_DEPENDENT = frozenset({"aten::einsum", "aten::tensordot"})
@@ -80,6 +88,7 @@ class _Operator:
     name: str
     silent: bool
     composite: bool
+    another: tuple[str, dict[str, Any]] | None
     shape_dependent: bool
     sized: bool
     pointwise: bool
@@ -100,6 +109,7 @@ def _operator(func: Any) -> _Operator:
         name=name.replace("::", "."),
         silent=silent,
         composite=bool(composite),
+        another=None if schema.overload_name else _ANOTHER.get(name),
         shape_dependent=name in _SHAPE_DEPENDENT,
         sized=name in _SIZED,
         pointwise=torch.Tag.pointwise in func.tags,
@@ -156,23 +166,41 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def watching(self, model: nn.Module) -> Iterator[None]:
-        """Knows the running module while a forward of ``model`` runs."""
+        """Knows the running module while a forward of ``model`` runs, which is nobody else's.
 
-        def enter(path: str) -> Callable[[nn.Module, Any, Any], None]:
-            return lambda module, args, kwargs: self._stack.append((path, args, kwargs))
-
-        def leave(module: nn.Module, args: Any, output: Any) -> None:
-            self._stack.pop()
-
-        handles = []
-        for path, module in model.named_modules():
-            handles.append(module.register_forward_pre_hook(enter(path), prepend=True, with_kwargs=True))
-            handles.append(module.register_forward_hook(leave))
+        Each module's ``forward`` is stood in for: hooks would send every call down the slow road of
+        ``nn.Module``, which takes as long as recording an operation.
+        """
+        own: list[tuple[dict[str, Any], Any]] = []
+        for path, module in modules_of(model):
+            attributes = vars(module)
+            own.append((attributes, attributes.get("forward")))
+            attributes["forward"] = self._watched(path, module.forward)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for attributes, forward in own:
+                if forward is None:
+                    del attributes["forward"]
+                else:
+                    attributes["forward"] = forward
+
+    def _watched(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        stack = self._stack
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            stack.append((path, args, kwargs))
+            output = forward(*args, **kwargs)
+            # after an error the module that was running stays on top
+            stack.pop()
+            return output
+
+        return watched
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No compiler runs in a recording, and the wrapper that keeps it out costs more than the method."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -180,18 +208,37 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if operator.silent:
             return func(*args, **kwargs)
         if operator.composite:
-            return self._decomposed(operator, func, args, kwargs)
+            output = (
+                self._as_another(operator, args, kwargs) if operator.another and self._shortcuts else None
+            )
+            return self._decomposed(operator, func, args, kwargs) if output is None else output
         # before the call: an operation in place may change the shape of what it is given
         given = _bind(operator, args, kwargs)
         arguments = {name: self._replace(value) for name, value in given.items()}
         output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
         if output is None:
             output = func(*args, **kwargs)
+        self._note(operator, operator.name, arguments, output)
+        return output
+
+    def _as_another(self, operator: _Operator, args: Any, kwargs: Any) -> Any:
+        """The output of a composite operation that is recorded as the one it stands for; None where that has
+        no shortcut for it."""
+        assert operator.another is not None
+        name, more = operator.another
+        given = {**_bind(operator, args, kwargs), **more}
+        output = SHORTCUTS[name](given)
+        if output is not None:
+            arguments = {key: self._replace(value) for key, value in given.items()}
+            self._note(operator, name.replace("::", "."), arguments, output)
+        return output
+
+    def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
         outputs = tuple(self.ref(t) for t in tensors_in(output))
         sized = operator.sized and len(self._given) == len(outputs[0].shape)
         self.calls.append(
             Call(
-                op=operator.name,
+                op=name,
                 module=self.module,
                 arguments=arguments,
                 outputs=outputs,
@@ -200,11 +247,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 within=self._within,
             )
         )
-        if self._left is not None and operator.name not in COPIES:
+        if self._left is not None and name not in COPIES:
             self._left -= 1
             if self._left == 0:
                 raise Enough
-        return output
 
     def _replace(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):

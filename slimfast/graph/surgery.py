@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError
-from slimfast.graph.copies import named_tensors
+from slimfast.graph.copies import modules_of, named_tensors
 from slimfast.graph.groups import Attribute, ChannelGraph, IntArray
 from slimfast.graph.prediction import Mismatch, Shape, check_thin, predicted_shapes, survivors
 
@@ -121,10 +121,11 @@ def patches_of(
     The attributes of PyTorch's own layers follow from the shapes of their thin tensors.
     """
     values: dict[tuple[str, str], list[Value]] = {}
+    modules = dict(modules_of(model))
     for attribute, length in lengths:
-        _set(values, model, attribute, length)
-    for prefix, shapes in _thin_shapes_by_module(model, cuts).items():
-        module = model.get_submodule(prefix)
+        _set(values, modules[attribute.module], attribute, length)
+    for prefix, shapes in _thin_shapes_by_module(modules, named_tensors(model), cuts).items():
+        module = modules[prefix]
         groups = values.get((prefix, "groups"), [getattr(module, "groups", 1)])[-1]
         for name, value in standard_attributes(module, shapes, groups).items():
             values[prefix, name] = [read_attribute(module, name), value]
@@ -163,8 +164,9 @@ def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
     """Set the attributes of ``model`` in place; :class:`SlimfastError` where one does not hold its
     ``before``.
     """
+    modules = dict(modules_of(model, repeated=True))
     for patch in patches:
-        module = model.get_submodule(patch.module)
+        module = modules[patch.module] if patch.module in modules else model.get_submodule(patch.module)
         found = read_attribute(module, patch.attribute)
         if found != patch.before:
             where = patch.module or type(model).__name__
@@ -198,14 +200,14 @@ def _write_attribute(module: nn.Module, name: str, value: Value) -> None:
 
 
 def _set(
-    values: dict[tuple[str, str], list[Value]], model: nn.Module, attribute: Attribute, length: int
+    values: dict[tuple[str, str], list[Value]], module: nn.Module, attribute: Attribute, length: int
 ) -> None:
     """Note that ``attribute`` becomes ``length``: [value before, value after] of it, whole where it is a
     tuple.
     """
     key = (attribute.module, attribute.name)
     if key not in values:
-        before = read_attribute(model.get_submodule(attribute.module), attribute.name)
+        before = read_attribute(module, attribute.name)
         values[key] = [before, before]
     if attribute.index is None:
         values[key][1] = length
@@ -216,15 +218,16 @@ def _set(
 
 
 def _thin_shapes_by_module(
-    model: nn.Module, cuts: Mapping[str, Mapping[int, IntArray]]
+    modules: Mapping[str, nn.Module],
+    tensors: Mapping[str, Tensor],
+    cuts: Mapping[str, Mapping[int, IntArray]],
 ) -> dict[str, dict[str, Shape]]:
     """Module path -> name of each of its own cut tensors -> thin shape."""
-    tensors: Mapping[str, Tensor] = named_tensors(model)
     first = {id(tensor): name for name, tensor in tensors.items() if name in cuts}
-    modules: dict[str, dict[str, Shape]] = {}
-    for prefix, module in model.named_modules():
+    found: dict[str, dict[str, Shape]] = {}
+    for prefix, module in modules.items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and id(tensor) in first:
                 dims = cuts[first[id(tensor)]]
-                modules.setdefault(prefix, {})[name] = thin_shape(tuple(tensor.shape), dims)
-    return modules
+                found.setdefault(prefix, {})[name] = thin_shape(tuple(tensor.shape), dims)
+    return found

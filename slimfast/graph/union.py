@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimfast.graph import labels as matrices
-from slimfast.graph.labels import ADDED, Labels, Mask
+from slimfast.graph.labels import ADDED, Labels, Mask, same, some
 
 _NONE = np.iinfo(np.int64).max
 
@@ -52,11 +52,11 @@ class Partition:
 
     def find(self, labels: Labels) -> Labels:
         """The representative of each label's class, same shape."""
-        root: Labels = self._parent[labels]
-        further = self._parent[root]
-        if (further != root).any():
-            while (further != root).any():
-                root, further = further, self._parent[further]
+        root: Labels = self._parent.take(labels)
+        further = self._parent.take(root)
+        if not same(further, root):
+            while not same(further, root):
+                root, further = further, self._parent.take(further)
             self._parent[labels] = root
         return root
 
@@ -68,28 +68,33 @@ class Partition:
         """
         root = self.find(labels)
         while self._has_splits:
-            outer = self._outer[root]
-            if not outer.any():
+            outer = self._outer.take(root)
+            if not some(outer):
                 break
-            inner = self._inner[root]
+            inner = self._inner.take(root)
             columns = []
             for c in range(root.shape[1]):
-                if outer[:, c].any():
+                if some(outer[:, c]):
                     columns.append(np.where(outer[:, c] > 0, outer[:, c], root[:, c]))
                     columns.append(inner[:, c])
                 else:
                     columns.append(root[:, c])
-            root = self.find(np.stack(columns, axis=1))
+            root = self.find(matrices.join_columns(columns, len(root)))
         return matrices.tidy(root)
+
+    def whole(self, values: Labels) -> Labels:
+        """For every label the value of its class (values (size,)), -1 where the class is split."""
+        roots = self.find(np.arange(self._size))
+        return np.where(self._outer.take(roots) > 0, -1, values.take(roots))
 
     def frozen(self, roots: Labels) -> Mask:
         """Which of these representatives can never be removed."""
-        found: Mask = self._frozen[roots] != _NONE
+        found: Mask = self._frozen.take(roots) != _NONE
         return found
 
     def frozen_reasons(self, roots: Labels) -> Labels:
         """The reason each representative is frozen for, 0 where it is not."""
-        reasons: Labels = self._frozen[roots]
+        reasons: Labels = self._frozen.take(roots)
         return np.where(reasons == _NONE, 0, reasons)
 
     def inexact_reason(self, roots: Labels) -> int:
@@ -126,14 +131,14 @@ class Partition:
         found = np.zeros(self._size, dtype=bool)
         found[self.resolve(a)] = True
         found[0] = False
-        return bool(found[self.resolve(b)].any())
+        return some(found.take(self.resolve(b)))
 
     def union(self, a: Labels, b: Labels) -> None:
         """Join the classes of a[i] and b[i] (representatives that are not split), for every i."""
         while True:
             a, b = self.find(a), self.find(b)
             differ = a != b
-            if not differ.any():
+            if not some(differ):
                 return
             a, b = a[differ], b[differ]
             low, high = np.minimum(a, b), np.maximum(a, b)
@@ -145,8 +150,8 @@ class Partition:
     def _inherit(self, heirs: Labels, ancestors: Labels, kept_marks: int) -> None:
         """The classes that heirs[i] are in take over what was known of ancestors[i]."""
         roots = self.find(heirs)
-        marks, frozen, inexact = self._marks[ancestors], self._frozen[ancestors], self._inexact[ancestors]
-        if marks.any():
+        marks, frozen, inexact = (a.take(ancestors) for a in (self._marks, self._frozen, self._inexact))
+        if some(marks):
             np.bitwise_or.at(self._marks, roots, marks & kept_marks)
         if frozen.min(initial=_NONE) < _NONE:
             np.minimum.at(self._frozen, roots, frozen)
@@ -176,11 +181,11 @@ class Partition:
         pair; sets of one size are matched in the order that joins fewest classes; whatever does not fit
         becomes a single class.
         """
-        if a.shape == b.shape and not (self.find(a) != self.find(b)).any():
+        if a.shape == b.shape and same(self.find(a), self.find(b)):
             return
         while True:
             left, right = self.resolve(a), self.resolve(b)
-            if left.shape[1] == right.shape[1] == 1 and left.all() and right.all():
+            if left.shape[1] == right.shape[1] == 1 and _everywhere(left) and _everywhere(right):
                 self.union(left[:, 0], right[:, 0])
                 return
             if self._expand_new(left, right) or self._expand_new(right, left):
@@ -188,7 +193,7 @@ class Partition:
             left, right = matrices.remove_common(left, right)
             # a frozen label says nothing: rows that differ in frozen labels only are equal
             differ = self._says(left) | self._says(right)
-            if not differ.any():
+            if not some(differ):
                 return
             rows = matrices.like_first(left, right, differ)
             left, right = left[rows], right[rows]
@@ -200,14 +205,14 @@ class Partition:
     def _expand_new(self, few: Labels, many: Labels) -> bool:
         """Whether ``few`` was one label on each index, no two alike and none among the pairs, and is split
         now."""
-        if few.shape[1] != 1 or many.shape[1] != 2 or not (few.all() and many.all()):
+        if few.shape[1] != 1 or many.shape[1] != 2 or not (_everywhere(few) and _everywhere(many)):
             return False
-        if self.frozen(few).any() or self.frozen(many).any():
+        if some(self.frozen(few)) or some(self.frozen(many)):
             return False
         place = np.zeros(self._size, dtype=np.int64)
         number = np.arange(1, len(few) + 1)
         place[few[:, 0]] = number
-        if (place[few[:, 0]] != number).any() or place[many].any():
+        if not same(place.take(few[:, 0]), number) or some(place.take(many)):
             return False
         self.expand(few[:, 0], many[:, 0], many[:, 1])
         return True
@@ -235,7 +240,7 @@ class Partition:
             self.freeze(many, reason)
         elif sizes[0] == sizes[1]:
             self._pair(left, right)
-        elif min(sizes) == 1 and not np.isin(few[:, 0], many).any():
+        elif min(sizes) == 1 and not some(np.isin(few[:, 0], many)):
             labels, at = np.unique(few[:, 0], return_index=True)
             self._expand_all(labels, many[at][:, : max(sizes)])
         else:
@@ -267,11 +272,11 @@ class Partition:
         columns: list[Labels] = []
         for c in range(grid.shape[2]):
             plane = grid[:, :, c]
-            if not plane.any():
+            if not some(plane):
                 continue
-            if (plane == plane[:, :1]).all():
+            if _everywhere(plane == plane[:, :1]):
                 rows.append(plane[:, 0])
-            elif (plane == plane[:1]).all():
+            elif _everywhere(plane == plane[:1]):
                 columns.append(plane[0])
             else:
                 a, b = self._factor(plane, reason)
@@ -284,7 +289,7 @@ class Partition:
         a, b = plane.shape
         outer, inner = self.fresh(a), self.fresh(b)
         fixed = plane == 0
-        if fixed.any():
+        if some(fixed):
             self.freeze(np.concatenate([outer[fixed.any(1)], inner[fixed.any(0)]])[:, None], reason)
         flat = plane.ravel()
         labels, at, inverse = np.unique(flat, return_index=True, return_inverse=True)
@@ -297,3 +302,8 @@ class Partition:
         real = labels > 0
         self.expand(labels[real], outer[rows[at]][real], inner[columns[at]][real])
         return outer, inner
+
+
+def _everywhere(array: Labels | Mask) -> bool:
+    """Whether nothing in an array is zero."""
+    return bool(np.count_nonzero(array) == array.size)
