@@ -6,9 +6,9 @@ import importlib.util
 import logging
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,14 +24,13 @@ from slimfast.graph.inputs import arguments, map_leaves
 from slimfast.graph.record import tensors_in
 from slimfast.graph.surgery import Shape, apply_patches, read_attribute, select_indices
 from slimfast.manifests import Manifest, attach, manifest
+from slimfast.onnx_files import Run, write_onnx
 from slimfast.verification import difference, rounding
 
 _log = logging.getLogger(__name__)
 
 _KEY = "slimfast"
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
-# Protocol buffers stop at 2 GiB; the graph itself needs a part of it.
-_ONNX_BYTES = 2_000_000_000
 
 
 def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -140,13 +139,13 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
         with atomic_path(path) as temporary:
             try:
                 program = _exported(module, args, kwargs)
-                write = _write_onnx if suffix == ".onnx" else _write_pt2
+                write = write_onnx if suffix == ".onnx" else _write_pt2
                 run = write(program, temporary)
             except (SlimfastError, OSError):
                 raise
             except Exception as error:
                 raise SlimfastError(
-                    f"export: {type(thin).__name__} cannot be exported: {_first_line(error)}"
+                    f"export: {type(thin).__name__} cannot be exported: {_first_line(_first_cause(error))}"
                 ) from error
             _check_export(module, program, run, args, kwargs)
 
@@ -174,41 +173,14 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return torch.export.export(module, args, kwargs, strict=False)
 
 
-_Run: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Any]
-
-
-def _write_pt2(program: ExportedProgram, path: Path) -> _Run:
+def _write_pt2(program: ExportedProgram, path: Path) -> Run:
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
     return lambda args, kwargs: loaded(*args, **kwargs)
 
 
-def _write_onnx(program: ExportedProgram, path: Path) -> _Run:
-    import onnxruntime
-
-    size = sum(tensor.nbytes for tensor in program.state_dict.values())
-    if size > _ONNX_BYTES:
-        raise SlimfastError(
-            f"export: an .onnx file holds up to 2 GB, got {size / 1e9:.1f} GB of weights; use .pt2"
-        )
-    converted = torch.onnx.export(program, dynamo=True, verbose=False)
-    if converted is None:
-        raise SlimfastError("export: the ONNX exporter returned nothing")
-    converted.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
-
-    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = [t.detach().cpu().numpy() for t in tensors_in((args, kwargs))]
-        return [
-            torch.from_numpy(array) for array in session.run(None, dict(zip(names, tensors, strict=True)))
-        ]
-
-    return run
-
-
 def _check_export(
-    module: nn.Module, program: ExportedProgram, run: _Run, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: nn.Module, program: ExportedProgram, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """The written file must give the module's output on the example."""
     expected = [tensor.cpu() for tensor in tensors_in(module(*args, **kwargs))]
@@ -224,6 +196,11 @@ def _check_export(
             f"export: the file computes something else: off by {error_found:.2g} of the output's size, "
             f"where rounding explains {tolerance:.2g}"
         )
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an error was raised from in the first place: the exporter wraps it in pages of advice."""
+    return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
 def _first_line(error: BaseException) -> str:

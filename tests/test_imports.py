@@ -49,6 +49,7 @@ ROOM = {
     "_json": "files",
     "_torchvision": "models",
     "manifests": "pruning",
+    "onnx_files": "checkpoints",
     "readers": "calibration",
     "calibration_files": "calibration",
     "states": "pruning",
