@@ -4,7 +4,8 @@ A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, 
 rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
 ``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`, and ``accuracy-lost-NAME`` of
 what in it did not help; one named ``zoo-NAME`` is of
-the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`; ``backbone-SIZE`` is of
+the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`, and ``zoo-times`` of where
+their time goes; ``backbone-SIZE`` is of
 ``results/backbone-SIZE.json``, ``scaling-processes`` of ``results/scaling.json``, and ``widths-real`` of
 ``results/widths.json``.
 """
@@ -31,6 +32,7 @@ NOT_MEASURED = "not measured"
 ACCURACY = "accuracy"
 LOST = "lost-"
 ZOO = "zoo"
+TIMES = "times"
 BACKBONE = "backbone"
 WIDTHS = "widths"
 SCALING = "scaling"
@@ -60,6 +62,8 @@ def fill(text: str, results: Path = RESULTS) -> str:
         if suite == ACCURACY:
             name = op.removeprefix(LOST)
             made = (accuracy.table if name == op else accuracy.lost)(_read(results / f"{name}.json"))
+        elif suite == ZOO and op == TIMES:
+            made = zoo.times("families", _read(results / "zoo.json"))
         elif suite == ZOO and op in zoo.ZOOS:
             made = zoo.table(op, _read(results / "zoo.json"))
         elif suite == BACKBONE and op in backbone.SIZES:

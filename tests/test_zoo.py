@@ -248,6 +248,19 @@ def test_an_early_failure_leaves_dashes():
     assert line == "| resnet18 | - | - | - | - | - | - | - | - | - | not measured | - |"
 
 
+def test_where_the_time_goes_slowest_first():
+    results = {
+        "timm:resnet18": row(),
+        "timm:vgg16_bn": row(spectra={"seconds": 2.5}, verify={"failed": "not finished in 120 s"}),
+        "timm:densenet121": row(plan={"failed": "SlimfastError: no"}),
+    }
+    lines = tables.times("families", results).splitlines()
+    assert lines[0] == "|  | trace | spectra | plan | prune | together | verify |"
+    assert lines[2] == "| vgg16_bn | 0.50 | 2.50 | 0.50 | 0.50 | 4.00 | - |"
+    assert lines[3] == "| resnet18 | 0.50 | 0.50 | 0.50 | 0.50 | 2.00 | 0.50 |"
+    assert lines[4] == ""
+
+
 def test_no_results_at_all():
     text = tables.table("transformers", {})
     assert text.count("| not measured |") > 0

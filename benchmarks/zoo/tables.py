@@ -42,6 +42,23 @@ def table(zoo: str, results: Mapping[str, Row]) -> str:
     return f"{text}\n\n{_counts(len(names), rows)}\n\n{_failures(rows)}{_where(list(rows.values()))}\n"
 
 
+def times(zoo: str, results: Mapping[str, Row]) -> str:
+    """Where the time of each network goes, stage by stage in seconds, those that take longest first."""
+    rows = {name: results[name] for name in ZOOS[zoo] if name in results}
+    done = {
+        name: float(_seconds(row["stages"])) for name, row in rows.items() if _seconds(row["stages"]) != "-"
+    }
+    lines: list[Sequence[str]] = [("", *_ROAD, "together", "verify"), ["---", *["--:"] * (len(_ROAD) + 2)]]
+    for name in sorted(done, key=lambda name: -done[name]):
+        stages = rows[name]["stages"]
+        spent = [f"{stages[stage]['seconds']:.2f}" for stage in _ROAD]
+        checked = stages.get("verify", {}).get("seconds")
+        shown = "-" if checked is None else f"{checked:.2f}"
+        lines.append([name.partition(":")[2], *spent, f"{done[name]:.2f}", shown])
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"{text}\n\n{_where(list(rows.values()))}\n"
+
+
 def _line(name: str, row: Row | None) -> list[str]:
     shown = name.partition(":")[2]
     if row is None:
