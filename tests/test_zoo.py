@@ -134,6 +134,8 @@ def test_what_has_a_row_is_not_run_again(tmp_path, monkeypatch, capsys):
     arguments = ["--only", "resnet*", "--no-peer", "--results", str(tmp_path / "zoo.json")]
     assert command.main(arguments) == 0
     assert ran == [("timm:resnet18", None)]
+    assert command.main(["--only", "swin*", "dla3?", "--list", *arguments[2:]]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == ["timm:swin_tiny_patch4_window7_224", "timm:dla34"]
     assert command.main(arguments) == 0
     assert len(ran) == 1
     assert command.main([*arguments, "--onnx"]) == 0

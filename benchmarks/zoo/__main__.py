@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name
         for zoo in options.zoo
         for name in ZOOS[zoo]
-        if fnmatch.fnmatchcase(name.partition(":")[2], options.only)
+        if any(fnmatch.fnmatchcase(name.partition(":")[2], glob) for glob in options.only)
     ]
     results: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
     waiting = [
@@ -61,7 +61,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--zoo", nargs="+", choices=ZOOS, default=["families"], metavar="ZOO", help=", ".join(ZOOS)
     )
-    parser.add_argument("--only", default="*", metavar="GLOB", help="only networks of these names")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="networks at a time; they share the cores")
     parser.add_argument("--threads", type=int, help="of each network; as many as the jobs leave, unless told")
     parser.add_argument("--limit-s", type=float, default=120.0, help="seconds of each process")
