@@ -223,7 +223,8 @@ void covariance_block(const CovarianceBlock& block) {
 }
 
 constexpr CovarianceKernels covariance_kernels{
-    row_means,           covariance_block<float>, covariance_block<double>, write_block<float>,
-    write_block<double>, Tile<float>::panel,      Tile<double>::panel,      chunk_samples};
+    row_means,           covariance_block<float>, covariance_block<double>,
+    write_block<float>,  write_block<double>,     Tile<float>::panel,
+    Tile<double>::panel, chunk_samples,           nullptr};
 
 }  // namespace slimfast::SLIMFAST_ISA

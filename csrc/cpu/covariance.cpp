@@ -54,6 +54,37 @@ struct Item {
     i64 layer, piece, split;
 };
 
+// Where means are below this share of the squares, and those neither overflow nor sink into what the
+// instructions flush to zero, the products of bfloat16 samples can be summed before the means are taken out:
+// see docs/kernels-cpu.md.
+constexpr double mean_share = 0.1, least_square = 0x1p-80, largest_square = 0x1p100;
+
+// Whether a layer's samples can be multiplied as they are; squares[member * n + row] are about the means.
+bool bf16_suffices(const CovarianceLayer& layer, const std::vector<double>& mean,
+                   const std::vector<double>& squares) {
+    const i64 n = layer.members[0].rows;
+    double all_means = 0, all_squares = 0, largest_means = 0, largest = 0;
+    for (i64 row = 0; row < n; ++row) {
+        double of_means = 0, of_row = 0;
+        for (std::size_t member = 0; member < layer.members.size(); ++member) {
+            const double value = mean[member * n + row];
+            of_means += value * value * static_cast<double>(layer.members[member].cols);
+            of_row += squares[member * n + row];
+        }
+        all_means += of_means;
+        all_squares += of_row;
+        largest_means = std::max(largest_means, of_means);
+        largest = std::max(largest, of_row);
+    }
+    if (!layer.by_rows) {
+        // Each variable has all means beside its samples.
+        largest_means = all_means / static_cast<double>(layer.members[0].cols);
+        largest = all_squares / static_cast<double>(layer.members[0].cols);
+    }
+    return std::isfinite(all_means + all_squares) && largest_means <= mean_share * largest &&
+           largest >= least_square && largest <= largest_square;
+}
+
 // Rows first_row.. of a member whose means are one work item.
 struct MeanItem {
     i64 layer, member, first_row;
@@ -151,7 +182,8 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
     std::vector<Item> items;
     std::vector<MeanItem> mean_items;
     std::vector<double> costs, mean_costs;
-    std::vector<std::vector<double>> mean(count), rest(count);
+    // Squares of deviations only of layers whose samples may be multiplied as they are.
+    std::vector<std::vector<double>> mean(count), rest(count), squares(count);
     i64 packed_bytes = 0, sums_bytes = 0;
     for (i64 i = 0; i < count; ++i) {
         const CovarianceLayer& layer = layers[i];
@@ -162,6 +194,9 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
         const i64 n = layer.members[0].rows, members = static_cast<i64>(layer.members.size());
         mean[i].resize(n * members);
         rest[i].resize(n * members);
+        const bool narrow = std::all_of(layer.members.begin(), layer.members.end(),
+                                        [](const MatrixView& x) { return x.dtype == Dtype::bf16; });
+        if (kernel.bf16 && narrow && layer.result == Dtype::f32) squares[i].resize(n * members);
         for (i64 member = 0; member < members; ++member) {
             for (i64 row = 0; row < n; row += mean_rows) {
                 mean_items.push_back({i, member, row});
@@ -184,10 +219,16 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
     parallel_for(mean_items.size(), threads, [&](i64 at, int) {
         const MeanItem& item = mean_items[mean_order[at]];
         const MatrixView& x = layers[item.layer].members[item.member];
-        const i64 place = item.member * x.rows;
-        kernel.row_means(x, item.first_row, std::min(item.first_row + mean_rows, x.rows),
-                         mean[item.layer].data() + place, rest[item.layer].data() + place);
+        const i64 place = item.member * x.rows, last = std::min(item.first_row + mean_rows, x.rows);
+        double* means = mean[item.layer].data() + place;
+        double* rests = rest[item.layer].data() + place;
+        kernel.row_means(x, item.first_row, last, means, rests);
+        if (squares[item.layer].empty()) return;
+        kernel.bf16->row_squares(x, item.first_row, last, means, rests, squares[item.layer].data() + place);
     });
+    for (i64 i = 0; i < count; ++i) {
+        if (!squares[i].empty() && !bf16_suffices(layers[i], mean[i], squares[i])) squares[i].clear();
+    }
 
     const std::vector<Scratch> scratch = scratch_per_thread(threads, 2 * packed_bytes + sums_bytes);
     const std::vector<i64> order = largest_first(costs);
@@ -212,6 +253,9 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
         // The part's samples, member by member.
         const i64 first = item.split * cut.split_samples;
         const i64 last = std::min(first + cut.split_samples, cut.samples);
+        const auto fill = layer.result == Dtype::f64    ? kernel.block_f64
+                          : squares[item.layer].empty() ? kernel.block_f32
+                                                        : kernel.bf16->block;
         i64 begin = 0;
         for (std::size_t member = 0; member < layer.members.size() && begin < last; ++member) {
             block.x = layer.members[member];
@@ -221,7 +265,7 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
                 block.rest = rest[item.layer].data() + member * block.x.rows;
                 block.first_sample = std::max(first, begin) - begin;
                 block.last_sample = std::min(last, end) - begin;
-                (layer.result == Dtype::f64 ? kernel.block_f64 : kernel.block_f32)(block);
+                fill(block);
                 block.add = true;
             }
             begin = end;
@@ -241,7 +285,7 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
 
     for (i64 i = 0; i < count; ++i) {
         double total = 0;
-        for (double part : cuts[i].squares) total += part;
+        for (double part : squares[i].empty() ? cuts[i].squares : squares[i]) total += part;
         traces[i] = total / static_cast<double>(std::max<i64>(cuts[i].d - 1, 1));
     }
 }

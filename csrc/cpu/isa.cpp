@@ -2,10 +2,54 @@
 
 #include <cstdlib>
 
+#if defined(SLIMFAST_BF16) && !defined(SLIMFAST_EMULATED)
+#include <cpuid.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 #include "../common/check.hpp"
 
 namespace slimfast {
 namespace {
+
+#ifdef SLIMFAST_BF16
+#ifdef SLIMFAST_EMULATED
+
+bool has_avx512_bf16() { return true; }
+bool has_amx() { return true; }
+
+#else
+
+struct Cpuid {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+};
+
+// Nothing for a leaf that the processor does not know.
+Cpuid extended_features(unsigned subleaf) {
+    Cpuid found;
+    __get_cpuid_count(7, subleaf, &found.a, &found.b, &found.c, &found.d);
+    return found;
+}
+
+bool has_avx512_bf16() { return extended_features(1).a >> 5 & 1; }
+
+// The tiles' state is large: Linux saves it only for a process that has asked.
+bool has_amx() {
+    constexpr unsigned bf16 = 1u << 22, tile = 1u << 24;
+    if ((extended_features(0).d & (bf16 | tile)) != (bf16 | tile)) return false;
+#ifdef __linux__
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+    return false;
+#endif
+}
+
+#endif
+#endif
 
 std::vector<Isa> detect() {
     std::vector<Isa> found{Isa::baseline};
@@ -26,6 +70,10 @@ std::vector<Isa> detect() {
     const bool avx512 = false;
 #endif
     if (avx512) found.push_back(Isa::avx512);
+#ifdef SLIMFAST_BF16
+    if (avx512 && has_avx512_bf16()) found.push_back(Isa::avx512_bf16);
+    if (avx512 && has_amx()) found.push_back(Isa::amx);
+#endif
     return found;
 }
 
@@ -47,6 +95,10 @@ Isa lookup(const std::string& wanted, const char* source) {
 
 const char* name(Isa isa) {
     switch (isa) {
+        case Isa::amx:
+            return "amx";
+        case Isa::avx512_bf16:
+            return "avx512_bf16";
         case Isa::avx512:
             return "avx512";
         case Isa::avx2:

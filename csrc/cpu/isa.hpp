@@ -6,7 +6,8 @@
 
 namespace slimfast {
 
-enum class Isa { baseline, avx2, avx512 };
+// The last two are AVX-512 with one of the instructions that multiply bfloat16 numbers.
+enum class Isa { baseline, avx2, avx512, avx512_bf16, amx };
 
 const char* name(Isa isa);
 

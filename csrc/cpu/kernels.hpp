@@ -35,6 +35,15 @@ struct CovarianceBlock {
     double* squares;
 };
 
+// bfloat16 samples multiplied as they are, where an instruction does it (bf16-inl.hpp).
+struct Bf16Kernels {
+    // squares[i]: the sum of squares of row i of x (bf16) about mean[i] + rest[i], for rows first..last - 1.
+    void (*row_squares)(const MatrixView& x, std::int64_t first, std::int64_t last, const double* mean,
+                        const double* rest, double* squares);
+    // As CovarianceKernels::block_f32, block.squares left alone.
+    void (*block)(const CovarianceBlock& block);
+};
+
 struct CovarianceKernels {
     // Means of rows first..last - 1 of x over its columns, as CovarianceBlock wants them.
     void (*row_means)(const MatrixView& x, std::int64_t first, std::int64_t last, double* mean, double* rest);
@@ -45,6 +54,8 @@ struct CovarianceKernels {
     void (*write_f64)(const CovarianceBlock& block, double scale, void* out, std::int64_t m);
     // Variables come in panels of so many; samples are packed `samples` at a time.
     std::int64_t panel_f32, panel_f64, samples;
+    // Null where there is no such instruction.
+    const Bf16Kernels* bf16;
 };
 
 // A symmetric (m, m) matrix whose lower triangle is read in place, and where its eigenvalues go.
