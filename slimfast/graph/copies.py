@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError
+from slimfast.graph.collector import collector_paused
 
 # Values that a copy shares, as copy.deepcopy does.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device})
@@ -87,6 +88,7 @@ def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = 
     return deep_copy(model, memo)
 
 
+@collector_paused()
 def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """``copy.deepcopy(model, memo)``, several times faster. Raises :class:`SlimfastError` where it fails."""
     try:

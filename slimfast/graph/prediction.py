@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from slimfast.graph.collector import collector_paused
 from slimfast.graph.groups import Axis, ChannelGraph, IntArray, Operation, alive_units
 from slimfast.graph.record import Call, record
 from slimfast.graph.recorder import COPIES
@@ -159,6 +160,7 @@ def _collapse(run: list[Step], kept: Kept) -> bool:
     return any(axis.length > 1 and len(kept(axis)) == 1 for axis in axes)
 
 
+@collector_paused()
 def check_thin(thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[Mismatch]:
     """Record the thin network and compare every operation with the prediction; empty where all is well.
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from slimfast.graph import trial
+from slimfast.graph.collector import collector_paused
 from slimfast.graph.copies import named_tensors, tensor_names
 from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
 from slimfast.graph.grouping import Grouping
@@ -18,6 +19,7 @@ from slimfast.graph.record import Call, ForwardFailed, Recording, record, record
 from slimfast.graph.rules import find_rule
 
 
+@collector_paused()
 def trace_channels(
     model: nn.Module,
     example: Any,

@@ -29,6 +29,8 @@ class Partition:
         self._marks = np.zeros(1024, dtype=np.int64)
         self._frozen = np.full(1024, _NONE, dtype=np.int64)
         self._inexact = np.full(1024, _NONE, dtype=np.int64)
+        # zero but while a method uses it, which then clears what it wrote
+        self._scratch = np.zeros(1024, dtype=np.int64)
 
     @property
     def size(self) -> int:
@@ -46,6 +48,7 @@ class Partition:
             self._marks = np.concatenate([self._marks, np.zeros(grow, dtype=np.int64)])
             self._frozen = np.concatenate([self._frozen, np.full(grow, _NONE, dtype=np.int64)])
             self._inexact = np.concatenate([self._inexact, np.full(grow, _NONE, dtype=np.int64)])
+            self._scratch = np.zeros(len(self._parent), dtype=np.int64)
         self._parent[start:end] = np.arange(start, end)
         self._size = end
         return np.arange(start, end, dtype=np.int64)
@@ -128,10 +131,12 @@ class Partition:
 
     def meet(self, a: Labels, b: Labels) -> bool:
         """Whether two label matrices have a class in common."""
-        found = np.zeros(self._size, dtype=bool)
-        found[self.resolve(a)] = True
-        found[0] = False
-        return some(found.take(self.resolve(b)))
+        left = self.resolve(a)
+        self._scratch[left] = 1
+        self._scratch[0] = 0
+        met = some(self._scratch.take(self.resolve(b)))
+        self._scratch[left] = 0
+        return met
 
     def union(self, a: Labels, b: Labels) -> None:
         """Join the classes of a[i] and b[i] (representatives that are not split), for every i."""
@@ -209,12 +214,13 @@ class Partition:
             return False
         if some(self.frozen(few)) or some(self.frozen(many)):
             return False
-        place = np.zeros(self._size, dtype=np.int64)
-        number = np.arange(1, len(few) + 1)
-        place[few[:, 0]] = number
-        if not same(place.take(few[:, 0]), number) or some(place.take(many)):
+        place, labels, number = self._scratch, few[:, 0], np.arange(1, len(few) + 1)
+        place[labels] = number
+        fits = same(place.take(labels), number) and not some(place.take(many))
+        place[labels] = 0
+        if not fits:
             return False
-        self.expand(few[:, 0], many[:, 0], many[:, 1])
+        self.expand(labels, many[:, 0], many[:, 1])
         return True
 
     def _says(self, labels: Labels) -> Mask:
