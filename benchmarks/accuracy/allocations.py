@@ -118,8 +118,18 @@ def activation_spectra(study: Study, share: float) -> Plan:
 
 
 def marginal_gain(study: Study, share: float) -> Plan:
-    """Error curves of what the consumers read, by gain per cost."""
+    """Error curves of what the output feels of what the consumers read, by gain per cost."""
     return study.plan({}, share, curves=study.curves)
+
+
+def marginal_gain_of_shares(study: Study, share: float) -> Plan:
+    """The same where every consumer counts alike: shares of the variance of what it reads."""
+    return study.plan({}, share, curves=_shares(study))
+
+
+def marginal_gain_of_shares_inside(study: Study, share: float) -> Plan:
+    """The shares with the residual streams left whole."""
+    return study.plan({}, share, curves=_shares(study), exclude=("residual",))
 
 
 def marginal_gain_inside(study: Study, share: float) -> Plan:
@@ -194,6 +204,19 @@ def group_magnitude(study: Study, share: float) -> Plan:
     return dataclasses.replace(plan, groups=tuple(chosen))
 
 
+def _shares(study: Study) -> dict[str, ErrorCurve]:
+    """The error curves in shares of the variance of what each consumer reads, summed over the consumers."""
+    curves = {}
+    for group in study.graph:
+        if group.name in study.curves:
+            curve = study.curves[group.name]
+            consumers = [m for m in group.members if m.role == "consumer"]
+            count = sum(m.tensor in study.calibration.readings for m in consumers)
+            scale = count / max(float(curve.residual[0]), 1e-300)
+            curves[group.name] = dataclasses.replace(curve, residual=curve.residual * scale)
+    return curves
+
+
 def _by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
     overrides = {glob.escape(name): width for name, width in widths.items()}
     return plan_widths(study.graph, study.spectra, overrides=overrides)
@@ -243,6 +266,7 @@ def above_noise(spectrum: Spectrum, *, seed: int) -> Spectrum:
 
 ALLOCATIONS: dict[str, Allocation] = {
     "marginal gain, activations": marginal_gain,
+    "marginal gain, shares of activations": marginal_gain_of_shares,
     "explained variance (paper)": explained_variance,
     "folded batch norm": folded,
     "unit scaling": unit,

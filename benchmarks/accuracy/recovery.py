@@ -79,13 +79,19 @@ TELLING: dict[str, Contender] = {
     "uniform, L1, repaired": Contender(_of(allocations.uniform), repair="activations"),
     "group magnitude, repaired": Contender(_of(allocations.group_magnitude), repair="activations"),
     "torch-pruning": Contender(None),
-    "default, streams whole": Contender(
-        _of(allocations.marginal_gain_inside), "activations", "activations", control=False
-    ),
     "uniform, L1, streams whole": Contender(_of(allocations.uniform_inside)),
 }
 OTHERS: dict[str, Contender] = {
     "group magnitude": Contender(_of(allocations.group_magnitude)),
+    "default, streams whole": Contender(
+        _of(allocations.marginal_gain_inside), "activations", "activations", control=False
+    ),
+    "gain in shares": Contender(
+        _of(allocations.marginal_gain_of_shares), "activations", "activations", control=False
+    ),
+    "gain in shares, streams whole": Contender(
+        _of(allocations.marginal_gain_of_shares_inside), "activations", "activations", control=False
+    ),
     "noise null, L1": Contender(_of(allocations.noise_null)),
     "random widths, L1": Contender(lambda study, macs, seed: allocations.random(study, macs, seed=seed)),
     "uniform, from scratch": Contender(_of(allocations.uniform), scratch=True),
@@ -175,13 +181,14 @@ def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = N
 def main(
     short: Annotated[bool, typer.Option("--short", help="ResNet-20, 2,000 images, 1 epoch, 1 seed.")] = False,
     network: Annotated[str | None, typer.Option(help="resnet20, resnet32, resnet44 or resnet56.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The highest learning rate; results of their own.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for the state of the trainings.")] = None,
 ) -> None:
     """Train every contender by the same short recipe and compare."""
     settings = SHORT if short else SETTINGS
-    settings = replace(settings, network=network or settings.network)
-    name = f"recovery-{settings.network}{'-short' if short else ''}"
+    settings = replace(settings, network=network or settings.network, lr=lr or settings.lr)
+    name = f"recovery-{settings.network}{'' if lr is None else f'-lr{lr:g}'}{'-short' if short else ''}"
     path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
     output_folder(path.parent)
     started = time.perf_counter()

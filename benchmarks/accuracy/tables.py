@@ -14,8 +14,14 @@ NETWORKS = (
     ("uniform, one shot", "uniform widths, pruned"),
     ("uniform, distilled", "uniform widths, distilled"),
 )
-_OURS, _PAPER = "marginal gain, activations", "explained variance (paper)"
+_OURS, _PAPER = "marginal gain, shares of activations", "explained variance (paper)"
 LOST = (
+    (
+        "every consumer counted alike",
+        (_OURS, "activations", "activations"),
+        "by what the output feels",
+        ("marginal gain, activations", "activations", "activations"),
+    ),
     *(
         (f"{name}, one tau", (name, "l1", "activations"), "the paper's", (_PAPER, "l1", "activations"))
         for name in ("folded batch norm", "unit scaling", "noise corrected")

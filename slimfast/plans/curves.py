@@ -1,15 +1,19 @@
-"""Error curves from a calibration: what a group's consumers lose when only its best k units stay."""
+"""Error curves from a calibration: what the output loses when only the best k units of a group stay."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from slimfast.calibration import Calibration, unit_covariance
-from slimfast.graph.groups import ChannelGraph
+from slimfast.graph.groups import ChannelGraph, ChannelGroup
 from slimfast.kernels.ops import grouped_pivoted_cholesky
 from slimfast.plans.gains import ErrorCurve
-from slimfast.readers import readers
+from slimfast.plans.sensitivity import sensitivities
+from slimfast.readers import Reader, readers
 
 
 def error_curves(
@@ -17,9 +21,12 @@ def error_curves(
 ) -> dict[str, ErrorCurve]:
     """The error curve of every group that a measured layer reads: what pivoted Cholesky leaves of its units'
     covariance (:func:`slimfast.calibration.unit_covariance`) after each pick, which is what least squares
-    from the picked units cannot repair.
+    from the picked units cannot repair, as a share; times what the output feels of the group's units
+    (:func:`slimfast.plans.sensitivity.sensitivities`, a forward and a backward pass for each batch of the
+    calibration). So the errors of all groups are in one unit, the squared change of the output.
     """
     found = {reader.weight: reader for reader in readers(model, graph)[0]}
+    felt = sensitivities(model, found.values(), calibration)
     curves = {}
     for group in graph:
         covariance = unit_covariance(group, found, calibration)
@@ -31,5 +38,17 @@ def error_curves(
         residual[1 : len(picks.residual) + 1] = np.maximum(picks.residual.cpu().numpy(), 0.0)
         # With the rank used up what is left is rounding.
         residual[-1] = 0.0
+        if residual[0] > 0.0:
+            residual *= _felt_by(group, found, felt) / residual[0]
         curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
     return curves
+
+
+def _felt_by(group: ChannelGroup, found: Mapping[str, Reader], felt: Mapping[str, Tensor]) -> float:
+    """What the output feels of a group's units through all that read them."""
+    total = 0.0
+    for member in group.members:
+        if member.role == "consumer" and member.tensor in felt:
+            index = torch.from_numpy(found[member.tensor].unit_index(member.units, group.n))
+            total += float(felt[member.tensor][index].sum())
+    return total

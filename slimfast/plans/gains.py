@@ -1,4 +1,4 @@
-"""Widths by marginal gain: a budget goes where it lowers the consumers' error most for its cost."""
+"""Widths by marginal gain: a budget goes where it lowers the output's error most for its cost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ErrorCurve:
-    """The error that a group of ``n`` units leaves in its consumers when 0, ..., n of them stay.
+    """The error that a group of ``n`` units leaves in the output when 0, ..., n of them stay.
 
-    ``residual`` (n + 1,) float64, never rising, 0 or above: the sum over the consumers of the share of the
-    variance of what they read that is lost, so that ``residual[0]`` is the number of consumers. Groups'
-    errors are added up as they are.
+    ``residual`` (n + 1,) float64, never rising, 0 or above, in a unit that all curves of a network share:
+    groups' errors are added up as they are.
     """
 
     name: str

@@ -58,7 +58,7 @@ def plan_widths(
     weights of their own and those of only one position per unit, whose variance says nothing.
 
     With ``curves`` (:func:`slimfast.error_curves`) a budget is spent by marginal gain instead: the units that
-    lower the consumers' summed error most for their cost come first, and groups without a curve are left
+    lower the output's summed error most for their cost come first, and groups without a curve are left
     alone. Spectra are then only shown.
 
     Raises ``ValueError`` for wrong arguments, and :class:`SlimfastError` for spectra that are missing or not

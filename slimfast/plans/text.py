@@ -99,7 +99,7 @@ def _notes(plan: Plan) -> list[str]:
     if plan.explained_variance is not None:
         notes.append(f"explained variance >= {plan.explained_variance:.6f} in every group chosen by it")
     if plan.allocation == "marginal_gain":
-        notes.append("gain: the units whose next MAC or parameter lowers the consumers' error most")
+        notes.append("gain: the units whose next MAC or parameter lowers the output's error most")
     for name, asked in plan.budget.items():
         if name in ("params", "macs"):
             old, new = getattr(before, name), getattr(after, name)
