@@ -37,9 +37,10 @@ def modules_of(model: nn.Module, *, repeated: bool = False) -> list[tuple[str, n
                 continue
             seen.add(id(module))
         found.append((path, module))
-        prefix = f"{path}." if path else ""
-        children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
-        waiting += reversed(children)
+        if module._modules:
+            prefix = f"{path}." if path else ""
+            children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
+            waiting += reversed(children)
     return found
 
 
