@@ -39,7 +39,9 @@ def modules_of(model: nn.Module, *, repeated: bool = False) -> list[tuple[str, n
         found.append((path, module))
         if module._modules:
             prefix = f"{path}." if path else ""
-            children = [(prefix + name, child) for name, child in module._modules.items() if child is not None]
+            children = [
+                (prefix + name, child) for name, child in module._modules.items() if child is not None
+            ]
             waiting += reversed(children)
     return found
 
