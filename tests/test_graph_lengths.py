@@ -160,3 +160,7 @@ def test_lengths_know_their_axes_and_exact_quotients_of_them():
     ]
     assert isinstance(c // 4, Length)
     assert type(c // 5) is type(c // 1) is type(c * 2) is int
+    assert c // 2.5 == 4.0
+    assert c // torch.tensor(5) == torch.tensor(2)
+    with pytest.raises(ZeroDivisionError):
+        c // 0

@@ -45,6 +45,8 @@ class Length(int):
     axis: AxisOf
 
     def __floordiv__(self, divisor: int) -> int:
+        if not isinstance(divisor, int):
+            return NotImplemented
         quotient = int.__floordiv__(self, divisor)
         value, dim, before = self.axis
         if before > 1 or divisor < 2 or quotient * divisor != int(self):
