@@ -33,8 +33,8 @@ _GPU: dict[tuple[str, str], tuple[Target, ...]] = {
     (cases.DECODER, ""): (Target(BOUND, 0.8),),
     (cases.DECODER, READY): (Target(BOUND, 0.8),),
 }
-# A GPU reads memory in sectors of so many bytes.
-SECTOR = 32
+# Memory is read so many bytes at a time: a GPU's sectors, a CPU's cache lines.
+SECTORS = {"cuda": 32, "cpu": 64}
 
 
 def rows(suite: str) -> tuple[Row, ...]:
@@ -69,8 +69,7 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         variants |= {name: _ours(tensors, keeps, name, what) for name in ("cuda", "triton")}
     exact = [_by_index_select(t, keep) for t, keep in pairs]
     thin = sum(t.nbytes for t in exact)
-    # On a CPU what else a cache line brings counts as waste.
-    read = sum(map(_sector_bytes, tensors, keeps)) if device == "cuda" else thin
+    read = sum(_sector_bytes(t, keep, SECTORS[device]) for t, keep in zip(tensors, keeps, strict=True))
     return Case(
         variants,
         error=lambda thins: float(not all(map(torch.equal, thins, exact))),
@@ -95,23 +94,22 @@ def _ours(tensors: list[Tensor], keeps: list[dict[int, Tensor]], backend: str, w
     return launch
 
 
-def _sector_bytes(tensor: Tensor, keep: dict[int, Tensor]) -> int:
-    """Bytes of the sectors that hold a kept element, in a contiguous tensor whose rows begin at one."""
+def _sector_bytes(tensor: Tensor, keep: dict[int, Tensor], sector: int) -> int:
+    """Bytes of the sectors that hold a kept element, in a contiguous tensor that begins at one."""
     if tensor.ndim == 1:
         tensor, keep = tensor[None], {dim + 1: index for dim, index in keep.items()}
-    size = tensor.element_size()
-    rows = len(keep[0]) if 0 in keep else tensor.shape[0]
-    row_bytes = size * tensor[0].numel()
-    if 1 not in keep:
-        return rows * (-(-row_bytes // SECTOR)) * SECTOR
-    run = row_bytes // tensor.shape[1]
-    first = keep[1] * run
+    row_bytes = tensor.element_size() * tensor[0].numel()
+    rows, alike = keep.get(0, torch.arange(tensor.shape[0])), 1
+    if row_bytes % sector == 0:
+        rows, alike = torch.zeros(1, dtype=torch.int64), len(rows)
+    run = row_bytes // tensor.shape[1] if 1 in keep else row_bytes
+    first = (rows[:, None] * row_bytes + run * keep.get(1, torch.zeros(1, dtype=torch.int64))).flatten()
     last = first + run - 1
     # +1 where a run's first sector begins, -1 behind its last.
-    edges = torch.zeros(row_bytes // SECTOR + 2, dtype=torch.int64)
-    edges.index_add_(0, first // SECTOR, torch.ones_like(first))
-    edges.index_add_(0, last // SECTOR + 1, -torch.ones_like(first))
-    return rows * int((edges.cumsum(0) > 0).sum()) * SECTOR
+    edges = torch.zeros(tensor.nbytes // sector + 2, dtype=torch.int64)
+    edges.index_add_(0, first // sector, torch.ones_like(first))
+    edges.index_add_(0, last // sector + 1, -torch.ones_like(first))
+    return alike * int((edges.cumsum(0) > 0).sum()) * sector
 
 
 def _thin_bytes(tensor: Tensor, keep: dict[int, Tensor]) -> float:

@@ -114,12 +114,15 @@ def test_the_plain_loop_of_one_layer_of_each_shape_stands_for_all(monkeypatch: p
         ((6, 16, 3, 3), torch.float32, {0: torch.tensor([0, 5]), 1: torch.tensor([0, 3, 4, 15])}),
         ((6, 24), torch.float32, {0: torch.tensor([2])}),
         ((50,), torch.float32, {0: torch.arange(3)}),
+        ((9, 3, 3, 3), torch.float32, {0: torch.tensor([1, 2, 8])}),
+        ((9, 5, 3, 3), torch.float32, {0: torch.tensor([0, 7]), 1: torch.tensor([1, 4])}),
     ],
 )
-def test_sectors_are_counted_as_a_gpu_reads_them(shape, dtype, keep) -> None:
+@pytest.mark.parametrize("sector", [32, 64])
+def test_sectors_are_counted_as_memory_is_read(shape, dtype, keep, sector) -> None:
     tensor = torch.zeros(shape, dtype=dtype)
     offsets = torch.arange(prod(shape)).view(shape)
     for dim, index in keep.items():
         offsets = offsets.index_select(dim, index)
-    sectors = {o * tensor.element_size() // gather.SECTOR for o in offsets.flatten().tolist()}
-    assert gather._sector_bytes(tensor, keep) == len(sectors) * gather.SECTOR
+    sectors = {o * tensor.element_size() // sector for o in offsets.flatten().tolist()}
+    assert gather._sector_bytes(tensor, keep, sector) == len(sectors) * sector

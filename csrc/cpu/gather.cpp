@@ -88,27 +88,53 @@ i64 rows_of(const GatherTask& task) {
     return rows;
 }
 
+// Where the dims before the last two are for this output row, in elements.
+i64 outer_offset(const std::vector<GatherDim>& dims, i64 row) {
+    i64 rest = row / dims[dims.size() - 2].size;
+    i64 offset = 0;
+    for (std::size_t i = dims.size() - 2; i-- > 0;) {
+        offset += position(dims[i], rest % dims[i].size);
+        rest /= dims[i].size;
+    }
+    return offset;
+}
+
+void prefetch(const char* from, i64 bytes) {
+    for (i64 at = 0; at < bytes; at += 64) __builtin_prefetch(from + at);
+}
+
+// Kept rows lie far apart, so the machine does not see the next ones coming: the beginning of the row so many
+// further on, and of the first row at the next position of the outer dims, are asked for ahead.
+constexpr i64 rows_ahead = 4;
+constexpr i64 bytes_ahead = 1024;
+
 // Rows first..last - 1 of the output, a row being its last dim.
 void copy_rows(const GatherTask& task, i64 first, i64 last) {
     const std::vector<GatherDim>& dims = task.dims;
     const GatherDim& inner = dims.back();
     const GatherDim& middle = dims[dims.size() - 2];
     const i64 row_bytes = inner.size * task.element_bytes;
+    // Elements far from each other are lines of their own, too many to ask for; short rows share theirs.
+    const bool near = inner.stride == 1;
+    const i64 span = position(inner, inner.size - 1) * task.element_bytes;
+    const bool ask = near && span >= 128;
     char* to = task.out + first * row_bytes;
     while (first < last) {
         // The position of the dims before the last two, then a tight loop over the middle one.
-        i64 rest = first / middle.size;
-        i64 offset = 0;
-        for (std::size_t i = dims.size() - 2; i-- > 0;) {
-            offset += position(dims[i], rest % dims[i].size);
-            rest /= dims[i].size;
-        }
-        const char* base = task.data + offset * task.element_bytes;
+        const char* base = task.data + outer_offset(dims, first) * task.element_bytes;
         const i64 start = first % middle.size;
         const i64 stop = std::min(middle.size, start + last - first);
         first += stop - start;
+        if (near && dims.size() > 2 && first < last) {
+            const i64 next = outer_offset(dims, first) + position(middle, 0);
+            prefetch(task.data + next * task.element_bytes, bytes_ahead);
+        }
         for (i64 row = start; row < stop; ++row, to += row_bytes) {
             const char* from = base + position(middle, row) * task.element_bytes;
+            if (ask && row + rows_ahead < stop) {
+                prefetch(base + position(middle, row + rows_ahead) * task.element_bytes,
+                         std::min(span, bytes_ahead));
+            }
             if (!inner.index && inner.stride == 1) {
                 copy_run(to, from, row_bytes);
                 continue;
