@@ -1,7 +1,8 @@
 """The whole road on networks of timm with random weights, stage by stage, beside torch-pruning's whole prune.
 
 The peer ranks filters by magnitude and cuts every layer by the same share; it measures no spectra, solves for
-no budget and verifies nothing. What is compared is the time from a network to a thinner one.
+no budget and verifies nothing. What is compared is the time from a network to a thinner one, without and with
+the verification that runs both networks.
 """
 
 from __future__ import annotations
@@ -17,26 +18,33 @@ from torch import Tensor, nn
 
 import slimfast
 from benchmarks.roofline import Roofline
-from benchmarks.timing import OURS, Case, Prepared, Row, Run
+from benchmarks.timing import OURS, Case, Prepared, Row, Run, Target
 from slimfast._torchvision import prepare_torchvision
 
 OP = "pipeline"
 COLUMNS = {"cpu": ("torch_pruning",), "gpu": ("torch_pruning",)}
 
 NETWORKS = ("resnet50", "mobilenetv3_large_100", "vit_base_patch16_224")
-STAGES = ("trace", "spectra", "plan", "prune", "all")
+# Whole roads alone.
+FURTHER = ("resnet18", "vgg16_bn", "efficientnet_b0", "convnext_tiny", "regnety_008", "densenet121")
+STAGES = ("trace", "spectra", "plan", "prune", "prune and verify")
+WHOLE = "from network to thin network"
+VERIFIED = "the same, verified"
 MACS = 0.5
 # Of every layer's filters; about what leaves half of the multiplications.
 PEER_RATIO = 0.3
 
 
 def rows(suite: str) -> tuple[Row, ...]:
-    """One row for each network and stage."""
-    return tuple(
-        Row(f"{name}: {stage}", (name, stage), quick=name == "resnet50" and stage in ("trace", "plan"))
-        for name in NETWORKS
-        for stage in STAGES
-    )
+    """The stages of some networks, and the whole road of all of them."""
+    faster = (Target("torch_pruning", 1.0),)
+    found = []
+    for name in NETWORKS:
+        quick = name == "resnet50"
+        found += [Row(f"{name}: {s}", (name, s), quick=quick and s in ("trace", "plan")) for s in STAGES]
+        found.append(Row(f"{name}: {WHOLE}", (name, WHOLE), faster))
+        found.append(Row(f"{name}: {VERIFIED}", (name, VERIFIED)))
+    return tuple(found + [Row(f"{name}: {WHOLE}", (name, WHOLE), faster) for name in FURTHER])
 
 
 def case(row: Row, device: str, roofline: Roofline) -> Case:
@@ -45,19 +53,22 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
     build, example = _network(name, device)
     model, graph, spectra, plan = _planned(name, device)
 
-    def whole() -> nn.Module:
+    def whole(verify: bool) -> nn.Module:
         traced = slimfast.trace_channels(model, example)
         measured = slimfast.measure_spectra(model, traced)
-        return slimfast.prune_channels(model, slimfast.plan_widths(traced, measured, macs=MACS))
+        planned = slimfast.plan_widths(traced, measured, macs=MACS)
+        return slimfast.prune_channels(model, planned, verify=verify)
 
     ours: dict[str, Run] = {
         "trace": lambda: slimfast.trace_channels(model, example),
         "spectra": lambda: slimfast.measure_spectra(model, graph),
         "plan": lambda: slimfast.plan_widths(graph, spectra, macs=MACS),
-        "prune": lambda: slimfast.prune_channels(model, plan),
-        "all": whole,
+        "prune": lambda: slimfast.prune_channels(model, plan, verify=False),
+        "prune and verify": lambda: slimfast.prune_channels(model, plan),
+        WHOLE: lambda: whole(verify=False),
+        VERIFIED: lambda: whole(verify=True),
     }
-    peer = _peer(build, example) if stage == "all" else "it has no such stage of its own"
+    peer = _peer(build, example) if stage in (WHOLE, VERIFIED) else "it has no such stage of its own"
     parameters = sum(p.numel() for p in model.parameters())
 
     def error(result: Any) -> float:
