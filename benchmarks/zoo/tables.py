@@ -153,7 +153,8 @@ def _counts(total: int, rows: Mapping[str, Row]) -> str:
 
 
 def _both_finished(row: Row) -> bool:
-    return "-" not in (_seconds(row["stages"]), _peer_seconds(row))
+    """Whether both made a network that runs."""
+    return _seconds(row["stages"]) != "-" and "of it" in peer_verdict(row)
 
 
 def _failures(rows: Mapping[str, Row]) -> str:
