@@ -25,8 +25,8 @@ METHODS: tuple[str, ...] = get_args(Method)
 
 # Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
 _BLOCK = 1 << 22
-# Elements of a matrix converted at once: 256 KiB in float64.
-_ROWS = 1 << 15
+# Elements of a matrix converted at once: 2 MiB in float64, enough for PyTorch to share them out over threads.
+_ROWS = 1 << 18
 # Bytes of covariances factored in one grouped call.
 _BATCH_BYTES = 256 << 20
 # Squared distances below this share of the squared norms are rounding: the filters are the same.
