@@ -162,3 +162,17 @@ def test_a_recording_stops_at_the_operation_asked_for():
         assert [c.op for c in calls] == [
             f"aten.{op}" for op in expected or ("clone", "linear", "relu", "add")
         ]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_convolution_is_recorded_alike_with_and_without_a_shortcut(layer, groups):
+    """Of as many channels in as out, where a transposed one would give the same shapes."""
+    model = layer(8, 8, 3, padding=1, groups=groups)
+    x = torch.randn(2, 8, *[5] * (model.weight.dim() - 2))
+    short, full = (record_at(model, (x,), {}, place).calls for place in ("meta", "fake"))
+    assert [call.op for call in short] == [call.op for call in full] == ["aten.convolution"]
+    assert short[0].outputs[0].shape == full[0].outputs[0].shape
+    assert short[0].arguments.keys() == full[0].arguments.keys()
+    for name in ("groups", "transposed"):
+        assert short[0].arguments[name] == full[0].arguments[name]
