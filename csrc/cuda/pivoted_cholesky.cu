@@ -16,8 +16,14 @@ constexpr double kPicked = -1.0;
 struct Candidate {
     double left;
     std::int64_t row;
-    double sum;  // of the variance left to all rows seen
+    double sum;  // of the variance left to all rows seen; not finite where one is not
 };
+
+// A row of this variance: below zero is rounding, and what is no number is never the best.
+__device__ inline Candidate candidate(double variance, std::int64_t row) {
+    const bool positive = variance > 0.0;
+    return {positive ? variance : 0.0, row, positive ? variance : 0.0 * variance};
+}
 
 // The larger variance, and of equal ones the smaller index; so the order of the comparisons does not matter.
 __device__ inline Candidate better(const Candidate& a, const Candidate& b) {
@@ -65,6 +71,7 @@ __device__ void factorise(const std::int64_t* layer, unsigned blocks) {
     const std::int64_t size = layer[kPivotSize];
     const std::int64_t rank = layer[kPivotRank];
     const std::int64_t row_stride = layer[kPivotRowStride];
+    const std::int64_t column_stride = layer[kPivotColumnStride];
     double* left = reinterpret_cast<double*>(layer[kPivotLeft]);
     double* columns = reinterpret_cast<double*>(layer[kPivotColumns]);
     T* factor = reinterpret_cast<T*>(layer[kPivotFactor]);
@@ -77,27 +84,31 @@ __device__ void factorise(const std::int64_t* layer, unsigned blocks) {
 
     Candidate mine = none;
     for (std::int64_t i = first; i < size; i += stride) {
-        const auto variance = static_cast<double>(matrix[i * row_stride + i]);
-        left[i] = variance > 0.0 ? variance : 0.0;
-        mine = better(mine, {left[i], i, left[i]});
+        const auto variance = static_cast<double>(matrix[i * (row_stride + column_stride)]);
+        const Candidate row = candidate(variance, i);
+        left[i] = row.left;
+        mine = better(mine, row);
     }
     double floor = 0;
+    double unexplained = 0;
     std::int64_t step = 0;
     for (; step <= rank; ++step) {
         const Candidate pick = best_row(mine, shared, blocks, static_cast<int>(step % 2));
+        unexplained = pick.sum;
         if (step == 0) {
             floor = static_cast<double>(size) * static_cast<double>(Limits<T>::kEpsilon) * pick.left;
         } else if (leader) {
-            residual[step - 1] = static_cast<T>(pick.sum);
+            residual[step - 1] = static_cast<T>(unexplained);
         }
-        if (step == rank || pick.left <= floor) break;
+        if (step == rank || pick.left <= floor || !(unexplained <= Limits<double>::kMax)) break;
         const double root = sqrt(pick.left);
         double* column = columns + step * size;
         mine = none;
         // The rows a thread owns, in turns of the staged entries so that long factors fit.
         for (std::int64_t i = first; i - first % kThreads < size; i += stride) {
             const bool live = i < size && left[i] != kPicked;
-            double value = live ? static_cast<double>(matrix[pick.row * row_stride + i]) : 0.0;
+            double value =
+                live ? static_cast<double>(matrix[pick.row * row_stride + i * column_stride]) : 0.0;
             for (std::int64_t begin = 0; begin < step; begin += kStaged) {
                 const int staged = static_cast<int>(min(std::int64_t{kStaged}, step - begin));
                 __syncthreads();
@@ -116,11 +127,25 @@ __device__ void factorise(const std::int64_t* layer, unsigned blocks) {
             column[i] = value;
             if (factor != nullptr) factor[step * size + i] = static_cast<T>(value);
             if (!live) continue;
-            const double rest = left[i] - value * value;
-            left[i] = i == pick.row ? kPicked : (rest > 0.0 ? rest : 0.0);
-            if (i != pick.row) mine = better(mine, {left[i], i, left[i]});
+            const Candidate row = candidate(left[i] - value * value, i);
+            left[i] = i == pick.row ? kPicked : row.left;
+            if (i != pick.row) mine = better(mine, row);
         }
         if (leader) order[step] = pick.row;
+    }
+    // Beyond the picks: no row, nothing explained.
+    for (std::int64_t padded = step; padded < rank; ++padded) {
+        for (std::int64_t i = first; i < size; i += stride) {
+            if (factor != nullptr) {
+                factor[padded * size + i] = T{0};
+            } else {
+                columns[padded * size + i] = 0.0;
+            }
+        }
+        if (leader) {
+            order[padded] = -1;
+            residual[padded] = static_cast<T>(unexplained);
+        }
     }
     if (leader) *reinterpret_cast<std::int64_t*>(layer[kPivotPicked]) = step;
     // Peers may still read this block's candidate.

@@ -7,12 +7,15 @@
 
 namespace slimfast::cuda {
 
-// The matrix (n, n) has element (i, j) at i * row stride + j, and is symmetric. All arithmetic is float64.
+// The matrix (n, n) has element (i, j) at i * row stride + j * column stride, and is symmetric. All
+// arithmetic is float64. Beyond the picks the order is -1, the factor zero and the residual what was left;
+// where that is not finite, picking stops.
 enum PivotField {
     kPivotMatrix,
     kPivotSize,  // n
     kPivotRank,  // at most this many picks
     kPivotRowStride,
+    kPivotColumnStride,
     kPivotLeft,      // (n,) float64: variance not yet explained
     kPivotColumns,   // (rank, n) float64: the factor, transposed
     kPivotFactor,    // (rank, n) in the matrix's type: its copy; unused for float64

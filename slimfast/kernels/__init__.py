@@ -1,8 +1,14 @@
 """Kernels: four grouped ops behind one dispatch."""
 
-from slimfast.kernels.capture import prepare_covariance, prepare_eigvalsh, prepare_gather
+from slimfast.kernels.capture import (
+    prepare_covariance,
+    prepare_eigvalsh,
+    prepare_gather,
+    prepare_pivoted_cholesky,
+)
 from slimfast.kernels.ops import (
     Covariances,
+    PaddedCholesky,
     PivotedCholesky,
     SpectraValues,
     grouped_covariance,
@@ -15,6 +21,7 @@ from slimfast.kernels.prepared import Prepared
 
 __all__ = [
     "Covariances",
+    "PaddedCholesky",
     "PivotedCholesky",
     "Prepared",
     "SpectraValues",
@@ -26,4 +33,5 @@ __all__ = [
     "prepare_covariance",
     "prepare_eigvalsh",
     "prepare_gather",
+    "prepare_pivoted_cholesky",
 ]

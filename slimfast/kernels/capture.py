@@ -30,12 +30,13 @@ from slimfast.kernels.checks import (
     check_gather,
     check_matrix,
     check_one_device,
+    check_ranks,
     check_squares,
     covariance_dtype,
     names_of,
 )
 from slimfast.kernels.dispatch import select_backend
-from slimfast.kernels.ops import Covariances, Side
+from slimfast.kernels.ops import Covariances, PaddedCholesky, PivotedCholesky, Side
 from slimfast.kernels.prepared import Prepared
 
 
@@ -82,6 +83,29 @@ def prepare_eigvalsh(
     module = _with_prepare(select_backend("eigvalsh", mats, backend), "eigvalsh")
     call: Prepared[list[Tensor]] = module.prepare_eigvalsh(list(mats))
     return call
+
+
+def prepare_pivoted_cholesky(
+    mats: Sequence[Tensor],
+    ranks: Sequence[int],
+    *,
+    names: Sequence[str] | None = None,
+    backend: str = "auto",
+) -> Prepared[PaddedCholesky]:
+    """:func:`slimfast.grouped_pivoted_cholesky` of one or more matrices, to be launched.
+
+    How many rows are picked is known on the device alone: results are padded to the ranks that are asked for.
+    Where what is left unexplained of a matrix is not finite, its picks stop and its residual says so.
+    """
+    if not mats:
+        raise ValueError("pivoted_cholesky: expected one or more matrices, got none")
+    check_ranks(mats, ranks, names_of("pivoted_cholesky", mats, names))
+    check_one_device("pivoted_cholesky", mats)
+    module = _with_prepare(select_backend("pivoted_cholesky", mats, backend), "pivoted_cholesky")
+    call: Prepared[tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]]
+    call = module.prepare_pivoted_cholesky(list(mats), list(ranks))
+    padded, counts = call.results
+    return Prepared(PaddedCholesky([PivotedCholesky(*picks) for picks in padded], counts), call.launch)
 
 
 def prepare_gather(

@@ -96,6 +96,16 @@ def check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None
             raise ValueError(f"{op}: expected float32 or float64, got {mat.dtype} ({names[i]})")
 
 
+def check_ranks(mats: Sequence[Tensor], ranks: Sequence[int], names: Sequence[str]) -> None:
+    """Of a pivoted Cholesky: its matrices, and how many picks of each."""
+    if len(ranks) != len(mats):
+        raise ValueError(f"pivoted_cholesky: expected {len(mats)} ranks, got {len(ranks)}")
+    check_squares("pivoted_cholesky", mats, names)
+    for mat, rank, name in zip(mats, ranks, names, strict=True):
+        if not 0 <= rank <= mat.shape[0]:
+            raise ValueError(f"pivoted_cholesky: expected a rank in 0..{mat.shape[0]}, got {rank} ({name})")
+
+
 def check_one_device(op: str, tensors: Sequence[Tensor]) -> None:
     if all(t.is_cpu for t in tensors):
         return

@@ -19,6 +19,7 @@ from slimfast.kernels.checks import (
     check_covariance_options,
     check_gather,
     check_one_device,
+    check_ranks,
     check_squares,
     covariance_dtype,
     members_of,
@@ -53,6 +54,18 @@ class PivotedCholesky(NamedTuple):
     order: Tensor
     factor: Tensor
     residual: Tensor
+
+
+class PaddedCholesky(NamedTuple):
+    """Pivoted Cholesky of a group of matrices, every one padded to the k_i picks that were asked for.
+
+    ``picks[i]``: order (k_i,), factor (n_i, k_i) and residual (k_i,), of which the first ``counts[i]`` are
+    picks; ``counts`` (g,) int64 on the device. Beyond them the order is -1, the factor zero and the residual
+    what was left unexplained.
+    """
+
+    picks: list[PivotedCholesky]
+    counts: Tensor
 
 
 class SpectraValues(NamedTuple):
@@ -197,12 +210,7 @@ def grouped_pivoted_cholesky(
     finite.
     """
     named = names_of("pivoted_cholesky", mats, names)
-    if len(ranks) != len(mats):
-        raise ValueError(f"pivoted_cholesky: expected {len(mats)} ranks, got {len(ranks)}")
-    check_squares("pivoted_cholesky", mats, named)
-    for mat, rank, name in zip(mats, ranks, named, strict=True):
-        if not 0 <= rank <= mat.shape[0]:
-            raise ValueError(f"pivoted_cholesky: expected a rank in 0..{mat.shape[0]}, got {rank} ({name})")
+    check_ranks(mats, ranks, named)
     if not mats:
         return []
     check_one_device("pivoted_cholesky", mats)

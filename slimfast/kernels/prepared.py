@@ -21,7 +21,8 @@ class Prepared(Generic[Results]):
     ``launch()`` starts the kernels on the current stream and does nothing else: no allocation, no copy from
     the host, no wait. They read the inputs from where they were when the call was made ready and write
     ``results`` anew. All of that memory lives as long as this object does: keep it as long as a graph that it
-    was captured in.
+    was captured in, and until its launches are done. A launch on another stream than the one it was made
+    ready on waits for that one by the caller's means, as every use of a tensor does.
     """
 
     results: Results

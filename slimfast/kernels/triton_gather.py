@@ -135,13 +135,14 @@ def prepare_gather(
     device = tensors[0].device
     outputs = []
     slabs: list[Slab] = []
-    # What the slabs point to; a copy may be among them.
-    sources = []
+    # What the slabs point to; copies are made anew by every launch.
+    sources, copies = [], []
     for tensor, keep in zip(tensors, keeps, strict=True):
         kept = {dim: index for dim, index in keep.items() if len(index) < tensor.shape[dim]}
         source = tensor.detach()
         if any(len(segment) > 1 for segment in _segments(source, kept)):
-            source = source.contiguous()
+            source = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            copies.append((source, tensor.detach()))
         lengths = [len(kept[dim]) if dim in kept else n for dim, n in enumerate(tensor.shape)]
         output = torch.empty(lengths, dtype=tensor.dtype, device=device)
         sources.append(source)
@@ -151,6 +152,8 @@ def prepare_gather(
     tables = to_device([rows, indices], device)
 
     def launch() -> None:
+        for copy, tensor in copies:
+            copy.copy_(tensor)
         # Nothing to write is no grid.
         if sources and tiles:
             gather_kernel[(tiles,)](*tables, len(rows), TILE, enable_fp_fusion=True)

@@ -243,37 +243,50 @@ def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor,
 
     How many rows were picked decides the shapes, so this waits for the device once.
     """
+    call = prepare_pivoted_cholesky(mats, ranks)
+    call.launch()
+    padded, picked = call.results
+    return [
+        (order[:count], factor[:, :count], residual[:count])
+        for (order, factor, residual), count in zip(padded, picked.tolist(), strict=True)
+    ]
+
+
+def prepare_pivoted_cholesky(
+    mats: list[Tensor], ranks: list[int]
+) -> Prepared[tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]]:
+    """The same, to be launched, padded to the ranks; with the numbers of picks, which stay on the device."""
     with _device_of(mats[0]) as device:
-        module = device.module
-        _, has_clusters = module.device_limits(device.index)
+        _, has_clusters = device.module.device_limits(device.index)
         picked = device.empty(len(mats), dtype=torch.int64)
-        outputs, alive, layers = [], [], []
+        padded, workspaces, layers = [], [], []
         for i, (mat, rank) in enumerate(zip(mats, ranks, strict=True)):
             n, is_double = mat.shape[0], mat.dtype == torch.float64
-            # Symmetric, so either order of the indices will do: along rows that are contiguous.
-            rows = next((m for m in (mat, mat.T) if m.stride(1) == 1 or n == 1), None)
-            rows = mat.contiguous() if rows is None else rows
             order = device.empty(rank, dtype=torch.int64)
             factor, residual = device.empty(rank, n, dtype=mat.dtype), device.empty(rank, dtype=mat.dtype)
-            outputs.append((order, factor, residual))
+            padded.append((order, factor.T, residual))
             left, columns = device.empty(n), factor if is_double else device.empty(rank, n)
-            alive.append((rows, left, columns))
-            layer = [rows.data_ptr(), n, rank, rows.stride(0), left.data_ptr(), columns.data_ptr()]
+            workspaces.append((left, columns))
+            # Symmetric, so either order of the indices will do: along rows that are contiguous if any are.
+            strides = sorted(mat.stride(), key=lambda stride: stride == 1)
+            layer = [mat.data_ptr(), n, rank, *strides, left.data_ptr(), columns.data_ptr()]
             layer += [0 if is_double else factor.data_ptr(), residual.data_ptr(), order.data_ptr()]
             layers.append([*layer, picked.data_ptr() + 8 * i, int(is_double)])
         # The largest decide when all are done: they go first, and get several blocks each.
         layers.sort(key=lambda layer: -layer[1])
         shared = sum(layer[1] > _PIVOT_ROWS_OF_ONE_BLOCK for layer in layers) if has_clusters else 0
+        cluster = device.module.MAX_CLUSTER if shared else 1
         tables = Tables()
         tables.add(layers)
         table = device.table(tables.numbers)
-        cluster = module.MAX_CLUSTER if shared else 1
-        module.pivoted_cholesky(*device.on, table.data_ptr(), len(layers), shared, cluster)
-        counts = picked.tolist()
-    return [
-        (order[:r], factor[:r].T, residual[:r])
-        for (order, factor, residual), r in zip(outputs, counts, strict=True)
-    ]
+
+    def launch() -> None:
+        # The workspaces live as long as this function.
+        with _device_of(mats[0]) as device:
+            address, count = table.data_ptr(), len(workspaces)
+            device.module.pivoted_cholesky(*device.on, address, count, shared, cluster)
+
+    return Prepared((padded, picked), launch)
 
 
 def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
@@ -290,8 +303,9 @@ def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> 
         distinct = {id(index): index for keep in keeps for index in keep.values()}
         indices = [index.contiguous() for index in distinct.values()]
         number_of = {key: number for number, key in enumerate(distinct)}
-        # What the table points to; a copy may be among them.
+        # What the table points to; copies are made anew by every launch.
         sources = [_with_few_dims(tensor) for tensor in tensors]
+        copies = [(s, t.detach()) for s, t in zip(sources, tensors, strict=True) if s is not t]
         for source, keep in zip(sources, keeps, strict=True):
             shape = list(source.shape)
             numbers = [-1] * len(shape)
@@ -306,11 +320,17 @@ def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> 
 
     def launch() -> None:
         with _device_of(sources[0]) as device:
+            for copy, tensor in copies:
+                copy.copy_(tensor)
             device.module.gather(*device.on, table.data_ptr(), plan.count, plan.tiles)
 
     return Prepared(thin, launch)
 
 
 def _with_few_dims(tensor: Tensor) -> Tensor:
-    """The kernel sees five dims; whatever is contiguous merges into them, as at most two are kept."""
-    return tensor if tensor.ndim <= 5 else tensor.contiguous()
+    """Itself, or room for a contiguous copy: the kernel sees five dims, and whatever is contiguous merges
+    into them, as at most two are kept.
+    """
+    if tensor.ndim <= 5 or tensor.is_contiguous():
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
