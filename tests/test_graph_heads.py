@@ -127,3 +127,24 @@ def test_a_repetition_left_out_must_be_one_that_became_a_single_time():
     assert [m.operation for m in check_thin(_cut(model, graph, keeps), graph, keeps)][:1] == [
         "aten.unsqueeze"
     ]
+
+
+def test_an_encoder_of_as_many_heads_as_dimensions_is_cut_by_either():
+    """With two samples the reshape to heads takes 2 * heads: which of two equal attributes counts the heads
+    shows later."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 20, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Linear(3, 16), encoder, nn.Linear(16, 2)).double().eval()
+    example = torch.randn(2, 6, 3, dtype=torch.float64)
+    graph = trace_channels(model, example)
+    hidden = {f"1.layers.{i}.linear1": ("channel", 20) for i in range(2)}
+    assert summary(graph) == {"0[residual]": ("residual", 4), "0[residual]#2": ("residual", 4), **hidden}
+    for seed in range(4):
+        keeps = random_keeps(graph, seed, exact=False)
+        thin = _cut(model, graph, keeps)
+        assert check_thin(thin, graph, keeps) == []
+        heads, dims = (len(keeps[name]) for name in ("0[residual]", "0[residual]#2"))
+        attention = thin[1].layers[1].self_attn
+        assert (attention.num_heads, attention.embed_dim) == (heads, heads * dims)
+        assert thin(example[:1]).shape == (1, 6, 2)

@@ -126,23 +126,44 @@ class Search:
         the error alone: they passed one check of several.
         """
         before = None
+        assignments = iter(assignments)
         for assignment in assignments:
             idle = len(assignment) > 1 and not self.idle.isdisjoint(assignment)
             if idle and self.checked.isdisjoint(assignment):
                 continue
-            chosen = {key: wanted.axis for key, wanted in assignment.items()}
-            attributes = {**self.attributes, **self._generalised(assignment), **chosen}
-            reach = self.probe.reach(self.graph, self.keeps, attributes, index)
+            reach = self.probe.reach(self.graph, self.keeps, self._with(assignment), index)
             if reach.right(index):
-                self.attributes = attributes
-                self.settled |= chosen.keys()
-                return self._probe(self.keeps, attributes)
+                alike = [other for other in assignments if other.keys() == assignment.keys()]
+                return self._furthest([assignment, *alike])
             if len(assignment) == 1:
                 before = before or self.probe.reach(self.graph, self.keeps, self.attributes, index).seen()
-                self.idle |= chosen.keys() if reach.seen() == before else set()
+                self.idle |= assignment.keys() if reach.seen() == before else set()
                 passed = reach.error != before[1] and reach.seen()[0] == before[0]
-                self.checked |= chosen.keys() if passed else set()
+                self.checked |= assignment.keys() if passed else set()
         return None
+
+    def _with(self, assignment: Mapping[Key, Wanted]) -> dict[Key, Axis]:
+        """The attributes so far and these, in all modules of their classes."""
+        chosen = {key: wanted.axis for key, wanted in assignment.items()}
+        return {**self.attributes, **self._generalised(assignment), **chosen}
+
+    def _furthest(self, assignments: list[dict[Key, Wanted]]) -> Reach:
+        """Adopt the set that gets furthest of those that tie the same attributes to one axis or another.
+
+        All make the operation in question right: where heads are as many as their dimensions, one
+        operation may not tell which of the two an attribute counts.
+        """
+        best = assignments[0]
+        furthest = self._probe(self.keeps, self._with(best))
+        for other in assignments[1:]:
+            if furthest.index is None:
+                break
+            reach = self._probe(self.keeps, self._with(other))
+            if reach.right(furthest.index):
+                best, furthest = other, reach
+        self.attributes = self._with(best)
+        self.settled |= best.keys()
+        return furthest
 
     def _conflicts(self, operation: Operation, stack: list[str]) -> list[_Conflict]:
         """Attributes that follow another axis than one here of the same old and another new length, constants
