@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from slimfast.graph.groups import Axis, ChannelGraph
+from slimfast.graph.groups import Axis, ChannelGraph, Constant
 from slimfast.graph.origins import Key, Wanted, integers_of
 from slimfast.graph.prediction import Kept, item_of, split_argument
 
@@ -95,12 +95,34 @@ class Candidates:
 
 def named_alike(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> dict[Key, Axis]:
     """Attributes named like the argument they are passed for; they need no trial."""
+    return {key: constant.axis for _, constant, key in _by_name(graph, modules) if key is not None}
+
+
+def followed_by_name(
+    graph: ChannelGraph, modules: Mapping[str, nn.Module], computed: Collection[int]
+) -> dict[Key, Axis] | None:
+    """:func:`named_alike`; None where that leaves a constant that can change, or an attribute would follow
+    two axes. ``computed``: operations whose constants PyTorch computes.
+    """
     found: dict[Key, Axis] = {}
-    for operation in graph.operations:
+    for i, constant, key in _by_name(graph, modules):
+        if i in computed:
+            continue
+        if key is None or found.setdefault(key, constant.axis) is not constant.axis:
+            return None
+    return found
+
+
+def _by_name(
+    graph: ChannelGraph, modules: Mapping[str, nn.Module]
+) -> Iterator[tuple[int, Constant, Key | None]]:
+    """The number of the operation, constant and attribute named alike, of the constants that can change."""
+    for i, operation in enumerate(graph.operations):
         for constant in operation.constants:
+            if not constant.axis.parts:
+                continue
             name, index = split_argument(constant.argument)
             name = "num_groups" if name == "group" else name
             held = item_of(getattr(modules[operation.module], name, None), index)
-            if constant.axis.parts and held == constant.value and not isinstance(held, bool):
-                found[operation.module, name, index] = constant.axis
-    return found
+            alike = held == constant.value and not isinstance(held, bool)
+            yield i, constant, (operation.module, name, index) if alike else None

@@ -79,6 +79,14 @@ def _axes(sizes: Any) -> Given:
     return tuple(size.axis if isinstance(size, Length) else None for size in sizes)
 
 
+# What tells a model's Python something of a tensor, and nothing of its lengths.
+_SAYS_NO_LENGTH = frozenset(
+    {Tensor.dim, Tensor.is_floating_point, Tensor.is_complex}
+    | {getattr(Tensor, name).__get__ for name in ("ndim", "dtype", "device", "is_meta", "is_cuda", "layout",
+                                                  "requires_grad")}
+)  # fmt: skip
+
+
 # Its Python reads shapes, but hides from a mode all that it calls: the same code without the check that does.
 _ATTENTION = FunctionType(
     multi_head_attention_forward.__code__,
@@ -93,6 +101,9 @@ class ShapeReads(TorchFunctionMode):
 
     New tensors are made on ``device``, as under PyTorch's own mode for that; every further mode would cost a
     recording a tenth of its time.
+
+    ``computes`` is told when a function begins that computes the sizes of its result from its operand's, and
+    when it ends. ``told`` says whether the model's Python may have been told a length.
     """
 
     def __init__(
@@ -100,11 +111,14 @@ class ShapeReads(TorchFunctionMode):
         value_of: Callable[[Tensor], int],
         given: Callable[[Given], None],
         device: torch.device | None = None,
+        computes: Callable[[bool], None] = lambda computes: None,
     ) -> None:
         super().__init__()
+        self.told = False
         self._value_of = value_of
         self._given = given
         self._device = device
+        self._computes = computes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -118,8 +132,13 @@ class ShapeReads(TorchFunctionMode):
         if func is multi_head_attention_forward:
             with self:
                 return _ATTENTION(*args, **kwargs)
+        if name == "flatten":
+            return self._flattened(func, args, kwargs)
         if name not in _SIZED and name not in _MADE and name != "unflatten":
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
+                self.told = True
+            return result
         given = _unflattened(*args, **kwargs) if name == "unflatten" else _sizes(name, args, kwargs)
         if not any(given):
             return func(*args, **kwargs)
@@ -129,7 +148,15 @@ class ShapeReads(TorchFunctionMode):
         finally:
             self._given(())
 
+    def _flattened(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self._computes(True)
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._computes(False)
+
     def _lengths(self, tensor: Tensor) -> list[int]:
+        self.told = True
         value = self._value_of(tensor)
         return [
             _length(torch._C.TensorBase.size(tensor, dim), (value, dim, 1)) for dim in range(tensor.dim())
@@ -138,3 +165,10 @@ class ShapeReads(TorchFunctionMode):
     def _size(self, tensor: Tensor, dim: int | None = None) -> Any:
         lengths = self._lengths(tensor)
         return torch.Size(lengths) if dim is None else lengths[dim]
+
+
+def _tensors_alone(result: Any) -> bool:
+    """Whether a result holds tensors and nothing else."""
+    if isinstance(result, (tuple, list)):
+        return all(map(_tensors_alone, result))
+    return result is None or isinstance(result, Tensor)

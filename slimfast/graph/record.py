@@ -28,13 +28,14 @@ Place = Literal["meta", "fake", "real"]
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
     """The calls of one forward in order. ``names`` has the first name of each parameter and buffer by its
-    value."""
+    value. ``told``: the model's Python may have been told a length."""
 
     calls: tuple[Call, ...]
     names: Mapping[int, str]
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
     place: Place
+    told: bool = True
 
 
 def hollow_copy(model: nn.Module, place: Place = "meta", mode: FakeTensorMode | None = None) -> nn.Module:
@@ -171,7 +172,7 @@ def record_hollow(
         # composite operations reach the recorder undecomposed only below autograd
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         device = torch.device("meta") if place == "meta" else None
-        stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device))
+        reads = stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device, recorder.compute))
         stack.enter_context(recorder)
         try:
             output = hollow(*inner_args, **inner_kwargs)
@@ -183,7 +184,7 @@ def record_hollow(
             message = f"{where}: {_first_line(error)}"
             raise ForwardFailed(message, tuple(recorder.calls), recorder.module) from error
     outputs = tuple(recorder.ref(t) for t in tensors_in(output))
-    return Recording(tuple(recorder.calls), names, inputs, outputs, place)
+    return Recording(tuple(recorder.calls), names, inputs, outputs, place, reads.told)
 
 
 @contextmanager

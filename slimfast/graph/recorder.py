@@ -69,7 +69,7 @@ class Call:
     ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
     ``lengths``: for each dim of the output the axis whose length was passed as its size, None where the size
     came from elsewhere. ``within``: which of the forward's einsums this is a part of, counted from 1; 0 for
-    none.
+    none. ``computed``: its sizes were computed by PyTorch from those of its operand.
     """
 
     op: str
@@ -79,6 +79,7 @@ class Call:
     pointwise: bool
     lengths: Given = ()
     within: int = 0
+    computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._shortcuts = shortcuts
         self._left = most
         self._given: Given = ()
+        self._computed = False
         self._within = self._composites = 0
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
@@ -160,6 +162,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def give(self, lengths: Given) -> None:
         """The axes that the sizes of the calls from here on were read off."""
         self._given = lengths
+
+    def compute(self, computed: bool) -> None:
+        """Whether the sizes of the calls from here on are computed by PyTorch."""
+        self._computed = computed
 
     def ref(self, tensor: Tensor) -> Ref:
         return Ref(self.value_of(tensor), tuple(tensor.shape))
@@ -245,6 +251,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 pointwise=operator.pointwise,
                 lengths=self._given if sized else (),
                 within=self._within,
+                computed=self._computed,
             )
         )
         if self._left is not None and name not in COPIES:

@@ -4,11 +4,15 @@ follow, and which groups cannot be cut or not on their own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
 
-from slimfast.graph.groups import Attribute, ChannelGraph, Frozen
+from slimfast.graph.certain import certain_attributes
+from slimfast.graph.copies import modules_of
+from slimfast.graph.groups import Attribute, Axis, ChannelGraph, Frozen
+from slimfast.graph.origins import Key
 from slimfast.graph.record import Recording, record
 from slimfast.graph.search import Search
 
@@ -19,8 +23,14 @@ def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = 
     It gets its attributes. Groups that cannot be cut join the frozen axes with their reason; groups whose
     widths one attribute holds are joined into one; groups whose width changes a factor of the network become
     inexact. ``recording`` is the one that ``graph`` was made of, recorded again where it is not at hand.
+
+    Where the recording shows that there is nothing to find, nothing is cut.
     """
-    search = Search(model, graph, recording or record(model, *graph.inputs.example()))
+    recording = recording or record(model, *graph.inputs.example())
+    certain = certain_attributes(graph, dict(modules_of(model)), recording)
+    if certain is not None:
+        return replace(graph, attributes=_in_order(certain))
+    search = Search(model, graph, recording)
     search.run()
     frozen = dict.fromkeys(graph.frozen)
     for group in graph:
@@ -29,10 +39,14 @@ def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = 
                 if member.role != "follower":
                     module, reason = search.uncuttable[group.name]
                     frozen[Frozen(member.tensor, member.dim, reason, module)] = None
-    found = sorted(search.attributes.items(), key=lambda item: (item[0][:2], item[0][2] or 0))
     return replace(
         search.graph,
         groups=tuple(replace(g, inexact=g.inexact or search.inexact.get(g.name)) for g in search.graph),
         frozen=tuple(frozen),
-        attributes=tuple(Attribute(*key, axis) for key, axis in found),
+        attributes=_in_order(search.attributes),
     )
+
+
+def _in_order(attributes: Mapping[Key, Axis]) -> tuple[Attribute, ...]:
+    found = sorted(attributes.items(), key=lambda item: (item[0][:2], item[0][2] or 0))
+    return tuple(Attribute(*key, axis) for key, axis in found)
