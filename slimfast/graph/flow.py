@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -65,6 +65,8 @@ class Flow:
         self.steps: list[Step] = []
         self.step = Step(Call("", "", {}, (), False))
         self.training = False
+        # whether a tensor may be other than 0 at removed units of an axis, when the running operation gets it
+        self.nonzero: Callable[[Ref, int], bool] = lambda ref, dim: True
         self._reason_numbers: dict[tuple[str, str], int] = {}
 
     # Reasons

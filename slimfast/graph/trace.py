@@ -15,6 +15,7 @@ from slimfast.graph.grouping import Grouping
 from slimfast.graph.groups import ChannelGraph
 from slimfast.graph.inputs import InputSpec, arguments
 from slimfast.graph.lengths import AxisOf
+from slimfast.graph.masking import Masked
 from slimfast.graph.record import Call, ForwardFailed, Recording, record, record_at
 from slimfast.graph.rules import find_rule
 
@@ -79,6 +80,8 @@ def _follow_all(flow: Flow, recording: Recording) -> None:
     given = flow.reason("network input", "")
     for ref in recording.inputs:
         flow.values[ref.value] = Value([given] * len(ref.shape), True)
+    parameters = (value for value, name in recording.names.items() if flow.tensors[name].sources)
+    flow.nonzero = Masked(flow, parameters).nonzero
     for call in recording.calls:
         _follow(flow, call)
     result = flow.reason("network output", "")

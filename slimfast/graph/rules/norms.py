@@ -7,10 +7,16 @@ from slimfast.graph.labels import BLOCK
 from slimfast.graph.record import Call, Ref
 from slimfast.graph.rules.registry import Ways, rule
 
+_BATCH = (
+    *("native_batch_norm", "batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+    *("cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update"),
+)
+_LAYER = ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+_GROUP = ("native_group_norm", "group_norm")
+NORMS = (*_BATCH, *_LAYER, *_GROUP)
 
-@rule("native_batch_norm", "batch_norm", "_native_batch_norm_legit",
-      "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "miopen_batch_norm",
-      "_batch_norm_no_update", "_batch_norm_with_update")  # fmt: skip
+
+@rule(*_BATCH)
 def batch_norm(flow: Flow, call: Call) -> list[Ways]:
     source = call.arguments["input"]
     ways = list(flow.ways(source))
@@ -28,7 +34,7 @@ def _statistics(out: Ref, channels: Way, length: int) -> Ways:
     return [channels if n == length and n > 1 else FIXED for n in out.shape]
 
 
-@rule("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
+@rule(*_LAYER)
 def layer_norm(flow: Flow, call: Call) -> list[Ways]:
     source, shape = call.arguments["input"], call.arguments["normalized_shape"]
     ways = list(flow.ways(source))
@@ -45,7 +51,7 @@ def layer_norm(flow: Flow, call: Call) -> list[Ways]:
     return [ways, *(rest for _ in call.outputs[1:])]
 
 
-@rule("native_group_norm", "group_norm")
+@rule(*_GROUP)
 def group_norm(flow: Flow, call: Call) -> list[Ways]:
     """Whole groups may go. With a single group it is a layer norm over the channels."""
     source = call.arguments["input"]

@@ -30,15 +30,24 @@ def _join(flow: Flow, met: list[Way]) -> Way:
     return first
 
 
-# Element by element, but without PyTorch's tag.
-_UNTAGGED = (
-    *("copy_", "where", "clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "dropout"),
+# Element by element, but without PyTorch's tag: what hands on what it is given, and functions.
+COPYING = (
+    "clone",
+    "_to_copy",
+    "detach",
+    "alias",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "dropout",
+)
+UNTAGGED = (
+    *("copy", "where"),
     *("hardswish", "hardsigmoid", "hardtanh", "elu", "leaky_relu", "softplus", "softshrink", "hardshrink"),
     *("threshold", "log_sigmoid_forward", "_prelu_kernel", "rrelu_with_noise", "mish", "silu", "gelu"),
 )
 
 
-@rule("pointwise", *_UNTAGGED)
+@rule("pointwise", *COPYING, *UNTAGGED)
 def elementwise(flow: Flow, call: Call) -> list[Ways]:
     operands = list(refs_in(call.arguments))
     adds = call.op.rstrip("_") in ("aten.add", "aten.sub", "aten.rsub")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from slimfast.graph.flow import FIXED, Flow, Way
 from slimfast.graph.labels import BLOCK, HEAD, HEAD_DIM, SCALED
@@ -13,7 +14,11 @@ from slimfast.graph.rules.registry import Ways, rule
 DEFAULT_SCALE = "the default scale of attention depends on their number"
 
 
-@rule("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
+CONVOLUTIONS = ("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
+PRODUCTS = ("mm", "bmm", "matmul", "mv", "dot", "addmm", "baddbmm", "addbmm", "addmv")
+
+
+@rule(*CONVOLUTIONS)
 def convolution(flow: Flow, call: Call) -> list[Ways]:
     """Channels are (groups, positions in a group) on both sides; the weight has all outputs and one group's
     inputs, or, transposed, all inputs and one group's outputs. A filter of one tap mixes nothing along its
@@ -60,7 +65,8 @@ def _still(call: Call, source: Ref, out: Ref, dim: int) -> bool:
 
 def _channels(flow: Flow, call: Call, incoming: tuple[Way, int], weight: Ref, transposed: bool) -> Way:
     """Join the incoming channels with the weight's and return the outgoing ones."""
-    groups = call.arguments["groups"]
+    groups, source = call.arguments["groups"], call.arguments["input"]
+    at = len(source.shape) - len(weight.shape) + 1
     way, length = incoming
     first, second = flow.ways(weight)[:2]
     if groups == 1:
@@ -68,6 +74,7 @@ def _channels(flow: Flow, call: Call, incoming: tuple[Way, int], weight: Ref, tr
         flow.produce(weight, produced)
         flow.consume(weight, consumed)
         flow.unify(way, consumed)
+        _summed(flow, consumed, (weight, 0 if transposed else 1), (source, at))
         return produced
     if transposed:
         flow.consume(weight, first)
@@ -86,6 +93,7 @@ def _channels(flow: Flow, call: Call, incoming: tuple[Way, int], weight: Ref, tr
         flow.mark(outer, BLOCK)
     flow.unify(outer, own_outer)
     flow.unify(inner, second)
+    _summed(flow, second, (weight, 1), (source, at))
     return first
 
 
@@ -100,6 +108,7 @@ def linear(flow: Flow, call: Call) -> list[Ways]:
     consumed = flow.ways(weight)[-1]
     flow.consume(weight, consumed)
     flow.unify(ways[-1], consumed)
+    _summed(flow, consumed, (weight, -1), (source, -1))
     result: Ways = [*ways[:-1], *([produced] if len(weight.shape) == 2 else [])]
     if isinstance(bias, Ref) and bias.shape:
         flow.unify(produced, flow.ways(bias)[-1])
@@ -108,16 +117,19 @@ def linear(flow: Flow, call: Call) -> list[Ways]:
     return [result]
 
 
-@rule("mm", "bmm", "matmul", "mv", "dot", "addmm", "baddbmm", "addbmm", "addmv")
+def factors(call: Call) -> tuple[Ref, Ref, Any]:
+    """The two factors of a matrix product and what is added to it, None where nothing is."""
+    names = ("mat1", "mat2", "batch1", "batch2", "mat", "vec", "other", "tensor")
+    operands = [call.arguments[name] for name in names if isinstance(call.arguments.get(name), Ref)]
+    first = call.arguments["self"]
+    return (operands[0], operands[1], first) if len(operands) > 1 else (first, operands[0], None)
+
+
+@rule(*PRODUCTS)
 def product(flow: Flow, call: Call) -> list[Ways]:
     """(..., m, k) times (..., k, n); a vector on either side has no m or n. The added term broadcasts to the
     result."""
-    names = ("mat1", "mat2", "batch1", "batch2", "mat", "vec", "mat2", "other", "tensor")
-    operands = [
-        call.arguments[name] for name in dict.fromkeys(names) if isinstance(call.arguments.get(name), Ref)
-    ]
-    added = call.arguments["self"]
-    a, b = operands if len(operands) > 1 else (added, operands[0])
+    a, b, added = factors(call)
     vector_a, vector_b = len(a.shape) == 1, len(b.shape) == 1
     ways_a, ways_b = flow.ways(a), flow.ways(b)
     summed_a, summed_b = ways_a[-1], ways_b[-1 if vector_b else -2]
@@ -128,6 +140,7 @@ def product(flow: Flow, call: Call) -> list[Ways]:
             flow.produce(ref, way)
         flow.consume(ref, summed)
     flow.unify(summed_a, summed_b)
+    _summed(flow, summed_a, (a, -1), (b, -1 if vector_b else -2))
     batch, sizes = _batch(flow, a, b)
     if flow.value(a).data and flow.value(b).data and any(not isinstance(way, int) for way in batch):
         for way in batch:
@@ -138,7 +151,7 @@ def product(flow: Flow, call: Call) -> list[Ways]:
     n = () if vector_b else ((columns[0], b.shape[-1]),)
     flow.macs(*zip(batch, sizes, strict=True), *m, (summed_a, a.shape[-1]), *n)
     result: Ways = [*batch, *rows, *columns]
-    if len(operands) > 1:
+    if added is not None:
         if call.op == "aten.addbmm":
             for way in batch:
                 flow.freeze(way, f"{call.op} sums over it")
@@ -147,6 +160,13 @@ def product(flow: Flow, call: Call) -> list[Ways]:
             if isinstance(added, Ref) and not isinstance(other, int):
                 flow.unify(way, other)
     return [result]
+
+
+def _summed(flow: Flow, way: Way, *factors: tuple[Ref, int]) -> None:
+    """The products of two tensors are added up along this axis, which is this dim of theirs: what both have
+    in a removed unit counts."""
+    if not isinstance(way, int) and all(flow.nonzero(ref, dim) for ref, dim in factors):
+        flow.inexact(way, f"{flow.step.call.op} adds up along it what is not 0 for removed units")
 
 
 def _batch(flow: Flow, a: Ref, b: Ref) -> tuple[Ways, list[int]]:
@@ -172,6 +192,7 @@ def attention(flow: Flow, call: Call) -> list[Ways]:
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
     q, k, v = (flow.ways(ref) for ref in (query, key, value))
     flow.unify(q[-1], k[-1])
+    _summed(flow, q[-1], (query, -1), (key, -1))
     flow.unify(k[-2], v[-2])
     flow.freeze(k[-2], "attention runs along it")
     if call.arguments.get("scale") is None:
