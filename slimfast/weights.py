@@ -42,13 +42,19 @@ _FLOATING = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What is known of a tensor before it is read; ``dtype`` is None where its elements are not floating."""
+    """What is known of a tensor before it is read; ``dtype`` is None where its elements are not floating.
+
+    ``device`` is where it will be: files are read to the CPU.
+    """
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
+    device: torch.device = _CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +132,8 @@ def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
         if tensor.is_meta:
             raise SlimfastError(f"{label}: expected weights with values, got a meta tensor ({name})")
     infos = {
-        k: TensorInfo(tuple(v.shape), v.dtype if v.is_floating_point() else None) for k, v in tensors.items()
+        k: TensorInfo(tuple(v.shape), v.dtype if v.is_floating_point() else None, v.device)
+        for k, v in tensors.items()
     }
     return Weights(label, infos, tensors.__getitem__)
 

@@ -259,12 +259,10 @@ def test_compiled_for_sm_90_in_a_process():
 @pytest.mark.parametrize(
     "sizes", [[(300, 1000), (64, 4608), (7, 3)], [(2048, 512)], [(512, 8192)] * 20, [(1, 1)]], ids=str
 )
-@pytest.mark.parametrize("processors", [4, 132])
-def test_schedule_covers_every_tile_once(sizes, processors):
-    tiles = triton_schedule.choose_tiles(
-        [m for m, _ in sizes], torch.float32, exact=False, processors=processors
-    )
-    work = triton_schedule.gram_work(sizes, tiles, processors)
+@pytest.mark.parametrize("size", [64, 4096])
+def test_schedule_covers_every_tile_once(sizes, size):
+    tiles = triton_schedule.choose_tiles(size, torch.float32, exact=False)
+    work = triton_schedule.gram_work(sizes, tiles)
     lengths = work.items[:, 4] - work.items[:, 3]
     assert (np.diff(lengths) <= 0).all()
     assert (work.items[:, 3] % tiles.depth == 0).all()
@@ -292,9 +290,29 @@ def test_schedule_covers_every_tile_once(sizes, processors):
     assert sorted(slots) == list(range(work.slots))
 
 
-def test_schedule_cuts_a_lone_big_layer_until_all_processors_work():
-    tiles = triton_schedule.choose_tiles([512], torch.float32, exact=False, processors=132)
-    assert len(triton_schedule.gram_work([(512, 4608)], tiles, 132).items) >= 132
+def test_schedule_cuts_a_layer_of_few_tiles_along_k():
+    def items(m, k):
+        tiles = triton_schedule.choose_tiles(m, torch.float32, exact=False)
+        return len(triton_schedule.gram_work([(m, k)], tiles).items)
+
+    # Ten tiles of 128; three, in pieces of eight steps at least; one of 64; more than enough of them.
+    assert items(512, 4608) == 40
+    assert items(256, 2304) == 27
+    assert items(64, 576) == 2
+    assert items(4096, 14336) == 528
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_covariance_of_a_layer_does_not_depend_on_the_others(dtype, device):
+    # In large tiles and in small ones, whole and cut along k, either side.
+    shapes = ((260, 300), (40, 1100), (520, 30), (9, 4))
+    xs = [cases.normal(*shape, dtype=dtype).to(device) for shape in shapes]
+    together = grouped_covariance(xs, backend="triton").matrices
+    for x, matrix in zip(xs, together, strict=True):
+        assert torch.equal(grouped_covariance([x], backend="triton").matrices[0], matrix)
+    for x, matrix in zip(xs[:2], together, strict=False):
+        exact = torch.cov(x.double())
+        assert torch.allclose(matrix.double(), exact, atol=1e-4 * float(exact.abs().max()))
 
 
 def test_schedule_sees_where_wide_loads_are_possible():

@@ -80,7 +80,7 @@ def gram(source, *, centre, big):
     """The Gram kernel as the backend launches it for this dtype, on tiles of one or the other size."""
     exact = source in (torch.bfloat16, torch.float16)
     compute = torch.float64 if source == torch.float64 else torch.float32
-    tiles = triton_schedule.choose_tiles([4096 if big else 64], compute, exact=exact, processors=132)
+    tiles = triton_schedule.choose_tiles(4096 if big else 64, compute, exact=exact)
     element = triton_moments.ELEMENT
     constants = {"ELEMENT": element[source], "COMPUTE": element[compute], "OUT": element[compute]}
     constants |= {"BLOCK": tiles.block, "DEPTH": tiles.depth, "PRODUCTS": triton_covariance.PRODUCTS}

@@ -27,13 +27,13 @@ from slimfast.kernels.checks import (
     non_finite,
 )
 from slimfast.kernels.dispatch import select_backend
+from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.optional import eigvalsh_stacked, joint_covariance
 
 Side = Literal["auto", "rows"]
-# Bytes of covariance matrices alive at once in grouped_spectra; one matrix larger than this still runs,
-# alone. A GPU is full only with many large matrices at a time.
+# Bytes of covariance matrices alive at once in grouped_spectra on a CPU; one matrix larger than this still
+# runs, alone.
 WORKSPACE_BYTES = 64 << 20
-GPU_WORKSPACE_BYTES = 4 << 30
 
 
 class Covariances(NamedTuple):
@@ -259,7 +259,7 @@ def grouped_spectra(
 
     :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest first,
     whose matrices together stay within ``workspace_bytes`` (one larger matrix runs alone; by default 64 MiB,
-    for tensors on a GPU 4 GiB). Other arguments as there.
+    on a GPU a third of its free memory, see :mod:`slimfast.kernels.memory`). Other arguments as there.
 
     Equivalent to: ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
     """
@@ -268,9 +268,10 @@ def grouped_spectra(
     traces = torch.zeros(len(xs), dtype=torch.float64)
     sizes = [members[0].shape[0] if len(members) > 1 else min(members[0].shape) for members in layers]
     on_cpu = all(x.is_cpu for members in layers for x in members)
-    usual = WORKSPACE_BYTES if on_cpu else GPU_WORKSPACE_BYTES
-    most = usual if workspace_bytes is None else workspace_bytes
-    for batch in _batches(sizes, most):
+    if workspace_bytes is None:
+        device = layers[0][0].device if layers else torch.device("cpu")
+        workspace_bytes = call_bytes(device, WORKSPACE_BYTES)
+    for batch in _batches(sizes, workspace_bytes):
         cov = grouped_covariance(
             [layers[i] for i in batch], dtype=dtype, names=[named[i] for i in batch], backend=backend
         )

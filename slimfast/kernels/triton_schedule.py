@@ -1,15 +1,14 @@
 """What the Triton covariance kernels are told: a table of layers and lists of work items, all int64, one
 copy.
 
-Nothing here needs Triton or a GPU. A schedule depends on shapes, strides and the number of processors alone,
-so equal inputs give equal results, bit for bit. Notation: a layer x (n, d) is read as an (m, k) operand whose
-Gram over k is wanted, x itself where the rows are the variables and x.T where the columns are.
+Nothing here needs Triton or a GPU. A layer is cut by its own shape alone, so that its result is the same bit
+for bit whatever else is in the call. Notation: a layer x (n, d) is read as an (m, k) operand whose Gram over
+k is wanted, x itself where the rows are the variables and x.T where the columns are.
 """
 
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,6 +46,11 @@ SUMMARY_COLUMNS = 64
 # A tile is not cut along k into pieces of fewer steps than this: a piece costs a write and a read of its
 # tile.
 LEAST_STEPS = 8
+# A layer of fewer tiles is cut along k into about so many items: enough of them for a few layers to fill a
+# GPU.
+ITEMS_PER_LAYER = 32
+# From this size on the large tile wastes less than it saves.
+LARGE_TILE_FROM = 256
 # Bands of tile rows that share what they read through the L2 cache.
 BAND = 8
 
@@ -152,35 +156,26 @@ def _ranges(ends: Table, step: int) -> Table:
     return np.concatenate(pieces)
 
 
-def choose_tiles(sizes: Sequence[int], compute: torch.dtype, *, exact: bool, processors: int) -> Tiles:
-    """Big tiles where they alone fill the processors twice, else small ones; float64 tiles are always small.
+def choose_tiles(size: int, compute: torch.dtype, *, exact: bool) -> Tiles:
+    """For a layer of this m; float64 tiles are always small.
 
-    ``sizes``: m of every layer; ``exact``: products of 16-bit numbers, half as large, so twice as many a
-    step.
+    ``exact``: products of 16-bit numbers, half as large, so twice as many a step.
     """
     if compute == torch.float64:
         return Tiles(block=64, depth=16, warps=4, stages=3)
-    count = sum(b * (b + 1) // 2 for b in (-(-m // 128) for m in sizes))
     depth = 64 if exact else 32
-    if count >= 2 * processors:
+    if size >= LARGE_TILE_FROM:
         return Tiles(block=128, depth=depth, warps=8, stages=3)
     return Tiles(block=64, depth=depth, warps=4, stages=3)
 
 
-def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles, processors: int) -> GramWork:
-    """Tiles of the lower triangles of operands of these sizes (m, k), cut along k so that every processor has
-    work.
+def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles) -> GramWork:
+    """Tiles of the lower triangles of operands of these sizes (m, k), those of few tiles cut along k.
 
     The longest items come first, because what is started last should end soonest.
     """
-    shapes = Counter((m, k) for m, k in sizes)
-    total = sum(
-        count * -(-k // tiles.depth) * len(_triangle(-(-m // tiles.block)))
-        for (m, k), count in shapes.items()
-    )
-    share = max(LEAST_STEPS, -(-total // (2 * processors)))
     # Layers of one shape are cut alike.
-    pieces = {shape: _pieces(*shape, tiles, share) for shape in shapes}
+    pieces = {(m, k): _pieces(m, k, tiles) for m, k in {(m, k) for m, k in sizes}}
     items, cut = [], []
     slots = 0
     for layer, (m, k) in enumerate(sizes):
@@ -200,11 +195,12 @@ def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles, processors: int) -> 
     return GramWork(merged[longest_first], np.concatenate(cut) if cut else np.zeros((0, 5), np.int64), slots)
 
 
-def _pieces(m: int, k: int, tiles: Tiles, share: int) -> tuple[Table, Table, int]:
-    """Items, cut tiles and slots of one layer, the first of its call; ``share``: steps of a piece at most."""
+def _pieces(m: int, k: int, tiles: Tiles) -> tuple[Table, Table, int]:
+    """Items, cut tiles and slots of one layer, the first of its call."""
     grid = _triangle(-(-m // tiles.block))
-    step = -(-k // tiles.depth)
-    length = -(-step // -(-step // share)) * tiles.depth
+    steps = -(-k // tiles.depth)
+    wanted = max(1, min(-(-ITEMS_PER_LAYER // len(grid)), steps // LEAST_STEPS))
+    length = -(-steps // wanted) * tiles.depth
     begins = np.arange(0, k, length, dtype=np.int64)
     pieces, count = len(begins), len(grid)
     item = np.zeros((count * pieces, 6), dtype=np.int64)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from slimfast.errors import SlimfastError
 from slimfast.kernels import ops
+from slimfast.kernels.memory import call_bytes
 from slimfast.spectra.unit_matrices import Layer, Part, unit_matrix
 from slimfast.streaming import read_ahead
 from slimfast.weights import Weights
@@ -20,7 +21,8 @@ Scaling = Literal["raw", "unit"]
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
-# Bytes of weights that are read, and of float64 covariances that could be formed, in one grouped call.
+# Bytes of weights that are read, and of float64 covariances that could be formed, in one grouped call on a
+# CPU; and of a layer of several members that is measured in one pass, on any device.
 BATCH_BYTES = 256 << 20
 # Elements of a block of units that is centred and scaled in float64 at once, where that many are needed.
 _BLOCK_ELEMENTS = 8 << 20
@@ -58,7 +60,8 @@ def measure_layers(
     *,
     seen: dict[str, str] | None = None,
 ) -> Iterator[Measured]:
-    """Every layer measured, in any order, :data:`BATCH_BYTES` at a time, while the next are read.
+    """Every layer measured, in any order, while the next are read: :data:`BATCH_BYTES` at a time, on a GPU as
+    many as :func:`slimfast.kernels.memory.call_bytes` says.
 
     ``seen`` receives the fingerprints of a layer's tensors before the layer is given out.
     """
@@ -88,19 +91,17 @@ def _measure_as_they_are(
     layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
 ) -> Iterator[Measured]:
     """Views of the weights: layers of one member, and sums of several in one pass."""
-    for batch in read_ahead(_batches(layers, _sizes(layers)), weights, _tensors_of_layers, seen=seen):
+    for batch in read_ahead(_batches(layers, weights, options), weights, _tensors_of_layers, seen=seen):
         xs = [_members(layer, weights, options) for layer in batch]
-        for same in _by_device([members[0] for members in xs]):
-            found = ops.grouped_spectra(
-                [xs[i] for i in same],
-                dtype=options.dtype,
-                names=[_names(batch[i]) for i in same],
-                backend=options.backend,
-            )
-            for i, values, trace in zip(same, found.eigenvalues, found.traces.tolist(), strict=True):
-                yield Measured(batch[i], values, trace, _arithmetic({x.dtype for x in xs[i]}, options))
+        found = ops.grouped_spectra(
+            xs, dtype=options.dtype, names=[_names(layer) for layer in batch], backend=options.backend
+        )
+        for layer, members, values, trace in zip(
+            batch, xs, found.eigenvalues, found.traces.tolist(), strict=True
+        ):
+            yield Measured(layer, values, trace, _arithmetic({x.dtype for x in members}, options))
         # Copies of the weights must not live on while the next batch's are made.
-        del xs
+        del xs, members
 
 
 def _members(layer: Layer, weights: Weights, options: Options) -> list[Tensor]:
@@ -119,7 +120,7 @@ def _measure_by_columns(
     layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
 ) -> Iterator[Measured]:
     """Xc^T Xc / (d - 1), the smaller side where n > d, summed over blocks of the units."""
-    for batch in read_ahead(_batches(layers, _sizes(layers)), weights, _tensors_of_layers, seen=seen):
+    for batch in read_ahead(_batches(layers, weights, options), weights, _tensors_of_layers, seen=seen):
         items = [(layer, *_by_columns(layer, weights, options)) for layer in batch]
         # The units' scale is in the sums.
         yield from _measure_sums(items, dataclasses.replace(options, scaling="raw"))
@@ -172,10 +173,6 @@ def _centred(rows: Tensor) -> Tensor:
     return double - double.mean(1, keepdim=True)
 
 
-def _sizes(layers: Sequence[Layer]) -> list[int]:
-    return [_size(layer) for layer in layers]
-
-
 def _size(layer: Layer) -> int:
     return sum(part.bytes for part in layer.parts) + 8 * min(layer.n, layer.d) ** 2
 
@@ -194,29 +191,28 @@ def _measure_by_rows(
     """S = sum over members of (d_member - 1) / (d - 1) times the member's own covariance, in float64."""
     parts = [(layer, part) for layer in layers for part in layer.parts]
     sums: dict[str, tuple[Tensor, set[torch.dtype], int]] = {}
-    batches = _batches(parts, [part.bytes + 8 * layer.n**2 for layer, part in parts])
+    sizes = [part.bytes + 8 * layer.n**2 for layer, part in parts]
+    batches = _cut(parts, sizes, [_device(part, weights, options) for _, part in parts])
     for batch in read_ahead(batches, weights, _tensors_of_parts, seen=seen):
         xs = [_load(layer, part, weights, options) for layer, part in batch]
-        for same in _by_device(xs):
-            found = ops.grouped_covariance(
-                [xs[i] for i in same],
-                side="rows",
-                dtype=options.dtype,
-                names=[f"{batch[i][0].name}: {batch[i][1].tensor}" for i in same],
-                backend=options.backend,
-            )
-            for i, matrix in zip(same, found.matrices, strict=True):
-                layer, part = batch[i]
-                share = max(part.d - 1, 1) / max(layer.d - 1, 1)
-                if options.member_scaling:
-                    variance = matrix.diagonal().sum(dtype=torch.float64) * share
-                    share *= float(_inverse_root(variance)) ** 2
-                if layer.name not in sums:
-                    sums[layer.name] = torch.zeros_like(matrix, dtype=torch.float64), set(), 0
-                total, dtypes, count = sums[layer.name]
-                total.add_(matrix.to(total.device), alpha=share)
-                sums[layer.name] = (total, dtypes | {xs[i].dtype}, count + 1)
-        del xs, found, matrix, total
+        found = ops.grouped_covariance(
+            xs,
+            side="rows",
+            dtype=options.dtype,
+            names=[f"{layer.name}: {part.tensor}" for layer, part in batch],
+            backend=options.backend,
+        )
+        for (layer, part), x, matrix in zip(batch, xs, found.matrices, strict=True):
+            share = max(part.d - 1, 1) / max(layer.d - 1, 1)
+            if options.member_scaling:
+                variance = matrix.diagonal().sum(dtype=torch.float64) * share
+                share *= float(_inverse_root(variance)) ** 2
+            if layer.name not in sums:
+                sums[layer.name] = torch.zeros_like(matrix, dtype=torch.float64), set(), 0
+            total, dtypes, count = sums[layer.name]
+            total.add_(matrix.to(total.device), alpha=share)
+            sums[layer.name] = (total, dtypes | {x.dtype}, count + 1)
+        del xs, x, found, matrix, total
         done = [layer for layer in layers if layer.name in sums and sums[layer.name][2] == len(layer.parts)]
         yield from _measure_sums([(layer, *sums.pop(layer.name)[:2]) for layer in done], options)
 
@@ -271,16 +267,30 @@ def _by_device(xs: Sequence[Tensor]) -> list[list[int]]:
     return list(found.values())
 
 
-def _batches(items: Sequence[T], sizes: Sequence[int]) -> list[list[T]]:
-    """The items in order, cut where a batch would exceed ``BATCH_BYTES``; a larger item is a batch of its
-    own.
+def _batches(layers: Sequence[Layer], weights: Weights, options: Options) -> list[list[Layer]]:
+    """The layers of each call; a layer is measured where its first member is."""
+    devices = [_device(layer.parts[0], weights, options) for layer in layers]
+    return _cut(layers, [_size(layer) for layer in layers], devices)
+
+
+def _device(part: Part, weights: Weights, options: Options) -> torch.device:
+    return torch.device("cpu") if options.on_cpu else weights.infos[part.tensor].device
+
+
+def _cut(items: Sequence[T], sizes: Sequence[int], devices: Sequence[torch.device]) -> list[list[T]]:
+    """The items in order, one device after another, cut where a batch would exceed what a call on its device
+    may take; a larger item is a batch of its own.
     """
     batches: list[list[T]] = []
-    used = 0
-    for item, size in zip(items, sizes, strict=True):
-        if not batches or used + size > BATCH_BYTES:
-            batches.append([])
-            used = 0
-        batches[-1].append(item)
-        used += size
+    for device in dict.fromkeys(devices):
+        most = call_bytes(device, BATCH_BYTES)
+        used = most
+        for item, size, where in zip(items, sizes, devices, strict=True):
+            if where != device:
+                continue
+            if used + size > most:
+                batches.append([])
+                used = 0
+            batches[-1].append(item)
+            used += size
     return batches

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from slimfast.errors import BackendUnavailable
+from slimfast.kernels import triton_schedule as schedule
 from slimfast.kernels.prepared import Prepared
 
 OLDEST_TRITON = (3, 4)
@@ -83,11 +84,16 @@ def prepare_covariance(
     for i, (x, by_rows, dtype) in enumerate(zip(xs, rows, dtypes, strict=True)):
         m = x.shape[0] if by_rows else x.shape[1]
         matrices.append(torch.empty(m, m, dtype=dtype, device=device))
-        kinds[x.dtype, dtype].append(i)
+        compute = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
+        tiles = schedule.choose_tiles(m, compute, exact=_is_exact(x.dtype, dtype))
+        kinds[x.dtype, dtype, tiles].append(i)
     # Trace and sum of squared means of every layer.
     summary = torch.empty(len(xs), 2, dtype=torch.float64, device=device)
     with _on(device):
-        launches = [_prepare_one_dtype(xs, rows, matrices, members, summary) for members in kinds.values()]
+        launches = [
+            _prepare_alike(xs, rows, matrices, members, summary, tiles)
+            for (_, _, tiles), members in kinds.items()
+        ]
 
     def launch() -> None:
         with _on(device):
@@ -97,25 +103,34 @@ def prepare_covariance(
     return Prepared((matrices, summary[:, 0]), launch)
 
 
-def _prepare_one_dtype(
-    xs: list[Tensor], rows: list[bool], matrices: list[Tensor], members: list[int], summary: Tensor
+def _is_exact(source: torch.dtype, dtype: torch.dtype) -> bool:
+    """Products of 16-bit numbers are exact in float32 as long as nothing is subtracted from them first."""
+    return source in (torch.bfloat16, torch.float16) and dtype == torch.float32
+
+
+def _prepare_alike(
+    xs: list[Tensor],
+    rows: list[bool],
+    matrices: list[Tensor],
+    members: list[int],
+    summary: Tensor,
+    tiles: schedule.Tiles,
 ) -> Callable[[], None]:
-    """What fills the matrices of these members, which are of one dtype, from layers of one dtype."""
+    """What fills the matrices of these members, which are of one dtype, from layers of one dtype, in these
+    tiles.
+    """
     from slimfast.kernels import triton_covariance, triton_moments
-    from slimfast.kernels import triton_schedule as schedule
 
     xs, rows = [xs[i] for i in members], [rows[i] for i in members]
     matrices = [matrices[i] for i in members]
     source, dtype, device = xs[0].dtype, matrices[0].dtype, xs[0].device
-    # Products of 16-bit numbers are exact in float32 as long as nothing is subtracted from them first.
-    exact = source in (torch.bfloat16, torch.float16) and dtype == torch.float32
+    exact = _is_exact(source, dtype)
     compute = torch.float64 if torch.float64 in (source, dtype) else torch.float32
     element = triton_moments.ELEMENT
     processors = _processors(device)
     sizes = [x.shape if by_rows else x.shape[::-1] for x, by_rows in zip(xs, rows, strict=True)]
-    tiles = schedule.choose_tiles([m for m, _ in sizes], compute, exact=exact, processors=processors)
     layers = schedule.layer_table(xs, rows, matrices, members, centred_later=exact)
-    work = schedule.gram_work(sizes, tiles, processors)
+    work = schedule.gram_work(sizes, tiles)
     moments, summaries = schedule.moment_items(layers), schedule.summary_items(layers)
     tables = schedule.to_device([layers.table, moments, summaries, work.items, work.cut], device)
     layer_table, moment_items, summary_items, gram_items, cut_tiles = tables
