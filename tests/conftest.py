@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
 import plan_schemas
 import pytest
 import torch
-from cpu_fixtures import isa, lowered  # noqa: F401
-from cuda_fixtures import device, emulator  # noqa: F401
 from torch import Tensor
 
 from slimfast import Plan
 from slimfast._torchvision import prepare_torchvision
+
+pytest_plugins = ["cli_cases", "cpu_fixtures", "cuda_fixtures"]
 
 # timm and transformers import torchvision, whichever test is the first to need them.
 prepare_torchvision()
@@ -47,6 +49,18 @@ def plans_follow_their_schema(monkeypatch: pytest.MonkeyPatch) -> None:
         return text
 
     monkeypatch.setattr(Plan, "to_json", checked)
+
+
+@pytest.fixture
+def read_only_folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder this process may not write to; the superuser, who may, becomes somebody else for a while."""
+    tmp_path.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield tmp_path
+    os.seteuid(user)
+    tmp_path.chmod(0o755)
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The command line: what each command prints and writes."""
 
-# An argument of a test is the fixture that is imported under its name.
-# ruff: noqa: F401, F811
 from __future__ import annotations
 
 import json
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cli_cases import NET, NETS, files, needs, needs_accelerate, plan, thin, weights, workshop
+from cli_cases import NET, NETS, files, needs, needs_accelerate
 from safetensors import safe_open
 from safetensors.torch import load_file
 

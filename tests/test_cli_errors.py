@@ -1,7 +1,5 @@
 """The command line on bad input: exit status 2, one line that names what is wrong, and nothing written."""
 
-# An argument of a test is the fixture that is imported under its name.
-# ruff: noqa: F401, F811
 from __future__ import annotations
 
 import re
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_cases import NET, NETS, files, needs_accelerate, plan, thin, weights, workshop
+from cli_cases import NET, NETS, files, needs_accelerate
 from safetensors.torch import load_file, save_file
 
 from slimfast.cli import main

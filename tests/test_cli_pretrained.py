@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_cases import NET, NETS, files, needs_accelerate, plan, thin, weights, workshop  # noqa: F401 (fixtures)
+from cli_cases import NET, NETS, files, needs_accelerate
 from safetensors.torch import save_file
 
 from slimfast.cli import main
@@ -39,7 +39,7 @@ PLAN = ["plan", BERT, "--input", "2x6:int64:40", "--uniform"]
 
 
 @pytest.fixture
-def bert(workshop: Path) -> str:  # noqa: F811
+def bert(workshop: Path) -> str:
     (workshop / f"{BERTS}.py").write_text(SOURCE)
     save_file(build_model(BERT, seed=5).state_dict(), "bert.safetensors")
     return "bert.safetensors"
@@ -104,7 +104,7 @@ def test_what_cannot_be_planned(
     ],
 )
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(
-    plan: str,  # noqa: F811
+    plan: str,
     target: str,
     reason: str,
     capsys: pytest.CaptureFixture[str],
@@ -125,8 +125,8 @@ def assert_refused(arguments: list[str], reason: str, capsys: pytest.CaptureFixt
 
 @needs_accelerate
 def test_the_average_of_the_weights_is_what_ema_gives(
-    thin: str,  # noqa: F811
-    weights: str,  # noqa: F811
+    thin: str,
+    weights: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     distill = [

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from cli_cases import NET, NETS, files, plan, weights, workshop  # noqa: F401 (fixtures)
+from cli_cases import NET, NETS, files
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -23,7 +23,7 @@ PLAN = ["plan", NET, "--input", "3x6x6", "--macs", "0.5"]
 
 
 @pytest.mark.usefixtures("workshop")
-def test_a_streamed_plan_is_the_plan(weights: str) -> None:  # noqa: F811
+def test_a_streamed_plan_is_the_plan(weights: str) -> None:
     assert main([*PLAN, "--weights", weights, "-o", "a.json"]) == 0
     for _ in range(2):
         assert main([*PLAN, "--weights", weights, "--stream", "--resume", "side", "-o", "b.json"]) == 0
@@ -32,7 +32,7 @@ def test_a_streamed_plan_is_the_plan(weights: str) -> None:  # noqa: F811
 
 
 @pytest.mark.usefixtures("workshop")
-def test_streamed_spectra_are_the_spectra(weights: str) -> None:  # noqa: F811
+def test_streamed_spectra_are_the_spectra(weights: str) -> None:
     common = ["spectra", NET, "--input", "3x6x6", "--weights", weights]
     assert main([*common, "-o", "a.safetensors"]) == 0
     assert main([*common, "--stream", "--resume", "side", "-o", "b.safetensors"]) == 0
@@ -54,7 +54,7 @@ def test_what_cannot_be(arguments: list[str], reason: str, capsys: pytest.Captur
 
 
 @pytest.mark.usefixtures("workshop")
-def test_a_launch_of_two_processes_writes_the_plan_once(weights: str) -> None:  # noqa: F811
+def test_a_launch_of_two_processes_writes_the_plan_once(weights: str) -> None:
     assert main([*PLAN, "--weights", weights, "-o", "a.json"]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
@@ -70,7 +70,7 @@ def test_a_launch_of_two_processes_writes_the_plan_once(weights: str) -> None:  
     assert done.stderr.count("wrote b.json") == 1
 
 
-def shards(weights: str) -> str:  # noqa: F811
+def shards(weights: str) -> str:
     """The weights in two files and an index."""
     state = load_file(weights)
     names = list(state)
@@ -84,7 +84,7 @@ def shards(weights: str) -> str:  # noqa: F811
 
 @pytest.mark.usefixtures("workshop")
 def test_shards_are_cut_to_shards_and_distilled_from(
-    weights: str,  # noqa: F811
+    weights: str,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -136,7 +136,7 @@ def only_meta(name: str, **how: Any) -> nn.Module:
     ],
 )
 def test_what_cannot_be_cut_from_the_disk(
-    plan: str,  # noqa: F811
+    plan: str,
     arguments: list[str],
     reason: str,
     capsys: pytest.CaptureFixture[str],

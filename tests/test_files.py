@@ -117,18 +117,6 @@ def test_a_folder_below_a_file_cannot_be_written(tmp_path):
         output_folder(tmp_path / "file" / "out")
 
 
-@pytest.fixture
-def read_only_folder(tmp_path):
-    """A folder this process may not write to; the superuser, who may, becomes somebody else for a while."""
-    tmp_path.chmod(0o555)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    yield tmp_path
-    os.seteuid(user)
-    tmp_path.chmod(0o755)
-
-
 def test_a_read_only_folder(read_only_folder):
     with pytest.raises(SlimfastError, match=r"cannot write .*plan\.json: Permission denied"):
         check_writable(read_only_folder / "plan.json")

@@ -17,7 +17,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_files import read_only_folder  # noqa: F401 (a fixture)
 
 from slimfast.errors import SlimfastError
 from slimfast.kernels import ops
@@ -276,6 +275,6 @@ def test_another_file_is_not_written_to(tmp_path: Path) -> None:
         measure_spectra(layers(), resume=tmp_path / "pipe")
 
 
-def test_a_folder_without_permission(read_only_folder: Path) -> None:  # noqa: F811
+def test_a_folder_without_permission(read_only_folder: Path) -> None:
     with pytest.raises(SlimfastError, match=r"cannot write .*side: Permission denied"):
         measure_spectra(layers(), resume=read_only_folder / "side")

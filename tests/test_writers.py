@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_files import read_only_folder  # noqa: F401 (fixture)
 from torch import nn
 
 import slimfast
@@ -245,7 +244,7 @@ def test_a_process_killed_while_it_writes(
 def test_a_folder_without_permission(
     name: str,
     things: dict[str, Any],
-    read_only_folder: Path,  # noqa: F811
+    read_only_folder: Path,
 ) -> None:
     file, write, _ = WRITERS[name]
     with pytest.raises(SlimfastError, match=r"^cannot (write|make).*Permission denied$"):
