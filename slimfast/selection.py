@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -94,9 +95,9 @@ def select_units(
     if method == "bn_scale":
         _check_batch_norms(model, [graph[g.name] for g in chosen])
         return keeps | {g.name: largest(_bn_scale(model, graph[g.name], tensors), g.width) for g in chosen}
-    score = _SCORES[method]
+    scores_of = _score(method, tensors)
     for g in chosen:
-        scores = score(_rows(graph[g.name], tensors), g.n)
+        scores = scores_of(graph[g.name])
         if not np.isfinite(scores).all():
             raise SlimfastError(_not_finite(graph[g.name], tensors))
         keeps[g.name] = largest(scores, g.width)
@@ -142,13 +143,30 @@ def _rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     return [x.to(rows[0].device) for x in rows]
 
 
-def _l1(rows: list[Tensor], n: int) -> np.ndarray:
-    return _sum([_of_rows(x, lambda block: block.abs_().sum(1)) for x in rows], n)
+def _score(method: Method, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGroup], np.ndarray]:
+    """The score (n,) of each unit of a group, as a function of the group."""
+    if method == "geometric_median":
+        return lambda group: _geometric_median(_rows(group, tensors), group.n)
+    measure = _squares if method == "l2" else _absolutes
 
+    @functools.cache
+    def of_slices(tensor: str, dim: int) -> np.ndarray:
+        # heads and their dimensions are groups of the same slices
+        found: np.ndarray = _of_rows(unit_matrix(tensors[tensor].detach(), dim), measure).cpu().numpy()
+        return found
 
-def _l2(rows: list[Tensor], n: int) -> np.ndarray:
-    norms: np.ndarray = np.sqrt(_sum([_of_rows(x, _squares) for x in rows], n))
+    def norms(group: ChannelGroup) -> np.ndarray:
+        sums = np.zeros(group.n)
+        for member in group.producers():
+            slices, has = of_slices(member.tensor, member.dim), member.units >= 0
+            sums += np.bincount(member.units[has], slices[has], group.n)
+        return np.sqrt(sums) if method == "l2" else sums
+
     return norms
+
+
+def _absolutes(rows: Tensor) -> Tensor:
+    return rows.abs_().sum(1)
 
 
 def _squares(rows: Tensor) -> Tensor:
@@ -156,7 +174,7 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 def _of_rows(rows: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
-    """What ``measure`` says of each row, (n,) in float64, a block of rows in the cache at a time."""
+    """What ``measure`` says of a copy of each row in float64, (n,); a block of rows in the cache at a time."""
     step = max(1, _ROWS // max(1, rows.shape[1]))
     parts = [measure(rows[i : i + step].to(torch.float64, copy=True)) for i in range(0, len(rows), step)]
     return torch.cat(parts)
@@ -182,13 +200,6 @@ def _snapped(scores: np.ndarray) -> np.ndarray:
     """Scores on a grid fine enough to tell filters apart and coarse enough to see that two are the same."""
     step = float(scores.max(initial=0.0)) * _TIE
     return np.round(scores / step) * step if step > 0.0 else scores
-
-
-_SCORES: dict[str, Callable[[list[Tensor], int], np.ndarray]] = {
-    "l1": _l1,
-    "l2": _l2,
-    "geometric_median": _geometric_median,
-}
 
 
 def _sum(terms: list[Tensor], n: int) -> np.ndarray:

@@ -54,9 +54,10 @@ def hollow_tensors(
     """What stands in a hollow copy for each tensor that a module holds, by the tensor's identity."""
     found: dict[int, Tensor] = {}
     for _, module in modules_of(model):
-        for tensor in [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]:
-            if isinstance(tensor, Tensor) and id(tensor) not in found:
-                found[id(tensor)] = _hollow(tensor, place, mode)
+        for held in (module._parameters, module._buffers, vars(module)):
+            for tensor in held.values():
+                if isinstance(tensor, Tensor) and id(tensor) not in found:
+                    found[id(tensor)] = _hollow(tensor, place, mode)
     return found
 
 
@@ -92,13 +93,13 @@ def record(
     real arguments. Raises UnsupportedGraph, naming the module that failed, when the forward fails on real
     tensors too.
     """
-    on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
-    places: tuple[Place, ...] = ("meta", "fake") if on_meta else ("meta", "fake", "real")
+    places: tuple[Place, ...] = ("meta", "fake", "real")
     for place in places:
         try:
             return record_at(model, args, kwargs, place, training=training)
         except ForwardFailed as failure:
-            if place == places[-1]:
+            on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
+            if place == ("fake" if on_meta else "real"):
                 raise UnsupportedGraph(f"{type(model).__name__}: {failure}") from failure.__cause__
     raise AssertionError("unreachable")
 
