@@ -10,8 +10,7 @@ import torch
 from cuda_fixtures import SHARED_BYTES, assert_independent_of_the_order, barriers_not_needed
 from torch import Tensor
 
-from slimfast.kernels import ops
-from slimfast.kernels.backends import cuda
+from slimfast.kernels import cuda_eigvalsh, ops
 from slimfast.kernels.cuda_tables import Reduction, reduction_of
 
 SINGLE_DOUBLE = (torch.float32, torch.float64)
@@ -98,7 +97,9 @@ def test_eigenvalues_on_a_device_without_clusters(emulator: ModuleType, shared_b
 @pytest.fixture
 def in_two_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two stages at every size, and two blocks to a panel: what switches within them then does so early."""
-    monkeypatch.setattr(cuda, "reduction_of", lambda _, size, is_double, limits: Reduction(is_double, 2, 2))
+    monkeypatch.setattr(
+        cuda_eigvalsh, "reduction_of", lambda _, size, is_double, limits: Reduction(is_double, 2, 2)
+    )
 
 
 @pytest.mark.usefixtures("in_two_stages")
@@ -150,6 +151,31 @@ def test_eigenvalues_read_only_the_lower_triangle_of_any_strides(device: str) ->
         spaced.copy_(mat.tril() + torch.full((m, m), float("nan")).double().triu(1))
         assert torch.equal(ops.grouped_eigvalsh([spaced], backend="cuda")[0], expected)
         assert torch.equal(ops.grouped_eigvalsh([mat.to(device).T], backend="cuda")[0], expected)
+
+
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+@pytest.mark.parametrize("m", [5, 40])
+def test_eigenvalues_of_a_stack_are_those_of_its_matrices(device: str, m: int, dtype: torch.dtype) -> None:
+    mats = [make(m).to(device, dtype) for make in (cases.wishart, cases.layer_like, cases.graded)]
+    expected = torch.stack(ops.grouped_eigvalsh(mats, backend="cuda"))
+    # To the last bit symmetric, so that either triangle says the same.
+    stack = torch.stack(mats).tril()
+    stack += stack.tril(-1).mT
+    spaced = torch.full((6, 2 * m, m), float("nan"), dtype=dtype, device=device)[::2, ::2]
+    spaced.copy_(stack)
+    for layout in (stack, stack.mT, spaced):
+        assert torch.equal(ops.grouped_eigvalsh(layout, backend="cuda"), expected)
+    same = ops.grouped_eigvalsh(stack[1].expand(3, m, m), backend="cuda")
+    assert torch.equal(same, expected[1].expand(3, m))
+
+
+def test_a_stack_is_not_looked_at_one_by_one(emulator: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = cases.wishart(4).expand(50, 4, 4)
+    calls = []
+    data_ptr = Tensor.data_ptr
+    monkeypatch.setattr(Tensor, "data_ptr", lambda x: calls.append(x) or data_ptr(x))
+    ops.grouped_eigvalsh(stack, backend="cuda")
+    assert len(calls) < 10
 
 
 @pytest.mark.parametrize("scale", [1e300, 1e-300, 5e-324])

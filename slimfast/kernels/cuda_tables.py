@@ -6,9 +6,12 @@ Plain numbers only: nothing here touches a device.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,20 +24,34 @@ _SAMPLES_PER_SPLIT = 512
 _LARGE_TILE_FROM = 256
 
 
+Numbers = npt.NDArray[np.int64]
+
+
 @dataclass(slots=True)
 class Tables:
     """The tables of one call, one after the other."""
 
-    numbers: list[int] = field(default_factory=list)
+    parts: list[Numbers] = field(default_factory=list)
+    length: int = 0
 
-    def add(self, layers: list[list[int]], blocks: list[int] | None = None) -> int:
+    def add(
+        self, layers: Numbers | Sequence[Sequence[int]], blocks: Numbers | Sequence[int] | None = None
+    ) -> int:
         """Appends a table, after the starts of its layers' blocks where given; returns its place in bytes."""
-        place = 8 * len(self.numbers)
+        place = 8 * self.length
         if blocks is not None:
-            self.numbers += itertools.accumulate(blocks, initial=0)
-        for layer in layers:
-            self.numbers += layer
+            self._append(np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks, dtype=np.int64)]))
+        self._append(np.asarray(layers, dtype=np.int64).reshape(-1))
         return place
+
+    def _append(self, part: Numbers) -> None:
+        self.parts.append(part)
+        self.length += len(part)
+
+    @property
+    def numbers(self) -> Numbers:
+        """All of them."""
+        return np.concatenate(self.parts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,16 @@ on the CPU, on CPU tensors.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from slimfast import _native
-from slimfast.kernels.cuda_tables import (
-    Reduction,
-    Tables,
-    covariance_bins,
-    reduction_of,
-)
-from slimfast.kernels.prepared import Prepared, host_table
+from slimfast.kernels import cuda_eigvalsh
+from slimfast.kernels.cuda_device import device_of
+from slimfast.kernels.cuda_tables import Tables, covariance_bins
+from slimfast.kernels.prepared import Prepared
 
 _ELEMENT_BYTES = (1, 2, 4, 8)
 # Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
@@ -56,61 +48,6 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     return reasons
 
 
-@dataclass(frozen=True, slots=True)
-class _Device:
-    """Where a call runs: the module, the torch device, and the kernels' names for it and the stream."""
-
-    module: ModuleType
-    kind: torch.device
-    index: int
-    stream: int
-
-    @property
-    def on(self) -> tuple[int, int]:
-        return self.index, self.stream
-
-    def table(self, numbers: list[int]) -> Tensor:
-        """The numbers on the device: one copy, not waited for."""
-        host = host_table(len(numbers), self.kind)
-        return host.copy_(torch.tensor(numbers)).to(self.kind, non_blocking=True)
-
-    def table_of(self, written: Any) -> Tensor:
-        """The same for numbers that write themselves to an address."""
-        host = host_table(len(written), self.kind)
-        written.write(host.data_ptr())
-        return host.to(self.kind, non_blocking=True)
-
-    def empty(self, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.kind)
-
-
-@contextlib.contextmanager
-def _device_of(tensor: Tensor) -> Iterator[_Device]:
-    module = _native.cuda().module
-    assert module is not None, "select_backend asks why_not first"
-    if _native.cuda_is_emulated():
-        yield _Device(module, tensor.device, 0, 0)
-        return
-    with torch.cuda.device(tensor.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        yield _Device(module, tensor.device, torch.cuda.current_device(), stream)
-
-
-@contextlib.contextmanager
-def _side_streams(device: _Device, count: int) -> Iterator[list[tuple[int, int]]]:
-    """``count`` streams that start after the current one and that it waits for; itself if one will do."""
-    if device.kind.type == "cpu" or count < 2:
-        yield [device.on] * count
-        return
-    current = torch.cuda.current_stream()
-    sides = [torch.cuda.Stream() for _ in range(count)]  # type: ignore[no-untyped-call]
-    for side in sides:
-        side.wait_stream(current)
-    yield [(device.index, side.cuda_stream) for side in sides]
-    for side in sides:
-        current.wait_stream(side)
-
-
 def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_covariance`; the traces stay on the device."""
     call = prepare_covariance(xs, rows, dtypes)
@@ -122,7 +59,7 @@ def prepare_covariance(
     xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
 ) -> Prepared[tuple[list[Tensor], Tensor]]:
     """The same, to be launched."""
-    with _device_of(xs[0]) as device:
+    with device_of(xs[0]) as device:
         module, count = device.module, len(xs)
         sizes = [x.shape[0] if by_rows else x.shape[1] for x, by_rows in zip(xs, rows, strict=True)]
         matrices = [device.empty(m, m, dtype=dtype) for m, dtype in zip(sizes, dtypes, strict=True)]
@@ -141,7 +78,7 @@ def prepare_covariance(
         ]
 
     def launch() -> None:
-        with _device_of(xs[0]) as device:
+        with device_of(xs[0]) as device:
             module, on, at = device.module, device.on, table.data_ptr()
             moments = (at + moments_at, count, sum(moment_blocks), means.data_ptr(), squares.data_ptr())
             module.row_moments(*on, *moments)
@@ -164,78 +101,23 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
 
 def prepare_eigvalsh(mats: list[Tensor]) -> Prepared[list[Tensor]]:
     """The same, to be launched."""
-    with _device_of(mats[0]) as device:
-        module, limits = device.module, device.module.device_limits(device.index)
-        values = [device.empty(mat.shape[0], dtype=mat.dtype) for mat in mats]
-        bins: dict[Reduction, list[int]] = {}
-        # The largest matrices decide when all are done: they go first.
-        for i in sorted(range(len(mats)), key=lambda i: -mats[i].shape[0]):
-            reduction = reduction_of(module, mats[i].shape[0], mats[i].dtype == torch.float64, limits)
-            bins.setdefault(reduction, []).append(i)
-        tables, plans = Tables(), []
-        workspaces = []
-        for reduction, indices in bins.items():
-            sizes = [mats[i].shape[0] for i in indices]
-            workspace = _EigenWorkspace.of(device, reduction, sizes)
-            workspaces.append(workspace)
-            layers = [
-                [mat.data_ptr(), m, *mat.stride(), tridiagonal, storage, out.data_ptr()]
-                for mat, m, out, tridiagonal, storage in zip(
-                    [mats[i] for i in indices],
-                    sizes,
-                    [values[i] for i in indices],
-                    workspace.tridiagonals,
-                    workspace.storages,
-                    strict=True,
-                )
-            ]
-            blocks = [-(-m // module.STURM_VALUES) for m in sizes]
-            plans.append((reduction, tables.add(layers, blocks), sizes, sum(blocks)))
-        table = device.table(tables.numbers)
+    with device_of(mats[0]) as device:
+        values = device.vectors([mat.shape[0] for mat in mats], [mat.dtype for mat in mats])
+        start = cuda_eigvalsh.prepare(device, cuda_eigvalsh.listed(mats, values))
 
     def launch() -> None:
-        # The workspaces live as long as this function; the current stream waits for the side streams.
-        with _device_of(mats[0]) as device, _side_streams(device, len(workspaces)) as streams:
-            module = device.module
-            for on, (reduction, place, sizes, blocks_in_all) in zip(streams, plans, strict=True):
-                at, count, is_double = table.data_ptr() + place, len(sizes), reduction.is_double
-                layers_at = at + 8 * (count + 1)
-                if reduction.stages == 0:
-                    module.eigvalsh_warp(*on, layers_at, count, is_double)
-                    continue
-                if reduction.stages == 1:
-                    module.tridiagonalise(*on, layers_at, count, is_double, sizes[0], reduction.cluster)
-                else:
-                    module.reduce_to_band(*on, layers_at, sizes, is_double, reduction.cluster)
-                    module.chase_bulges(*on, layers_at, count, is_double)
-                module.sturm_eigenvalues(*on, at, count, blocks_in_all, is_double, sizes[0])
+        with device_of(mats[0]) as device:
+            start(device)
 
     return Prepared(values, launch)
 
 
-@dataclass(frozen=True, slots=True)
-class _EigenWorkspace:
-    """Memory of one bin of matrices, and where in it each has its tridiagonal form and its working set."""
-
-    memory: tuple[Tensor, Tensor]
-    tridiagonals: list[int]
-    storages: list[int]
-
-    @classmethod
-    def of(cls, device: _Device, reduction: Reduction, sizes: list[int]) -> _EigenWorkspace:
-        module = device.module
-        if reduction.stages == 0:
-            none = device.empty(0)
-            return cls((none, none), [0] * len(sizes), [0] * len(sizes))
-        tridiagonal = device.empty(sum(2 * m + 1 for m in sizes))
-        starts = itertools.accumulate((2 * m + 1 for m in sizes[:-1]), initial=0)
-        tridiagonals = [tridiagonal.data_ptr() + 8 * start for start in starts]
-        if reduction.stages == 1:
-            return cls((tridiagonal, device.empty(0)), tridiagonals, [0] * len(sizes))
-        needs = [module.band_workspace_bytes(m, reduction.is_double) for m in sizes]
-        storage = device.empty(sum(needs), dtype=torch.uint8)
-        places = itertools.accumulate(needs[:-1], initial=0)
-        return cls((tridiagonal, storage), tridiagonals, [storage.data_ptr() + place for place in places])
+def eigvalsh_stacked(mats: Tensor) -> Tensor:
+    """The eigenvalues (b, m) of a stack (b, m, m), without a look at each."""
+    with device_of(mats) as device:
+        values = device.empty(*mats.shape[:2], dtype=mats.dtype)
+        cuda_eigvalsh.prepare(device, cuda_eigvalsh.stacked(mats, values))(device)
+    return values
 
 
 def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -256,7 +138,7 @@ def prepare_pivoted_cholesky(
     mats: list[Tensor], ranks: list[int]
 ) -> Prepared[tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]]:
     """The same, to be launched, padded to the ranks; with the numbers of picks, which stay on the device."""
-    with _device_of(mats[0]) as device:
+    with device_of(mats[0]) as device:
         _, has_clusters = device.module.device_limits(device.index)
         picked = device.empty(len(mats), dtype=torch.int64)
         padded, workspaces, layers = [], [], []
@@ -282,7 +164,7 @@ def prepare_pivoted_cholesky(
 
     def launch() -> None:
         # The workspaces live as long as this function.
-        with _device_of(mats[0]) as device:
+        with device_of(mats[0]) as device:
             address, count = table.data_ptr(), len(workspaces)
             device.module.pivoted_cholesky(*device.on, address, count, shared, cluster)
 
@@ -298,7 +180,7 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
 
 def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> Prepared[list[Tensor]]:
     """The same, to be launched."""
-    with _device_of(tensors[0]) as device:
+    with device_of(tensors[0]) as device:
         thin, layers = [], []
         distinct = {id(index): index for keep in keeps for index in keep.values()}
         indices = [index.contiguous() for index in distinct.values()]
@@ -319,7 +201,7 @@ def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> 
         table = device.table_of(plan)
 
     def launch() -> None:
-        with _device_of(sources[0]) as device:
+        with device_of(sources[0]) as device:
             for copy, tensor in copies:
                 copy.copy_(tensor)
             device.module.gather(*device.on, table.data_ptr(), plan.count, plan.tiles)
