@@ -11,7 +11,7 @@ from torch import nn
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.pruning import prune_channels
-from slimfast.verification import verify
+from slimfast.verification import difference, verify
 
 
 def thin_case(name: str, seed: int = 0):
@@ -166,3 +166,47 @@ def test_prune_channels_verifies_unless_told_otherwise(monkeypatch):
     assert calls == []
     prune_channels(model, plan)
     assert len(calls) == 1
+
+
+def _checked(model, x):
+    model.eval()
+    graph = trace_channels(model, x)
+    keeps = random_keeps(graph, 0)
+    thin = prune_channels(model, plan_of(graph, keeps), verify=False)
+    return verify(model, thin, graph, keeps, x), thin
+
+
+def test_a_weight_divided_by_its_norm_is_masked_without_dividing_by_zero():
+    """The masked weight's norm is 0 as well."""
+    norm = nn.utils.parametrizations.weight_norm
+    model = nn.Sequential(norm(nn.Conv1d(3, 8, 3)), nn.ReLU(), nn.Conv1d(8, 2, 1))
+    found, _ = _checked(model, torch.randn(2, 3, 7))
+    assert len(found.compared) == 1
+    assert found.max_error < 1e-14
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_a_hook_makes_before_each_forward_is_copied():
+    model = nn.Sequential(nn.utils.weight_norm(nn.Conv1d(3, 8, 3)), nn.ReLU(), nn.Conv1d(8, 2, 1))
+    x = torch.randn(2, 3, 7)
+    found, thin = _checked(model, x)
+    assert len(found.compared) == 1
+    assert thin(x).shape == (2, 2, 5)
+    assert thin[0].weight.shape == thin[0].weight_v.shape != model[0].weight_v.shape
+
+
+def test_complex_outputs_are_compared_as_their_two_parts():
+    class Spectrum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return torch.fft.fft(self.b(self.a(x).relu()), dim=-1)
+
+    found, thin = _checked(Spectrum(), torch.randn(2, 3))
+    assert found.compared == ("a",)
+    assert 0.0 <= found.max_error < 1e-14
+    assert thin(torch.randn(1, 3)).dtype == torch.complex64
+    wide = torch.tensor([1.0 + 1.0j, 2.0])
+    assert difference(wide, wide + 2.0**-10 * 1j) == 2.0**-11

@@ -143,6 +143,10 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         return made
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
+    if isinstance(value, Tensor) and not value.is_leaf:
+        # what a hook makes of parameters before each forward, as weight norms of old do: deepcopy refuses it
+        memo[id(value)] = value.detach().clone()
+        return memo[id(value)]
     return copy.deepcopy(value, memo)
 
 

@@ -24,7 +24,7 @@ FIXED = 1
 @dataclass(slots=True, eq=False)
 class Value:
     """A tensor while it is traced. ``data``: depends on the network's input or on chance; ``sources``: the
-    parameters that a value which does not is made of."""
+    parameters that a value which does not is made of, or which it holds elements of."""
 
     ways: list[Way]
     data: bool
@@ -199,7 +199,7 @@ class Flow:
     def _role(self, ref: Ref, way: Way, role: Role) -> None:
         """The first use of a weight decides: an embedding that is also the classifier produces."""
         value = self.value(ref)
-        if value.data or isinstance(way, int):
+        if isinstance(way, int):
             return
         for name in sorted(value.sources):
             for dim, own in enumerate(self.tensors[name].ways):

@@ -19,6 +19,16 @@ from slimfast.graph.masking import Masked
 from slimfast.graph.record import Call, ForwardFailed, Recording, record, record_at
 from slimfast.graph.rules import find_rule
 
+# What these make of a parameter are its elements still, though the input may say which: experts chosen by it.
+_SELECTING = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("index", "_unsafe_index", "index_select", "select", "slice", "split", "split_with_sizes", "chunk"),
+        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
+        *("clone", "_to_copy", "detach", "alias"),
+    )
+)
+
 
 @collector_paused()
 def trace_channels(
@@ -72,6 +82,13 @@ def propagate(model: nn.Module, recording: Recording) -> Flow:
         sources = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
         flow.tensors[name] = Value(flow.fresh(shape), False, sources, shape)
     _follow_all(flow, recording)
+    tensors = named_tensors(model)
+    for (name, dim), role in flow.roles.items():
+        if role == "producer" and not tensors[name].is_floating_point():
+            told = f"its elements are {tensors[name].dtype}, of which no spectrum is made"
+            way = flow.tensors[name].ways[dim]
+            if not isinstance(way, int):
+                flow.partition.freeze(way, flow.reason(told, name.rpartition(".")[0]))
     return flow
 
 
@@ -136,7 +153,8 @@ def _follow(flow: Flow, call: Call) -> None:
         if ref.value not in flow.values:
             flow.values[ref.value] = Value([FIXED] * len(ref.shape), False)
     data = any(flow.value(ref).data for ref in operands)
-    sources = frozenset() if data else frozenset().union(*(flow.value(ref).sources for ref in operands))
+    computed = data and call.op not in _SELECTING
+    sources = frozenset() if computed else frozenset().union(*(flow.value(ref).sources for ref in operands))
     ways = find_rule(call)(flow, call)
     for dim, axis in enumerate(call.lengths):
         if axis is not None and axis[0] in flow.values:

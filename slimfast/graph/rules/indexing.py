@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from slimfast.graph.flow import FIXED, Flow, Way
 from slimfast.graph.record import Call
+from slimfast.graph.rules.pointwise import elementwise, unknown
 from slimfast.graph.rules.registry import Ways, rule
 
 
@@ -69,24 +72,49 @@ def roll(flow: Flow, call: Call) -> list[Ways]:
 @rule("index", "_unsafe_index")
 def index(flow: Flow, call: Call) -> list[Ways]:
     """``self[indices]`` with tensors of positions: what they point into stays, their own axes pass on."""
-    ways = flow.ways(call.arguments["self"])
-    given = [*call.arguments["indices"], *[None] * (len(ways) - len(call.arguments["indices"]))]
-    out = call.outputs[0]
+    found, out = chosen(flow, call), call.outputs[0]
+    if len(found) != len(out.shape):
+        ways = behind_mask(flow, call)
+        return unknown(flow, call) if ways is None else [ways]
+    for dim, ((way, _), length) in enumerate(zip(found, out.shape, strict=True)):
+        if not isinstance(way, int) and len(way) != length:
+            found[dim] = flow.freeze(way, f"{call.op} takes a part of it"), length
+    return [[way for way, _ in found]]
+
+
+def chosen(flow: Flow, call: Call) -> list[tuple[Way, int]]:
+    """The axes of ``self[indices]`` with their lengths, if the indices are positions or masks of one axis."""
+    source, given = call.arguments["self"], call.arguments["indices"]
+    ways = flow.ways(source)
+    given = [*given, *[None] * (len(ways) - len(given))]
     at = [dim for dim, ref in enumerate(given) if ref is not None]
     reasons = [flow.freeze(ways[dim], f"{call.op} looks it up by value") for dim in at]
     tensors = [given[dim] for dim in at]
-    kept: list[Way] = [way for dim, way in enumerate(ways) if given[dim] is None]
-    extra = len(out.shape) - len(kept)
+    kept = [(ways[dim], n) for dim, n in enumerate(source.shape) if given[dim] is None]
     # adjacent index tensors put their axes where they stand, others in front
     first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
-    own: list[Way] = [max(reasons)] * extra
+    shape = np.broadcast_shapes(*(ref.shape for ref in tensors))
+    own: Ways = [max(reasons)] * len(shape)
     if len(tensors) == 1 and any(not isinstance(way, int) for way in flow.ways(tensors[0])):
-        own = list(flow.ways(tensors[0]))
+        own = flow.ways(tensors[0])
     else:
         for ref in tensors:
             for way in flow.ways(ref):
                 flow.freeze(way, f"{call.op} indexes with it")
-    return [[*kept[:first], *own, *kept[first:]]]
+    return [*kept[:first], *zip(own, shape, strict=True), *kept[first:]]
+
+
+def behind_mask(flow: Flow, call: Call) -> Ways | None:
+    """The axes of ``self[mask]`` for one mask of several axes, which makes a single one of them; None where
+    there are more indices."""
+    masks = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
+    if len(masks) > 1:
+        return None
+    ((at, mask),) = masks
+    ways = flow.ways(call.arguments["self"])
+    end = at + len(mask.shape)
+    reasons = [flow.freeze(way, f"{call.op} takes a part of it") for way in [*ways[at:end], *flow.ways(mask)]]
+    return [*ways[:at], max(reasons), *ways[end:]]
 
 
 @rule("index_select")
@@ -144,8 +172,6 @@ def along(flow: Flow, call: Call) -> list[Ways]:
     ways = list(flow.ways(source))
     dim = call.arguments.get("dim")
     if "other" in call.arguments:
-        from slimfast.graph.rules.pointwise import elementwise
-
         return elementwise(flow, call)
     reasons = [flow.freeze(way) for way in (ways if dim is None else [ways[dim]])]
     results: list[Ways] = []

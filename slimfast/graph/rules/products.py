@@ -15,7 +15,7 @@ DEFAULT_SCALE = "the default scale of attention depends on their number"
 
 
 CONVOLUTIONS = ("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
-PRODUCTS = ("mm", "bmm", "matmul", "mv", "dot", "addmm", "baddbmm", "addbmm", "addmv")
+PRODUCTS = ("mm", "bmm", "matmul", "mv", "dot", "vdot", "addmm", "baddbmm", "addbmm", "addmv")
 
 
 @rule(*CONVOLUTIONS)

@@ -59,3 +59,12 @@ def unfold(flow: Flow, call: Call) -> list[Ways]:
     flow.freeze(ways[dim])
     ways[dim] = FIXED
     return [[*ways, FIXED]]
+
+
+@rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
+def fourier(flow: Flow, call: Call) -> list[Ways]:
+    """Frequencies along some axes are made of all positions there; the others pass."""
+    ways = list(flow.ways(call.arguments["self"]))
+    for dim in call.arguments["dim"]:
+        ways[dim] = flow.freeze(ways[dim], f"{call.op} mixes along it")
+    return [ways]
