@@ -23,12 +23,12 @@ _CPU = (
     *((torch.float64, 512, 16, 2.5),),
 )
 # (m, matrices, of those torch gets, at least so many times torch, and so many times cuSOLVER); None: no
-# target
+# target. As many matrices as an H100 has multiprocessors, or more: that is a saturated batch.
 _GPU = (
     *((16, 16384, 16384, None, None), (32, 16384, 16384, None, None), (48, 8192, 128, 20.0, None)),
     *((64, 8192, 128, 20.0, 1.3), (128, 2048, 64, 20.0, 2.0), (256, 1056, 64, 20.0, 4.0)),
-    *((320, 528, 64, 20.0, 10.0), (512, 264, 32, 20.0, 4.0), (1024, 64, 16, 8.0, 4.0)),
-    *((2048, 16, 4, None, 3.0),),
+    *((320, 528, 64, 20.0, 10.0), (512, 264, 32, 20.0, 4.0), (1024, 132, 16, 8.0, 4.0)),
+    *((2048, 132, 4, None, 3.0),),
 )
 
 

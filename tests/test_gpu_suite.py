@@ -91,6 +91,18 @@ def test_a_run_that_was_cut_off_goes_on_where_it_was(
     assert measured == [*names, *names]
 
 
+def test_a_machine_without_a_profiler_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_profiler(ours):
+        raise RuntimeError("CUPTI does not load\nand more")
+
+    monkeypatch.setattr(run, "kernel_times", no_profiler)
+    assert run._profiled(lambda: None) == {"failed": "RuntimeError: CUPTI does not load"}
+
+
+def test_a_saturated_batch_has_a_matrix_for_every_multiprocessor() -> None:
+    assert all(count >= 132 for _, count, *_ in eigvalsh._GPU)
+
+
 def test_the_plain_loop_of_one_layer_of_each_shape_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     # A layer's time is its number of units here.
     monkeypatch.setattr(spectra, "_seconds", lambda x: float(x.shape[0]))
