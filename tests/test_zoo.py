@@ -158,7 +158,8 @@ def test_an_export_alone_is_added_to_a_row_that_was_reloaded(monkeypatch):
     known["stages"].pop("onnx", None)
     found = command.measure("timm:resnet18", LIMITS, True, True, known)
     assert calls == [(stages.onnx, "timm:resnet18")]
-    assert found == known | {"stages": known["stages"] | {"onnx": {"failed": "not finished in 60 s"}}}
+    exported = {"failed": "not finished in 60 s", "apart": True}
+    assert found == known | {"stages": known["stages"] | {"onnx": exported}}
     assert "- resnet18, onnx: `not finished in 60 s`" in tables.table("families", {"timm:resnet18": found})
     known["stages"]["reload"] = {"failed": "off"}
     assert command.measure("timm:resnet18", LIMITS, True, True, known) == known

@@ -93,13 +93,14 @@ def measure(
 ) -> dict[str, Any]:
     """The row of one network: what happened in each stage, and to the peer.
 
-    To a row that is ``known`` only what it lacks is added; the peer's seconds are then told to be of another
-    time.
+    To a row that is ``known`` only what it lacks is added, and told to be of another time.
     """
     row = _slimmed(name, limits) if known is None else known
     if onnx and _lacks_onnx(row):
         with tempfile.TemporaryDirectory() as folder:
-            row = row | {"stages": row["stages"] | run_limited(stages.onnx, (name, folder), limits)}
+            exported = run_limited(stages.onnx, (name, folder), limits)
+        apart = {} if known is None else {"apart": True}
+        row = row | {"stages": row["stages"] | {s: found | apart for s, found in exported.items()}}
     if peer and "peer" not in row and missing(name) is None:
         row = row | {"peer": _peer(name, limits), **({} if known is None else {"apart": True})}
     return row
