@@ -657,3 +657,23 @@ def test_a_printed_name_is_a_glob_that_means_itself():
     assert matches(["blocks.*"], "blocks.0.attn.qkv[head]", "head")
     assert matches(["hea?"], "blocks.0.attn.qkv[head]", "head")
     assert not matches(["blocks.0.attn.qkv[dim]"], "blocks.0.attn.qkv[head]", "head")
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_recurrent_layers_are_left_whole_and_told_with_all_that_they_touch(kind):
+    class Between(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 6)
+            self.r = getattr(nn, kind)(6, 5, batch_first=True)
+            self.c, self.d = nn.Linear(5, 9), nn.Linear(9, 2)
+
+        def forward(self, x):
+            return self.d(self.c(self.r(self.b(self.a(x).relu()))[0]).relu())
+
+    graph = trace(Between(), 2, 4, 3)
+    assert set(summary(graph)) == {"a", "c"}
+    told = reasons(graph)
+    op = {"LSTM": "aten.lstm", "GRU": "aten.gru", "RNN": "aten.rnn_tanh"}[kind]
+    for weight, dim in (("r.weight_ih_l0", 0), ("r.weight_ih_l0", 1), ("r.weight_hh_l0", 1), ("b.weight", 0)):
+        assert told[weight, dim] == {op}

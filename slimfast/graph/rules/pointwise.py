@@ -113,5 +113,8 @@ def unknown(flow: Flow, call: Call) -> list[Ways]:
     reason = flow.reason(call.op)
     for ref in refs_in(call.arguments):
         for way in flow.ways(ref):
+            if len(ref.shape) > 1:
+                # weights that it uses are told among what is left alone
+                flow.consume(ref, way)
             flow.freeze(way, call.op)
     return [[reason] * len(out.shape) for out in call.outputs]
