@@ -244,6 +244,8 @@ def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
     if mine.shape[1] == 1:
         return [np.where(mine, units, -1)[:, 0]]
     several = int(mine.sum(axis=1).max())
+    if several == 1:
+        return [np.where(mine, units, -1).max(axis=1)]
     order = np.argsort(~mine, axis=1, kind="stable")[:, :several]
     sorted_mine, sorted_units = np.take_along_axis(mine, order, 1), np.take_along_axis(units, order, 1)
     return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]

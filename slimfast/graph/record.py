@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from slimfast.errors import SlimfastError, UnsupportedGraph
 from slimfast.graph.copies import deep_copy, modules_of, named_tensors
@@ -76,10 +76,14 @@ def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor
         return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
     if mode is None:
         empty = torch.empty_like(tensor.detach(), device="meta")
-    else:
-        with mode:
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    fake: Tensor = FakeTensor(mode, empty, torch.device("cpu"))
+    if isinstance(tensor, nn.Parameter):
+        # what nn.Parameter makes of a tensor of a class of its own, without its detach, a slow call here
+        fake.requires_grad_(tensor.requires_grad)
+        fake._is_param = True
+    return fake
 
 
 def record(
