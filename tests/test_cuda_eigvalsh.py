@@ -11,7 +11,7 @@ from cuda_fixtures import SHARED_BYTES, assert_independent_of_the_order, barrier
 from torch import Tensor
 
 from slimfast.kernels import cuda_eigvalsh, ops
-from slimfast.kernels.cuda_tables import Reduction, reduction_of
+from slimfast.kernels.cuda_tables import Chase, Reduction, chase_of, reduction_of
 
 SINGLE_DOUBLE = (torch.float32, torch.float64)
 
@@ -140,6 +140,35 @@ def test_two_stages_do_not_depend_on_the_other_matrices(emulator: ModuleType) ->
     assert error <= 2 * 520**0.5 * torch.finfo(torch.float64).eps * together[1][-1].item()
 
 
+@pytest.mark.usefixtures("in_two_stages")
+@pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
+def test_any_number_of_blocks_chases_to_the_same_bits(
+    emulator: ModuleType, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fewer sweeps than warps, more of them, and none at all.
+    mats = [cases.layer_like(m).to(dtype) for m in (230, 70, 3, 2, 1)]
+    found = []
+    for shape in (Chase(1, 1), Chase(1, 8), Chase(2, 1), Chase(2, 3), Chase(8, 2)):
+        monkeypatch.setattr(cuda_eigvalsh, "chase_of", lambda *_, shape=shape: shape)
+        found.append(ops.grouped_eigvalsh(mats, backend="cuda"))
+        assert all(map(torch.equal, found[0], found[-1])), shape
+
+
+def test_few_large_matrices_are_chased_by_clusters_and_many_by_a_block_each(emulator: ModuleType) -> None:
+    h100 = (True, 132)
+    # No more warps than have something to do: a sweep starts two hops of 32 rows behind the one before.
+    assert chase_of(emulator, [450], False, h100) == Chase(1, 7)
+    assert chase_of(emulator, [1024], False, h100) == Chase(4, 4)
+    assert chase_of(emulator, [4096], False, h100) == Chase(8, 8)
+    assert chase_of(emulator, [2048] * 132, False, h100) == Chase(1, 16)
+    assert chase_of(emulator, [1024] * 97, False, h100) == Chase(1, 16)
+    # A decoder's: 160 would leave most of the device idle in their second turn.
+    assert chase_of(emulator, [4096] * 160, False, h100) == Chase(4, 16)
+    assert chase_of(emulator, [4096], False, (False, 108)) == Chase(1, 16)
+    assert chase_of(emulator, [4096], True, h100) == Chase(8, 8)
+    assert chase_of(emulator, [3], False, h100) == Chase(1, 1)
+
+
 # --- input
 
 
@@ -210,8 +239,13 @@ def run_one_stage(emulator: ModuleType) -> list[Tensor]:
 
 
 def run_two_stages(_: ModuleType) -> list[Tensor]:
-    # Super tiles beside the diagonal, which 161 rows have first.
-    return ops.grouped_eigvalsh([cases.layer_like(161)], backend="cuda")
+    # Super tiles beside the diagonal, which 161 rows have first; the bulges chased by a block and by two.
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for shape in (Chase(1, 3), Chase(2, 2)):
+            patch.setattr(cuda_eigvalsh, "chase_of", lambda *_, shape=shape: shape)
+            found += ops.grouped_eigvalsh([cases.layer_like(161)], backend="cuda")
+    return found
 
 
 def test_one_stage_does_not_depend_on_the_order_of_threads(emulator: ModuleType) -> None:

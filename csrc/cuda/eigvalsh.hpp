@@ -42,7 +42,11 @@ std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned
 // panel_rows() suffice. Launches some kernels for each panel, one after the other.
 void reduce_to_band(Stream stream, const std::int64_t* layers, const std::vector<std::int64_t>& sizes,
                     bool is_double, unsigned cluster);
-void chase_bulges(Stream stream, const std::int64_t* layers, int count, bool is_double);
+// `cluster` blocks of `warps` (at most chase_warps()) to each matrix: when it is done follows, not what is
+// found.
+void chase_bulges(Stream stream, const std::int64_t* layers, int count, bool is_double, unsigned cluster,
+                  unsigned warps);
+unsigned chase_warps(bool is_double);
 std::int64_t panel_rows(bool is_double);
 std::size_t band_workspace_bytes(std::int64_t m, bool is_double);
 

@@ -4,7 +4,7 @@
 // further down, whose first column the next reflector of the sweep clears, and so on to the end (Lang, "A
 // parallel algorithm for reducing symmetric banded matrices to tridiagonal form", SIAM J. Sci. Comput. 14,
 // 1993). A warp to each sweep, all at work in step: two hops behind each other they do not touch the same
-// entries.
+// entries. The warps are those of one block or of a cluster's; the arithmetic is the same.
 #include "band.cuh"
 #include "packed.cuh"
 #include "sturm.cuh"
@@ -15,7 +15,7 @@ namespace {
 
 // Traits.
 
-// As many as there are registers for.
+// At most: as many as there are registers for.
 template <class T>
 constexpr int kChaseWarps = sizeof(T) == 8 ? 8 : 16;
 
@@ -135,26 +135,32 @@ class Sweep {
 
 template <class T>
 __global__ void __launch_bounds__(kChaseWarps<T> * 32, 1)
-    chase_bulges(const std::int64_t* __restrict__ layers) {
-    constexpr int kWarps = kChaseWarps<T>;
-    const std::int64_t* layer = layers + std::int64_t{blockIdx.x} * kEigFields;
+    chase_bulges(const std::int64_t* __restrict__ layers, unsigned cluster) {
+    const std::int64_t* layer = layers + std::int64_t{blockIdx.x / cluster} * kEigFields;
     const BandMemory<T> memory(layer);
     const std::int64_t size = layer[kEigSize];
     Sweep<T> sweep(memory.band, reinterpret_cast<ChaseShared<T>*>(shared_memory())[warp_index()], size);
-    // Sweep s starts at step s lag, when its warp is done with sweep s - kWarps.
+    // Sweep s starts at step s lag, when its warp is done with sweep s - warps.
+    const std::int64_t in_block = blockDim.x / 32;
+    const std::int64_t warps = in_block * cluster;
     const std::int64_t sweeps = max(size - 2, std::int64_t{0});
-    const std::int64_t lag = max(blocks_of(blocks_of(sweeps, kBand), kWarps), std::int64_t{2});
-    std::int64_t next = warp_index();
+    const std::int64_t lag = max(blocks_of(blocks_of(sweeps, kBand), warps), std::int64_t{2});
+    std::int64_t next = (cluster > 1 ? cluster_rank() * in_block : 0) + warp_index();
     for (std::int64_t step = 0; step < (sweeps - 1) * lag + 1; ++step) {
         if (step == next * lag) {
             sweep.begin(next);
-            next += kWarps;
+            next += warps;
         }
         sweep.hop();
-        __syncthreads();
+        if (cluster > 1) {
+            cluster_barrier();
+        } else {
+            __syncthreads();
+        }
     }
+    if (cluster > 1 && cluster_rank() > 0) return;
     double* const tridiagonal = reinterpret_cast<double*>(layer[kEigTridiagonal]);
-    for (std::int64_t i = threadIdx.x; i < size; i += kWarps * 32) {
+    for (std::int64_t i = threadIdx.x; i < size; i += blockDim.x) {
         tridiagonal[i] = static_cast<double>(memory.band_column(i)[0]);
         tridiagonal[size + i] = i > 0 ? static_cast<double>(memory.band_column(i - 1)[1]) : 0.0;
     }
@@ -167,15 +173,17 @@ __global__ void __launch_bounds__(kChaseWarps<T> * 32, 1)
 
 // Launch and entry.
 
-void chase_bulges(Stream stream, const std::int64_t* layers, int count, bool is_double) {
+unsigned chase_warps(bool is_double) { return is_double ? kChaseWarps<double> : kChaseWarps<float>; }
+
+void chase_bulges(Stream stream, const std::int64_t* layers, int count, bool is_double, unsigned cluster,
+                  unsigned warps) {
+    const std::int64_t blocks = std::int64_t{count} * cluster;
     if (is_double) {
-        constexpr int kWarps = kChaseWarps<double>;
         launch("eigvalsh_chase", chase_bulges<double>, stream,
-               Shape{count, kWarps * 32, kWarps * sizeof(ChaseShared<double>)}, layers);
+               Shape{blocks, warps * 32, warps * sizeof(ChaseShared<double>), cluster}, layers, cluster);
     } else {
-        constexpr int kWarps = kChaseWarps<float>;
         launch("eigvalsh_chase", chase_bulges<float>, stream,
-               Shape{count, kWarps * 32, kWarps * sizeof(ChaseShared<float>)}, layers);
+               Shape{blocks, warps * 32, warps * sizeof(ChaseShared<float>), cluster}, layers, cluster);
     }
 }
 

@@ -169,8 +169,9 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         Free());
     module.def(
         "chase_bulges",
-        [](int device, Address stream, Address layers, int count, bool is_double) {
-            cuda::chase_bulges({device, stream}, table_at(layers), count, is_double);
+        [](int device, Address stream, Address layers, int count, bool is_double, unsigned cluster,
+           unsigned warps) {
+            cuda::chase_bulges({device, stream}, table_at(layers), count, is_double, cluster, warps);
         },
         Free());
     module.def(
@@ -182,6 +183,7 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         Free());
     module.def("tridiagonalise_shared_bytes", cuda::tridiagonalise_shared_bytes);
     module.def("panel_rows", cuda::panel_rows);
+    module.def("chase_warps", cuda::chase_warps);
     module.def("band_workspace_bytes", cuda::band_workspace_bytes);
     module.def(
         "pivoted_cholesky",

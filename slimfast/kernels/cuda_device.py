@@ -29,6 +29,13 @@ class Device:
     def on(self) -> tuple[int, int]:
         return self.index, self.stream
 
+    @property
+    def processors(self) -> int:
+        """Multiprocessors of the GPU; of an H100 where it is emulated."""
+        if self.kind.type == "cpu":
+            return 132
+        return torch.cuda.get_device_properties(self.kind).multi_processor_count
+
     def table(self, numbers: Numbers) -> Tensor:
         """The numbers on the device: one copy, not waited for."""
         host = host_table(len(numbers), self.kind)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels.cuda_device import Device, side_streams
-from slimfast.kernels.cuda_tables import Numbers, Reduction, Tables, reduction_of
+from slimfast.kernels.cuda_tables import Numbers, Reduction, Tables, chase_of, reduction_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,5 +132,7 @@ def _launch(device: Device, on: tuple[int, int], at: int, one: _Bin) -> None:
         module.tridiagonalise(*on, layers_at, count, is_double, one.sizes[0], reduction.cluster)
     else:
         module.reduce_to_band(*on, layers_at, one.sizes, is_double, reduction.cluster)
-        module.chase_bulges(*on, layers_at, count, is_double)
+        _, has_clusters = module.device_limits(device.index)
+        chase = chase_of(module, one.sizes, is_double, (has_clusters, device.processors))
+        module.chase_bulges(*on, layers_at, count, is_double, *chase)
     module.sturm_eigenvalues(*on, at, count, one.blocks, is_double, one.sizes[0])

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -149,3 +150,40 @@ def reduction_of(module: ModuleType, size: int, is_double: bool, limits: tuple[i
     while has_clusters and cluster < module.MAX_CLUSTER and cluster * module.panel_rows(is_double) < size:
         cluster *= 2
     return Reduction(is_double, 2, cluster)
+
+
+class Chase(NamedTuple):
+    """``cluster`` blocks of ``warps`` to each matrix in the second stage."""
+
+    cluster: int
+    warps: int
+
+
+# Predicted cycles of a step of the chase: what a warp's hop takes alone, in issue slots of one of the four
+# schedulers, and for the barrier of a block and of a cluster.
+_HOP_CYCLES, _HOP_ISSUE_CYCLES = 1400, 200
+_BARRIER_CYCLES, _CLUSTER_BARRIER_CYCLES = 50, 400
+_BAND = 32
+
+
+def chase_of(module: ModuleType, sizes: Sequence[int], is_double: bool, device: tuple[bool, int]) -> Chase:
+    """The blocks that are done soonest with matrices of these sizes, the largest first, on a device of these
+    (has clusters, multiprocessors).
+
+    A sweep makes m / 32 hops, and the next starts two hops behind it: more than m / 64 warps have nothing to
+    do. Few matrices get several blocks each, many keep the device busy with one each. What is found is the
+    same bit for bit, so that the choice may follow the number of matrices.
+    """
+    has_clusters, processors = device
+    most, slower = module.chase_warps(is_double), 2 if is_double else 1
+    hops = max(1, -(-(sizes[0] - 2) // _BAND))
+    useful = -(-hops // 2)
+    costs = {}
+    for cluster in (1, 2, 4, 8) if has_clusters else (1,):
+        warps = min(most, -(-useful // cluster))
+        turns = -(-len(sizes) // max(1, processors // cluster))
+        barrier = _CLUSTER_BARRIER_CYCLES if cluster > 1 else _BARRIER_CYCLES
+        step = slower * max(_HOP_CYCLES, _HOP_ISSUE_CYCLES * warps) + barrier
+        costs[Chase(cluster, warps)] = turns * max(2, -(-hops // (cluster * warps))) * step
+    # Of equals the fewest blocks.
+    return min(costs, key=lambda chase: costs[chase])

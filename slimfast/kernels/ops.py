@@ -214,7 +214,7 @@ def grouped_pivoted_cholesky(
     if not mats:
         return []
     check_one_device("pivoted_cholesky", mats)
-    finite = torch.stack([m.sum(dtype=torch.float64).isfinite() for m in mats]).tolist()
+    finite = torch.stack([m.sum(dtype=torch.float64) for m in mats]).isfinite().tolist()
     for mat, name, ok in zip(mats, named, finite, strict=True):
         if not ok:
             raise ValueError(non_finite("pivoted_cholesky", name, mat))
