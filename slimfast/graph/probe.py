@@ -104,8 +104,10 @@ class Probe:
         for name, dims in self._cuts.items():
             shape = thin_shape(tuple(wide[name].shape), dims)
             cut_tensor = torch.empty(shape, dtype=wide[name].dtype, device="meta")
-            is_parameter = isinstance(wide[name], nn.Parameter)
-            tensors[id(wide[name])] = nn.Parameter(cut_tensor, False) if is_parameter else cut_tensor
+            if isinstance(wide[name], nn.Parameter):
+                # some operations go by another name where no gradient is wanted
+                cut_tensor = nn.Parameter(cut_tensor, wide[name].requires_grad)
+            tensors[id(wide[name])] = cut_tensor
         return copy_hollow(self._model, tensors)
 
 

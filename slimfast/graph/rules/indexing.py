@@ -151,6 +151,18 @@ def embedding(flow: Flow, call: Call) -> list[Ways]:
     return [[*flow.ways(call.arguments["indices"]), columns]]
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(flow: Flow, call: Call) -> list[Ways]:
+    """Rows are looked up and joined: (bags, columns), then tables of positions."""
+    weight = call.arguments["weight"]
+    rows, columns = flow.ways(weight)
+    flow.produce(weight, columns)
+    flow.freeze(rows, f"{call.op} looks it up by value")
+    tables: list[Ways] = [[FIXED] * len(out.shape) for out in call.outputs[1:3]]
+    # where each maximum was found has a column for each, if there are any
+    return [[FIXED, columns], *tables, [FIXED, columns][: len(call.outputs[3].shape)]]
+
+
 @rule(
     "sort",
     "topk",

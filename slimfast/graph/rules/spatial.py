@@ -9,7 +9,7 @@ from slimfast.graph.rules.registry import Ways, rule
 
 _POOLS = ("max_pool{n}d_with_indices", "max_pool{n}d", "avg_pool{n}d", "adaptive_avg_pool{n}d",
           "_adaptive_avg_pool{n}d", "adaptive_max_pool{n}d", "fractional_max_pool{n}d", "reflection_pad{n}d",
-          "replication_pad{n}d", "grid_sampler_{n}d")  # fmt: skip
+          "replication_pad{n}d")  # fmt: skip
 _RESAMPLERS = ("upsample_nearest{n}d", "_upsample_nearest_exact{n}d", "upsample_linear{n}d",
                "upsample_bilinear{n}d", "_upsample_bilinear{n}d_aa", "upsample_bicubic{n}d",
                "_upsample_bicubic{n}d_aa", "upsample_trilinear{n}d")  # fmt: skip
@@ -27,6 +27,27 @@ def _register(n: int) -> None:
 
 for _dims in (1, 2, 3):
     _register(_dims)
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(flow: Flow, call: Call) -> list[Ways]:
+    """(N, C, ...) read at the places of a grid (N, ..., coordinates), which stays as it is."""
+    ways = flow.ways(call.arguments["input"])
+    for way in (*ways[2:], *flow.ways(call.arguments["grid"])):
+        flow.freeze(way, f"{call.op} samples along it")
+    return [[*ways[:2], *[FIXED] * (len(ways) - 2)]]
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(flow: Flow, call: Call) -> list[Ways]:
+    """Values back to the places in their own channel that ``indices`` tell."""
+    n = 3 if call.op.endswith("3d") else 2
+    ways, places = flow.ways(call.arguments["self"]), flow.ways(call.arguments["indices"])
+    for way, place in zip(ways[:-n], places[:-n], strict=True):
+        flow.unify(way, place)
+    for way in (*ways[-n:], *places[-n:]):
+        flow.freeze(way)
+    return [[*ways[:-n], *[FIXED] * n]]
 
 
 @rule("im2col")
