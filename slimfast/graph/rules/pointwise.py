@@ -43,7 +43,8 @@ COPYING = (
 UNTAGGED = (
     *("copy", "where"),
     *("hardswish", "hardsigmoid", "hardtanh", "elu", "leaky_relu", "softplus", "softshrink", "hardshrink"),
-    *("polar", "complex", "threshold", "log_sigmoid_forward", "_prelu_kernel", "rrelu_with_noise", "mish", "silu", "gelu"),
+    *("threshold", "log_sigmoid_forward", "_prelu_kernel", "rrelu_with_noise", "mish", "silu", "gelu"),
+    *("polar", "complex"),
 )
 
 
