@@ -174,7 +174,7 @@ def _squares(rows: Tensor) -> Tensor:
 
 
 def _of_rows(rows: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
-    """What ``measure`` says of a copy of each row in float64, (n,); a block of rows in the cache at a time."""
+    """What ``measure`` says of a copy of each row, (n,) float64; a block of rows in the cache at a time."""
     step = max(1, _ROWS // max(1, rows.shape[1]))
     parts = [measure(rows[i : i + step].to(torch.float64, copy=True)) for i in range(0, len(rows), step)]
     return torch.cat(parts)

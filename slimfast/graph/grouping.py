@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from slimfast.graph.flow import Flow, Span, Way
 from slimfast.graph.groups import Axis, ChannelGroup, Constant, Frozen, IntArray, Member, Operation, matches
-from slimfast.graph.labels import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask, some
+from slimfast.graph.labels import ADDED, BLOCK, HEAD, HEAD_DIM, SCALED, Labels, Mask, some, tidy
 from slimfast.graph.rules.products import DEFAULT_SCALE
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
@@ -40,12 +40,13 @@ class Grouping:
         self._partition = flow.partition
         self._tables: dict[tuple[str, int], Labels] = {}
         self._resolved: dict[int, Labels] = {}
+        self._size = self._partition.size
+        roots = self._partition.whole()
         for name, value in flow.tensors.items():
             for dim, way in enumerate(value.ways):
                 if not isinstance(way, int):
-                    table = self._tables[name, dim] = self._partition.resolve(way)
+                    table = self._tables[name, dim] = self._table(way, roots)
                     self._resolved[id(way)] = table
-        self._size = self._partition.size
         self._group_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._unit_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._why: IntArray = np.zeros(self._size, dtype=np.int64)
@@ -55,7 +56,15 @@ class Grouping:
         self._drafts = self._find(include, exclude)
         # A label by itself as the axes have it: its class where that is in a group, 0 where it is in none, -1
         # where it was split. What is frozen is in none.
-        self._named = self._partition.whole(np.where(self._group_of >= 0, np.arange(self._size), 0))
+        self._named = np.where((roots < 0) | (self._group_of.take(roots) >= 0), roots, 0)
+
+    def _table(self, way: Labels, roots: Labels) -> Labels:
+        """The classes along an axis; ``roots`` (size,) as :meth:`Partition.whole` has them."""
+        if way.shape[1] == 1:
+            table = roots.take(way)
+            if not some(table < 0):
+                return tidy(table)
+        return self._partition.resolve(way)
 
     # Units and groups
 

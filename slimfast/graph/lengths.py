@@ -26,6 +26,11 @@ _SIZED = frozenset({"view", "reshape", "expand", "new_zeros", "new_ones", "new_e
 _MADE = frozenset({"zeros", "ones", "empty", "full"})
 
 
+# Functions that compute the sizes of their result.
+_FLATTENS = frozenset({torch.flatten, Tensor.flatten})
+# The names of functions that tell lengths, take them or compute them, and of the one that is seen through.
+_SEEN = _SIZED | _MADE | {"__get__", "size", "flatten", "unflatten", "multi_head_attention_forward"}
+
 # Functions that make tensors on the default device.
 _MAKERS = frozenset(
     getattr(torch, name)
@@ -125,21 +130,23 @@ class ShapeReads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if self._device is not None and func in _MAKERS and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self._device}
+        if name not in _SEEN:
+            return self._told_by(func, func(*args, **kwargs))
         if name == "__get__" and func.__self__ is Tensor.shape:
             return torch.Size(self._lengths(args[0]))
-        if name == "size" and isinstance(args[0], Tensor):
-            return self._size(args[0], *args[1:], **kwargs)
+        if func is Tensor.size:
+            return self._size(*args, **kwargs)
         if func is multi_head_attention_forward:
             with self:
                 return _ATTENTION(*args, **kwargs)
-        if name == "flatten":
+        if func in _FLATTENS:
             return self._flattened(func, args, kwargs)
-        if name not in _SIZED and name not in _MADE and name != "unflatten":
-            result = func(*args, **kwargs)
-            if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
-                self.told = True
-            return result
-        given = _unflattened(*args, **kwargs) if name == "unflatten" else _sizes(name, args, kwargs)
+        if name in _SIZED or name in _MADE:
+            given = _sizes(name, args, kwargs)
+        elif name == "unflatten":
+            given = _unflattened(*args, **kwargs)
+        else:
+            return self._told_by(func, func(*args, **kwargs))
         if not any(given):
             return func(*args, **kwargs)
         self._given(given)
@@ -147,6 +154,12 @@ class ShapeReads(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self._given(())
+
+    def _told_by(self, func: Any, result: Any) -> Any:
+        """The result of a function, when it is noted whether it may be a length."""
+        if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
+            self.told = True
+        return result
 
     def _flattened(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._computes(True)

@@ -75,7 +75,10 @@ def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor
     if place == "real":
         return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
     if mode is None:
-        empty = torch.empty_like(tensor.detach(), device="meta")
+        if tensor.is_contiguous():
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        else:
+            empty = torch.empty_like(tensor.detach(), device="meta")
         return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
     fake: Tensor = FakeTensor(mode, empty, torch.device("cpu"))
@@ -147,7 +150,8 @@ def record_hollow(
     training: Collection[str] = (),
 ) -> Recording:
     """:func:`record_at` on a module that is nobody else's and has its tensors there already."""
-    hollow.eval()
+    if any(module.training for _, module in modules_of(hollow)):
+        hollow.eval()
     for path in training:
         hollow.get_submodule(path).training = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -47,6 +47,10 @@ _SIZED = frozenset(
 COPIES = frozenset({"aten.clone", "aten.contiguous", "aten.alias"})
 
 _NO_DEFAULT = object()
+
+# Arguments of these types hold no tensors.
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout,
+                    torch.memory_format})  # fmt: skip
 
 
 class Enough(BaseException):
@@ -220,7 +224,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self._decomposed(operator, func, args, kwargs) if output is None else output
         # before the call: an operation in place may change the shape of what it is given
         given = _bind(operator, args, kwargs)
-        arguments = {name: self._replace(value) for name, value in given.items()}
+        arguments = self._refs_for(given)
         output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
         if output is None:
             output = func(*args, **kwargs)
@@ -235,12 +239,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = {**_bind(operator, args, kwargs), **more}
         output = SHORTCUTS[name](given)
         if output is not None:
-            arguments = {key: self._replace(value) for key, value in given.items()}
-            self._note(operator, name.replace("::", "."), arguments, output)
+            self._note(operator, name.replace("::", "."), self._refs_for(given), output)
         return output
 
     def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
-        outputs = tuple(self.ref(t) for t in tensors_in(output))
+        outputs = (
+            (self.ref(output),)
+            if isinstance(output, Tensor)
+            else tuple(self.ref(t) for t in tensors_in(output))
+        )
         sized = operator.sized and len(self._given) == len(outputs[0].shape)
         self.calls.append(
             Call(
@@ -258,6 +265,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._left -= 1
             if self._left == 0:
                 raise Enough
+
+    def _refs_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments with every tensor replaced by its Ref."""
+        return {
+            name: value if type(value) in _PLAIN else self._replace(value) for name, value in given.items()
+        }
 
     def _replace(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):

@@ -6,12 +6,16 @@ label". Every operation takes whole arrays: there is no Python loop over indices
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from slimfast.graph import labels as matrices
 from slimfast.graph.labels import ADDED, Labels, Mask, same, some
 
 _NONE = np.iinfo(np.int64).max
+
+Array = TypeVar("Array", Labels, Mask)
 
 
 class Partition:
@@ -23,12 +27,15 @@ class Partition:
     def __init__(self) -> None:
         self._size = 1
         self._has_splits = False
-        self._parent = np.zeros(1024, dtype=np.int64)
+        # of every label that there is room for
+        self._parent = np.arange(1024, dtype=np.int64)
         self._outer = np.zeros(1024, dtype=np.int64)
         self._inner = np.zeros(1024, dtype=np.int64)
         self._marks = np.zeros(1024, dtype=np.int64)
         self._frozen = np.full(1024, _NONE, dtype=np.int64)
         self._inexact = np.full(1024, _NONE, dtype=np.int64)
+        # which classes have marks or are frozen or inexact
+        self._told = np.zeros(1024, dtype=bool)
         # zero but while a method uses it, which then clears what it wrote
         self._scratch = np.zeros(1024, dtype=np.int64)
 
@@ -41,15 +48,13 @@ class Partition:
         """n new labels, each its own class: (n,)."""
         start, end = self._size, self._size + n
         if end > len(self._parent):
-            grow = max(end, 2 * len(self._parent)) - len(self._parent)
-            self._parent = np.concatenate([self._parent, np.zeros(grow, dtype=np.int64)])
-            self._outer = np.concatenate([self._outer, np.zeros(grow, dtype=np.int64)])
-            self._inner = np.concatenate([self._inner, np.zeros(grow, dtype=np.int64)])
-            self._marks = np.concatenate([self._marks, np.zeros(grow, dtype=np.int64)])
-            self._frozen = np.concatenate([self._frozen, np.full(grow, _NONE, dtype=np.int64)])
-            self._inexact = np.concatenate([self._inexact, np.full(grow, _NONE, dtype=np.int64)])
-            self._scratch = np.zeros(len(self._parent), dtype=np.int64)
-        self._parent[start:end] = np.arange(start, end)
+            room = max(end, 2 * len(self._parent))
+            self._parent = np.concatenate([self._parent, np.arange(len(self._parent), room, dtype=np.int64)])
+            self._outer, self._inner, self._marks, self._scratch = (
+                _extended(a, room, 0) for a in (self._outer, self._inner, self._marks, self._scratch)
+            )
+            self._frozen, self._inexact = (_extended(a, room, _NONE) for a in (self._frozen, self._inexact))
+            self._told = _extended(self._told, room, 0)
         self._size = end
         return np.arange(start, end, dtype=np.int64)
 
@@ -69,7 +74,10 @@ class Partition:
 
         The order of a row's labels (outer before inner) is kept and zeros stand last.
         """
-        root = self.find(labels)
+        return self._resolved(self.find(labels))
+
+    def _resolved(self, root: Labels) -> Labels:
+        """:meth:`resolve` of representatives."""
         while self._has_splits:
             outer = self._outer.take(root)
             if not some(outer):
@@ -85,10 +93,10 @@ class Partition:
             root = self.find(matrices.join_columns(columns, len(root)))
         return matrices.tidy(root)
 
-    def whole(self, values: Labels) -> Labels:
-        """For every label the value of its class (values (size,)), -1 where the class is split."""
+    def whole(self) -> Labels:
+        """The representative of every label's class (size,), -1 where the class is split."""
         roots = self.find(np.arange(self._size))
-        return np.where(self._outer.take(roots) > 0, -1, values.take(roots))
+        return np.where(self._outer.take(roots) > 0, -1, roots)
 
     def frozen(self, roots: Labels) -> Mask:
         """Which of these representatives can never be removed."""
@@ -114,15 +122,19 @@ class Partition:
         """Nothing in this label matrix may be removed."""
         roots = self._classes(labels)
         self._frozen[roots] = np.minimum(self._frozen[roots], reason)
+        self._told[roots] = True
 
     def make_inexact(self, labels: Labels, reason: int) -> None:
         """Removing any of these changes what the rest computes."""
         roots = self._classes(labels)
         self._inexact[roots] = np.minimum(self._inexact[roots], reason)
+        self._told[roots] = True
 
     def mark(self, labels: Labels, mark: int) -> None:
         """Add a mark to the class of every label in this label matrix."""
-        self._marks[self._classes(labels)] |= mark
+        roots = self._classes(labels)
+        self._marks[roots] |= mark
+        self._told[roots] = True
 
     def _classes(self, labels: Labels) -> Labels:
         """The representatives in a label matrix, each at least once."""
@@ -140,21 +152,35 @@ class Partition:
 
     def union(self, a: Labels, b: Labels) -> None:
         """Join the classes of a[i] and b[i] (representatives that are not split), for every i."""
+        self._join(self.find(a), self.find(b))
+
+    def _join(self, a: Labels, b: Labels) -> None:
+        """:meth:`union` of representatives."""
         while True:
-            a, b = self.find(a), self.find(b)
             differ = a != b
             if not some(differ):
                 return
-            a, b = a[differ], b[differ]
+            if not _everywhere(differ):
+                a, b = a[differ], b[differ]
             low, high = np.minimum(a, b), np.maximum(a, b)
-            # a representative that appears several times takes the smallest partner now, the others next
-            # round
-            np.minimum.at(self._parent, high, low)
+            self._parent[high] = low
+            alone = same(self._parent.take(high), low)
+            if not alone:
+                # a representative that appears several times takes the smallest partner now, the others next
+                # round
+                np.minimum.at(self._parent, high, low)
             self._inherit(high, high, ~0)
+            if alone:
+                return
+            a, b = self.find(a), self.find(b)
 
     def _inherit(self, heirs: Labels, ancestors: Labels, kept_marks: int) -> None:
         """The classes that heirs[i] are in take over what was known of ancestors[i]."""
+        told = self._told.take(ancestors)
+        if not some(told):
+            return
         roots = self.find(heirs)
+        self._told[roots[told]] = True
         marks, frozen, inexact = (a.take(ancestors) for a in (self._marks, self._frozen, self._inexact))
         if some(marks):
             np.bitwise_or.at(self._marks, roots, marks & kept_marks)
@@ -186,12 +212,13 @@ class Partition:
         pair; sets of one size are matched in the order that joins fewest classes; whatever does not fit
         becomes a single class.
         """
-        if a.shape == b.shape and same(self.find(a), self.find(b)):
-            return
         while True:
-            left, right = self.resolve(a), self.resolve(b)
+            left, right = self.find(a), self.find(b)
+            if left.shape == right.shape and same(left, right):
+                return
+            left, right = self._resolved(left), self._resolved(right)
             if left.shape[1] == right.shape[1] == 1 and _everywhere(left) and _everywhere(right):
-                self.union(left[:, 0], right[:, 0])
+                self._join(left[:, 0], right[:, 0])
                 return
             if self._expand_new(left, right) or self._expand_new(right, left):
                 return
@@ -308,6 +335,10 @@ class Partition:
         real = labels > 0
         self.expand(labels[real], outer[rows[at]][real], inner[columns[at]][real])
         return outer, inner
+
+
+def _extended(array: Array, room: int, fill: int) -> Array:
+    return np.concatenate([array, np.full(room - len(array), fill, dtype=array.dtype)])
 
 
 def _everywhere(array: Labels | Mask) -> bool:
