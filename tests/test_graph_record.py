@@ -176,3 +176,13 @@ def test_a_convolution_is_recorded_alike_with_and_without_a_shortcut(layer, grou
     assert short[0].arguments.keys() == full[0].arguments.keys()
     for name in ("groups", "transposed"):
         assert short[0].arguments[name] == full[0].arguments[name]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("inside", [False, True])
+def test_torchscript_is_refused_by_the_name_of_its_module(inside):
+    layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    traced = torch.jit.trace(layers, torch.zeros(2, 4))
+    model, name = (nn.Sequential(nn.Linear(4, 4), traced), "1") if inside else (traced, "the model itself")
+    with pytest.raises(UnsupportedGraph, match=f"^{name} is TorchScript, which cannot be cut"):
+        trace_channels(model, torch.zeros(2, 4))

@@ -63,12 +63,31 @@ def test_a_training_forward_that_fails_is_told_with_the_parameters_it_hides() ->
     assert reason.endswith("too small for that")
 
 
-def test_parameters_that_no_mode_uses_change_nothing() -> None:
+def test_parameters_that_no_mode_uses_change_nothing_and_are_told() -> None:
     model = WithAuxiliary()
     model.spare = nn.Linear(8, 8)
     graph = trace_channels(model, torch.rand(2, 3))
     assert summary(graph) == {"a": ("channel", 8), "b": ("channel", 6)}
-    assert ("spare.weight", 1) not in reasons(graph)
+    assert reasons(graph)["spare.weight", 1] == {"the forward does not use it with this example"}
+
+
+class Branching(nn.Module):
+    """Which of two layers runs depends on the input's values; another reads what either makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.often, self.seldom, self.head = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head((self.seldom(x) if x.sum() > 1e6 else self.often(x)).relu())
+
+
+def test_the_branch_that_the_example_does_not_take_is_told() -> None:
+    graph = trace_channels(Branching(), torch.rand(2, 4))
+    assert summary(graph) == {"often": ("channel", 8)}
+    for dim in (0, 1):
+        assert reasons(graph)["seldom.weight", dim] == {"the forward does not use it with this example"}
+    assert not any(tensor == "often.weight" and dim == 0 for tensor, dim in reasons(graph))
 
 
 def test_googlenet_trains_after_pruning() -> None:

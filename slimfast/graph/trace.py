@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
+from slimfast.errors import UnsupportedGraph
 from slimfast.graph import trial
 from slimfast.graph.collector import collector_paused
-from slimfast.graph.copies import named_tensors, tensor_names
+from slimfast.graph.copies import modules_of, named_tensors, tensor_names
 from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
 from slimfast.graph.grouping import Grouping
 from slimfast.graph.groups import ChannelGraph
@@ -53,6 +55,10 @@ def trace_channels(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
+    for path, module in modules_of(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            where = path or "the model itself"
+            raise UnsupportedGraph(f"{where} is TorchScript, which cannot be cut; give what it was made from")
     inputs = InputSpec.of(example)
     args, kwargs = arguments(example)
     recording = record(model, args, kwargs)
@@ -117,22 +123,35 @@ def _follow_training(
     It is left whole itself, for no eval mode shows what its cut does. Where the training forward cannot be
     recorded the frozen parameters say so: what they read may be cut, and they are not.
     """
-    used = {ref.value for call in recording.calls for ref in refs_in(call.arguments)}
-    idle = [n for value, n in recording.names.items() if value not in used and flow.tensors[n].sources]
+    idle = _idle(flow, recording)
     paths = _deciding(dict(model.named_parameters()), idle)
     if not paths:
+        _tell_idle(flow, idle, "the forward does not use it with this example")
         return
     try:
         training = record_at(model, args, kwargs, recording.place, training=paths)
     except ForwardFailed as failure:
-        for name in idle:
-            for dim, way in enumerate(flow.tensors[name].ways):
-                flow.freeze(way, f"it is left out in eval mode, and in training mode the {failure}")
-                flow.roles[name, dim] = "consumer"
+        _tell_idle(flow, idle, f"it is left out in eval mode, and in training mode the {failure}")
         return
     steps, flow.steps, flow.training = flow.steps, [], True
     _follow_all(flow, training)
     flow.steps, flow.training = steps, False
+    never = set(_idle(flow, training))
+    _tell_idle(flow, [n for n in idle if n in never], "the forward does not use it with this example")
+
+
+def _idle(flow: Flow, recording: Recording) -> list[str]:
+    """The parameters that no operation of a recording uses."""
+    used = {ref.value for call in recording.calls for ref in refs_in(call.arguments)}
+    return [n for value, n in recording.names.items() if value not in used and flow.tensors[n].sources]
+
+
+def _tell_idle(flow: Flow, names: Collection[str], reason: str) -> None:
+    """Leave parameters alone and tell why."""
+    for name in names:
+        for dim, way in enumerate(flow.tensors[name].ways):
+            flow.freeze(way, reason)
+            flow.roles[name, dim] = "consumer"
 
 
 def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
