@@ -149,11 +149,10 @@ def summary_items(layers: Layers) -> Table:
 
 def _ranges(ends: Table, step: int) -> Table:
     """(i, start) for every start in range(0, ends[i], step)."""
-    pieces = []
-    for i, end in enumerate(ends):
-        starts = np.arange(0, end, step, dtype=np.int64)
-        pieces.append(np.stack([np.full_like(starts, i), starts], axis=1))
-    return np.concatenate(pieces)
+    counts = -(-ends // step)
+    number = np.repeat(np.arange(len(ends), dtype=np.int64), counts)
+    before = np.repeat(np.cumsum(counts) - counts, counts)
+    return np.stack([number, step * (np.arange(len(number), dtype=np.int64) - before)], axis=1)
 
 
 def choose_tiles(size: int, compute: torch.dtype, *, exact: bool) -> Tiles:
@@ -229,7 +228,11 @@ def _triangle(count: int) -> Table:
 def to_device(tables: Sequence[Table], device: torch.device) -> list[Tensor]:
     """The tables on the device, flat, by one copy that nobody waits for, each at a multiple of 16 bytes."""
     lengths = [table.size + table.size % 2 for table in tables]
-    host = host_table(sum(lengths), device).zero_()
-    for part, table in zip(torch.split(host, lengths), tables, strict=True):
-        part[: table.size] = torch.from_numpy(table).reshape(-1)
+    host = host_table(sum(lengths), device)
+    written = host.numpy()
+    starts = np.cumsum([0, *lengths])
+    for start, table in zip(starts[:-1].tolist(), tables, strict=True):
+        written[start : start + table.size] = table.reshape(-1)
+        # What makes the length even is read by nobody.
+        written[start + table.size : start + table.size + table.size % 2] = 0
     return list(torch.split(host.to(device, non_blocking=True), lengths))
