@@ -210,3 +210,32 @@ def test_complex_outputs_are_compared_as_their_two_parts():
     assert thin(torch.randn(1, 3)).dtype == torch.complex64
     wide = torch.tensor([1.0 + 1.0j, 2.0])
     assert difference(wide, wide + 2.0**-10 * 1j) == 2.0**-11
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_a_scale_that_python_makes_a_tensor_of_makes_the_width_inexact(asks):
+    """Recorded without data and, where the forward asks for a value, on fake tensors."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.c = 2, nn.Linear(12, 3)
+            self.q, self.k, self.v = (nn.Linear(5, 12) for _ in range(3))
+
+        def forward(self, x):
+            q, k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v))
+            if asks and torch.tensor(1).item() != 1:
+                return x
+            scale = torch.sqrt(torch.tensor(q.shape[-1], dtype=torch.float32))
+            weights = (q @ k.transpose(-1, -2) / scale).softmax(-1)
+            return self.c((weights @ v).transpose(1, 2).flatten(2))
+
+    model = Scaled().eval()
+    x = torch.randn(2, 4, 5)
+    graph = trace_channels(model, x)
+    told = {group.name: group.inexact or "" for group in graph}
+    assert "its width changes a factor: 6 to " in told["q[head_dim]"]
+    assert told["q[head]"] == ""
+    found, _ = _checked(model, x)
+    assert "q[head]" in found.compared
+    assert "q[head_dim]" in found.inexact

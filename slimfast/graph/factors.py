@@ -9,7 +9,7 @@ from slimfast.graph.prediction import Kept, aligned
 from slimfast.graph.recorder import Call
 
 # Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
-_FACTORS = ("other", "alpha", "beta", "exponent", "value", "scale")
+_FACTORS = ("other", "alpha", "beta", "exponent", "value", "fill_value", "scale")
 
 
 def changed_factors(

@@ -130,6 +130,9 @@ class ShapeReads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if self._device is not None and func in _MAKERS and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self._device}
+            if func is torch.tensor and args and isinstance(args[0], (int, float)):
+                # the same tensor, made by an operation that is recorded with its number
+                func, args = torch.full, ((), *args)
         if name not in _SEEN:
             return self._told_by(func, func(*args, **kwargs))
         if name == "__get__" and func.__self__ is Tensor.shape:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from slimfast.graph.copies import modules_of
 from slimfast.graph.inputs import tensors_in
@@ -126,6 +126,14 @@ def _operator(func: Any) -> _Operator:
     )
 
 
+def _number(tensor: Tensor) -> Any:
+    """The number that Python made a tensor of; None where the tensor has no data."""
+    if tensor.is_meta or type(tensor) is not Tensor:
+        return None
+    with _disable_current_modes():
+        return tensor.item()
+
+
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down each ATen operation. Tensors are kept alive so that an object's identity names one
     tensor.
@@ -225,6 +233,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # before the call: an operation in place may change the shape of what it is given
         given = _bind(operator, args, kwargs)
         arguments = self._refs_for(given)
+        if operator.name == "aten.lift_fresh" and given["self"].ndim == 0:
+            arguments["value"] = _number(given["self"])
         output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
         if output is None:
             output = func(*args, **kwargs)

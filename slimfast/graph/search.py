@@ -288,6 +288,13 @@ class Search:
                 if operation.name == name:
                     yield other, operation
 
+    def _runs_beside(self, i: int, j: int) -> bool:
+        return self.graph.operations[i].module == self.graph.operations[j].module
+
+    def _outputs(self, index: int) -> list[Axis]:
+        """The axes of what an operation makes."""
+        return [axis for axes in self.graph.operations[index].outputs for axis in axes]
+
     def _groups_in(self, axes: list[Axis]) -> list[str]:
         return [name for axis in axes for name, _ in axis.parts if name in self.keeps]
 
@@ -313,10 +320,13 @@ class Search:
             changed = changed_factors(self.graph, self.wide, self.kept, calls)
             for i, (before, after) in changed.items():
                 operation = self.graph.operations[i]
-                axes = [axis for axes in operation.outputs for axis in axes]
+                axes = self._outputs(i)
                 axes += [a for key, a in self.attributes.items() if key[0] in stack_of(operation.module)]
                 where = operation.module or "the model itself"
-                for name in self._groups_in(axes):
-                    if name in some:
-                        change = f"{before:g} to {after:g} in {operation.name} at {where}"
-                        self.inexact.setdefault(name, f"its width changes a factor: {change}")
+                # a tensor that Python made of the number is an operation without any of the axes
+                near = [j for j in self.inside[operation.module] if self._runs_beside(i, j)]
+                around = [axis for j in near for axis in self._outputs(j)]
+                found = [[n for n in self._groups_in(a) if n in some] for a in (axes, around)]
+                for name in found[0] or found[1]:
+                    change = f"{before:g} to {after:g} in {operation.name} at {where}"
+                    self.inexact.setdefault(name, f"its width changes a factor: {change}")
