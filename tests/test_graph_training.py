@@ -66,9 +66,12 @@ def test_a_training_forward_that_fails_is_told_with_the_parameters_it_hides() ->
 def test_parameters_that_no_mode_uses_change_nothing_and_are_told() -> None:
     model = WithAuxiliary()
     model.spare = nn.Linear(8, 8)
+    model.token = nn.Parameter(torch.zeros(1, 1, 8))
     graph = trace_channels(model, torch.rand(2, 3))
     assert summary(graph) == {"a": ("channel", 8), "b": ("channel", 6)}
-    assert reasons(graph)["spare.weight", 1] == {"the forward does not use it with this example"}
+    for idle in (("spare.weight", 1), ("token", 2)):
+        assert reasons(graph)[idle] == {"the forward does not use it with this example"}
+    assert {f.module for f in graph.frozen if f.tensor == "spare.weight"} == {"spare"}
 
 
 class Branching(nn.Module):

@@ -149,9 +149,11 @@ def _idle(flow: Flow, recording: Recording) -> list[str]:
 def _tell_idle(flow: Flow, names: Collection[str], reason: str) -> None:
     """Leave parameters alone and tell why."""
     for name in names:
+        number = flow.reason(reason, name.rpartition(".")[0])
         for dim, way in enumerate(flow.tensors[name].ways):
-            flow.freeze(way, reason)
-            flow.roles[name, dim] = "consumer"
+            if not isinstance(way, int):
+                flow.partition.freeze(way, number)
+                flow.roles[name, dim] = "consumer"
 
 
 def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
