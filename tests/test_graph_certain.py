@@ -137,6 +137,13 @@ def test_layers_whose_forward_was_replaced_take_the_trial():
     assert _all(model)[1] is None
 
 
+def test_what_a_hook_does_takes_the_trial():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    assert _all(model)[1] is not None
+    model[1].register_forward_hook(lambda module, args, output: output / 8)
+    assert _all(model)[1] is None
+
+
 def test_one_attribute_for_two_widths_takes_the_trial():
     first, second = nn.Conv2d(8, 8, 1, groups=8), nn.Conv2d(8, 8, 1, groups=8)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), first, nn.Conv2d(8, 8, 1), second, nn.Conv2d(8, 5, 1))

@@ -60,10 +60,12 @@ def certain_attributes(
 
 
 def _is_own_layer(module: nn.Module) -> bool:
-    """Whether a module runs the forward that PyTorch wrote for its class."""
+    """Whether a module runs the forward that PyTorch wrote for its class, and nothing else runs in it: the
+    hooks of children do."""
     kind = type(module)
     homes = (kind.__module__, getattr(kind.forward, "__module__", ""))
-    return "forward" not in vars(module) and all(home.startswith("torch.nn.modules.") for home in homes)
+    alone = not module._modules and "forward" not in vars(module)
+    return alone and all(home.startswith("torch.nn.modules.") for home in homes)
 
 
 def _accounted(call: Call, module: nn.Module) -> bool:
