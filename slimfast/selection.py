@@ -16,6 +16,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.copies import named_tensors
 from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray, Member
+from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan
 from slimfast.readers import readers
@@ -28,7 +29,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 _BLOCK = 1 << 22
 # Elements of a matrix converted at once: 2 MiB in float64, enough for PyTorch to share them out over threads.
 _ROWS = 1 << 18
-# Bytes of covariances factored in one grouped call.
+# Bytes of covariances factored in one grouped call on a CPU.
 _BATCH_BYTES = 256 << 20
 # Squared distances below this share of the squared norms are rounding: the filters are the same.
 _SAME = 1e-12
@@ -215,8 +216,7 @@ def _pivoted_cholesky(
 ) -> dict[str, IntArray]:
     """Group name -> kept units; see :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`."""
     keeps: dict[str, IntArray] = {}
-    for batch in _batches(chosen):
-        mats = [covariance(group) for group, _ in batch]
+    for batch, mats in _batches(chosen, covariance):
         for device in sorted({mat.device for mat in mats}, key=str):
             here = [i for i, mat in enumerate(mats) if mat.device == device]
             picks = grouped_pivoted_cholesky(
@@ -273,17 +273,26 @@ def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str
 
 
 def _batches(
-    chosen: Sequence[tuple[ChannelGroup, int]],
-) -> Iterator[list[tuple[ChannelGroup, int]]]:
-    """The groups in order, cut where their covariances would take more than ``_BATCH_BYTES``."""
+    chosen: Sequence[tuple[ChannelGroup, int]], covariance: Callable[[ChannelGroup], Tensor]
+) -> Iterator[tuple[list[tuple[ChannelGroup, int]], list[Tensor]]]:
+    """The groups in order with their covariances, cut where those would take more than a call may on the
+    first one's device.
+    """
     batch: list[tuple[ChannelGroup, int]] = []
+    mats: list[Tensor] = []
+    left = 0
     for group, width in chosen:
-        if batch and 8 * (sum(g.n**2 for g, _ in batch) + group.n**2) > _BATCH_BYTES:
-            yield batch
-            batch = []
+        mat = covariance(group)
+        if batch and mat.nbytes > left:
+            yield batch, mats
+            batch, mats = [], []
+        if not batch:
+            left = call_bytes(mat.device, _BATCH_BYTES)
         batch.append((group, width))
+        mats.append(mat)
+        left -= mat.nbytes
     if batch:
-        yield batch
+        yield batch, mats
 
 
 def _batch_norm_scales(model: nn.Module, group: ChannelGroup) -> list[Member]:

@@ -8,6 +8,7 @@ import torch
 from pruning_cases import build, plan_of, random_plan
 from torch import nn
 
+from slimfast import selection
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.selection import METHODS, _geometric_median, largest, select
@@ -184,3 +185,33 @@ def test_a_plan_of_another_model_is_refused_by_name():
     plan = plan_of(trace_channels(model, x), {})
     with pytest.raises(SlimfastError, match=r"0\.weight of shape \(6, 3, 3, 3\), got shape \(5, 3, 3, 3\)"):
         select(other, plan)
+
+
+@pytest.mark.parametrize(("most", "calls"), [(1, 3), (8 * (6**2 + 4**2), 2), (1 << 20, 1)])
+def test_a_call_holds_the_covariances_that_fit_and_the_choice_is_the_same(monkeypatch, most, calls):
+    torch.manual_seed(7)
+    layers = [
+        nn.Linear(3, 6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+        nn.ReLU(),
+        nn.Linear(4, 7),
+        nn.ReLU(),
+        nn.Linear(7, 2),
+    ]
+    model = nn.Sequential(*layers).eval()
+    graph = trace_channels(model, torch.randn(1, 3))
+    plan = plan_of(graph, {}, widths={group.name: group.n // 2 for group in graph})
+    expected = select(model, plan, method="pivoted_cholesky")
+    counted: list[int] = []
+    factor = selection.grouped_pivoted_cholesky
+
+    def grouped(matrices, ranks, **options):
+        counted.append(len(matrices))
+        return factor(matrices, ranks, **options)
+
+    monkeypatch.setattr(selection, "grouped_pivoted_cholesky", grouped)
+    monkeypatch.setattr(selection, "call_bytes", lambda device, elsewhere: most)
+    assert select(model, plan, method="pivoted_cholesky") == expected
+    assert len(counted) == calls
+    assert sum(counted) == 3

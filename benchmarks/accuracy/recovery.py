@@ -182,13 +182,20 @@ def main(
     short: Annotated[bool, typer.Option("--short", help="ResNet-20, 2,000 images, 1 epoch, 1 seed.")] = False,
     network: Annotated[str | None, typer.Option(help="resnet20, resnet32, resnet44 or resnet56.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate; results of their own.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="How many epochs; results of their own.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for the state of the trainings.")] = None,
 ) -> None:
     """Train every contender by the same short recipe and compare."""
     settings = SHORT if short else SETTINGS
-    settings = replace(settings, network=network or settings.network, lr=lr or settings.lr)
-    name = f"recovery-{settings.network}{'' if lr is None else f'-lr{lr:g}'}{'-short' if short else ''}"
+    settings = replace(
+        settings,
+        network=network or settings.network,
+        lr=lr or settings.lr,
+        epochs=epochs or settings.epochs,
+    )
+    own = f"{'' if lr is None else f'-lr{lr:g}'}{'' if epochs is None else f'-epochs{epochs}'}"
+    name = f"recovery-{settings.network}{own}{'-short' if short else ''}"
     path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
     output_folder(path.parent)
     started = time.perf_counter()

@@ -80,7 +80,7 @@ class Masked:
         if name in _ZEROS or (name in _FILLED and not _filled_with(call)):
             self._zeros |= {ref.value for ref in call.outputs}
         for ref, spans in zip(call.outputs, step.outputs, strict=True):
-            self._left[ref.value] = self._makes(name, call, [self._flow.known(span.way) for span in spans])
+            self._left[ref.value] = self._makes(name, call, [span.way for span in spans])
 
     def _makes(self, name: str, call: Call, ways: list[Way]) -> Left:
         if name in _RULES:
@@ -95,6 +95,7 @@ class Masked:
             (way, self.left(ref, dim))
             for ref in chain.from_iterable(operands)
             for dim, way in enumerate(self._flow.ways(ref))
+            if not isinstance(way, int)
         ]
         return [isinstance(way, int) or self._handed_on(axes, way) for way in ways]
 
@@ -110,13 +111,11 @@ class Masked:
 
         return _outcome(name, tuple((key, kind(argument)) for key, argument in call.arguments.items()))
 
-    def _handed_on(self, axes: list[tuple[Way, bool]], way: Labels) -> bool:
+    def _handed_on(self, axes: list[tuple[Labels, bool]], way: Labels) -> bool:
         """Whether an axis has labels of an axis that is not 0 there, or of none of these."""
-        kinds = {left for _, left in axes}
-        if kinds == {False}:
-            return False
-        meet = self._flow.partition.meet
-        found = [left for own, left in axes if not isinstance(own, int) and meet(own, way)]
+        if not any(left for _, left in axes):
+            return not axes
+        found = [left for own, left in axes if own is way or self._flow.partition.meet(own, way)]
         return any(found) or not found
 
 
