@@ -203,3 +203,16 @@ def test_a_parameter_of_another_axis_is_not_masked_with_the_units():
     model = Placed()
     assert "adds up along it" in inexact(model)
     assert masking_differs(model)
+
+
+def test_a_distance_to_what_is_removed_is_not_zero():
+    class Distant(Similarity):
+        """Distances of the positions to the rows of two weights; what is summed over are the rows."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            query, key = (torch.cdist(x, y.weight) for y in (self.query, self.key))
+            return query @ key.transpose(1, 2)
+
+    model = Distant(torch.relu, torch.relu)
+    assert "adds up along it" in inexact(model)
+    assert masking_differs(model)

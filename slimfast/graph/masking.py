@@ -32,12 +32,12 @@ _CHOOSING = frozenset({"index", "indices", "mask", "condition"})
 
 _FILLED = ("scalar_tensor", "full", "new_full", "full_like", "fill")
 _ZEROS = frozenset({"zeros", "new_zeros", "zeros_like", "zero"})
-# What is made of numbers, or sets some of them: not looked into.
+# What is made of numbers, sets some of them, or makes some of 0: not looked into.
 _NUMBERS = frozenset({"new_ones", "ones_like", "new_empty", "empty_like", "new_empty_strided", "rand_like",
                       "randn_like", "normal", "uniform", "bernoulli", "logsumexp", "_softmax", "softmax",
                       "_log_softmax", "_safe_softmax", "log_softmax", "all", "scatter", "scatter_add",
                       "scatter_reduce", "index_put", "index_fill", "index_copy", "index_add",
-                      "masked_scatter", "put"})  # fmt: skip
+                      "masked_scatter", "put", "_cdist_forward", "_euclidean_dist"})  # fmt: skip
 
 
 class Masked:
