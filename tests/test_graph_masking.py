@@ -216,3 +216,31 @@ def test_a_distance_to_what_is_removed_is_not_zero():
     model = Distant(torch.relu, torch.relu)
     assert "adds up along it" in inexact(model)
     assert masking_differs(model)
+
+
+def written_into_zeros(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y[:, 1:] = torch.sigmoid(x)[:, 1:]
+    return y
+
+
+def counted_up(x: Tensor) -> Tensor:
+    one = torch.zeros(1)
+    one += 1
+    return x + one
+
+
+@pytest.mark.parametrize("function", [written_into_zeros, counted_up])
+def test_zeros_that_are_written_to_are_zeros_no_more(function):
+    model = Similarity(function, function)
+    assert "adds up along it" in inexact(model)
+    assert masking_differs(model)
+
+
+def test_zeros_are_zeros_where_zeros_are_written():
+    def written(x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:, 1:] = torch.relu(x)[:, 1:]
+        return y
+
+    assert inexact(Similarity(written, written)) is None

@@ -55,6 +55,8 @@ class Masked:
         self._parameters = frozenset(parameters)
         self._left: dict[int, Left] = {}
         self._zeros: set[int] = set()
+        # the first operand of what made a value, which may share its memory
+        self._views: dict[int, Ref] = {}
 
     def nonzero(self, ref: Ref, dim: int) -> bool:
         """Whether this tensor, as it is after the last step, may be other than 0 at removed units of an
@@ -77,10 +79,26 @@ class Masked:
     def _look_at(self, step: Step) -> None:
         call = step.call
         name = call.op.removeprefix("aten.").rstrip("_")
-        if name in _ZEROS or (name in _FILLED and not _filled_with(call)):
-            self._zeros |= {ref.value for ref in call.outputs}
+        zeros = name in _ZEROS or (name in _FILLED and not _filled_with(call))
+        in_place = call.op.endswith("_")
         for ref, spans in zip(call.outputs, step.outputs, strict=True):
-            self._left[ref.value] = self._makes(name, call, [span.way for span in spans])
+            ways = [span.way for span in spans]
+            made = self._left[ref.value] = self._makes(name, call, ways)
+            (self._zeros.add if zeros else self._zeros.discard)(ref.value)
+            if in_place and any(
+                left for way, left in zip(ways, made, strict=True) if not isinstance(way, int)
+            ):
+                self._write_through(ref.value)
+            elif not in_place and isinstance(call.arguments.get("self"), Ref):
+                self._views[ref.value] = call.arguments["self"]
+
+    def _write_through(self, value: int) -> None:
+        """What a tensor may be a view of may hold what was written into the tensor."""
+        while value in self._views:
+            source = self._views[value]
+            value = source.value
+            self._left[value] = [True] * len(source.shape)
+            self._zeros.discard(value)
 
     def _makes(self, name: str, call: Call, ways: list[Way]) -> Left:
         if name in _RULES:
@@ -143,7 +161,7 @@ def _outcome(name: str, given: tuple[tuple[str, Any], ...]) -> bool:
     try:
         result = getattr(torch.ops.aten, name)(**{key: tensor(key, kind) for key, kind in given})
         return bool((result != 0).any())
-    except Exception:
+    except (RuntimeError, TypeError, StopIteration):
         return True  # an operation of integers, or of more operands: nothing is known of it
 
 

@@ -82,6 +82,9 @@ def side_streams(device: Device, count: int) -> Iterator[list[tuple[int, int]]]:
     sides = [torch.cuda.Stream() for _ in range(count)]  # type: ignore[no-untyped-call]
     for side in sides:
         side.wait_stream(current)
-    yield [(device.index, side.cuda_stream) for side in sides]
-    for side in sides:
-        current.wait_stream(side)
+    try:
+        yield [(device.index, side.cuda_stream) for side in sides]
+    finally:
+        # after an error too: what they work on may be given back to the allocator at once
+        for side in sides:
+            current.wait_stream(side)

@@ -31,15 +31,7 @@ def _join(flow: Flow, met: list[Way]) -> Way:
 
 
 # Element by element, but without PyTorch's tag: what hands on what it is given, and functions.
-COPYING = (
-    "clone",
-    "_to_copy",
-    "detach",
-    "alias",
-    "lift_fresh",
-    "lift_fresh_copy",
-    "dropout",
-)
+COPYING = ("clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "dropout")
 UNTAGGED = (
     *("copy", "where"),
     *("hardswish", "hardsigmoid", "hardtanh", "elu", "leaky_relu", "softplus", "softshrink", "hardshrink"),
