@@ -40,6 +40,7 @@ def prune_channels(
     *,
     select: Method = ...,
     repair: RepairKind | None = ...,
+    repair_damping: float = ...,
     calibration: Calibration | None = ...,
     verify: bool = ...,
     example: Any = ...,
@@ -54,6 +55,7 @@ def prune_channels(
     *,
     select: Method = ...,
     repair: RepairKind | None = ...,
+    repair_damping: float = ...,
     calibration: Calibration | None = ...,
     verify: bool = ...,
     example: Any = ...,
@@ -67,6 +69,7 @@ def prune_channels(
     *,
     select: Method = "l1",
     repair: RepairKind | None = None,
+    repair_damping: float = 0.0,
     calibration: Calibration | None = None,
     verify: bool = True,
     example: Any = None,
@@ -93,6 +96,9 @@ def prune_channels(
     ``repair`` then solves the layers that read what was cut for the best weights in closed form, from the
     ``weights`` alone or from the ``activations`` of a ``calibration`` (:func:`slimfast.calibrate`), which
     also gives the batch norms their statistics; ``repair_report(thin)`` says what was done and what was not.
+    ``repair_damping`` is the least damping from activations, in units of the mean variance of what a layer
+    reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more than mean
+    variance only, is the better start of a training.
 
     Raises :class:`SlimfastError` for a plan of another model and for a thin network that fails a check.
     """
@@ -106,7 +112,7 @@ def prune_channels(
     tensors = named_tensors(model)
     check_whole(tensors, type(model).__name__)
     if repair is not None:
-        check_kind(repair, calibration)
+        check_kind(repair, calibration, repair_damping)
     graph = graph_of(model, plan)
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
@@ -128,7 +134,7 @@ def prune_channels(
     if verify:
         verify_thin(model, thin, graph, keeps, example)
     if repair is not None:
-        repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration)
+        repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, damping=repair_damping)
     reached("verified" if verify else "done")
     _log.info("pruned %s: %d tensors cut", type(model).__name__, len(cuts))
     return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
@@ -150,6 +156,7 @@ def slim(
     calibration: Calibration | None = None,
     select: Method = "l1",
     repair: RepairKind | None = None,
+    repair_damping: float = 0.0,
     verify: bool = True,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -181,6 +188,7 @@ def slim(
         planned,
         select=select,
         repair=repair,
+        repair_damping=repair_damping,
         calibration=calibration,
         verify=verify,
         example=example,

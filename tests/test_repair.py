@@ -359,6 +359,32 @@ def test_wrong_requests() -> None:
         slimfast.prune_channels(model, plan, repair="data")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="from activations it needs a calibration, got none"):
         slimfast.prune_channels(model, plan, repair="activations")
+    with pytest.raises(ValueError, match=r"a damping is for repair from activations, got .* with 'weights'"):
+        slimfast.prune_channels(model, plan, repair="weights", repair_damping=1.0)
+    calibration = slimfast.calibrate(model, slimfast.trace_channels(model, batch), [batch])
+    for wrong in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"expected a damping of at least 0, got {wrong}"):
+            slimfast.prune_channels(
+                model, plan, repair="activations", calibration=calibration, repair_damping=wrong
+            )
+
+
+def test_a_damping_is_the_least_of_every_layer() -> None:
+    torch.manual_seed(0)
+    model, batch = conv_net().eval(), torch.randn(64, 3, 8, 8)
+    plan = planned(model, batch[:2], {"0": [0, 1]})
+    calibration = slimfast.calibrate(model, slimfast.trace_channels(model, batch[:2]), [batch])
+    dampings = {}
+    for least in (0.0, 1.0, 30.0, float("inf")):
+        thin = slimfast.prune_channels(
+            model, plan, repair="activations", calibration=calibration, repair_damping=least
+        )
+        fits = slimfast.repair_report(thin).fits.values()
+        assert all(fit.damping >= least for fit in fits)
+        dampings[least] = {fit.damping for fit in fits}
+    assert min(dampings[0.0]) < 1.0
+    assert 30.0 in dampings[30.0]
+    assert dampings[float("inf")] == {float("inf")}
 
 
 # The least squares of one layer
@@ -375,6 +401,23 @@ def test_least_squares_against_numpy() -> None:
     assert fit.damping == 1e-8
     assert fit.after is not None
     assert fit.after < 1e-10
+
+
+def test_a_damping_is_what_noise_on_the_variables_would_do() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(3, 200, dtype=torch.float64, generator=generator)
+    a = a * torch.tensor([[4.0], [1.0], [0.1]], dtype=torch.float64)
+    true = torch.randn(5, 3, dtype=torch.float64, generator=generator)
+    weight, kept = torch.eye(5, dtype=torch.float64)[..., None], torch.tensor([0, 2, 4])
+    plain = torch.eye(5, dtype=torch.float64)[:, kept]
+    b = true @ a
+    new, _, fit = solve(a, b, kept, weight, centred=False, damping=3.0)
+    assert fit.damping == 3.0
+    # Ridge regression is least squares of variables with noise of variance d m, m being their mean variance.
+    gram = a @ a.T / 200
+    noisy = gram + 3.0 * gram.diagonal().mean() * torch.eye(3, dtype=torch.float64)
+    expected = plain + (true - plain) @ gram @ torch.linalg.inv(noisy)
+    assert torch.allclose(new[..., 0], expected, atol=1e-10)
 
 
 def test_no_evidence_no_change() -> None:

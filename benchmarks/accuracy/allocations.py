@@ -24,6 +24,7 @@ from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.copies import named_tensors
 from slimfast.kernels import grouped_eigvalsh
 from slimfast.plans import ErrorCurve, Plan, error_curves, plan_widths
+from slimfast.plans.sensitivity import sensitivities
 from slimfast.readers import readers
 from slimfast.spectra import Spectrum, measure_spectra
 
@@ -122,6 +123,16 @@ def marginal_gain(study: Study, share: float) -> Plan:
     return study.plan({}, share, curves=study.curves)
 
 
+def marginal_gain_of_squares(study: Study, share: float) -> Plan:
+    """The same where what the output feels counts squared: variances of the output instead of deviations."""
+    return study.plan({}, share, curves=_squares(study))
+
+
+def marginal_gain_of_squares_inside(study: Study, share: float) -> Plan:
+    """The squares with the residual streams left whole."""
+    return study.plan({}, share, curves=_squares(study), exclude=("residual",))
+
+
 def marginal_gain_of_shares(study: Study, share: float) -> Plan:
     """The same where every consumer counts alike: shares of the variance of what it reads."""
     return study.plan({}, share, curves=_shares(study))
@@ -217,6 +228,24 @@ def _shares(study: Study) -> dict[str, ErrorCurve]:
     return curves
 
 
+def _squares(study: Study) -> dict[str, ErrorCurve]:
+    """The error curves times the variance of the output that a group's units can make, instead of the
+    deviation.
+    """
+    found = {reader.weight: reader for reader in readers(study.model, study.graph)[0]}
+    felt = sensitivities(study.model, found.values(), study.calibration)
+    curves = {}
+    for group in study.graph:
+        if group.name in study.curves:
+            curve = study.curves[group.name]
+            consumers = [m for m in group.members if m.role == "consumer" and m.tensor in felt]
+            read = [(felt[m.tensor], found[m.tensor].unit_index(m.units, group.n)) for m in consumers]
+            total = sum(float(values[torch.from_numpy(index)].sum()) for values, index in read)
+            scale = total / max(float(curve.residual[0]), 1e-300)
+            curves[group.name] = dataclasses.replace(curve, residual=curve.residual * scale)
+    return curves
+
+
 def _by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
     overrides = {glob.escape(name): width for name, width in widths.items()}
     return plan_widths(study.graph, study.spectra, overrides=overrides)
@@ -266,6 +295,7 @@ def above_noise(spectrum: Spectrum, *, seed: int) -> Spectrum:
 
 ALLOCATIONS: dict[str, Allocation] = {
     "marginal gain, activations": marginal_gain,
+    "marginal gain, squares": marginal_gain_of_squares,
     "marginal gain, shares of activations": marginal_gain_of_shares,
     "explained variance (paper)": explained_variance,
     "folded batch norm": folded,

@@ -63,6 +63,7 @@ class Contender:
     plan: Callable[[Study, float, int], Plan] | None
     select: str = "l1"
     repair: str | None = None
+    damping: float = 1.0
     control: bool = True
     scratch: bool = False
 
@@ -71,6 +72,14 @@ def _of(allocation: allocations.Allocation) -> Callable[[Study, float, int], Pla
     """An allocation that does not depend on the seed."""
     return lambda study, macs, seed: allocation(study, macs)
 
+
+# Repair that fits the thin network as it is, before any training.
+FITTED: dict[str, Any] = {
+    "select": "activations",
+    "repair": "activations",
+    "damping": 0.0,
+    "control": False,
+}
 
 # The most telling first: a run that is stopped has these of all seeds.
 TELLING: dict[str, Contender] = {
@@ -86,11 +95,21 @@ OTHERS: dict[str, Contender] = {
     "default, streams whole": Contender(
         _of(allocations.marginal_gain_inside), "activations", "activations", control=False
     ),
-    "gain in shares": Contender(
-        _of(allocations.marginal_gain_of_shares), "activations", "activations", control=False
+    "default, damping 0": Contender(_of(allocations.marginal_gain), **FITTED),
+    "gain in squares": Contender(
+        _of(allocations.marginal_gain_of_squares), "activations", "activations", control=False
     ),
-    "gain in shares, streams whole": Contender(
-        _of(allocations.marginal_gain_of_shares_inside), "activations", "activations", control=False
+    "gain in squares, damping 0": Contender(_of(allocations.marginal_gain_of_squares), **FITTED),
+    "gain in squares, damping 0, streams whole": Contender(
+        _of(allocations.marginal_gain_of_squares_inside), **FITTED
+    ),
+    "gain in shares, damping 0": Contender(_of(allocations.marginal_gain_of_shares), **FITTED),
+    "gain in shares, damping 0, streams whole": Contender(
+        _of(allocations.marginal_gain_of_shares_inside), **FITTED
+    ),
+    "uniform, L1, damping 0": Contender(_of(allocations.uniform), repair="activations", damping=0.0),
+    "group magnitude, damping 0": Contender(
+        _of(allocations.group_magnitude), repair="activations", damping=0.0
     ),
     "noise null, L1": Contender(_of(allocations.noise_null)),
     "random widths, L1": Contender(lambda study, macs, seed: allocations.random(study, macs, seed=seed)),
@@ -122,6 +141,8 @@ def thin_network(contender: Contender, study: Study, macs: float, seed: int) -> 
         return torch_pruned(study.model, torch.zeros(1, 3, 32, 32), macs)
     plan = contender.plan(study, macs, seed)
     options: dict[str, Any] = {"select": contender.select, "repair": contender.repair}
+    if contender.repair == "activations":
+        options["repair_damping"] = contender.damping
     thin = prune_channels(study.model, plan, calibration=study.calibration, verify=False, **options)
     if contender.scratch:
         torch.manual_seed(seed)

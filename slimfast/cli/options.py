@@ -76,6 +76,10 @@ Calibration = Annotated[
 Repair = Annotated[
     Kind | None, typer.Option(help="Solve the layers that read what is cut, from weights or activations.")
 ]
+RepairDamping = Annotated[
+    float,
+    typer.Option(help="Least damping of the repair from activations; 1 where a training follows.", min=0.0),
+]
 Export = Annotated[
     Path | None,
     typer.Option(help="Also write the thin network to this .onnx or .pt2 file, checked by running it."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -23,7 +24,9 @@ def error_curves(
     covariance (:func:`slimfast.calibration.unit_covariance`) after each pick, which is what least squares
     from the picked units cannot repair, as a share; times what the output feels of the group's units
     (:func:`slimfast.plans.sensitivity.sensitivities`, a forward and a backward pass for each batch of the
-    calibration). So the errors of all groups are in one unit, the squared change of the output.
+    calibration), as a deviation of the output and summed over the layers that read them. So the errors of all
+    groups are in one unit. Deviations are what errors that go together add up to; their squares set groups
+    further apart than networks do that are repaired or trained (docs/evidence.md).
     """
     found = {reader.weight: reader for reader in readers(model, graph)[0]}
     felt = sensitivities(model, found.values(), calibration)
@@ -45,10 +48,10 @@ def error_curves(
 
 
 def _felt_by(group: ChannelGroup, found: Mapping[str, Reader], felt: Mapping[str, Tensor]) -> float:
-    """What the output feels of a group's units through all that read them."""
+    """The output's deviation that a group's units can make, summed over all that read them."""
     total = 0.0
     for member in group.members:
         if member.role == "consumer" and member.tensor in felt:
             index = torch.from_numpy(found[member.tensor].unit_index(member.units, group.n))
-            total += float(felt[member.tensor][index].sum())
+            total += math.sqrt(float(felt[member.tensor][index].sum()))
     return total

@@ -25,25 +25,32 @@ def repair_thin(
     *,
     kind: RepairKind,
     calibration: Calibration | None = None,
+    damping: float = 0.0,
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place; the report also stays with it.
 
-    ``kind``: from ``weights`` alone, or from the ``activations`` of a calibration. ``ValueError`` for another
-    kind, and for activations without a calibration.
+    ``kind``: from ``weights`` alone, or from the ``activations`` of a calibration, with at least ``damping``
+    (:func:`slimfast.repair.least_squares.solve`). ``ValueError`` as in :func:`check_kind`.
     """
-    check_kind(kind, calibration)
+    check_kind(kind, calibration, damping)
     if kind == "weights":
         report = repair_from_weights(model, thin, graph, keeps)
     else:
         assert calibration is not None
-        report = repair_from_activations(model, thin, graph, keeps, calibration)
+        report = repair_from_activations(model, thin, graph, keeps, calibration, damping=damping)
     attach_report(thin, report)
     return report
 
 
-def check_kind(kind: str, calibration: Calibration | None) -> None:
-    """``ValueError`` for a kind of repair there is not, or one that lacks its calibration."""
+def check_kind(kind: str, calibration: Calibration | None, damping: float = 0.0) -> None:
+    """``ValueError`` for a kind of repair there is not, one that lacks its calibration, and a damping that is
+    none or not for that kind.
+    """
     if kind not in ("weights", "activations"):
         raise ValueError(f"repair: expected 'weights' or 'activations', got {kind!r}")
     if kind == "activations" and calibration is None:
         raise ValueError("repair: from activations it needs a calibration, got none")
+    if not damping >= 0.0:
+        raise ValueError(f"repair: expected a damping of at least 0, got {damping}")
+    if damping and kind != "activations":
+        raise ValueError(f"repair: a damping is for repair from activations, got {damping} with {kind!r}")

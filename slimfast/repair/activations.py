@@ -32,6 +32,8 @@ def repair_from_activations(
     graph: ChannelGraph,
     keeps: Mapping[str, IntArray],
     calibration: Calibration,
+    *,
+    damping: float = 0.0,
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place from what both see of the calibration's inputs.
 
@@ -39,8 +41,8 @@ def repair_from_activations(
     it is reached, from what it gets behind the layers repaired before it, towards what the wide network's
     layer got: the error that has built up is met again at each layer, residual streams included (sequential
     as in He, Zhang and Sun, ICCV 2017, "Channel Pruning"). Batch norms take the mean and variance of what
-    reaches them. The damping pulls towards the plain cut and is chosen by the error in the layer's output on
-    a quarter of the positions.
+    reaches them. The damping pulls towards the plain cut and is chosen, from ``damping`` upwards, by the
+    error in the layer's output on a quarter of the positions.
     """
     found, left = readers(model, graph)
     args = joined(calibration.batches)
@@ -67,6 +69,7 @@ def repair_from_activations(
                     survivors_of(reader, kept(reader.axis), kept(reader.outputs)),
                     kept(reader.outputs),
                     centred=reader.weight in with_norm,
+                    damping=damping,
                     fits=fits,
                 )
                 for reader in part
@@ -90,6 +93,7 @@ class _Solver:
         outputs: IntArray,
         *,
         centred: bool,
+        damping: float,
         fits: dict[str, Fit],
     ) -> None:
         self._reader = reader
@@ -100,6 +104,7 @@ class _Solver:
         self._blocks, self._variables = (torch.from_numpy(a).to(weight.device) for a in alive)
         self._outputs = torch.from_numpy(outputs).to(weight.device)
         self._centred = centred or bias is not None
+        self._damping = damping
         self._fits = fits
 
     def __call__(self, columns: Tensor) -> None:
@@ -110,7 +115,9 @@ class _Solver:
         weight = self._weight[self._blocks]
         new, shift, fits = [], [], []
         for i in range(blocks):
-            repaired, mean, fit = solve(a[i], b[i], self._variables, weight[i], centred=self._centred)
+            repaired, mean, fit = solve(
+                a[i], b[i], self._variables, weight[i], centred=self._centred, damping=self._damping
+            )
             new.append(repaired)
             shift.append(mean)
             fits.append(fit)

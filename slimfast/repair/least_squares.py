@@ -20,12 +20,16 @@ from slimfast.repair.report import Fit
 DAMPINGS = tuple(10.0**power for power in range(-8, 2))
 
 
-def solve(a: Tensor, b: Tensor, kept: Tensor, weight: Tensor, *, centred: bool) -> tuple[Tensor, Tensor, Fit]:
+def solve(
+    a: Tensor, b: Tensor, kept: Tensor, weight: Tensor, *, centred: bool, damping: float = 0.0
+) -> tuple[Tensor, Tensor, Fit]:
     """Weights (outputs, k, taps) for the variables a (k, s) that stand for ``weight`` (outputs, L, taps) on b
     (L, s), the shift (outputs,) of their output, and how well they fit.
 
-    C = C0 + (S_ba - C0 S_aa) (S_aa + damping I)^-1 with C0 the cut itself, which keeps row ``kept[j]`` for
-    variable j: no evidence, no change.
+    C = C0 + (S_ba - C0 S_aa) (S_aa + d m I)^-1 with C0 the cut itself, which keeps row ``kept[j]`` for
+    variable j, and m the mean variance of a: no evidence, no change. d is the best of ``DAMPINGS`` on
+    held-out positions, from ``damping`` upwards. A damping is what noise of that variance on a would do: the
+    one that fits best takes a as it is, and is in the way of a training, which changes a.
     """
     k, length, total = len(a), len(b), a.shape[1]
     plain = torch.zeros(length, k, dtype=a.dtype, device=a.device)
@@ -42,21 +46,22 @@ def solve(a: Tensor, b: Tensor, kept: Tensor, weight: Tensor, *, centred: bool) 
     fit, held = (_moments(x, r) for x, r in parts)
     # Without a change the error is the plain cut's; nothing that does worse on held-out positions is taken.
     before = float((outer * held.rest).sum())
-    damping, best = math.inf, before
-    for tried, change in changes(fit.gram, fit.cross, DAMPINGS):
+    found, best = math.inf, before
+    allowed = sorted({max(tried, damping) for tried in DAMPINGS})
+    for tried, change in changes(fit.gram, fit.cross, allowed):
         left = held.rest - change @ held.cross.T - held.cross @ change.T + change @ held.gram @ change.T
         error = float((outer * left).sum())
         if error < best:
-            damping, best = tried, error
+            found, best = tried, error
     c = plain
-    if damping < math.inf:
+    if found < math.inf:
         whole = _moments(a, rest)
-        ((_, change),) = changes(whole.gram, whole.cross, (damping,))
+        ((_, change),) = changes(whole.gram, whole.cross, (found,))
         c = plain + change
     size = float((outer * spread).sum()) / total or 1.0
     repaired = torch.einsum("olt,lk->okt", weight, c)
     shift = weight.sum(2) @ (mean_b - c @ mean_a)[:, 0]
-    return repaired, shift, Fit(damping, before / size, best / size)
+    return repaired, shift, Fit(found, before / size, best / size)
 
 
 class _Moments(NamedTuple):
