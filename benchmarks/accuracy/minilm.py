@@ -82,6 +82,9 @@ def _contenders() -> dict[str, Contender]:
         after = f", {repair}" if repair else ""
         best = repair == "activations"
         found[f"marginal gain{after}"] = Contender(ours, "activations", repair, control=False, trained=best)
+        found[f"gain in squares{after}"] = Contender(
+            allocations.marginal_gain_of_squares, "activations", repair, control=False, trained=best
+        )
         found[f"paper{after}"] = Contender(paper, "l1", repair, control=False, trained=best)
         found[f"uniform, L1{after}"] = Contender(
             allocations.uniform, "l1", repair, trained=repair != "weights"

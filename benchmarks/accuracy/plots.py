@@ -73,7 +73,8 @@ def _by_name(rows: Sequence[Mapping[str, Any]]) -> Dots:
 def _colour(name: str, row: Mapping[str, Any]) -> str:
     if row["control"]:
         return CONTROL
-    return OURS if name.startswith(("default", "marginal gain")) else OTHER
+    ours = name == "marginal gain" or name.startswith(("default", "marginal gain, activations"))
+    return OURS if ours else OTHER
 
 
 def draw(title: str, dots: Dots, path: Path) -> None:

@@ -14,13 +14,20 @@ NETWORKS = (
     ("uniform, one shot", "uniform widths, pruned"),
     ("uniform, distilled", "uniform widths, distilled"),
 )
-_OURS, _PAPER = "marginal gain, shares of activations", "explained variance (paper)"
+_ALIKE, _PAPER = "marginal gain, shares of activations", "explained variance (paper)"
+_OURS = "marginal gain, activations"
 LOST = (
     (
         "every consumer counted alike",
+        (_ALIKE, "activations", "activations"),
+        "by deviations of the output",
         (_OURS, "activations", "activations"),
-        "by what the output feels",
-        ("marginal gain, activations", "activations", "activations"),
+    ),
+    (
+        "by variances of the output",
+        ("marginal gain, squares", "activations", "activations"),
+        "by deviations of the output",
+        (_OURS, "activations", "activations"),
     ),
     *(
         (f"{name}, one tau", (name, "l1", "activations"), "the paper's", (_PAPER, "l1", "activations"))
@@ -36,20 +43,20 @@ LOST = (
         "gain on weights' spectra",
         ("marginal gain, weights", "l1", None),
         "on activations",
-        (_OURS, "l1", None),
+        (_ALIKE, "l1", None),
     ),
     (
         "units by activations, after repair",
-        (_OURS, "activations", "activations"),
+        (_ALIKE, "activations", "activations"),
         "by L1",
-        (_OURS, "l1", "activations"),
+        (_ALIKE, "l1", "activations"),
     ),
     ("weights' repair, uniform", ("uniform", "l1", "weights"), "no repair", ("uniform", "l1", None)),
     (
         "weights' repair, marginal gain",
-        (_OURS, "activations", "weights"),
+        (_ALIKE, "activations", "weights"),
         "from activations",
-        (_OURS, "activations", "activations"),
+        (_ALIKE, "activations", "activations"),
     ),
 )
 """What was tried, and what it is compared with: (allocation, selection, repair) of each."""
