@@ -111,8 +111,7 @@ def prune_channels(
 
     tensors = named_tensors(model)
     check_whole(tensors, type(model).__name__)
-    if repair is not None:
-        check_kind(repair, calibration, repair_damping)
+    check_kind(repair, calibration, repair_damping)
     graph = graph_of(model, plan)
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)

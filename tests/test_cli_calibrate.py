@@ -29,14 +29,16 @@ def test_prune_repairs(plan: str, weights: str, capsys: object) -> None:
     assert main([*CALIBRATE, "--weights", weights, "-o", "c.safetensors"]) == 0
     common = ["prune", NET, plan, "--weights", weights]
     data = ["--calibration", "c.safetensors"]
-    for name, extra in {
+    ways = {
         "cut": [],
         "weights": ["--repair", "weights"],
-        "activations": ["--repair", "activations", "--select", "activations", *data],
-    }.items():
+        "activations": ["--repair", "activations", *data],
+        "damped": ["--repair", "activations", "--repair-damping", "1", *data],
+    }
+    for name, extra in ways.items():
         assert main([*common, *extra, "-o", f"{name}.safetensors"]) == 0
-    contents = {Path(f"{name}.safetensors").read_bytes() for name in ("cut", "weights", "activations")}
-    assert len(contents) == 3
+    contents = {Path(f"{name}.safetensors").read_bytes() for name in ways}
+    assert len(contents) == len(ways)
 
 
 def test_a_repair_without_its_calibration_is_one_line(plan: str, weights: str, capsys: object) -> None:

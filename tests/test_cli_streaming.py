@@ -129,6 +129,7 @@ def only_meta(name: str, **how: Any) -> nn.Module:
         ([], "--stream: expected --weights and --device cpu, got None and cpu"),
         (["--weights", "w.safetensors", "--device", "meta"], "got w.safetensors and meta"),
         (["--weights", "w.safetensors", "--repair", "weights"], "got --repair"),
+        (["--weights", "w.safetensors", "--repair-damping", "1"], "got --repair-damping"),
         (["--weights", "w.safetensors", "--export", "t.onnx"], "--output, got --export"),
         (["--weights", "w.safetensors", "--select", "activations"], "goes by weights, got activations"),
         (["--weights", "w.safetensors", "-o", "plan.json"], "cannot make the folder plan.json"),

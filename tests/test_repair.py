@@ -361,6 +361,8 @@ def test_wrong_requests() -> None:
         slimfast.prune_channels(model, plan, repair="activations")
     with pytest.raises(ValueError, match=r"a damping is for repair from activations, got .* with 'weights'"):
         slimfast.prune_channels(model, plan, repair="weights", repair_damping=1.0)
+    with pytest.raises(ValueError, match=r"a damping is for repair from activations, got .* with None"):
+        slimfast.prune_channels(model, plan, repair_damping=1.0)
     calibration = slimfast.calibrate(model, slimfast.trace_channels(model, batch), [batch])
     for wrong in (-1.0, float("nan")):
         with pytest.raises(ValueError, match=f"expected a damping of at least 0, got {wrong}"):

@@ -63,7 +63,13 @@ def prune(
 ) -> None:
     """Cut a model to the widths of a plan."""
     if stream:
-        others = {"repair": repair, "calibration": calibration, "export": export, "pretrained": pretrained}
+        others = {
+            "repair": repair,
+            "repair-damping": repair_damping,
+            "calibration": calibration,
+            "export": export,
+            "pretrained": pretrained,
+        }
         options.refuse("--stream: expected --select, --backend or --output", others)
         _prune_streamed(model, plan, weights, select, seed, device, backend, output, as_json=as_json)
         return

@@ -42,11 +42,11 @@ def repair_thin(
     return report
 
 
-def check_kind(kind: str, calibration: Calibration | None, damping: float = 0.0) -> None:
+def check_kind(kind: str | None, calibration: Calibration | None, damping: float = 0.0) -> None:
     """``ValueError`` for a kind of repair there is not, one that lacks its calibration, and a damping that is
-    none or not for that kind.
+    none or not for that kind; None is no repair.
     """
-    if kind not in ("weights", "activations"):
+    if kind not in (None, "weights", "activations"):
         raise ValueError(f"repair: expected 'weights' or 'activations', got {kind!r}")
     if kind == "activations" and calibration is None:
         raise ValueError("repair: from activations it needs a calibration, got none")
