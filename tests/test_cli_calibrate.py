@@ -28,7 +28,7 @@ def test_calibrate_writes_what_was_read(weights: str, capsys: object) -> None:
 def test_prune_repairs(plan: str, weights: str, capsys: object) -> None:
     assert main([*CALIBRATE, "--weights", weights, "-o", "c.safetensors"]) == 0
     common = ["prune", NET, plan, "--weights", weights]
-    data = ["--calibration", "c.safetensors"]
+    data = ["--calibration", "c.safetensors", "--select", "activations"]
     ways = {
         "cut": [],
         "weights": ["--repair", "weights"],

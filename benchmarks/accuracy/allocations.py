@@ -24,6 +24,7 @@ from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.copies import named_tensors
 from slimfast.kernels import grouped_eigvalsh
 from slimfast.plans import ErrorCurve, Plan, error_curves, plan_widths
+from slimfast.plans.curves import felt_by_reader
 from slimfast.plans.sensitivity import sensitivities
 from slimfast.readers import readers
 from slimfast.spectra import Spectrum, measure_spectra
@@ -238,10 +239,7 @@ def _squares(study: Study) -> dict[str, ErrorCurve]:
     for group in study.graph:
         if group.name in study.curves:
             curve = study.curves[group.name]
-            consumers = [m for m in group.members if m.role == "consumer" and m.tensor in felt]
-            read = [(felt[m.tensor], found[m.tensor].unit_index(m.units, group.n)) for m in consumers]
-            total = sum(float(values[torch.from_numpy(index)].sum()) for values, index in read)
-            scale = total / max(float(curve.residual[0]), 1e-300)
+            scale = sum(felt_by_reader(group, found, felt)) / max(float(curve.residual[0]), 1e-300)
             curves[group.name] = dataclasses.replace(curve, residual=curve.residual * scale)
     return curves
 

@@ -42,16 +42,19 @@ def error_curves(
         # With the rank used up what is left is rounding.
         residual[-1] = 0.0
         if residual[0] > 0.0:
-            residual *= _felt_by(group, found, felt) / residual[0]
+            deviations = [math.sqrt(variance) for variance in felt_by_reader(group, found, felt)]
+            residual *= sum(deviations) / residual[0]
         curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
     return curves
 
 
-def _felt_by(group: ChannelGroup, found: Mapping[str, Reader], felt: Mapping[str, Tensor]) -> float:
-    """The output's deviation that a group's units can make, summed over all that read them."""
-    total = 0.0
+def felt_by_reader(
+    group: ChannelGroup, found: Mapping[str, Reader], felt: Mapping[str, Tensor]
+) -> list[float]:
+    """The variance of the output that a group's units can make, through each measured layer that reads it."""
+    variances = []
     for member in group.members:
         if member.role == "consumer" and member.tensor in felt:
             index = torch.from_numpy(found[member.tensor].unit_index(member.units, group.n))
-            total += math.sqrt(float(felt[member.tensor][index].sum()))
-    return total
+            variances.append(float(felt[member.tensor][index].sum()))
+    return variances
