@@ -28,19 +28,20 @@ def worst_error(values: list[Tensor], exact: list[Tensor]) -> float:
 def assert_eigenvalues(mats: list[Tensor], device: str) -> None:
     """The group's largest error, and in float32 that of the sums, is at most twice PyTorch's.
 
-    For float64 there is nothing better to compare with than PyTorch itself: its own error shows as the
-    difference that reversing the rows and columns makes, which changes no eigenvalue.
+    PyTorch's is the worse one of each matrix as it is and with its rows and columns reversed, which changes
+    no eigenvalue: one of the two may be lucky, by a factor that depends on the number of threads. For
+    float64 there is nothing better to compare with than PyTorch itself, whose error is then the difference.
     """
     on_device = ops.grouped_eigvalsh([mat.to(device) for mat in mats], backend="cuda")
     ours = [values.cpu() for values in on_device]
     exact = [torch.linalg.eigvalsh(mat.double()) for mat in mats]
-    torchs = [torch.linalg.eigvalsh(m if m.dtype == torch.float32 else m.flip(0, 1)) for m in mats]
+    torchs = [[torch.linalg.eigvalsh(m) for m in ms] for ms in (mats, [m.flip(0, 1) for m in mats])]
     unit = torch.finfo(mats[0].dtype).eps
-    assert worst_error(ours, exact) <= 2 * max(worst_error(torchs, exact), unit)
+    assert worst_error(ours, exact) <= 2 * max(unit, *(worst_error(values, exact) for values in torchs))
     assert all(v.dtype == m.dtype and bool((v[1:] >= v[:-1]).all()) for v, m in zip(ours, mats, strict=True))
     if mats[0].dtype == torch.float32:
-        sums = [[v.double().cumsum(0) for v in values] for values in (ours, torchs, exact)]
-        assert worst_error(sums[0], sums[2]) <= 2 * max(worst_error(sums[1], sums[2]), unit)
+        ours, exact, *torchs = [[v.double().cumsum(0) for v in vs] for vs in (ours, exact, *torchs)]
+        assert worst_error(ours, exact) <= 2 * max(unit, *(worst_error(values, exact) for values in torchs))
 
 
 @pytest.mark.parametrize("dtype", SINGLE_DOUBLE)
