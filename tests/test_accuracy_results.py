@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import tables as all_tables
-from benchmarks.accuracy import plots, recovery, tables
+from benchmarks.accuracy import contenders, plots, recovery, tables
 from benchmarks.accuracy.cifar10_data import Images
 from benchmarks.accuracy.resnet_cifar import ResNet
 from slimfast.errors import SlimfastError
@@ -138,10 +138,11 @@ def test_plots_have_a_dot_for_every_value_and_the_same_bytes_each_time(tmp_path:
 
 
 def test_the_most_telling_contenders_are_trained_first_with_all_seeds() -> None:
-    order = recovery.wanted((0, 1))
+    order = contenders.wanted(contenders.RECOVERY, (0, 1))
     assert order[:2] == [("default", 0), ("uniform, L1", 0)]
-    assert len(set(order)) == len(order) == 2 * len(recovery.CONTENDERS)
-    assert {name for name, _ in order[: 2 * len(recovery.TELLING)]} == set(recovery.TELLING)
+    assert len(set(order)) == len(order) == 2 * sum(map(len, contenders.RECOVERY))
+    first = contenders.RECOVERY[0]
+    assert {name for name, _ in order[: 2 * len(first)]} == set(first)
 
 
 def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -154,18 +155,16 @@ def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatc
     network = ResNet(blocks=1).eval()
     monkeypatch.setattr(recovery, "load_network", lambda name, folder: network)
     monkeypatch.setattr(recovery, "load_split", lambda split, folder: images)
-    two = [("uniform, L1", 0), ("group magnitude", 0)]
-    monkeypatch.setattr(recovery, "wanted", lambda seeds: two[:1])
+    both = {"uniform, L1": contenders.TELLING["uniform, L1"]}, {"paper": contenders.OTHERS["paper"]}
     settings = recovery.replace(
         recovery.SHORT, train_images=40, validation_images=10, test_images=10, batch=8, macs=0.5
     )
     work, path = tmp_path / "work", tmp_path / "rows.json"
-    recovery.run(settings, work=work, path=path, progress=False)
+    recovery.run(settings, both[:1], work=work, path=path, progress=False)
     size = (work / "teacher.logits").stat().st_size
-    monkeypatch.setattr(recovery, "wanted", lambda seeds: two)
-    recovery.run(settings, work=work, path=path, progress=False)
+    recovery.run(settings, both, work=work, path=path, progress=False)
     assert (work / "teacher.logits").stat().st_size == size > 40 * (16 + 40)
     rows = json.loads(path.read_text())["rows"]
-    assert [(row["name"], row["seed"]) for row in rows] == two
+    assert [(row["name"], row["seed"]) for row in rows] == [("uniform, L1", 0), ("paper", 0)]
     with pytest.raises(SlimfastError, match="has results of other settings"):
         recovery.run(recovery.SHORT, work=work, path=path, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -10,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from benchmarks.accuracy import allocations, oneshot, recovery, tables
+from benchmarks.accuracy import allocations, contenders, oneshot, peer, tables
 from benchmarks.accuracy.allocations import ALLOCATIONS, CONTROLS, Study
 from benchmarks.accuracy.cifar10_data import Images
 from benchmarks.accuracy.resnet_cifar import ResNet
 from slimfast.costs import count_module
 from slimfast.errors import SlimfastError
+from slimfast.pruning import prune_channels
 from slimfast.spectra import Spectrum
 
 
@@ -137,8 +140,8 @@ def test_the_telling_rows_are_the_controls_repaired_and_some_of_all() -> None:
 
 def test_every_contender_of_the_recovery_starts_at_the_same_cost(study: Study) -> None:
     macs = {
-        name: count_module(recovery.thin_network(c, study, 0.4, 0), torch.zeros(1, 3, 32, 32)).macs
-        for name, c in recovery.CONTENDERS.items()
+        name: count_module(contenders.thin_network(c, study, 0.4, 0), torch.zeros(1, 3, 32, 32)).macs
+        for name, c in (contenders.TELLING | contenders.OTHERS | contenders.STARTS).items()
     }
     whole = count_module(study.model, torch.zeros(1, 3, 32, 32)).macs
     assert all(0.3 * whole < found <= 0.4 * whole for found in macs.values())
@@ -146,11 +149,45 @@ def test_every_contender_of_the_recovery_starts_at_the_same_cost(study: Study) -
 
 
 def test_from_scratch_nothing_of_the_weights_is_left(study: Study) -> None:
-    contender = recovery.CONTENDERS["uniform, from scratch"]
-    cut = recovery.thin_network(recovery.CONTENDERS["uniform, L1"], study, 0.5, 0)
-    fresh = recovery.thin_network(contender, study, 0.5, 0)
-    again = recovery.thin_network(contender, study, 0.5, 0)
+    contender = contenders.OTHERS["uniform, from scratch"]
+    cut = contenders.thin_network(contenders.TELLING["uniform, L1"], study, 0.5, 0)
+    fresh = contenders.thin_network(contender, study, 0.5, 0)
+    again = contenders.thin_network(contender, study, 0.5, 0)
     for (name, a), b, c in zip(cut.named_parameters(), fresh.parameters(), again.parameters(), strict=True):
         assert a.shape == b.shape
         assert not torch.equal(a, b) or "bias" in name
         assert torch.equal(b, c)
+
+
+def test_the_units_that_torch_pruning_kept_are_told_from_its_network(study: Study) -> None:
+    pytest.importorskip("torch_pruning")
+    theirs = contenders.thin_network(contenders.TELLING["torch-pruning"], study, 0.4, 0)
+    plan = allocations.torch_pruning(study, 0.4)
+    assert any(group.width < group.n for group in plan.groups)
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    ours = prune_channels(study.model, plan, verify=False)
+    torch.testing.assert_close(ours(images), theirs(images))
+    assert allocations.torch_pruning_widths(study, 0.4).groups[0].keep is None
+
+
+def test_units_that_no_vector_tells_apart_are_refused(study: Study) -> None:
+    pytest.importorskip("torch_pruning")
+    model = copy.deepcopy(study.model)
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.reset_parameters()
+    thin = peer.torch_pruned(model, torch.zeros(1, 3, 32, 32), 0.4)
+    with pytest.raises(SlimfastError, match="expected each unit left to be one of the wide network's"):
+        peer.kept_units(study.graph, model, thin)
+
+
+def test_units_by_magnitude_are_those_of_the_largest_norm_over_all_slices(study: Study) -> None:
+    plan = allocations.by_magnitude(allocations.marginal_gain)(study, 0.4)
+    assert [g.width for g in plan.groups] == [g.width for g in allocations.marginal_gain(study, 0.4).groups]
+    inside = next(g for g in plan.groups if g.name.startswith("layer1.0.conv1"))
+    tensors = dict(study.model.named_parameters())
+    total = sum(
+        tensors[name].detach().double().movedim(dim, 0).flatten(1).square().sum(1)
+        for name, dim in (("layer1.0.conv1.weight", 0), ("layer1.0.conv2.weight", 1))
+    )
+    total += tensors["layer1.0.bn1.weight"].detach() ** 2 + tensors["layer1.0.bn1.bias"].detach() ** 2
+    assert inside.keep == tuple(sorted(total.topk(inside.width).indices.tolist()))

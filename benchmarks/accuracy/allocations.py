@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.accuracy.peer import kept_units, torch_pruned
 from slimfast.calibration import Calibration, calibrate, unit_covariance
 from slimfast.controls import uniform_like
 from slimfast.costs import CostModel
@@ -190,19 +191,15 @@ def random(study: Study, share: float, *, seed: int = 0) -> Plan:
 
 def group_magnitude(study: Study, share: float) -> Plan:
     """Control: the rule of torch-pruning's global group magnitude (DepGraph, Fang et al., CVPR 2023), with
-    the units it keeps: squared norms of all slices of a unit, summed over the members, in shares of the
-    group's mean; the smallest of the whole network go first. The exact budget is met by our own count.
+    the units it keeps: those of small magnitude, of all slices of a unit in shares of the group's mean, go
+    first from the whole network. The exact budget is met by our own count.
     """
-    tensors = named_tensors(study.model)
-    scores = []
-    for g, group in enumerate(study.graph):
-        total = np.zeros(group.n)
-        members = [m for m in group.members if m.tensor in study.graph.parameters]
-        for member in members:
-            w = tensors[member.tensor].detach().double().movedim(member.dim, 0)
-            has = member.units >= 0
-            np.add.at(total, member.units[has], w.reshape(len(w), -1).square().sum(1).numpy()[has])
-        scores += [(score / total.mean(), g, unit) for unit, score in enumerate(total)]
+    found = _magnitudes(study)
+    scores = [
+        (score / values.mean(), g, unit)
+        for g, values in enumerate(found[group.name] for group in study.graph)
+        for unit, score in enumerate(values)
+    ]
     within = study.within(share)
     keep = [set(range(group.n)) for group in study.graph]
     for _, g, index in sorted(scores):
@@ -210,10 +207,44 @@ def group_magnitude(study: Study, share: float) -> Plan:
             break
         if len(keep[g]) > 1:
             keep[g].discard(index)
-    names = [group.name for group in study.graph]
-    plan = _by_hand(study, {name: len(k) for name, k in zip(names, keep, strict=True)})
-    chosen = (dataclasses.replace(g, keep=tuple(sorted(k))) for g, k in zip(plan.groups, keep, strict=True))
-    return dataclasses.replace(plan, groups=tuple(chosen))
+    return _kept(study, {g.name: sorted(k) for g, k in zip(study.graph, keep, strict=True)})
+
+
+def by_magnitude(allocation: Allocation) -> Allocation:
+    """The widths of an allocation, each group's units those of largest magnitude over all their slices."""
+
+    def allocate(study: Study, share: float) -> Plan:
+        plan = allocation(study, share)
+        order = {name: np.argsort(-values, kind="stable") for name, values in _magnitudes(study).items()}
+        return _with_units(plan, {g.name: sorted(order[g.name][: g.width].tolist()) for g in plan.groups})
+
+    return allocate
+
+
+def torch_pruning(study: Study, share: float) -> Plan:
+    """Control: the widths of torch-pruning and the units it keeps."""
+    example = torch.zeros(1, 3, 32, 32)
+    return _kept(study, kept_units(study.graph, study.model, torch_pruned(study.model, example, share)))
+
+
+def torch_pruning_widths(study: Study, share: float) -> Plan:
+    """Control: the widths of torch-pruning; another rule says which units are kept."""
+    return _by_hand(study, {group.name: group.width for group in torch_pruning(study, share).groups})
+
+
+def _magnitudes(study: Study) -> dict[str, np.ndarray]:
+    """Per group, the squared norms of all slices of each unit, summed over the members; float64 (n,)."""
+    tensors = named_tensors(study.model)
+    found = {}
+    for group in study.graph:
+        total = np.zeros(group.n)
+        members = [m for m in group.members if m.tensor in study.graph.parameters]
+        for member in members:
+            w = tensors[member.tensor].detach().double().movedim(member.dim, 0)
+            has = member.units >= 0
+            np.add.at(total, member.units[has], w.reshape(len(w), -1).square().sum(1).numpy()[has])
+        found[group.name] = total
+    return found
 
 
 def _shares(study: Study) -> dict[str, ErrorCurve]:
@@ -242,6 +273,16 @@ def _squares(study: Study) -> dict[str, ErrorCurve]:
             scale = sum(felt_by_reader(group, found, felt)) / max(float(curve.residual[0]), 1e-300)
             curves[group.name] = dataclasses.replace(curve, residual=curve.residual * scale)
     return curves
+
+
+def _kept(study: Study, keep: Mapping[str, Sequence[int]]) -> Plan:
+    """The plan that keeps these units of each group."""
+    return _with_units(_by_hand(study, {name: len(units) for name, units in keep.items()}), keep)
+
+
+def _with_units(plan: Plan, keep: Mapping[str, Sequence[int]]) -> Plan:
+    groups = tuple(dataclasses.replace(group, keep=tuple(keep[group.name])) for group in plan.groups)
+    return dataclasses.replace(plan, groups=groups)
 
 
 def _by_hand(study: Study, widths: Mapping[str, int]) -> Plan:

@@ -14,6 +14,8 @@ from benchmarks.accuracy.resnet_cifar import BasicBlock
 from slimfast._torchvision import prepare_torchvision
 from slimfast.costs import count_module
 from slimfast.errors import SlimfastError
+from slimfast.graph import ChannelGraph
+from slimfast.graph.copies import named_tensors
 
 STEPS = 200
 """Rounds that torch-pruning takes to its ratio: in each it ranks anew what is left."""
@@ -56,3 +58,28 @@ def torch_pruned(model: nn.Module, example: Tensor, macs: float) -> nn.Module:
     with torch.no_grad():
         thin(example)
     return thin
+
+
+def kept_units(graph: ChannelGraph, model: nn.Module, thin: nn.Module) -> dict[str, list[int]]:
+    """The units of each group that ``thin``, a pruned copy of ``model``, still has, ascending.
+
+    A unit is known by its entries in the group's vectors: biases, and the scales and statistics of norms.
+
+    Raises:
+        SlimfastError: a group that was cut has no vectors, or they do not tell its units apart.
+    """
+    wide, left = named_tensors(model), named_tensors(thin)
+    found = {}
+    for group in graph:
+        if all(left[m.tensor].shape[m.dim] == wide[m.tensor].shape[m.dim] for m in group.members):
+            found[group.name] = list(range(group.n))
+            continue
+        vectors = [m for m in group.members if wide[m.tensor].dim() == 1]
+        if not vectors:
+            raise SlimfastError(f"{group.name}: no bias or norm tells which units are left")
+        before, after = (torch.stack([tensors[m.tensor] for m in vectors], 1) for tensors in (wide, left))
+        same = (after[:, None] == before).all(2)
+        if not bool((same.sum(1) == 1).all()):
+            raise SlimfastError(f"{group.name}: expected each unit left to be one of the wide network's")
+        found[group.name] = sorted(vectors[0].units[same.int().argmax(1).numpy()].tolist())
+    return found

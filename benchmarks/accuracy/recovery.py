@@ -6,33 +6,32 @@ images held out choose the best epoch, and the test images are read once, at the
 every row written as it is done: the same command goes on where it was stopped. All contenders of a seed see
 the same augmented images in the same order, so that the teacher's logits are computed once for all of them
 and kept beside the trainings.
+
+``--starts`` asks what a training makes of its start: the same widths with other units, the same units with
+other repairs, one epoch on fewer images and from a low rate, so that the start shows in the end.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
 
-from benchmarks.accuracy import allocations
 from benchmarks.accuracy.allocations import Study
 from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, train_thin
 from benchmarks.accuracy.cifar10_data import data_folder, load_split
-from benchmarks.accuracy.peer import torch_pruned
+from benchmarks.accuracy.contenders import RECOVERY, STARTS, Contender, thin_network, wanted
 from benchmarks.stamp import ROOT, stamp
 from slimfast.costs import count_module
 from slimfast.distillation import CachedTeacher, accuracy
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, output_folder
-from slimfast.plans import Plan
-from slimfast.pruning import prune_channels
 
 # Epoch e of a training draws from the generator of its seed + e: seeds this far apart share no images.
 SETTINGS = Settings(
@@ -54,70 +53,7 @@ SHORT = replace(
     epochs=1,
     seeds=(0,),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """How a thin network is made before it is trained: by a plan, or by another package whole."""
-
-    plan: Callable[[Study, float, int], Plan] | None
-    select: str = "l1"
-    repair: str | None = None
-    damping: float = 1.0
-    control: bool = True
-    scratch: bool = False
-
-
-def _of(allocation: allocations.Allocation) -> Callable[[Study, float, int], Plan]:
-    """An allocation that does not depend on the seed."""
-    return lambda study, macs, seed: allocation(study, macs)
-
-
-# Repair that fits the thin network as it is, before any training.
-FITTED: dict[str, Any] = {
-    "select": "activations",
-    "repair": "activations",
-    "damping": 0.0,
-    "control": False,
-}
-
-# The most telling first: a run that is stopped has these of all seeds.
-TELLING: dict[str, Contender] = {
-    "default": Contender(_of(allocations.marginal_gain), "activations", "activations", control=False),
-    "uniform, L1": Contender(_of(allocations.uniform)),
-    "uniform, L1, repaired": Contender(_of(allocations.uniform), repair="activations"),
-    "group magnitude, repaired": Contender(_of(allocations.group_magnitude), repair="activations"),
-    "torch-pruning": Contender(None),
-    "uniform, L1, streams whole": Contender(_of(allocations.uniform_inside)),
-}
-OTHERS: dict[str, Contender] = {
-    "group magnitude": Contender(_of(allocations.group_magnitude)),
-    "default, streams whole": Contender(
-        _of(allocations.marginal_gain_inside), "activations", "activations", control=False
-    ),
-    "default, damping 0": Contender(_of(allocations.marginal_gain), **FITTED),
-    "gain in squares": Contender(
-        _of(allocations.marginal_gain_of_squares), "activations", "activations", control=False
-    ),
-    "gain in squares, damping 0": Contender(_of(allocations.marginal_gain_of_squares), **FITTED),
-    "gain in squares, damping 0, streams whole": Contender(
-        _of(allocations.marginal_gain_of_squares_inside), **FITTED
-    ),
-    "gain in shares, damping 0": Contender(_of(allocations.marginal_gain_of_shares), **FITTED),
-    "gain in shares, damping 0, streams whole": Contender(
-        _of(allocations.marginal_gain_of_shares_inside), **FITTED
-    ),
-    "uniform, L1, damping 0": Contender(_of(allocations.uniform), repair="activations", damping=0.0),
-    "group magnitude, damping 0": Contender(
-        _of(allocations.group_magnitude), repair="activations", damping=0.0
-    ),
-    "noise null, L1": Contender(_of(allocations.noise_null)),
-    "random widths, L1": Contender(lambda study, macs, seed: allocations.random(study, macs, seed=seed)),
-    "uniform, from scratch": Contender(_of(allocations.uniform), scratch=True),
-    "paper": Contender(_of(allocations.explained_variance), control=False),
-    "paper, repaired": Contender(_of(allocations.explained_variance), repair="activations", control=False),
-}
-CONTENDERS = TELLING | OTHERS
+FROM_STARTS = replace(SETTINGS, train_images=10000, epochs=1, lr=0.015, seeds=(0, 100))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,33 +71,17 @@ class Row:
     seconds: float
 
 
-def thin_network(contender: Contender, study: Study, macs: float, seed: int) -> nn.Module:
-    """The network of a contender, before its training."""
-    if contender.plan is None:
-        return torch_pruned(study.model, torch.zeros(1, 3, 32, 32), macs)
-    plan = contender.plan(study, macs, seed)
-    options: dict[str, Any] = {"select": contender.select, "repair": contender.repair}
-    if contender.repair == "activations":
-        options["repair_damping"] = contender.damping
-    thin = prune_channels(study.model, plan, calibration=study.calibration, verify=False, **options)
-    if contender.scratch:
-        torch.manual_seed(seed)
-        for module in thin.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.Linear):
-                module.reset_parameters()
-            elif isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight)
-    return thin
-
-
-def wanted(seeds: tuple[int, ...]) -> list[tuple[str, int]]:
-    """(contender, seed) in the order they are trained."""
-    return [(name, seed) for part in (TELLING, OTHERS) for seed in seeds for name in part]
-
-
-def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = None) -> dict[str, Any]:
-    """All trainings that ``path`` has no row of."""
+def run(
+    settings: Settings,
+    parts: Sequence[Mapping[str, Contender]] = RECOVERY,
+    *,
+    work: Path,
+    path: Path,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """All trainings that ``path`` has no row of: of each part's contenders with all seeds, part by part."""
     data = data_folder()
+    contenders = {name: contender for part in parts for name, contender in part.items()}
     result: dict[str, Any] = {"benchmark": "recovery", "settings": asdict(settings), "rows": []}
     known = json.loads(json.dumps(result["settings"]))
     if path.exists():
@@ -169,7 +89,7 @@ def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = N
         if result["settings"] != known:
             raise SlimfastError(f"{path} has results of other settings: {result['settings']}")
     result["stamp"] = stamp("cuda" if torch.cuda.is_available() else "cpu")
-    result["planned"] = len(wanted(settings.seeds))
+    result["planned"] = len(wanted(parts, settings.seeds))
     done = {(row["name"], row["seed"]) for row in result["rows"]}
     teacher = load_network(settings.network, data)
     train, validation = held_out(load_split("train", folder=data), settings)
@@ -178,10 +98,10 @@ def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = N
     study = Study.of(teacher, example, train[:512].batches(256), 512)
     output_folder(work)
     cached = CachedTeacher(teacher, work / "teacher.logits")
-    for name, seed in wanted(settings.seeds):
+    for name, seed in wanted(parts, settings.seeds):
         if (name, seed) in done:
             continue
-        contender = CONTENDERS[name]
+        contender = contenders[name]
         thin = thin_network(contender, study, settings.macs, seed)
         cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
         folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
@@ -201,6 +121,9 @@ def run(settings: Settings, *, work: Path, path: Path, progress: bool | None = N
 
 def main(
     short: Annotated[bool, typer.Option("--short", help="ResNet-20, 2,000 images, 1 epoch, 1 seed.")] = False,
+    starts: Annotated[
+        bool, typer.Option("--starts", help="Widths, units and repairs one by one: 10,000 images, 1 epoch.")
+    ] = False,
     network: Annotated[str | None, typer.Option(help="resnet20, resnet32, resnet44 or resnet56.")] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate; results of their own.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="How many epochs; results of their own.")] = None,
@@ -208,7 +131,9 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder for the state of the trainings.")] = None,
 ) -> None:
     """Train every contender by the same short recipe and compare."""
-    settings = SHORT if short else SETTINGS
+    if short and starts:
+        raise SlimfastError("--short and --starts are two forms: pass one of them")
+    settings = SHORT if short else FROM_STARTS if starts else SETTINGS
     settings = replace(
         settings,
         network=network or settings.network,
@@ -216,11 +141,13 @@ def main(
         epochs=epochs or settings.epochs,
     )
     own = f"{'' if lr is None else f'-lr{lr:g}'}{'' if epochs is None else f'-epochs{epochs}'}"
-    name = f"recovery-{settings.network}{own}{'-short' if short else ''}"
+    form = "-short" if short else "-starts" if starts else ""
+    name = f"recovery-{settings.network}{own}{form}"
     path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
     output_folder(path.parent)
     started = time.perf_counter()
-    run(settings, work=work or ROOT / "build" / "accuracy" / name, path=path)
+    parts = (STARTS,) if starts else RECOVERY
+    run(settings, parts, work=work or ROOT / "build" / "accuracy" / name, path=path)
     print(f"written: {path} ({time.perf_counter() - started:.0f} s)")
 
 
