@@ -17,7 +17,14 @@ from torch import Tensor
 from slimfast import Plan
 from slimfast._torchvision import prepare_torchvision
 
-pytest_plugins = ["cli_cases", "cpu_fixtures", "cuda_fixtures"]
+pytest_plugins = [
+    "cli_cases",
+    "cpu_fixtures",
+    "cuda_fixtures",
+    "hostile_cases",
+    "plan_cases",
+    "trainer_cases",
+]
 
 # timm and transformers import torchvision, whichever test is the first to need them.
 prepare_torchvision()

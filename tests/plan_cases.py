@@ -6,7 +6,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import pytest
+from channel_graphs import chain
 
+from slimfast.graph.groups import ChannelGraph
 from slimfast.spectra import Spectrum
 
 SIZES = [12, 10, 8, 4]
@@ -28,3 +31,13 @@ def spectra_of(sizes: list[int], *, inputs: int = 30, seed: int = 0) -> dict[str
         )
         for i, (n, d) in enumerate(zip(sizes[:-1], before, strict=False))
     }
+
+
+@pytest.fixture
+def graph() -> ChannelGraph:
+    return chain(SIZES, inputs=30)
+
+
+@pytest.fixture
+def spectra() -> dict[str, Spectrum]:
+    return spectra_of(SIZES)

@@ -14,6 +14,7 @@ from slimfast.costs import Cost
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.copies import named_tensors
 from slimfast.plans import GroupPlan, Plan
+from slimfast.pruning import prune_channels
 
 
 class SqueezeExcite(nn.Module):
@@ -145,3 +146,8 @@ def random_keeps(graph: ChannelGraph, seed: int, share: float = 0.6) -> dict[str
 def random_plan(model: nn.Module, example: Any, seed: int = 0, share: float = 0.6) -> Plan:
     graph = trace_channels(model, example)
     return plan_of(graph, random_keeps(graph, seed, share))
+
+
+def thin_of(name: str) -> tuple[nn.Module, torch.Tensor]:
+    model, x = build(name)
+    return prune_channels(model, random_plan(model, x), verify=False), x
