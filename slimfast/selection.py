@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -22,7 +22,9 @@ from slimfast.plans import GroupPlan, Plan, check_plan
 from slimfast.readers import readers
 from slimfast.spectra.unit_matrices import unit_matrix
 
-Method: TypeAlias = Literal["l1", "l2", "geometric_median", "bn_scale", "pivoted_cholesky", "activations"]
+Method: TypeAlias = Literal[
+    "l1", "l2", "lookahead", "geometric_median", "bn_scale", "pivoted_cholesky", "activations"
+]
 METHODS: tuple[str, ...] = get_args(Method)
 
 # Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
@@ -47,9 +49,12 @@ def select(
 ) -> Plan:
     """The plan with the units each group keeps chosen by ``method``, whatever was chosen before.
 
-    A unit is measured on all the convolution and linear weights that produce it together:
+    A unit is measured on all the convolution and linear weights that produce it together, where nothing
+    else is said:
 
     - ``l1``, ``l2``: the norm of its weights (Li et al., ICLR 2017);
+    - ``lookahead``: that norm times the norm of the weights that read it, which is the norm of what the
+      product of the two layers loses (Park et al., ICLR 2020);
     - ``geometric_median``: the sum of its distances to all other units (FPGM, He et al., CVPR 2019);
     - ``bn_scale``: the sum of \\|gamma\\| of the batch norms that follow (Liu et al., ICCV 2017);
     - ``pivoted_cholesky``: greedy choice of the unit with the most variance not explained by those before it;
@@ -148,7 +153,7 @@ def _score(method: Method, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGr
     """The score (n,) of each unit of a group, as a function of the group."""
     if method == "geometric_median":
         return lambda group: _geometric_median(_rows(group, tensors), group.n)
-    measure = _squares if method == "l2" else _absolutes
+    measure = _absolutes if method == "l1" else _squares
 
     @functools.cache
     def of_slices(tensor: str, dim: int) -> np.ndarray:
@@ -156,12 +161,20 @@ def _score(method: Method, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGr
         found: np.ndarray = _of_rows(unit_matrix(tensors[tensor].detach(), dim), measure).cpu().numpy()
         return found
 
-    def norms(group: ChannelGroup) -> np.ndarray:
-        sums = np.zeros(group.n)
-        for member in group.producers():
+    def sums(members: Iterable[Member], n: int) -> np.ndarray:
+        total = np.zeros(n)
+        for member in members:
             slices, has = of_slices(member.tensor, member.dim), member.units >= 0
-            sums += np.bincount(member.units[has], slices[has], group.n)
-        return np.sqrt(sums) if method == "l2" else sums
+            total += np.bincount(member.units[has], slices[has], n)
+        return total
+
+    def norms(group: ChannelGroup) -> np.ndarray:
+        found = sums(group.producers(), group.n)
+        if method == "lookahead":
+            consumers = [member for member in group.members if member.role == "consumer"]
+            # What no weights read is measured on what makes it alone.
+            found *= sums(consumers, group.n) if consumers else 1.0
+        return found if method == "l1" else np.sqrt(found)
 
     return norms
 

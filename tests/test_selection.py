@@ -56,6 +56,32 @@ def test_l1_and_l2_are_norms_of_the_joint_filters():
         assert chosen(model, x, "l2", width) == top(joint(model).norm(dim=1), width)
 
 
+def test_lookahead_is_the_norm_of_what_the_product_of_two_layers_loses():
+    model, x = Coupled().eval(), torch.randn(3, 4)
+    # The columns of `last` times the rows of `a` and `b`: a unit's part is a matrix of rank one.
+    lost = [model.last.weight[:, [u]].double() @ joint(model)[[u]] for u in range(5)]
+    scores = torch.stack([part.norm() for part in lost])
+    for width in range(1, 5):
+        assert chosen(model, x, "lookahead", width) == top(scores, width)
+    model, x = two_convs(3)
+    model[0].weight.data = torch.tensor([3.0, 2.0, 1.0])[:, None, None, None] * torch.ones(3, 3, 3, 3)
+    model[3].weight.data = torch.tensor([[0.0, 4.0, 0.0], [0.5, 0.0, 3.0]])[:, :, None, None]
+    assert chosen(model, x, "l2", 2) == (0, 1)
+    # 3 x 0.5, 2 x 4, 1 x 3
+    assert chosen(model, x, "lookahead", 2) == (1, 2)
+
+
+def test_lookahead_of_units_that_no_weights_read_is_their_norm():
+    class Summed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).sum(-1)
+
+    torch.manual_seed(0)
+    model, x = Summed(4, 5), torch.randn(2, 4)
+    for width in range(1, 5):
+        assert chosen(model, x, "lookahead", width) == top(model.weight.norm(dim=1), width)
+
+
 def test_geometric_median_is_the_sum_of_distances_to_all_others():
     model, x = Coupled().eval(), torch.randn(3, 4)
     scores = torch.cdist(joint(model), joint(model)).sum(1)
@@ -113,7 +139,9 @@ def test_ties_go_to_the_smaller_index(method):
     weight = torch.randn(3, 3, 3, 3)
     # Each filter is there twice; the pairs must not be told apart by rounding.
     model[0].weight.data = weight.repeat(2, 1, 1, 1)
+    model[0].bias.data.zero_()
     model[1].weight.data = torch.tensor([1.0, 2.0, 3.0] * 2)
+    model[3].weight.data = torch.randn(2, 3, 1, 1).repeat(1, 2, 1, 1)
     for width, first in ((1, 1), (3, 2), (5, 3)):
         keep = chosen(model, x, method, width)
         if method == "pivoted_cholesky":
@@ -141,7 +169,7 @@ def test_largest_breaks_ties_by_index_and_sorts():
     assert largest(np.array([1.0, 3.0, 3.0, 0.0, 3.0]), 4).tolist() == [0, 1, 2, 4]
 
 
-@pytest.mark.parametrize("method", ["l1", "l2", "geometric_median", "pivoted_cholesky"])
+@pytest.mark.parametrize("method", ["l1", "l2", "lookahead", "geometric_median", "pivoted_cholesky"])
 @pytest.mark.parametrize("name", ["conv", "transformer"])
 def test_every_group_of_a_network_gets_its_width(name, method):
     model, x = build(name)

@@ -76,7 +76,7 @@ def test_the_plan_is_that_of_the_model_in_memory(
         assert found.to_json() == expected.to_json()
 
 
-@pytest.mark.parametrize("select", ["l1", "l2", "geometric_median", "pivoted_cholesky"])
+@pytest.mark.parametrize("select", ["l1", "l2", "lookahead", "geometric_median", "pivoted_cholesky"])
 def test_thin_shards_are_the_thin_model(
     index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path, select: str
 ) -> None:

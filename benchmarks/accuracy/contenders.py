@@ -43,7 +43,7 @@ FITTED: dict[str, Any] = {
 
 # The most telling first: a run that is stopped has these of all seeds.
 TELLING: dict[str, Contender] = {
-    "default": Contender(_of(allocations.marginal_gain), "activations", "activations", control=False),
+    "default": Contender(_of(allocations.marginal_gain), "lookahead", "activations", control=False),
     "uniform, L1": Contender(_of(allocations.uniform)),
     "uniform, L1, repaired": Contender(_of(allocations.uniform), repair="activations"),
     "group magnitude, repaired": Contender(_of(allocations.group_magnitude), repair="activations"),
@@ -53,9 +53,13 @@ TELLING: dict[str, Contender] = {
 OTHERS: dict[str, Contender] = {
     "group magnitude": Contender(_of(allocations.group_magnitude)),
     "default, streams whole": Contender(
-        _of(allocations.marginal_gain_inside), "activations", "activations", control=False
+        _of(allocations.marginal_gain_inside), "lookahead", "activations", control=False
     ),
-    "default, damping 0": Contender(_of(allocations.marginal_gain), **FITTED),
+    "default, no repair": Contender(_of(allocations.marginal_gain), "lookahead", control=False),
+    "default, units by activations": Contender(
+        _of(allocations.marginal_gain), "activations", "activations", control=False
+    ),
+    "default, units by activations, damping 0": Contender(_of(allocations.marginal_gain), **FITTED),
     "gain in squares": Contender(
         _of(allocations.marginal_gain_of_squares), "activations", "activations", control=False
     ),
@@ -106,10 +110,12 @@ STARTS: dict[str, Contender] = (
         *(None, 0.0, 1.0),
         control=True,
     )
-    | _starts("default", allocations.marginal_gain, "activations", None, 0.0, 1.0)
+    | _starts("default, units by activations", allocations.marginal_gain, "activations", None, 0.0, 1.0)
     | _starts(
         "default, units by magnitude", allocations.by_magnitude(allocations.marginal_gain), "l1", None, 1.0
     )
+    | _starts("default, units by L2", allocations.marginal_gain, "l2", 1.0)
+    | _starts("default", allocations.marginal_gain, "lookahead", None, 1.0)
     | _starts("gain in squares", allocations.marginal_gain_of_squares, "activations", None, 1.0)
     | _starts("gain in shares", allocations.marginal_gain_of_shares, "activations", 1.0)
     | _starts("group magnitude", allocations.group_magnitude, "l1", None, 1.0, control=True)

@@ -27,6 +27,7 @@ class Method(str, Enum):
 
     l1 = "l1"
     l2 = "l2"
+    lookahead = "lookahead"
     geometric_median = "geometric_median"
     bn_scale = "bn_scale"
     pivoted_cholesky = "pivoted_cholesky"
