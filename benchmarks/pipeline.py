@@ -11,7 +11,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ STAGES = ("trace", "spectra", "plan", "prune", "prune and verify")
 WHOLE = "from network to thin network"
 VERIFIED = "the same, verified"
 MACS = 0.5
+# As the peer.
+SELECT: Literal["l1"] = "l1"
 # Of every layer's filters; about what leaves half of the multiplications.
 PEER_RATIO = 0.3
 
@@ -57,14 +59,14 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         traced = slimfast.trace_channels(model, example)
         measured = slimfast.measure_spectra(model, traced)
         planned = slimfast.plan_widths(traced, measured, macs=MACS)
-        return slimfast.prune_channels(model, planned, verify=verify)
+        return slimfast.prune_channels(model, planned, select=SELECT, verify=verify)
 
     ours: dict[str, Run] = {
         "trace": lambda: slimfast.trace_channels(model, example),
         "spectra": lambda: slimfast.measure_spectra(model, graph),
         "plan": lambda: slimfast.plan_widths(graph, spectra, macs=MACS),
-        "prune": lambda: slimfast.prune_channels(model, plan, verify=False),
-        "prune and verify": lambda: slimfast.prune_channels(model, plan),
+        "prune": lambda: slimfast.prune_channels(model, plan, select=SELECT, verify=False),
+        "prune and verify": lambda: slimfast.prune_channels(model, plan, select=SELECT),
         WHOLE: lambda: whole(verify=False),
         VERIFIED: lambda: whole(verify=True),
     }

@@ -21,7 +21,7 @@ from slimfast.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
 from slimfast.repair import RepairKind, check_kind, repair_thin
-from slimfast.selection import Method, graph_of, select_units
+from slimfast.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.spectra.eigenvalues import Progress
 from slimfast.states import AnyOptimizer, prune_optimizer
 from slimfast.verification import verify as verify_thin
@@ -67,7 +67,7 @@ def prune_channels(
     model: nn.Module,
     plan: Plan,
     *,
-    select: Method = "l1",
+    select: Method = DEFAULT_METHOD,
     repair: RepairKind | None = None,
     repair_damping: float = 0.0,
     calibration: Calibration | None = None,
@@ -153,7 +153,7 @@ def slim(
     exclude: Iterable[str] | None = None,
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
-    select: Method = "l1",
+    select: Method = DEFAULT_METHOD,
     repair: RepairKind | None = None,
     repair_damping: float = 0.0,
     verify: bool = True,

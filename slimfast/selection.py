@@ -26,6 +26,8 @@ Method: TypeAlias = Literal[
     "l1", "l2", "lookahead", "geometric_median", "bn_scale", "pivoted_cholesky", "activations"
 ]
 METHODS: tuple[str, ...] = get_args(Method)
+# The paper's is l1; after the same training units by lookahead end higher (docs/evidence.md).
+DEFAULT_METHOD: Method = "lookahead"
 
 # Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
 _BLOCK = 1 << 22
@@ -43,7 +45,7 @@ def select(
     model: nn.Module,
     plan: Plan,
     *,
-    method: Method = "l1",
+    method: Method = DEFAULT_METHOD,
     calibration: Calibration | None = None,
     backend: str = "auto",
 ) -> Plan:
@@ -61,9 +63,9 @@ def select(
     - ``activations``: the same choice by how the units vary together in what their consumers read, each
       weighted by the consumer's weights (:func:`slimfast.calibrate`).
 
-    The largest stay; ties go to the smaller index. Raises ``ValueError`` for an unknown method and for groups
-    without a batch norm where it needs one, :class:`SlimfastError` for a plan of another model and weights
-    that are not finite.
+    The largest stay; ties go to the smaller index. The paper's is ``l1``. Raises ``ValueError`` for an
+    unknown method and for groups without a batch norm where it needs one, :class:`SlimfastError` for a plan
+    of another model and weights that are not finite.
     """
     graph = graph_of(model, plan)
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)

@@ -30,7 +30,7 @@ from slimfast.kernels.ops import grouped_gather
 from slimfast.manifests import Manifest, attach, manifest
 from slimfast.plans import Plan, plan_widths
 from slimfast.pruning import prune_channels
-from slimfast.selection import Method, graph_of, select_units, with_keeps
+from slimfast.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Progress, Scaling
 from slimfast.streaming import read_ahead
@@ -90,7 +90,7 @@ def prune_checkpoint(
     folder: str | os.PathLike[str],
     *,
     model: nn.Module | None = None,
-    select: Method = "l1",
+    select: Method = DEFAULT_METHOD,
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Manifest:

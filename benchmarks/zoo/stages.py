@@ -82,7 +82,7 @@ def slim(name: str, folder: str, tell: Tell) -> None:
     with stages.stage("plan", needed=True):
         plan = slimfast.plan_widths(graph, spectra, params=PARAMS)
     with stages.stage("prune", needed=True):
-        plan = slimfast.select(model, plan)
+        plan = slimfast.select(model, plan, method="l1")
         thin = slimfast.prune_channels(model, plan, verify=False)
     with stages.stage("count") as facts:
         facts["prunable"] = round(prunable(graph), 4)
@@ -136,7 +136,7 @@ def onnx(name: str, folder: str, tell: Tell) -> None:
         model, example = build(name)
         graph = slimfast.trace_channels(model, example)
         plan = slimfast.plan_widths(graph, slimfast.measure_spectra(model, graph), params=PARAMS)
-        thin = slimfast.prune_channels(model, slimfast.select(model, plan), verify=False)
+        thin = slimfast.prune_channels(model, slimfast.select(model, plan, method="l1"), verify=False)
         export(thin, Path(folder, "thin.onnx"), example)
 
 

@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress
 from torch import nn
 
+from slimfast import selection
 from slimfast.distributed import Team, join_team, launched
 from slimfast.errors import SlimfastError
 from slimfast.files import check_writable
@@ -32,6 +33,9 @@ class Method(str, Enum):
     bn_scale = "bn_scale"
     pivoted_cholesky = "pivoted_cholesky"
     activations = "activations"
+
+
+DEFAULT_METHOD = Method(selection.DEFAULT_METHOD)
 
 
 class Kind(str, Enum):
