@@ -55,6 +55,10 @@ OTHERS: dict[str, Contender] = {
     "default, streams whole": Contender(
         _of(allocations.marginal_gain_inside), "lookahead", "activations", control=False
     ),
+    # The default's units and repair on widths that know nothing: what is left of its lead is the widths'.
+    "uniform, lookahead, repaired, streams whole": Contender(
+        _of(allocations.uniform_inside), "lookahead", "activations"
+    ),
     "default, no repair": Contender(_of(allocations.marginal_gain), "lookahead", control=False),
     "default, units by activations": Contender(
         _of(allocations.marginal_gain), "activations", "activations", control=False

@@ -40,12 +40,14 @@ ROWS = (
     ("activations", None),
     ("activations", "weights"),
     ("pivoted_cholesky", None),
+    ("lookahead", "activations"),
 )
 SHORT = 3
 OWN = "its own"
 # The default, the paper's rule and every control with the repair that the default has, on all test images.
 TELLING = (
     ("marginal gain, activations", "activations", "activations"),
+    ("marginal gain, activations", "lookahead", "activations"),
     ("explained variance (paper)", "l1", "activations"),
     *((name, OWN if name == "group magnitude, global" else "l1", "activations") for name in CONTROLS),
     ("uniform", "activations", "activations"),
