@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -155,12 +156,12 @@ def _score(method: Method, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGr
     """The score (n,) of each unit of a group, as a function of the group."""
     if method == "geometric_median":
         return lambda group: _geometric_median(_rows(group, tensors), group.n)
-    measure = _absolutes if method == "l1" else _squares
+    size = Tensor.abs_ if method == "l1" else Tensor.square_
 
     @functools.cache
     def of_slices(tensor: str, dim: int) -> np.ndarray:
         # heads and their dimensions are groups of the same slices
-        found: np.ndarray = _of_rows(unit_matrix(tensors[tensor].detach(), dim), measure).cpu().numpy()
+        found: np.ndarray = _slice_sums(tensors[tensor].detach(), dim, size).cpu().numpy()
         return found
 
     def sums(members: Iterable[Member], n: int) -> np.ndarray:
@@ -176,24 +177,28 @@ def _score(method: Method, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGr
             consumers = [member for member in group.members if member.role == "consumer"]
             # What no weights read is measured on what makes it alone.
             found *= sums(consumers, group.n) if consumers else 1.0
+            return _snapped(np.sqrt(found))
         return found if method == "l1" else np.sqrt(found)
 
     return norms
-
-
-def _absolutes(rows: Tensor) -> Tensor:
-    return rows.abs_().sum(1)
 
 
 def _squares(rows: Tensor) -> Tensor:
     return rows.square().sum(1)
 
 
-def _of_rows(rows: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
-    """What ``measure`` says of a copy of each row, (n,) float64; a block of rows in the cache at a time."""
-    step = max(1, _ROWS // max(1, rows.shape[1]))
-    parts = [measure(rows[i : i + step].to(torch.float64, copy=True)) for i in range(0, len(rows), step)]
-    return torch.cat(parts)
+def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of the ``size`` of all elements of each slice of ``dim``, (n,) float64. A copy of the tensor is
+    read in the order in which it is stored, a block in the cache at a time.
+    """
+    before, n = math.prod(tensor.shape[:dim]), tensor.shape[dim]
+    parts = tensor.reshape(before, n, -1)
+    along = 1 if before == 1 else 0
+    step = max(1, _ROWS * parts.shape[along] // max(1, parts.numel()))
+    found = [
+        size(part.to(torch.float64, copy=True)).sum(2).sum(0) for part in torch.split(parts, step, along)
+    ]
+    return torch.cat(found) if along else torch.stack(found).sum(0)
 
 
 def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
