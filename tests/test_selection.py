@@ -11,7 +11,7 @@ from torch import nn
 from slimfast import selection
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.selection import METHODS, _geometric_median, largest, select
+from slimfast.selection import METHODS, _geometric_median, _slice_sums, largest, select
 
 
 def two_convs(n: int = 6) -> tuple[nn.Module, torch.Tensor]:
@@ -94,6 +94,17 @@ def test_distances_are_the_same_in_blocks(monkeypatch):
     whole = chosen(model, x, "geometric_median", 4)
     monkeypatch.setattr("slimfast.selection._BLOCK", 20)
     assert chosen(model, x, "geometric_median", 4) == whole
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("elements", [1, 20, 10**6])
+def test_slices_of_any_dim_are_summed_block_by_block(monkeypatch, dim, elements):
+    monkeypatch.setattr("slimfast.selection._ROWS", elements)
+    tensor = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
+    before = tensor.clone()
+    expected = tensor.double().square().movedim(dim, 0).flatten(1).sum(1)
+    torch.testing.assert_close(_slice_sums(tensor, dim, torch.Tensor.square_), expected)
+    assert torch.equal(tensor, before)
 
 
 def test_bn_scale_is_the_absolute_scale_of_the_norm_that_follows():
