@@ -164,6 +164,12 @@ def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatc
     size = (work / "teacher.logits").stat().st_size
     recovery.run(settings, both, work=work, path=path, progress=False)
     assert (work / "teacher.logits").stat().st_size == size > 40 * (16 + 40)
+    # A contender that has become another network does not go on from the training of what it was.
+    folders = {folder.name for folder in work.iterdir() if folder.is_dir()}
+    changed = {"uniform, L1": contenders.OTHERS["uniform, from scratch"]}
+    recovery.run(settings, [changed], work=work, path=tmp_path / "other.json", progress=False)
+    added = {folder.name for folder in work.iterdir() if folder.is_dir()} - folders
+    assert [name.rpartition("-")[0] for name in added] == ["uniform-L1-0"]
     rows = json.loads(path.read_text())["rows"]
     assert [(row["name"], row["seed"]) for row in rows] == [("uniform, L1", 0), ("paper", 0)]
     with pytest.raises(SlimfastError, match="has results of other settings"):

@@ -13,6 +13,7 @@ other repairs, one epoch on fewer images and from a low rate, so that the start 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 
 from benchmarks.accuracy.allocations import Study
 from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, train_thin
@@ -71,6 +73,14 @@ class Row:
     seconds: float
 
 
+def digest(network: nn.Module) -> str:
+    """Of all tensors: a training that was stopped goes on only from the network that it began with."""
+    found = hashlib.blake2b(digest_size=4)
+    for tensor in network.state_dict().values():
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def run(
     settings: Settings,
     parts: Sequence[Mapping[str, Contender]] = RECOVERY,
@@ -104,7 +114,7 @@ def run(
         contender = contenders[name]
         thin = thin_network(contender, study, settings.macs, seed)
         cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
-        folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{digest(thin)}"
         # Faster on CPUs and GPUs alike, for everyone.
         thin = thin.to(memory_format=torch.channels_last)
         took = train_thin(thin, cached, train, validation, settings, seed, folder, progress)
