@@ -195,10 +195,10 @@ def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> T
     parts = tensor.reshape(before, n, -1)
     along = 1 if before == 1 else 0
     step = max(1, _ROWS * parts.shape[along] // max(1, parts.numel()))
-    found = [
+    found = (
         size(part.to(torch.float64, copy=True)).sum(2).sum(0) for part in torch.split(parts, step, along)
-    ]
-    return torch.cat(found) if along else torch.stack(found).sum(0)
+    )
+    return torch.cat(list(found)) if along else functools.reduce(Tensor.add_, found)
 
 
 def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
