@@ -13,7 +13,6 @@ other repairs, one epoch on fewer images and from a low rate, so that the start 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from torch import nn
 
 from benchmarks.accuracy.allocations import Study
 from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, train_thin
@@ -32,6 +30,7 @@ from benchmarks.accuracy.contenders import RECOVERY, STARTS, Contender, thin_net
 from benchmarks.stamp import ROOT, stamp
 from slimfast.costs import count_module
 from slimfast.distillation import CachedTeacher, accuracy
+from slimfast.distillation.cache import digest_of
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, output_folder
 
@@ -73,14 +72,6 @@ class Row:
     seconds: float
 
 
-def digest(network: nn.Module) -> str:
-    """Of all tensors: a training that was stopped goes on only from the network that it began with."""
-    found = hashlib.blake2b(digest_size=4)
-    for tensor in network.state_dict().values():
-        found.update(tensor.contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
 def run(
     settings: Settings,
     parts: Sequence[Mapping[str, Contender]] = RECOVERY,
@@ -114,7 +105,9 @@ def run(
         contender = contenders[name]
         thin = thin_network(contender, study, settings.macs, seed)
         cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
-        folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{digest(thin)}"
+        # A training that was stopped goes on only from the network that it began with.
+        began = digest_of(thin).hex()[:8]
+        folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{began}"
         # Faster on CPUs and GPUs alike, for everyone.
         thin = thin.to(memory_format=torch.channels_last)
         took = train_thin(thin, cached, train, validation, settings, seed, folder, progress)

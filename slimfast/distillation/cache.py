@@ -42,7 +42,7 @@ class CachedTeacher(nn.Module):
         self._path = Path(path)
         self._known: dict[bytes, np.ndarray] = {}
         self._shape: tuple[int, ...] | None = None
-        self._digest = _digest_of(teacher)
+        self._digest = digest_of(teacher)
         if self._path.exists():
             self._read()
 
@@ -144,9 +144,10 @@ def _keys(leaves: list[Tensor], count: int) -> list[bytes]:
     return keys
 
 
-def _digest_of(teacher: nn.Module) -> bytes:
+def digest_of(model: nn.Module) -> bytes:
+    """Of the names and bytes of all parameters and buffers."""
     digest = hashlib.blake2b(digest_size=_KEY)
-    for name, tensor in teacher.state_dict().items():
+    for name, tensor in model.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()
