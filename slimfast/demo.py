@@ -274,8 +274,8 @@ def _thin_networks(
     progress: bool | None,
 ) -> dict[str, nn.Module]:
     """The network of a plan as it is cut, and after its distillation."""
-    pruned = prune_channels(teacher, plan, select="l1")
-    student = prune_channels(teacher, plan, select="l1", verify=False)
+    pruned = prune_channels(teacher, plan)
+    student = prune_channels(teacher, plan, verify=False)
     distill(
         student,
         teacher=teacher,

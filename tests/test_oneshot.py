@@ -17,6 +17,7 @@ from benchmarks.accuracy import allocations, contenders, oneshot, peer, tables
 from benchmarks.accuracy.allocations import ALLOCATIONS, CONTROLS, Study
 from benchmarks.accuracy.cifar10_data import Images
 from benchmarks.accuracy.resnet_cifar import ResNet
+from benchmarks.accuracy.trainings import training_folder
 from slimfast.costs import count_module
 from slimfast.errors import SlimfastError
 from slimfast.pruning import prune_channels
@@ -146,6 +147,18 @@ def test_every_contender_of_the_recovery_starts_at_the_same_cost(study: Study) -
     whole = count_module(study.model, torch.zeros(1, 3, 32, 32)).macs
     assert all(0.3 * whole < found <= 0.4 * whole for found in macs.values())
     assert macs["uniform, from scratch"] == macs["uniform, L1"]
+
+
+def test_a_training_goes_on_only_from_the_network_it_began_with(study: Study, tmp_path: Path) -> None:
+    name, contender = "uniform, L1", contenders.TELLING["uniform, L1"]
+    network = contenders.thin_network(contender, study, 0.5, 0)
+    folder = training_folder(tmp_path, name, 0, network)
+    assert folder.parent == tmp_path
+    assert folder.name.startswith("uniform-L1-0-")
+    assert folder == training_folder(tmp_path, name, 0, contenders.thin_network(contender, study, 0.5, 0))
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] += 1.0
+    assert folder != training_folder(tmp_path, name, 0, network)
 
 
 def test_from_scratch_nothing_of_the_weights_is_left(study: Study) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.accuracy import resnet_cifar, vgg_cifar
 from benchmarks.accuracy.cifar10_data import AugmentedBatches, Images, data_folder, load_split
+from benchmarks.accuracy.trainings import training_folder
 from benchmarks.stamp import ROOT, stamp
 from slimfast.controls import uniform_like
 from slimfast.costs import Cost, count_module
@@ -97,7 +98,7 @@ def run(
         networks[kind, "one shot", None] = prune_channels(teacher, widths, select=settings.select)
         for seed in settings.seeds:
             thin = prune_channels(teacher, widths, select=settings.select, verify=False)
-            folder = work / f"{kind}-{seed}"
+            folder = training_folder(work, kind, seed, thin)
             took = train_thin(thin, teacher, train, validation, settings, seed, folder, progress)
             networks[kind, "distilled", seed], seconds[kind, "distilled", seed] = thin.eval(), took
     test = load_split("test", folder=data)[: settings.test_images]

@@ -32,6 +32,7 @@ from benchmarks.accuracy.stsb_data import (
     padded,
     similarity,
 )
+from benchmarks.accuracy.trainings import training_folder
 from benchmarks.stamp import ROOT, stamp
 from slimfast.distillation import CachedTeacher, distill
 from slimfast.errors import SlimfastError
@@ -73,11 +74,19 @@ class Contender:
     repair: str | None = None
     control: bool = True
     trained: bool = False
+    damping: float = 0.0
 
 
 def _contenders() -> dict[str, Contender]:
-    found: dict[str, Contender] = {}
     ours, paper = allocations.marginal_gain, allocations.explained_variance
+    # The default's units, with the repair that fits best and with the one a training should start from.
+    found = {
+        f"marginal gain, lookahead{named}, activations": Contender(
+            ours, "lookahead", "activations", control=False, trained=True, damping=damping
+        )
+        for named, damping in ((", damping 1", 1.0), ("", 0.0))
+    }
+    found["marginal gain, lookahead"] = Contender(ours, "lookahead", control=False)
     for repair in ("activations", None, "weights"):
         after = f", {repair}" if repair else ""
         best = repair == "activations"
@@ -159,6 +168,8 @@ def embedding_loss(student: Tensor, teacher: Tensor, targets: Tensor | None) -> 
 def thin_network(contender: Contender, study: Study, share: float) -> nn.Module:
     """The network of a contender, before its training."""
     options: dict[str, Any] = {"select": contender.select, "repair": contender.repair}
+    if contender.repair == "activations":
+        options["repair_damping"] = contender.damping
     plan = contender.plan(study, share)
     return prune_channels(study.model, plan, calibration=study.calibration, verify=False, **options)
 
@@ -222,7 +233,7 @@ def run(settings: Settings, *, work: Path, path: Path) -> dict[str, Any]:
         thin = thin_network(contender, study, share)
         seconds = time.perf_counter() - started
         if seed is not None:
-            place = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+            place = training_folder(work, name, seed, thin)
             seconds = train(thin, cached, data, settings, seed, place)
         dev, test = data.scores(thin.eval())
         row = Row(

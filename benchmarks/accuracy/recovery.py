@@ -27,10 +27,10 @@ from benchmarks.accuracy.allocations import Study
 from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, train_thin
 from benchmarks.accuracy.cifar10_data import data_folder, load_split
 from benchmarks.accuracy.contenders import RECOVERY, STARTS, Contender, thin_network, wanted
+from benchmarks.accuracy.trainings import training_folder
 from benchmarks.stamp import ROOT, stamp
 from slimfast.costs import count_module
 from slimfast.distillation import CachedTeacher, accuracy
-from slimfast.distillation.cache import digest_of
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, output_folder
 
@@ -105,9 +105,7 @@ def run(
         contender = contenders[name]
         thin = thin_network(contender, study, settings.macs, seed)
         cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
-        # A training that was stopped goes on only from the network that it began with.
-        began = digest_of(thin).hex()[:8]
-        folder = work / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}-{began}"
+        folder = training_folder(work, name, seed, thin)
         # Faster on CPUs and GPUs alike, for everyone.
         thin = thin.to(memory_format=torch.channels_last)
         took = train_thin(thin, cached, train, validation, settings, seed, folder, progress)
