@@ -27,11 +27,11 @@ COLUMNS = {"cpu": ("torch_pruning",), "gpu": ("torch_pruning",)}
 NETWORKS = ("resnet50", "mobilenetv3_large_100", "vit_base_patch16_224")
 # Whole roads alone.
 FURTHER = ("resnet18", "vgg16_bn", "efficientnet_b0", "convnext_tiny", "regnety_008", "densenet121")
-STAGES = ("trace", "spectra", "plan", "prune", "prune and verify")
+STAGES = ("trace", "spectra", "plan", "select", "prune", "prune and verify")
 WHOLE = "from network to thin network"
 VERIFIED = "the same, verified"
 MACS = 0.5
-# As the peer.
+# As the peer; the stage ``select`` alone is the package's default.
 SELECT: Literal["l1"] = "l1"
 # Of every layer's filters; about what leaves half of the multiplications.
 PEER_RATIO = 0.3
@@ -65,6 +65,7 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         "trace": lambda: slimfast.trace_channels(model, example),
         "spectra": lambda: slimfast.measure_spectra(model, graph),
         "plan": lambda: slimfast.plan_widths(graph, spectra, macs=MACS),
+        "select": lambda: slimfast.select(model, plan),
         "prune": lambda: slimfast.prune_channels(model, plan, select=SELECT, verify=False),
         "prune and verify": lambda: slimfast.prune_channels(model, plan, select=SELECT),
         WHOLE: lambda: whole(verify=False),

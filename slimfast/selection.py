@@ -189,16 +189,17 @@ def _squares(rows: Tensor) -> Tensor:
 
 def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> Tensor:
     """The sum of the ``size`` of all elements of each slice of ``dim``, (n,) float64. A copy of the tensor is
-    read in the order in which it is stored, a block in the cache at a time.
+    read in the order in which it is stored, a block in the cache at a time; sums over the outer dims come
+    first, because they run along what is stored side by side.
     """
     before, n = math.prod(tensor.shape[:dim]), tensor.shape[dim]
     parts = tensor.reshape(before, n, -1)
     along = 1 if before == 1 else 0
     step = max(1, _ROWS * parts.shape[along] // max(1, parts.numel()))
-    found = (
-        size(part.to(torch.float64, copy=True)).sum(2).sum(0) for part in torch.split(parts, step, along)
-    )
-    return torch.cat(list(found)) if along else functools.reduce(Tensor.add_, found)
+    blocks = (size(part.to(torch.float64, copy=True)) for part in torch.split(parts, step, along))
+    if along:
+        return torch.cat([block[0].sum(1) for block in blocks])
+    return functools.reduce(Tensor.add_, (block.sum(0) for block in blocks)).sum(1)
 
 
 def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
