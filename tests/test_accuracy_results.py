@@ -36,7 +36,11 @@ def recovered() -> dict[str, Any]:
         },
         "stamp": STAMP,
         "planned": 33,
-        "rows": [row("uniform, L1", 0, 0.8), row("default", 0, 0.84), row("default", 2, 0.86)],
+        "rows": [
+            row("uniform, L1", 0, 0.8),
+            row("default", 0, 0.84) | {"loss": 2.5},
+            row("default", 2, 0.86) | {"loss": 2.7},
+        ],
     }
 
 
@@ -61,8 +65,8 @@ def one_shot() -> dict[str, Any]:
 
 def test_recovery_has_mean_and_deviation_over_the_seeds_that_were_trained() -> None:
     lines = tables.table(recovered()).splitlines()
-    assert lines[2] == "| default | 85.00 % ± 1.41 | 2 | 30.00 % | 80.00 % | 1,234 | 5,678 | 11 s |"
-    assert lines[3] == "| uniform, L1 (control) | 80.00 % | 1 | 30.00 % | 80.00 % | 1,234 | 5,678 | 10 s |"
+    assert lines[2] == "| default | 85.00 % ± 1.41 | 2 | 30.00 % | 80.00 % | 2.600 | 1,234 | 5,678 | 11 s |"
+    assert lines[3] == "| uniform, L1 (control) | 80.00 % | 1 | 30.00 % | 80.00 % |  | 1,234 | 5,678 | 10 s |"
     assert "2 epochs on 5,000 images" in lines[-1]
     assert "3 of 33 trainings run" in lines[-1]
 

@@ -30,7 +30,7 @@ from benchmarks.accuracy.trainings import training_folder
 from benchmarks.stamp import ROOT, stamp
 from slimfast.controls import uniform_like
 from slimfast.costs import Cost, count_module
-from slimfast.distillation import DistillationLoss, accuracy, distill
+from slimfast.distillation import DistillationLoss, History, accuracy, distill
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, output_folder
 from slimfast.graph import trace_channels
@@ -99,8 +99,9 @@ def run(
         for seed in settings.seeds:
             thin = prune_channels(teacher, widths, select=settings.select, verify=False)
             folder = training_folder(work, kind, seed, thin)
-            took = train_thin(thin, teacher, train, validation, settings, seed, folder, progress)
-            networks[kind, "distilled", seed], seconds[kind, "distilled", seed] = thin.eval(), took
+            history = train_thin(thin, teacher, train, validation, settings, seed, folder, progress)
+            networks[kind, "distilled", seed] = thin.eval()
+            seconds[kind, "distilled", seed] = seconds_of(history)
     test = load_split("test", folder=data)[: settings.test_images]
     rows = []
     for key, network in networks.items():
@@ -149,9 +150,9 @@ def train_thin(
     seed: int,
     work: Path,
     progress: bool | None,
-) -> float:
-    """Distil ``thin`` in place; the seconds it took, those before an interruption included."""
-    history = distill(
+) -> History:
+    """Distil ``thin`` in place; its epochs, those before an interruption included."""
+    return distill(
         thin,
         teacher=teacher,
         train=AugmentedBatches(train, settings.batch),
@@ -165,6 +166,10 @@ def train_thin(
         resume=True,
         progress=progress,
     )
+
+
+def seconds_of(history: History) -> float:
+    """What a training took."""
     return sum(epoch.seconds for epoch in history.epochs)
 
 

@@ -24,7 +24,7 @@ import torch
 import typer
 
 from benchmarks.accuracy.allocations import Study
-from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, train_thin
+from benchmarks.accuracy.cifar10 import Settings, held_out, load_network, seconds_of, train_thin
 from benchmarks.accuracy.cifar10_data import data_folder, load_split
 from benchmarks.accuracy.contenders import RECOVERY, STARTS, Contender, thin_network, wanted
 from benchmarks.accuracy.trainings import training_folder
@@ -59,7 +59,9 @@ FROM_STARTS = replace(SETTINGS, train_images=10000, epochs=1, lr=0.015, seeds=(0
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training: accuracies in [0, 1] before it on validation, after it on validation and test images."""
+    """One training: accuracies in [0, 1] before it on validation, after it on validation and test images;
+    ``loss`` is that of the training images, the mean over the last epoch.
+    """
 
     name: str
     control: bool
@@ -69,6 +71,7 @@ class Row:
     before: float
     validation: float
     test: float
+    loss: float
     seconds: float
 
 
@@ -108,10 +111,18 @@ def run(
         folder = training_folder(work, name, seed, thin)
         # Faster on CPUs and GPUs alike, for everyone.
         thin = thin.to(memory_format=torch.channels_last)
-        took = train_thin(thin, cached, train, validation, settings, seed, folder, progress)
+        history = train_thin(thin, cached, train, validation, settings, seed, folder, progress)
         scores = [accuracy(thin.eval(), images.batches(250)) for images in (validation, test)]
         row = Row(
-            name, contender.control, seed, cost.params, cost.macs, before, *scores, seconds=round(took, 1)
+            name,
+            contender.control,
+            seed,
+            cost.params,
+            cost.macs,
+            before,
+            *scores,
+            loss=history.epochs[-1].loss,
+            seconds=round(seconds_of(history), 1),
         )
         result["rows"].append(asdict(row))
         with atomic_path(path) as temporary:

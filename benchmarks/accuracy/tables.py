@@ -143,16 +143,17 @@ def recovery(result: Mapping[str, Any]) -> str:
     names = dict.fromkeys(row["name"] for row in result["rows"])
     groups = [[row for row in result["rows"] if row["name"] == name] for name in names]
     groups.sort(key=lambda rows: -statistics.fmean(row["test"] for row in rows))
-    lines = [
-        ["thin network", "test accuracy", "seeds", "held out, before", "after", "parameters", "MACs", "time"],
-        ["---", "--:", "--:", "--:", "--:", "--:", "--:", "--:"],
-    ]
+    columns = ["test accuracy", "seeds", "held out, before", "after", "training loss", "parameters", "MACs"]
+    lines = [["thin network", *columns, "time"], ["---", *["--:"] * (len(columns) + 1)]]
     for rows in groups:
         held = [f"{100 * statistics.fmean(row[k] for row in rows):.2f} %" for k in ("before", "validation")]
         name = f"{rows[0]['name']}{' (control)' if rows[0]['control'] else ''}"
         took = statistics.fmean(row["seconds"] for row in rows)
         mean, params, macs = _cells(rows)
-        lines.append([name, mean, str(len(rows)), *held, params, macs, f"{took:.0f} s"])
+        # Rows of before it was kept have none.
+        losses = [row["loss"] for row in rows if "loss" in row]
+        loss = f"{statistics.fmean(losses):.3f}" if len(losses) == len(rows) else ""
+        lines.append([name, mean, str(len(rows)), *held, loss, params, macs, f"{took:.0f} s"])
     trained, asked = len(result["rows"]), result.get("planned", len(result["rows"]))
     epochs = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)}"
     return (
