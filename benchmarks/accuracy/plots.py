@@ -73,7 +73,8 @@ def _by_name(rows: Sequence[Mapping[str, Any]]) -> Dots:
 def _colour(name: str, row: Mapping[str, Any]) -> str:
     if row["control"]:
         return CONTROL
-    ours = name == "marginal gain" or name.startswith(("default", "marginal gain, activations"))
+    default = ("default", "marginal gain, activations", "marginal gain, lookahead")
+    ours = name == "marginal gain" or name.startswith(default)
     return OURS if ours else OTHER
 
 
