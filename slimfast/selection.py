@@ -27,7 +27,7 @@ Method: TypeAlias = Literal[
     "l1", "l2", "lookahead", "geometric_median", "bn_scale", "pivoted_cholesky", "activations"
 ]
 METHODS: tuple[str, ...] = get_args(Method)
-# The paper's is l1; after the same training units by lookahead end higher (docs/evidence.md).
+# The paper's is l1; on ResNets units by lookahead end higher after the same training (docs/evidence.md).
 DEFAULT_METHOD: Method = "lookahead"
 
 # Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
