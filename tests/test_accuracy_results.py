@@ -13,6 +13,7 @@ from benchmarks import tables as all_tables
 from benchmarks.accuracy import contenders, plots, recovery, tables
 from benchmarks.accuracy.cifar10_data import Images
 from benchmarks.accuracy.resnet_cifar import ResNet
+from slimfast.distillation.resume import load_training
 from slimfast.errors import SlimfastError
 
 STAMP = {"versions": {"torch": "2.13"}, "date": "2026-01-01", "commit": "abc"}
@@ -176,5 +177,9 @@ def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatc
     assert [name.rpartition("-")[0] for name in added] == ["uniform-L1-0"]
     rows = json.loads(path.read_text())["rows"]
     assert [(row["name"], row["seed"]) for row in rows] == [("uniform, L1", 0), ("paper", 0)]
+    (trained,) = work.glob("paper-0-*")
+    saved = load_training(trained)
+    assert saved is not None
+    assert rows[1]["loss"] == saved["records"][-1]["loss"] > 0.0
     with pytest.raises(SlimfastError, match="has results of other settings"):
         recovery.run(recovery.SHORT, work=work, path=path, progress=False)

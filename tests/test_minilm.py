@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.accuracy import minilm, stsb_data
+from benchmarks.accuracy import allocations, minilm, stsb_data
 from benchmarks.accuracy.allocations import Study
 from benchmarks.accuracy.stsb_data import SentenceEncoder, TokenBatches, padded, spearman
 from slimfast.errors import SlimfastError
+from slimfast.pruning import prune_channels
 
 transformers = pytest.importorskip("transformers")
 
@@ -70,6 +71,26 @@ def test_every_contender_keeps_at_most_the_share_of_the_encoder(study: Study, na
     assert {group.kind for group in plan.groups} == set(minilm.CUT)
     left = 1 - (plan.cost_before.params - plan.cost_after.params) / encoder
     assert 0.5 < left <= 0.6
+
+
+def test_the_damping_of_a_contender_reaches_its_repair(study: Study) -> None:
+    name = "marginal gain, lookahead{}, activations"
+    weights = []
+    for damping, contender in ((0.0, name.format("")), (1.0, name.format(", damping 1"))):
+        thin = minilm.thin_network(minilm.CONTENDERS[contender], study, 0.8)
+        expected = prune_channels(
+            study.model,
+            allocations.marginal_gain(study, 0.8),
+            select="lookahead",
+            repair="activations",
+            repair_damping=damping,
+            calibration=study.calibration,
+            verify=False,
+        )
+        for (n, ours), theirs in zip(thin.named_parameters(), expected.parameters(), strict=True):
+            assert torch.equal(ours, theirs), n
+        weights.append(torch.cat([p.flatten() for p in thin.parameters()]))
+    assert not torch.equal(*weights)
 
 
 def test_the_loss_is_two_less_two_cosines() -> None:
