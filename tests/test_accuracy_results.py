@@ -181,5 +181,15 @@ def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatc
     saved = load_training(trained)
     assert saved is not None
     assert rows[1]["loss"] == saved["records"][-1]["loss"] > 0.0
+    # Only what is asked for is trained.
+    asked = recovery.replace(settings, seeds=(0, 1))
+    options = {"work": work, "path": tmp_path / "asked.json", "progress": False}
+    found = recovery.run(asked, both, names=("paper",), seeds=(1,), **options)
+    assert [(row["name"], row["seed"]) for row in found["rows"]] == [("paper", 1)]
+    assert found["planned"] == 4
+    with pytest.raises(SlimfastError, match="no contender 'papers': expected one of uniform, L1; paper"):
+        recovery.run(asked, both, names=("papers",), **options)
+    with pytest.raises(SlimfastError, match="seed 2: expected one of 0, 1"):
+        recovery.run(asked, both, seeds=(2,), **options)
     with pytest.raises(SlimfastError, match="has results of other settings"):
         recovery.run(recovery.SHORT, work=work, path=path, progress=False)

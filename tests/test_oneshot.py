@@ -18,6 +18,7 @@ from benchmarks.accuracy.allocations import ALLOCATIONS, CONTROLS, Study
 from benchmarks.accuracy.cifar10_data import Images
 from benchmarks.accuracy.resnet_cifar import ResNet
 from benchmarks.accuracy.trainings import training_folder
+from benchmarks.accuracy.vgg_cifar import VGG
 from slimfast.costs import count_module
 from slimfast.errors import SlimfastError
 from slimfast.pruning import prune_channels
@@ -97,6 +98,19 @@ def test_filters_are_folded_by_the_norm_that_follows() -> None:
     ).view(-1, 1, 1, 1)
     assert torch.allclose(folded["layer1.0.conv2.weight"], expected)
     assert torch.equal(folded["linear.weight"], model.linear.weight)
+
+
+def test_filters_of_a_plain_network_are_folded_too() -> None:
+    torch.manual_seed(0)
+    plain = VGG(((4, 4), (4,), (4,), (4,), (4,))).eval()
+    norm = plain.get_submodule("features.4")
+    nn.init.uniform_(norm.weight, 0.5, 2.0)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    folded = allocations.folded_weights(plain)
+    expected = plain.get_submodule("features.3").weight * (
+        norm.weight / (norm.running_var + norm.eps).sqrt()
+    ).view(-1, 1, 1, 1)
+    assert torch.allclose(folded["features.3.weight"], expected)
 
 
 def test_a_run_goes_on_where_it_stopped(

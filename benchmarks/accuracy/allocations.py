@@ -11,6 +11,7 @@ import glob
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -291,16 +292,16 @@ def _by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
 
 
 def folded_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors, each convolution's filters times the scale of the batch norm that its name says
-    follows: ``conv1`` and ``bn1``.
+    """The model's tensors, each convolution's filters times the scale of the batch norm that is the next
+    module defined.
     """
     tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for name in list(tensors):
-        norm = name.replace("conv", "bn")
-        if name.endswith("weight") and norm != name and norm in tensors:
-            variance = tensors[norm.replace("weight", "running_var")]
-            scale = tensors[norm] / (variance + 1e-5).sqrt()
-            tensors[name] = tensors[name] * scale.view(-1, *[1] * (tensors[name].dim() - 1))
+    layers = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
+    for (conv, before), (norm, after) in pairwise(layers):
+        if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
+            variance = tensors[f"{norm}.running_var"]
+            scale = tensors[f"{norm}.weight"] / (variance + after.eps).sqrt()
+            tensors[f"{conv}.weight"] = tensors[f"{conv}.weight"] * scale.view(-1, 1, 1, 1)
     return tensors
 
 

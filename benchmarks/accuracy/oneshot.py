@@ -1,6 +1,6 @@
 """Thin networks before any training: ``python -m benchmarks.accuracy.oneshot [--telling | --full]``.
 
-A public CIFAR-10 ResNet is cut to a share of its MACs, residual streams included, by every allocation,
+A CIFAR-10 network is cut to a share of its MACs, residual streams included, by every allocation,
 selection and repair, the controls with the same repair. 512 training images calibrate; every network is run
 once on the test images. Each row is written as it is done: the same command goes on where it was stopped.
 """
@@ -87,7 +87,9 @@ def wanted(full: bool) -> Iterator[tuple[str, str, str | None]]:
 def main(
     full: Annotated[bool, typer.Option("--full", help="All rows, 10,000 test images.")] = False,
     telling: Annotated[bool, typer.Option("--telling", help="A few rows, 10,000 test images.")] = False,
-    network: Annotated[str, typer.Option(help="resnet20, resnet32, resnet44 or resnet56.")] = "resnet56",
+    network: Annotated[
+        str, typer.Option(help="resnet20, resnet32, resnet44, resnet56 or vgg16_bn.")
+    ] = "resnet56",
     macs: Annotated[list[float] | None, typer.Option(help="Shares of the MACs: 0.5 and 0.3.")] = None,
     calibration: Annotated[int, typer.Option(help="Training images that calibrate.")] = 512,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,

@@ -1,6 +1,6 @@
 """Short recovery: ``python -m benchmarks.accuracy.recovery``, the same few epochs for every thin network.
 
-A public CIFAR-10 ResNet is cut to 1 / 3.5 of its MACs by the default and by every control, and trained from
+A CIFAR-10 network is cut to 1 / 3.5 of its MACs by the default and by every control, and trained from
 scratch at the uniform widths too; all by one recipe, from the same teacher, over the same seeds. Training
 images held out choose the best epoch, and the test images are read once, at the end. Every training is kept,
 every row written as it is done: the same command goes on where it was stopped. All contenders of a seed see
@@ -81,11 +81,21 @@ def run(
     *,
     work: Path,
     path: Path,
+    names: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
-    """All trainings that ``path`` has no row of: of each part's contenders with all seeds, part by part."""
+    """All trainings that ``path`` has no row of: of each part's contenders with all seeds, part by part;
+    only those of ``names``, where there are any, and of these of the settings' ``seeds``.
+    """
     data = data_folder()
     contenders = {name: contender for part in parts for name, contender in part.items()}
+    for name in names:
+        if name not in contenders:
+            raise SlimfastError(f"no contender {name!r}: expected one of {'; '.join(contenders)}")
+    for seed in seeds or ():
+        if seed not in settings.seeds:
+            raise SlimfastError(f"seed {seed}: expected one of {', '.join(map(str, settings.seeds))}")
     result: dict[str, Any] = {"benchmark": "recovery", "settings": asdict(settings), "rows": []}
     known = json.loads(json.dumps(result["settings"]))
     if path.exists():
@@ -103,7 +113,8 @@ def run(
     output_folder(work)
     cached = CachedTeacher(teacher, work / "teacher.logits")
     for name, seed in wanted(parts, settings.seeds):
-        if (name, seed) in done:
+        left_out = (names and name not in names) or (seeds is not None and seed not in seeds)
+        if left_out or (name, seed) in done:
             continue
         contender = contenders[name]
         thin = thin_network(contender, study, settings.macs, seed)
@@ -136,7 +147,15 @@ def main(
     starts: Annotated[
         bool, typer.Option("--starts", help="Widths, units and repairs one by one: 10,000 images, 1 epoch.")
     ] = False,
-    network: Annotated[str | None, typer.Option(help="resnet20, resnet32, resnet44 or resnet56.")] = None,
+    network: Annotated[
+        str | None, typer.Option(help="resnet20, resnet32, resnet44, resnet56 or vgg16_bn.")
+    ] = None,
+    contender: Annotated[
+        list[str] | None, typer.Option(help="Train this one only; may be given several times.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Train from this seed only; may be given several times.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(help="The highest learning rate; results of their own.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="How many epochs; results of their own.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
@@ -159,7 +178,8 @@ def main(
     output_folder(path.parent)
     started = time.perf_counter()
     parts = (STARTS,) if starts else RECOVERY
-    run(settings, parts, work=work or ROOT / "build" / "accuracy" / name, path=path)
+    folder = work or ROOT / "build" / "accuracy" / name
+    run(settings, parts, work=folder, path=path, names=contender or (), seeds=seed)
     print(f"written: {path} ({time.perf_counter() - started:.0f} s)")
 
 

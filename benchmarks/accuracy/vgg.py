@@ -90,6 +90,7 @@ def main(
     full: Annotated[bool, typer.Option("--full", help="45,000 images, 100 epochs: for a GPU.")] = False,
     epochs: Annotated[int | None, typer.Option(help="Epochs of training.")] = None,
     train_images: Annotated[int | None, typer.Option(help="Images to train on.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
     work: Annotated[Path | None, typer.Option(help="Folder for the state of the training.")] = None,
     weights: Annotated[Path, typer.Option(help="Folder for the weights.")] = WEIGHTS,
@@ -100,6 +101,7 @@ def main(
         settings,
         epochs=settings.epochs if epochs is None else epochs,
         train_images=settings.train_images if train_images is None else train_images,
+        lr=settings.lr if lr is None else lr,
     )
     name = f"vgg16_bn-{settings.train_images}x{settings.epochs}"
     path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
