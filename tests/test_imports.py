@@ -54,6 +54,7 @@ ROOM = {
     "calibration_files": "calibration",
     "states": "pruning",
     "uniform": "pretrained",
+    "unit_scores": "selection",
     "dcp": "weights",
     "streaming": "weights",
     "tensor_files": "weights",

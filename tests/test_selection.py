@@ -11,7 +11,8 @@ from torch import nn
 from slimfast import selection
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.selection import METHODS, _geometric_median, _slice_sums, largest, select
+from slimfast.selection import METHODS, largest, select
+from slimfast.unit_scores import _geometric_median, _slice_sums
 
 
 def two_convs(n: int = 6) -> tuple[nn.Module, torch.Tensor]:
@@ -92,14 +93,14 @@ def test_geometric_median_is_the_sum_of_distances_to_all_others():
 def test_distances_are_the_same_in_blocks(monkeypatch):
     model, x = two_convs(9)
     whole = chosen(model, x, "geometric_median", 4)
-    monkeypatch.setattr("slimfast.selection._BLOCK", 20)
+    monkeypatch.setattr("slimfast.unit_scores._BLOCK", 20)
     assert chosen(model, x, "geometric_median", 4) == whole
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2])
 @pytest.mark.parametrize("elements", [1, 20, 10**6])
 def test_slices_of_any_dim_are_summed_block_by_block(monkeypatch, dim, elements):
-    monkeypatch.setattr("slimfast.selection._ROWS", elements)
+    monkeypatch.setattr("slimfast.unit_scores._ROWS", elements)
     tensor = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
     before = tensor.clone()
     expected = tensor.double().square().movedim(dim, 0).flatten(1).sum(1)
@@ -168,7 +169,7 @@ def test_the_distances_of_equal_filters_are_not_told_apart_by_rounding(monkeypat
     torch.manual_seed(0)
     half, n = torch.randn(131, 1000, dtype=torch.float64), 131
     # Matrix products round the two copies of a filter differently, in blocks even more so.
-    monkeypatch.setattr("slimfast.selection._BLOCK", 7 * 2 * n)
+    monkeypatch.setattr("slimfast.unit_scores._BLOCK", 7 * 2 * n)
     scores = _geometric_median([torch.cat([half, half.flip(0)])], 2 * n)
     assert np.array_equal(scores[:n], scores[n:][::-1])
     exact = torch.cdist(half, half, compute_mode="donot_use_mm_for_euclid_dist").sum(1).numpy()
