@@ -2,10 +2,10 @@
 
 A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, named by suite and op. Its
 rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
-``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`, and ``accuracy-lost-NAME`` of
-what in it did not help; one named ``zoo-NAME`` is of
-the networks of that name in ``results/zoo.json``, from :mod:`benchmarks.zoo`, and ``zoo-times`` of where
-their time goes; ``backbone-SIZE`` is of
+``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`, ``accuracy-lost-NAME`` of
+what in it did not help, and ``accuracy-brief-oneshot`` and ``accuracy-brief-recovery`` of the most telling
+rows of several networks. One named ``zoo-NAME`` is of the networks of that name in ``results/zoo.json``, from
+:mod:`benchmarks.zoo`, and ``zoo-times`` of where their time goes; ``backbone-SIZE`` is of
 ``results/backbone-SIZE.json``, ``scaling-processes`` of ``results/scaling.json``, and ``widths-real`` of
 ``results/widths.json``.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import backbone, scaling, widths
+from benchmarks.accuracy import brief
 from benchmarks.accuracy import tables as accuracy
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
@@ -31,6 +32,7 @@ MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z]+)-(?P<op>[\w.-]+) -->\n).*?(<!
 NOT_MEASURED = "not measured"
 ACCURACY = "accuracy"
 LOST = "lost-"
+BRIEF = "brief-"
 ZOO = "zoo"
 TIMES = "times"
 BACKBONE = "backbone"
@@ -59,7 +61,9 @@ def fill(text: str, results: Path = RESULTS) -> str:
 
     def filled(match: re.Match[str]) -> str:
         suite, op = match["suite"], match["op"]
-        if suite == ACCURACY:
+        if suite == ACCURACY and op.startswith(BRIEF):
+            made = _brief(op.removeprefix(BRIEF), results)
+        elif suite == ACCURACY:
             name = op.removeprefix(LOST)
             made = (accuracy.table if name == op else accuracy.lost)(_read(results / f"{name}.json"))
         elif suite == ZOO and op == TIMES:
@@ -80,6 +84,15 @@ def fill(text: str, results: Path = RESULTS) -> str:
         return match[1] + made + match[4]
 
     return MARKED.sub(filled, text)
+
+
+def _brief(kind: str, results: Path) -> str:
+    """The table of all networks; ``ValueError`` for one that there is not."""
+    if kind not in brief.TABLES:
+        raise ValueError(f"table {ACCURACY}-{BRIEF}{kind}: expected {' or '.join(brief.TABLES)}")
+    table_of, names = brief.TABLES[kind]
+    found = [_read(results / f"{name}.json") for name in names]
+    return table_of([result for result in found if result])
 
 
 def _read(path: Path) -> dict[str, Any]:

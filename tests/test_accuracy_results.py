@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import tables as all_tables
-from benchmarks.accuracy import contenders, plots, recovery, tables
+from benchmarks.accuracy import brief, contenders, plots, recovery, tables
 from benchmarks.accuracy.cifar10_data import Images
 from benchmarks.accuracy.resnet_cifar import ResNet
 from slimfast.distillation.resume import load_training
@@ -85,6 +85,31 @@ def test_a_table_of_losses_is_filled_from_the_result_it_names(tmp_path: Path) ->
     (tmp_path / "oneshot-x.json").write_text(json.dumps(one_shot()))
     marks = "<!-- table:accuracy-lost-oneshot-x -->\n<!-- /table -->"
     assert "| unit scaling, one tau | 79.00 % |" in all_tables.fill(marks, tmp_path)
+
+
+def test_brief_tables_have_a_column_for_each_network_and_say_what_is_missing(tmp_path: Path) -> None:
+    other = one_shot() | {"dense": {"test": 0.9}}
+    other["rows"] = [*other["rows"], {**other["rows"][0], "share": 0.3, "test": 0.6}]
+    lines = brief.oneshot([other]).splitlines()
+    assert lines[0] == "| widths | units | repair | resnet20, 0.5 | resnet20, 0.3 |"
+    assert lines[2] == "| original |  |  | 90.00 % | 90.00 % |"
+    assert "| explained variance (paper) | l1 | activations | 80.00 % | 60.00 % |" in lines
+    assert "| uniform (control) | l1 | none | 20.00 % | not measured |" in lines
+    assert "| noise null | l1 | activations | not measured | not measured |" in lines
+    assert lines[-1].endswith("test images: resnet20 2,000.")
+    both = [recovered(), recovered() | {"settings": recovered()["settings"] | {"network": "b", "lr": 0.02}}]
+    lines = brief.recovery(both).splitlines()
+    assert lines[0] == "| thin network | resnet20, from 0.05 | b, from 0.02 |"
+    assert lines[2] == "| default | 85.00 % ± 1.41 (2) | 85.00 % ± 1.41 (2) |"
+    assert "| uniform, L1 (control) | 80.00 % (1) | 80.00 % (1) |" in lines
+    assert "| torch-pruning | not measured | not measured |" in lines
+    for kind in ("oneshot", "recovery"):
+        marks = f"<!-- table:accuracy-brief-{kind} -->\n<!-- /table -->"
+        assert "Not measured yet." in all_tables.fill(marks, tmp_path)
+    (tmp_path / "recovery-resnet20.json").write_text(json.dumps(recovered()))
+    assert "| default | 85.00 % ± 1.41 (2) |" in all_tables.fill(marks, tmp_path)
+    with pytest.raises(ValueError, match="accuracy-brief-x: expected oneshot or recovery"):
+        all_tables.fill("<!-- table:accuracy-brief-x -->\n<!-- /table -->", tmp_path)
 
 
 def test_minilm_has_the_cut_networks_and_then_the_distilled_ones() -> None:

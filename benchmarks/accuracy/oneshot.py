@@ -52,6 +52,7 @@ TELLING = (
     *((name, OWN if name == "group magnitude, global" else "l1", "activations") for name in CONTROLS),
     ("uniform", "activations", "activations"),
     ("marginal gain, activations", "activations", None),
+    ("explained variance (paper)", "l1", None),
     ("uniform", "l1", None),
     ("group magnitude, global", OWN, None),
 )

@@ -14,30 +14,30 @@ NETWORKS = (
     ("uniform, one shot", "uniform widths, pruned"),
     ("uniform, distilled", "uniform widths, distilled"),
 )
-_ALIKE, _PAPER = "marginal gain, shares of activations", "explained variance (paper)"
-_OURS = "marginal gain, activations"
+_ALIKE, PAPER = "marginal gain, shares of activations", "explained variance (paper)"
+OURS = "marginal gain, activations"
 LOST = (
     (
         "every consumer counted alike",
         (_ALIKE, "activations", "activations"),
         "by deviations of the output",
-        (_OURS, "activations", "activations"),
+        (OURS, "activations", "activations"),
     ),
     (
         "by variances of the output",
         ("marginal gain, squares", "activations", "activations"),
         "by deviations of the output",
-        (_OURS, "activations", "activations"),
+        (OURS, "activations", "activations"),
     ),
     *(
-        (f"{name}, one tau", (name, "l1", "activations"), "the paper's", (_PAPER, "l1", "activations"))
+        (f"{name}, one tau", (name, "l1", "activations"), "the paper's", (PAPER, "l1", "activations"))
         for name in ("folded batch norm", "unit scaling", "noise corrected")
     ),
     (
         "activation spectra, one tau",
         ("activation spectra", "activations", "activations"),
         "the paper's",
-        (_PAPER, "activations", "activations"),
+        (PAPER, "activations", "activations"),
     ),
     (
         "gain on weights' spectra",
@@ -70,8 +70,8 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [["", "test accuracy", "parameters", "MACs"], ["---", "--:", "--:", "--:"]]
     for key, name in NETWORKS:
         rows = [row for row in result.get("rows", ()) if f"{row['kind']}, {row['stage']}" == key]
-        lines.append([name, *(_cells(rows) if rows else [NOT_MEASURED] * 3)])
-    text = _rows(lines)
+        lines.append([name, *(cells_of(rows) if rows else [NOT_MEASURED] * 3)])
+    text = rows_of(lines)
     return f"{text}\n\n{_where(result)}\n"
 
 
@@ -103,7 +103,7 @@ def oneshot(result: Mapping[str, Any]) -> str:
         f"{found['tau_of_noise']:.3f})"
         for found in result.get("profile", ())
     )
-    text = _rows(lines)
+    text = rows_of(lines)
     torch, commit = made["versions"]["torch"], made["commit"]
     return (
         f"{text}\n\nSquared correlation of the paper's kept shares with those of noise of the same shapes: "
@@ -129,10 +129,10 @@ def lost(result: Mapping[str, Any]) -> str:
             one, two = found[key], found[other]
             lines.append([what, f"{one:.2f} %", instead, f"{two:.2f} %", f"{one - two:+.2f}"])
     if not result:
-        return f"{_rows(lines)}\n\nNot measured yet.\n"
+        return f"{rows_of(lines)}\n\nNot measured yet.\n"
     settings = result["settings"]
     return (
-        f"{_rows(lines)}\n\n{settings['network']} at half its MACs, no training, rows of the table of all; "
+        f"{rows_of(lines)}\n\n{settings['network']} at half its MACs, no training, rows of the table of all; "
         f"{settings['test_images']:,} test images.\n"
     )
 
@@ -149,7 +149,7 @@ def recovery(result: Mapping[str, Any]) -> str:
         held = [f"{100 * statistics.fmean(row[k] for row in rows):.2f} %" for k in ("before", "validation")]
         name = f"{rows[0]['name']}{' (control)' if rows[0]['control'] else ''}"
         took = statistics.fmean(row["seconds"] for row in rows)
-        mean, params, macs = _cells(rows)
+        mean, params, macs = cells_of(rows)
         # Rows of before it was kept have none.
         losses = [row["loss"] for row in rows if "loss" in row]
         loss = f"{statistics.fmean(losses):.3f}" if len(losses) == len(rows) else ""
@@ -157,7 +157,7 @@ def recovery(result: Mapping[str, Any]) -> str:
     trained, asked = len(result["rows"]), result.get("planned", len(result["rows"]))
     epochs = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)}"
     return (
-        f"{_rows(lines)}\n\n{settings['network']} at {settings['macs']:.3g} of its MACs; "
+        f"{rows_of(lines)}\n\n{settings['network']} at {settings['macs']:.3g} of its MACs; "
         f"{epochs} on {settings['train_images']:,} images, the same for all: batches of {settings['batch']}, "
         f"SGD with Nesterov momentum, cosine from {settings['lr']:g}, weight decay "
         f"{settings['weight_decay']:g}, {settings['soft']:g} x targets at T = {settings['temperature']:g} "
@@ -198,7 +198,7 @@ def minilm(result: Mapping[str, Any]) -> str:
     epochs = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)}"
     sentences = f"{settings['sentences']:,}" if settings["sentences"] else "all"
     return (
-        f"{_rows(lines)}\n\nSpearman's rank correlation x 100; heads and MLP of MiniLM cut to "
+        f"{rows_of(lines)}\n\nSpearman's rank correlation x 100; heads and MLP of MiniLM cut to "
         f"{settings['encoder']:g} of the encoder's parameters, {settings['calibration']} sentences of the "
         f"training split calibrate. Distilled: {epochs} on {sentences} of its sentences, without scores, "
         f"AdamW, cosine from {settings['lr']:g}, batches of {settings['batch']}, the same for all; "
@@ -207,7 +207,7 @@ def minilm(result: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(lines: Sequence[Sequence[str]]) -> str:
+def rows_of(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -217,7 +217,7 @@ def _mean(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.2f}{spread}"
 
 
-def _cells(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def cells_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     mean, *spread = _mean([100 * row["test"] for row in rows]).partition(" ±")
     return [f"{mean} %{''.join(spread)}", f"{rows[0]['params']:,}", f"{rows[0]['macs']:,}"]
 
