@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -107,14 +106,6 @@ def test_every_field_of_a_strangers_file_is_checked(tmp_path, change, message):
     with pytest.raises(SlimfastError, match=message) as caught:
         load(path, ConvNet())
     assert "\n" not in str(caught.value)
-
-
-@pytest.fixture
-def small_disk():
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 11, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.usefixtures("small_disk")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,6 @@ from safetensors.torch import save_file
 
 from slimfast.errors import SlimfastError
 from slimfast.files import atomic_path, check_writable, output_folder
-
-
-@pytest.fixture
-def small_disk():
-    """A process that may write 64 KiB to a file and then gets an error, as from a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_bytes(path: Path) -> None:

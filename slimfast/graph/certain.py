@@ -24,6 +24,7 @@ from slimfast.graph.candidates import followed_by_name
 from slimfast.graph.groups import Axis, ChannelGraph
 from slimfast.graph.origins import Key
 from slimfast.graph.record import Call, Recording, Ref
+from slimfast.graph.recorder import RESHAPES
 
 # The operations, without the underscore of those in place.
 _CERTAIN = frozenset(
@@ -34,8 +35,6 @@ _CERTAIN = frozenset(
                  "transpose", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "dropout",
                  "clone", "detach", "alias")
 )  # fmt: skip
-# Reshapes; certain where PyTorch computed their sizes.
-_VIEWS = frozenset({"aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.reshape"})
 # Arguments that number axes.
 _PLACES = frozenset({"dim", "dims", "dim0", "dim1"})
 # Arguments that may be numbers, and are these unless something else is asked for.
@@ -50,7 +49,8 @@ def certain_attributes(
         return None
     own = {path: _is_own_layer(module) for path, module in modules.items()}
     for call in recording.calls:
-        if call.op in _VIEWS and call.computed:
+        # A reshape is certain where PyTorch computed its sizes.
+        if call.op in RESHAPES and call.computed:
             continue
         if call.op.rstrip("_") not in _CERTAIN:
             return None

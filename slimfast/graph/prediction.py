@@ -13,7 +13,7 @@ from torch import nn
 from slimfast.graph.collector import collector_paused
 from slimfast.graph.groups import Axis, ChannelGraph, IntArray, Operation, alive_units
 from slimfast.graph.record import Call, record
-from slimfast.graph.recorder import COPIES
+from slimfast.graph.recorder import COPIES, RESHAPES
 
 Shape: TypeAlias = tuple[int, ...]
 Kept: TypeAlias = Callable[[Axis], IntArray]
@@ -22,12 +22,7 @@ Step: TypeAlias = tuple[int, Operation]
 
 STOPPED = "nothing more"
 # Operations that neither compute nor reorder: code that repeats something n times leaves them out for n = 1.
-_PLAIN_VIEWS = frozenset(
-    f"aten.{name}"
-    for name in ("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "expand")
-)
-# One reshape, under the names it has with and without a copy before it.
-_VIEWS = dict.fromkeys(("aten._unsafe_view", "aten._reshape_alias", "aten.reshape"), "aten.view")
+_PLAIN_VIEWS = RESHAPES | {"aten.unsqueeze", "aten.squeeze", "aten.expand"}
 
 
 def survivors(keeps: Mapping[str, IntArray]) -> Callable[[Axis], IntArray]:
@@ -84,7 +79,7 @@ def mismatches(graph: ChannelGraph, kept: Kept, calls: Sequence[Call]) -> Iterat
 
 
 def _name(operation: str) -> str:
-    return _VIEWS.get(operation, operation)
+    return "aten.view" if operation in RESHAPES else operation
 
 
 def _compare_shapes(step: Step, call: Call, kept: Kept) -> Iterator[Mismatch]:

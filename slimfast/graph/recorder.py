@@ -45,6 +45,8 @@ _SIZED = frozenset(
 
 # Operations that a recording of other lengths may have more or fewer of.
 COPIES = frozenset({"aten.clone", "aten.contiguous", "aten.alias"})
+# One reshape, under the names it has with and without a copy before it.
+RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.reshape"})
 
 _NO_DEFAULT = object()
 
