@@ -21,8 +21,8 @@ from slimfast.plans import GroupPlan, Plan, check_plan
 from slimfast.readers import readers
 from slimfast.unit_scores import Score, unit_scores, weight_rows
 
-Method: TypeAlias = Score | Literal["pivoted_cholesky", "activations"]
-METHODS: tuple[str, ...] = tuple(name for part in get_args(Method) for name in get_args(part))
+Method: TypeAlias = Literal[Score, "pivoted_cholesky", "activations"]
+METHODS: tuple[str, ...] = get_args(Method)
 # The paper's is l1; on ResNets units by lookahead end higher after the same training (docs/evidence.md).
 DEFAULT_METHOD: Method = "lookahead"
 

@@ -18,7 +18,9 @@ from slimfast.pruning import prune_channels
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """How a thin network is made before it is trained: by a plan, or by another package whole."""
+    """How a thin network is made before it is trained: by a plan, or, where that is None, by torch-pruning,
+    which takes at most the share ``most`` of a layer.
+    """
 
     plan: Callable[[Study, float, int], Plan] | None
     select: str = "l1"
@@ -26,6 +28,7 @@ class Contender:
     damping: float = 1.0
     control: bool = True
     scratch: bool = False
+    most: float = 1.0
 
 
 def _of(allocation: allocations.Allocation) -> Callable[[Study, float, int], Plan]:
@@ -79,6 +82,7 @@ OTHERS: dict[str, Contender] = {
     "group magnitude, damping 0": Contender(
         _of(allocations.group_magnitude), repair="activations", damping=0.0
     ),
+    "torch-pruning, a tenth of each layer kept": Contender(None, most=0.9),
     "noise null, L1": Contender(_of(allocations.noise_null)),
     "random widths, L1": Contender(lambda study, macs, seed: allocations.random(study, macs, seed=seed)),
     "uniform, from scratch": Contender(_of(allocations.uniform), scratch=True),
@@ -129,7 +133,7 @@ STARTS: dict[str, Contender] = (
 def thin_network(contender: Contender, study: Study, macs: float, seed: int) -> nn.Module:
     """The network of a contender, before its training."""
     if contender.plan is None:
-        return torch_pruned(study.model, torch.zeros(1, 3, 32, 32), macs)
+        return torch_pruned(study.model, torch.zeros(1, 3, 32, 32), macs, most=contender.most)
     plan = contender.plan(study, macs, seed)
     options: dict[str, Any] = {"select": contender.select, "repair": contender.repair}
     if contender.repair == "activations":

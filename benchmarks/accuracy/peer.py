@@ -21,12 +21,13 @@ STEPS = 200
 """Rounds that torch-pruning takes to its ratio: in each it ranks anew what is left."""
 
 
-def torch_pruned(model: nn.Module, example: Tensor, macs: float) -> nn.Module:
+def torch_pruned(model: nn.Module, example: Tensor, macs: float, *, most: float = 1.0) -> nn.Module:
     """A copy of a CIFAR network, pruned until it has at most ``macs`` of its MACs.
 
     Of a ResNet only channels inside the blocks can go: torch-pruning does not see that the shortcuts' padding
     has to change with the residual streams, and a network with streams cut no longer runs. The norm is
     ``GroupMagnitudeImportance(p=2)`` as it comes, over the whole network at once; the MACs are our count.
+    ``most``: the share of a layer's channels that may go. By itself it cuts layers of VGG-16 to one channel.
     """
     prepare_torchvision()
     package: Any = importlib.import_module("torch_pruning")
@@ -43,6 +44,7 @@ def torch_pruned(model: nn.Module, example: Tensor, macs: float) -> nn.Module:
             importance=package.importance.GroupMagnitudeImportance(p=2),
             global_pruning=True,
             pruning_ratio=1.0,
+            max_pruning_ratio=most,
             iterative_steps=STEPS,
             ignored_layers=[module for name, module in layers if name not in inner],
         )

@@ -105,17 +105,30 @@ SLIMFAST_INLINE i64 diagonal_tiles(i64 samples, i64 down, const T* a, const T* b
     }
 }
 
+// Adds the squares of the values to a sum in two parts. Chains are short, so that what each loses is one of
+// many independent roundings, and their sums are added without loss.
 template <class T>
-double sum_of_squares(const T* values, i64 count) {
-    double partial[16] = {};
-    i64 i = 0;
-    for (; i + 16 <= count; i += 16) {
-        for (int l = 0; l < 16; ++l) partial[l] += static_cast<double>(values[i + l]) * values[i + l];
+void add_squares(const T* values, i64 count, SplitSum& to) {
+    constexpr i64 width = 16, chain = 16;
+    double sums[width] = {}, lost[width] = {};
+    for (i64 i = 0; i < count;) {
+        double part[width] = {};
+        const i64 end = smaller(i + chain * width, count);
+        for (; i + width <= end; i += width) {
+            for (i64 l = 0; l < width; ++l) part[l] += static_cast<double>(values[i + l]) * values[i + l];
+        }
+        for (i64 l = 0; i < end; ++i, ++l) part[l] += static_cast<double>(values[i]) * values[i];
+        for (i64 l = 0; l < width; ++l) {
+            // The sum of two and its error (Knuth), without a branch.
+            const double next = sums[l] + part[l], added = next - sums[l];
+            lost[l] += (sums[l] - (next - added)) + (part[l] - added);
+            sums[l] = next;
+        }
     }
-    for (; i < count; ++i) partial[0] += static_cast<double>(values[i]) * values[i];
-    double total = 0;
-    for (double part : partial) total += part;
-    return total;
+    for (i64 l = 0; l < width; ++l) {
+        add_exactly(sums[l], to.value, to.lost);
+        to.lost += lost[l];
+    }
 }
 
 // Rows times columns, of which column `diagonal` is that of row 0: what is above the diagonal may be left
@@ -153,7 +166,7 @@ void block_of(const CovarianceBlock& block) {
         pack<Source, T>(block, block.first_col, block.cols, k, samples, packed_cols);
         if (lower) {
             for (i64 p = 0; p * panel < block.rows; ++p) {
-                block.squares[p] += sum_of_squares(packed_rows + p * panel * samples, panel * samples);
+                add_squares(packed_rows + p * panel * samples, panel * samples, block.squares[p]);
             }
         } else {
             pack<Source, T>(block, block.first_row, block.rows, k, samples, packed_rows);

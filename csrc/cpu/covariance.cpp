@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 #include "../common/check.hpp"
@@ -44,7 +45,7 @@ struct Cut {
     Scratch partial;
     std::unique_ptr<std::atomic<i64>[]> missing;
     // (splits, panels)
-    std::vector<double> squares;
+    std::vector<SplitSum> squares;
 
     i64 in_panels(i64 variables) const { return ceil_div(variables, panel) * panel; }
     double products() const { return 0.5 * static_cast<double>(m) * m * samples; }
@@ -103,7 +104,7 @@ Cut cut_samples(const CovarianceLayer& layer, const CovarianceKernels& kernels) 
     const i64 wanted = std::min(ceil_div(cut.samples, split_samples), most);
     cut.split_samples = ceil_div(ceil_div(cut.samples, wanted), kernels.samples) * kernels.samples;
     cut.splits = ceil_div(cut.samples, cut.split_samples);
-    cut.squares.assign(cut.splits * cut.panels, 0.0);
+    cut.squares.assign(cut.splits * cut.panels, SplitSum{});
     return cut;
 }
 
@@ -165,6 +166,17 @@ void check(const CovarianceLayer& layer, i64 at) {
     }
     require(layer.result == Dtype::f32 || layer.result == Dtype::f64,
             "covariance: expected an f32 or f64 result (layer ", at, ")");
+}
+
+// All terms are at least zero.
+double sum_of(const std::vector<SplitSum>& parts) {
+    SplitSum total{};
+    for (const SplitSum& part : parts) {
+        const double next = total.value + part.value, added = next - total.value;
+        total.lost += (total.value - (next - added)) + (part.value - added) + part.lost;
+        total.value = next;
+    }
+    return total.value + total.lost;
 }
 
 }  // namespace
@@ -284,9 +296,10 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
     });
 
     for (i64 i = 0; i < count; ++i) {
-        double total = 0;
-        for (double part : squares[i].empty() ? cuts[i].squares : squares[i]) total += part;
-        traces[i] = total / static_cast<double>(std::max<i64>(cuts[i].d - 1, 1));
+        const double samples = static_cast<double>(std::max<i64>(cuts[i].d - 1, 1));
+        traces[i] = (squares[i].empty() ? sum_of(cuts[i].squares)
+                                        : std::accumulate(squares[i].begin(), squares[i].end(), 0.0)) /
+                    samples;
     }
 }
 

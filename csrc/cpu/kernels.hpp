@@ -8,6 +8,11 @@
 
 namespace slimfast {
 
+// A sum in two parts: what rounding lost of `value` is in `lost`.
+struct SplitSum {
+    double value, lost;
+};
+
 // One (rows, cols) block of a covariance over the samples first_sample..last_sample - 1, where variables are
 // the rows of x (by_rows) or its columns. It lies below the diagonal, or ends on it: its last column is then
 // its last row, and what is above the diagonal is not computed.
@@ -30,9 +35,9 @@ struct CovarianceBlock {
     // added to.
     void* sums;
     bool add;
-    // Of a block that ends on the diagonal: the sum of squares of the centred samples of each panel of rows,
-    // exact to double, is added here.
-    double* squares;
+    // Of a block that ends on the diagonal: the sum of squares of the centred samples of each panel of rows
+    // is added here.
+    SplitSum* squares;
 };
 
 // bfloat16 samples multiplied as they are, where an instruction does it (bf16-inl.hpp).

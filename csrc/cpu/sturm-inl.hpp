@@ -355,14 +355,6 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
     for (i64 i = 1; i < m; ++i) values[i] = larger(points.x[i], values[i - 1]);
 }
 
-// Adds to a sum in two parts what rounding would lose (Neumaier's variant of Kahan's summation).
-SLIMFAST_INLINE void add_exactly(double term, double& sum, double& lost) {
-    const double next = sum + term;
-    const double a = sum < 0 ? -sum : sum, b = term < 0 ? -term : term;
-    lost += a >= b ? (sum - next) + term : (term - next) + sum;
-    sum = next;
-}
-
 // Shifts the eigenvalues (m) so that their sum is `trace` + `trace_lost`: the mean of their errors is known,
 // and without it sums of many of them are as good as one of them.
 template <class T>
