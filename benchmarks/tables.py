@@ -1,7 +1,8 @@
 """The tables of README and docs, made from the results: ``python -m benchmarks.tables [--check]``.
 
 A table stands between ``<!-- table:cpu-eigvalsh -->`` and ``<!-- /table -->``, named by suite and op. Its
-rows are those that the op's file here lists, with "not measured" where there is no figure. A table named
+rows are those that the op's file here lists, with "not measured" where there is no figure; ``avx512-OP`` is
+of ``results/avx512/cpu-OP.json``, the CPU suite on a machine with AVX-512. A table named
 ``accuracy-NAME`` is of ``results/NAME.json``, from :mod:`benchmarks.accuracy`, ``accuracy-lost-NAME`` of
 what in it did not help, and ``accuracy-brief-oneshot`` and ``accuracy-brief-recovery`` of the most telling
 rows of several networks. One named ``zoo-NAME`` is of the networks of that name in ``results/zoo.json``, from
@@ -28,7 +29,7 @@ from benchmarks.stamp import ROOT
 from benchmarks.timing import BACKEND, BOUND, OURS, PEAK, Row, Target
 from benchmarks.zoo import tables as zoo
 
-MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z]+)-(?P<op>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z0-9]+)-(?P<op>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
 ACCURACY = "accuracy"
 LOST = "lost-"
@@ -38,6 +39,8 @@ TIMES = "times"
 BACKBONE = "backbone"
 WIDTHS = "widths"
 SCALING = "scaling"
+AVX512 = "avx512"
+"""The CPU suite on a second machine: ``benchmarks.run --json-dir benchmarks/results/avx512``."""
 TITLES = {
     "torch": "plain PyTorch",
     "best": "best PyTorch",
@@ -78,6 +81,8 @@ def fill(text: str, results: Path = RESULTS) -> str:
             made = widths.table(_read(results / "widths.json"))
         elif suite in SUITES and op in OPS:
             made = table(suite, op, _read(results / f"{suite}-{op}.json"))
+        elif suite == AVX512 and op in OPS:
+            made = table("cpu", op, _read(results / AVX512 / f"cpu-{op}.json"))
         else:
             known = f"{'|'.join(SUITES)}-{'|'.join(OPS)}, {ACCURACY}-NAME or {ZOO}-{'|'.join(zoo.ZOOS)}"
             raise ValueError(f"table {suite}-{op}: expected {known}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 
 import pytest
 import torch
@@ -237,6 +238,16 @@ def test_the_accuracy_table_gives_mean_and_deviation_over_seeds():
     assert lines[4] == "| thin, distilled | 91.00 % ± 1.41 | 1,234 | 5,678 |"
     assert "1 epoch of distillation on 5,000 images, 2 seeds, 2,000 test images read once; 61 s" in lines[-1]
     assert accuracy_tables.table({}).splitlines()[-1] == "Not measured yet."
+
+
+def test_tables_of_the_second_machine_are_of_its_own_results(tmp_path):
+    marks = "<!-- table:avx512-gather -->\n<!-- /table -->"
+    shutil.copy(tables.RESULTS / "cpu-gather.json", tmp_path)
+    assert "Not measured yet." in tables.fill(marks, tmp_path)
+    (tmp_path / "avx512").mkdir()
+    shutil.move(tmp_path / "cpu-gather.json", tmp_path / "avx512")
+    made = tables.table("cpu", "gather", json.loads((tmp_path / "avx512" / "cpu-gather.json").read_text()))
+    assert made in tables.fill(marks, tmp_path)
 
 
 def test_a_table_of_nothing_known_is_refused():
