@@ -168,13 +168,11 @@ void check(const CovarianceLayer& layer, i64 at) {
             "covariance: expected an f32 or f64 result (layer ", at, ")");
 }
 
-// All terms are at least zero.
 double sum_of(const std::vector<SplitSum>& parts) {
     SplitSum total{};
     for (const SplitSum& part : parts) {
-        const double next = total.value + part.value, added = next - total.value;
-        total.lost += (total.value - (next - added)) + (part.value - added) + part.lost;
-        total.value = next;
+        add_exactly(part.value, total.value, total.lost);
+        total.lost += part.lost;
     }
     return total.value + total.lost;
 }

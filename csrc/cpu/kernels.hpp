@@ -5,13 +5,9 @@
 
 #include "../common/view.hpp"
 #include "isa.hpp"
+#include "split_sum.hpp"
 
 namespace slimfast {
-
-// A sum in two parts: what rounding lost of `value` is in `lost`.
-struct SplitSum {
-    double value, lost;
-};
 
 // One (rows, cols) block of a covariance over the samples first_sample..last_sample - 1, where variables are
 // the rows of x (by_rows) or its columns. It lies below the diagonal, or ends on it: its last column is then

@@ -106,14 +106,6 @@ SLIMFAST_INLINE constexpr T larger(T a, T b) {
     return a < b ? b : a;
 }
 
-// Adds to a sum in two parts what rounding would lose (Neumaier's variant of Kahan's summation).
-SLIMFAST_INLINE void add_exactly(double term, double& sum, double& lost) {
-    const double next = sum + term;
-    const double a = sum < 0 ? -sum : sum, b = term < 0 ? -term : term;
-    lost += a >= b ? (sum - next) + term : (term - next) + sum;
-    sum = next;
-}
-
 SLIMFAST_INLINE constexpr i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
 
 }  // namespace slimfast::SLIMFAST_ISA

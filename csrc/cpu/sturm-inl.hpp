@@ -2,6 +2,7 @@
 #pragma once
 
 #include "simd.hpp"
+#include "split_sum.hpp"
 
 namespace slimfast::SLIMFAST_ISA {
 
