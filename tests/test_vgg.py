@@ -61,3 +61,14 @@ def test_torch_pruning_takes_all_convolutions_of_a_plain_network() -> None:
     assert 0.2 * macs < count_module(thin, EXAMPLE).macs <= 0.5 * macs
     assert network.features[0].out_channels == 8
     assert all(parameter.requires_grad for parameter in thin.parameters())
+
+
+def test_torch_pruning_may_be_kept_from_emptying_layers() -> None:
+    pytest.importorskip("torch_pruning")
+
+    def least(most: float) -> int:
+        torch.manual_seed(0)
+        thin = peer.torch_pruned(small().eval(), EXAMPLE, 0.4, most=most)
+        return min(m.out_channels for m in thin.modules() if isinstance(m, torch.nn.Conv2d))
+
+    assert least(0.5) > least(1.0)
