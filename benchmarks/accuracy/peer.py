@@ -27,7 +27,8 @@ def torch_pruned(model: nn.Module, example: Tensor, macs: float, *, most: float 
     Of a ResNet only channels inside the blocks can go: torch-pruning does not see that the shortcuts' padding
     has to change with the residual streams, and a network with streams cut no longer runs. The norm is
     ``GroupMagnitudeImportance(p=2)`` as it comes, over the whole network at once; the MACs are our count.
-    ``most`` is its ``max_pruning_ratio``, the share of a layer that may go, which it oversteps. By itself it cuts layers of VGG-16 to one channel.
+    ``most`` is its ``max_pruning_ratio``, the share of a layer that may go, which it oversteps. By itself it
+    cuts layers of VGG-16 to one channel.
     """
     prepare_torchvision()
     package: Any = importlib.import_module("torch_pruning")
