@@ -46,8 +46,8 @@ sanitize: $(VENV)/.test
 	cp build/sanitize/csrc/cpu/_cpu.*.so $$plain; \
 	LD_PRELOAD="$(foreach lib,asan.so ubsan.so stdc++.so.6,$$(gcc -print-file-name=lib$(lib)))" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=2 \
-	    $(BIN)/pytest tests/test_covariance.py tests/test_eigvalsh.py tests/test_pivoted_cholesky.py tests/test_gather.py \
-	    tests/test_isa.py; \
+	    $(BIN)/pytest tests/kernels/test_covariance.py tests/kernels/test_eigvalsh.py tests/kernels/test_pivoted_cholesky.py tests/kernels/test_gather.py \
+	    tests/kernels/test_isa.py; \
 	status=$$?; cp build/sanitize/plain.so $$plain; exit $$status
 
 # A million executions take hours; EXECUTIONS is for each target. Guided by atheris, where its wheel installs.
@@ -68,7 +68,7 @@ sanitize-threads: $(VENV)/.test
 sanitize-gpu: $(VENV)/.test
 	for tool in memcheck racecheck synccheck; do \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 \
-	        $(BIN)/pytest tests/test_cuda_small.py -m gpu -p no:cacheprovider || exit 1; \
+	        $(BIN)/pytest tests/kernels/test_cuda_small.py -m gpu -p no:cacheprovider || exit 1; \
 	done
 
 dist: $(VENV)/.test

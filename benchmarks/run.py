@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import covariance, eigvalsh, gather, pipeline, pivoted_cholesky, spectra
+from benchmarks.ops import covariance, eigvalsh, gather, pipeline, pivoted_cholesky, spectra
 from benchmarks.roofline import Roofline, measure_roofline
 from benchmarks.stamp import ROOT, stamp
 from benchmarks.timing import OURS, Row, Run, kernel_times, measure
-from slimfast.files import atomic_path
+from slimfast.storage.atomic import atomic_path
 
 RESULTS = ROOT / "benchmarks" / "results"
 # In the order they run: what the tables need most comes first, should the time run out.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from slimfast import _native
+from slimfast.kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
 _DISTRIBUTIONS = ("slimfast", "torch", "triton", "numpy", "accelerate", "timm", "torch-pruning")
@@ -20,7 +20,7 @@ _DISTRIBUTIONS = ("slimfast", "torch", "triton", "numpy", "accelerate", "timm", 
 
 def stamp(device: str) -> dict[str, Any]:
     """Machine, versions, commit and date, to stand beside results."""
-    cpu = _native.cpu().module
+    cpu = native.cpu().module
     return {
         "machine": {
             "cpu": _cpu_name(),

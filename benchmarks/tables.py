@@ -21,9 +21,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backbone, scaling, widths
-from benchmarks.accuracy import brief
-from benchmarks.accuracy import tables as accuracy
+from benchmarks.accuracy.studies import brief
+from benchmarks.accuracy.studies import tables as accuracy
+from benchmarks.large import backbone, scaling
+from benchmarks.ops import widths
 from benchmarks.run import OPS, RESULTS, SUITES
 from benchmarks.stamp import ROOT
 from benchmarks.timing import BACKEND, BOUND, OURS, PEAK, Row, Target

@@ -7,14 +7,20 @@ The short way is :func:`plan` and :func:`slim`; the long way, each stage with da
 
 import logging
 
-from slimfast.calibration import Calibration, calibrate
-from slimfast.calibration_files import load_calibration, save_calibration
-from slimfast.checkpoints import load, save
-from slimfast.costs import Cost, count_module
+from slimfast.calibration import (
+    Calibration,
+    ErrorCurve,
+    calibrate,
+    error_curves,
+    load_calibration,
+    save_calibration,
+)
+from slimfast.checkpoints import export_dcp, load, load_checkpoint, plan_checkpoint, prune_checkpoint, save
 from slimfast.distillation import DistillationLoss, aligned_hints, distill
 from slimfast.distributed import join_team
 from slimfast.errors import BackendUnavailable, Cancelled, SlimfastError, UnsupportedGraph
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
+from slimfast.huggingface import plan_uniform, save_pretrained
 from slimfast.kernels import (
     grouped_covariance,
     grouped_eigvalsh,
@@ -22,17 +28,20 @@ from slimfast.kernels import (
     grouped_pivoted_cholesky,
     grouped_spectra,
 )
-from slimfast.manifests import Manifest, manifest
-from slimfast.plans import ErrorCurve, GroupPlan, Plan, error_curves, plan, plan_widths
-from slimfast.pretrained import save_pretrained
-from slimfast.pruning import prune_channels, slim
-from slimfast.repair import RepairReport, repair_report
-from slimfast.selection import select
-from slimfast.shards import export_dcp, load_checkpoint, plan_checkpoint, prune_checkpoint
+from slimfast.plans import Cost, GroupPlan, Plan, count_module, plan, plan_widths
+from slimfast.pruning import (
+    Manifest,
+    RepairReport,
+    Verification,
+    manifest,
+    prune_channels,
+    prune_state,
+    repair_report,
+    select,
+    slim,
+    verify,
+)
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
-from slimfast.states import prune_state
-from slimfast.uniform import plan_uniform
-from slimfast.verification import Verification, verify
 
 # Silent until the program that embeds it configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from slimfast import Plan
-from slimfast._torchvision import prepare_torchvision
+from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 
 pytest_plugins = [
-    "cli_cases",
-    "cpu_fixtures",
-    "cuda_fixtures",
-    "hostile_cases",
-    "plan_cases",
-    "trainer_cases",
+    "support.cli_cases",
+    "support.cpu_fixtures",
+    "support.cuda_fixtures",
+    "support.hostile_cases",
+    "support.plan_cases",
+    "support.trainer_cases",
 ]
 
 # timm and transformers import torchvision, whichever test is the first to need them.
@@ -61,7 +61,7 @@ def plans_follow_their_schema(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def checked(plan: Plan) -> str:
         # Not at the top: what runs kernels alone needs no jsonschema.
-        import plan_schemas
+        from support import plan_schemas
 
         text = to_json(plan)
         plan_schemas.check(text)

@@ -21,7 +21,7 @@ from benchmarks.stamp import stamp
 from benchmarks.zoo import stages
 from benchmarks.zoo.networks import ZOOS, missing
 from benchmarks.zoo.processes import Limits, run_limited, start_server
-from slimfast.files import atomic_path
+from slimfast.storage.atomic import atomic_path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.zoo import small_transformers
 from benchmarks.zoo.timm_files import SMALLEST
-from slimfast._torchvision import prepare_torchvision
-from slimfast.graph.inputs import map_leaves
-from slimfast.models import build_model, default_inputs, parse_inputs
+from slimfast.checkpoints.torchvision_ops import prepare_torchvision
+from slimfast.cli.models import build_model, default_inputs, parse_inputs
+from slimfast.graph.recording.inputs import map_leaves
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimfast._torchvision import prepare_torchvision
+from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 
 Built = tuple[nn.Module, dict[str, Tensor]]
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 import slimfast
 from benchmarks.zoo.networks import build, classifier, two_samples
-from slimfast.checkpoints import export
+from slimfast.checkpoints.thin_files import export
 from slimfast.graph import ChannelGraph
-from slimfast.graph.inputs import arguments, tensors_in
-from slimfast.graph.surgery import cut, thin_shape
-from slimfast.verification import difference, rounding, verify
+from slimfast.graph.cutting.cut import cut, thin_shape
+from slimfast.graph.recording.inputs import arguments, tensors_in
+from slimfast.pruning.verification import difference, rounding, verify
 
 PARAMS = 0.5
 # The peer's share of every layer's channels.

@@ -13,13 +13,13 @@ from typing import Annotated
 
 import typer
 
-from slimfast import doctor
-from slimfast.cli.design import plan, spectra
+from slimfast.cli.calibrating import calibrate
 from slimfast.cli.machine import bench, demo, doctor_command
-from slimfast.cli.measuring import calibrate
-from slimfast.cli.thin import distill, prune, slim
+from slimfast.cli.models import one_line
+from slimfast.cli.planning import plan, spectra
+from slimfast.cli.thinning import distill, prune, slim
+from slimfast.diagnostics import doctor
 from slimfast.errors import SlimfastError
-from slimfast.models import one_line
 
 app = typer.Typer(
     name="slimfast",

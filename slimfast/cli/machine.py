@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from slimfast.cli import options
-from slimfast.comparison import RESNET18, compare_ops, random_layers, weight_matrices
-from slimfast.demo import demo_table, run_demo
-from slimfast.doctor import diagnose
-from slimfast.models import build_model, check_device
-from slimfast.reports import comparison_table, doctor_report
+from slimfast.cli.digits_demo import demo_table, run_demo
+from slimfast.cli.models import build_model, check_device
+from slimfast.diagnostics.comparison import RESNET18, compare_ops, random_layers, weight_matrices
+from slimfast.diagnostics.doctor import diagnose
+from slimfast.reports.plots import comparison_table, doctor_report
 
 
 def doctor_command(as_json: options.Json = False) -> None:

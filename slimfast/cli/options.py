@@ -16,11 +16,11 @@ from rich.console import Console, RenderableType
 from rich.progress import Progress
 from torch import nn
 
-from slimfast import selection
-from slimfast.distributed import Team, join_team, launched
+from slimfast.cli.models import build_model
+from slimfast.distributed.team import Team, join_team, launched
 from slimfast.errors import SlimfastError
-from slimfast.files import check_writable
-from slimfast.models import build_model
+from slimfast.pruning import selection
+from slimfast.storage.atomic import check_writable
 
 
 class Method(str, Enum):

@@ -1,16 +1,16 @@
 """Distillation: losses that pull a thin network towards its teacher, and a trainer that uses them."""
 
 from slimfast.distillation.batches import accuracy
-from slimfast.distillation.cache import CachedTeacher
+from slimfast.distillation.distill_loop import distill
 from slimfast.distillation.losses import DistillationLoss, Hint, aligned_hints, hint_loss, soft_target_loss
-from slimfast.distillation.recipe import EpochRecord, History
-from slimfast.distillation.relations import (
+from slimfast.distillation.output_losses import (
     attention_loss,
     correlation_loss,
     decoupled_loss,
     relational_loss,
 )
-from slimfast.distillation.trainer import distill
+from slimfast.distillation.recipe import EpochRecord, History
+from slimfast.distillation.teacher_cache import CachedTeacher
 
 __all__ = [
     "CachedTeacher",

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimfast.distillation.relations import (
+from slimfast.distillation.output_losses import (
     attention_loss,
     correlation_loss,
     decoupled_loss,
     relational_loss,
 )
-from slimfast.manifests import manifest
+from slimfast.pruning.manifests import manifest
 
 Features: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
 """One (student feature, teacher feature) pair per hint, of the same shape, channels in dim 1."""

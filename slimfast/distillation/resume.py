@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from slimfast.errors import SlimfastError
-from slimfast.files import atomic_path, check_file
+from slimfast.storage.atomic import atomic_path, check_file
 
 # 2: ``average``, without which trainings of schema 1 go on.
 SCHEMA = 2

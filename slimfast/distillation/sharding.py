@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from slimfast.dtensors import is_part
+from slimfast.distributed.dtensors import is_part
 from slimfast.errors import SlimfastError
 
 _REFUSED = ("DEEPSPEED", "MEGATRON_LM")

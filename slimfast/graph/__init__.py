@@ -1,7 +1,7 @@
 """The channel graph: one recorded forward in, channel groups out."""
 
-from slimfast.graph.groups import Axis, ChannelGraph, ChannelGroup, Constant, Frozen, Member, Operation
-from slimfast.graph.inputs import InputSpec
+from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Constant, Frozen, Member, Operation
+from slimfast.graph.recording.inputs import InputSpec
 from slimfast.graph.trace import trace_channels
 
 __all__ = ["Axis", "ChannelGraph", "ChannelGroup", "Constant", "Frozen", "InputSpec", "Member", "Operation",

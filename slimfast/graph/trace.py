@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from slimfast.errors import UnsupportedGraph
-from slimfast.graph import trial
-from slimfast.graph.collector import collector_paused
-from slimfast.graph.copies import modules_of, named_tensors, tensor_names
-from slimfast.graph.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
-from slimfast.graph.grouping import Grouping
-from slimfast.graph.groups import ChannelGraph
-from slimfast.graph.inputs import InputSpec, arguments
-from slimfast.graph.lengths import AxisOf
-from slimfast.graph.masking import Masked
-from slimfast.graph.record import Call, ForwardFailed, Recording, record, record_at
-from slimfast.graph.rules import find_rule
+from slimfast.graph.channel_graph import ChannelGraph
+from slimfast.graph.propagation.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
+from slimfast.graph.propagation.grouping import Grouping
+from slimfast.graph.propagation.rules import find_rule
+from slimfast.graph.propagation.zeros import Masked
+from slimfast.graph.recording.collector import collector_paused
+from slimfast.graph.recording.forward import Call, ForwardFailed, Recording, record, record_at
+from slimfast.graph.recording.inputs import InputSpec, arguments
+from slimfast.graph.recording.module_copies import modules_of, named_tensors, tensor_names
+from slimfast.graph.recording.shape_reads import AxisOf
+from slimfast.graph.trial import trial_cut
 
 # What these make of a parameter are its elements still, though the input may say which: experts chosen by it.
 _SELECTING = frozenset(
@@ -76,7 +76,7 @@ def trace_channels(
         tied=tied,
         itemsize={name: tensor.element_size() for name, tensor in tensors.items()},
     )
-    return trial.settle(model, graph, recording) if settle else graph
+    return trial_cut.settle(model, graph, recording) if settle else graph
 
 
 def propagate(model: nn.Module, recording: Recording) -> Flow:

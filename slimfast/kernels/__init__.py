@@ -1,11 +1,5 @@
 """Kernels: four grouped ops behind one dispatch."""
 
-from slimfast.kernels.capture import (
-    prepare_covariance,
-    prepare_eigvalsh,
-    prepare_gather,
-    prepare_pivoted_cholesky,
-)
 from slimfast.kernels.ops import (
     Covariances,
     PaddedCholesky,
@@ -16,6 +10,12 @@ from slimfast.kernels.ops import (
     grouped_gather,
     grouped_pivoted_cholesky,
     grouped_spectra,
+)
+from slimfast.kernels.prepare import (
+    prepare_covariance,
+    prepare_eigvalsh,
+    prepare_gather,
+    prepare_pivoted_cholesky,
 )
 from slimfast.kernels.prepared import Prepared
 

@@ -27,8 +27,8 @@ from slimfast.kernels.checks import (
     non_finite,
 )
 from slimfast.kernels.dispatch import select_backend
+from slimfast.kernels.fallbacks import eigvalsh_stacked, joint_covariance
 from slimfast.kernels.memory import call_bytes
-from slimfast.kernels.optional import eigvalsh_stacked, joint_covariance
 
 Side = Literal["auto", "rows"]
 # Bytes of covariance matrices alive at once in grouped_spectra on a CPU; one matrix larger than this still

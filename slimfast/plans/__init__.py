@@ -1,17 +1,16 @@
 """Plans: one width per channel group, solved from spectra under a budget, checked against a model."""
 
-from slimfast.plans.curves import error_curves
-from slimfast.plans.data import Allocation, GroupPlan, Plan
-from slimfast.plans.gains import ErrorCurve
+from slimfast.plans.costs import Cost, count_module
+from slimfast.plans.plan_data import Allocation, GroupPlan, Plan
 from slimfast.plans.planning import check_plan, plan, plan_widths
 
 __all__ = [
     "Allocation",
-    "ErrorCurve",
+    "Cost",
     "GroupPlan",
     "Plan",
     "check_plan",
-    "error_curves",
+    "count_module",
     "plan",
     "plan_widths",
 ]

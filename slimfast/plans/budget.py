@@ -24,9 +24,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from slimfast.costs import Cost
 from slimfast.errors import SlimfastError
-from slimfast.graph.groups import IntArray
+from slimfast.graph.channel_graph import IntArray
+from slimfast.plans.costs import Cost
 from slimfast.spectra.spectrum import Spectrum
 
 FloatArray = NDArray[np.float64]

@@ -3,56 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from slimfast.costs import Cost
-from slimfast.errors import SlimfastError
-from slimfast.graph.groups import IntArray
+from slimfast.calibration.curves import ErrorCurve
+from slimfast.graph.channel_graph import IntArray
 from slimfast.plans.budget import FloatArray, Ladder, Price, Rounding, Solution, longest_prefix
+from slimfast.plans.costs import Cost
 
 # The price of a unit depends on the other widths; it is taken anew at each solution, this many times.
 _ROUNDS = 8
 _TINY = float(np.finfo(np.float64).tiny)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ErrorCurve:
-    """The error that a group of ``n`` units leaves in the output when 0, ..., n of them stay.
-
-    ``residual`` (n + 1,) float64, never rising, 0 or above, in a unit that all curves of a network share:
-    groups' errors are added up as they are.
-    """
-
-    name: str
-    n: int
-    residual: FloatArray
-
-    def __post_init__(self) -> None:
-        values = self.residual
-        if values.shape != (self.n + 1,) or values.dtype != np.float64:
-            raise SlimfastError(
-                f"error curve: expected {self.n + 1} float64 values for {self.n} units, "
-                f"got {values.dtype} of shape {values.shape} ({self.name})"
-            )
-        if not np.isfinite(values).all() or values[-1] < 0 or (np.diff(values) > 0).any():
-            raise SlimfastError(f"error curve: expected finite values >= 0 that never rise ({self.name})")
-
-    def ratio(self, width: int) -> float:
-        """The share of the error that ``width`` units take away."""
-        whole = float(self.residual[0])
-        return 1.0 - float(self.residual[width]) / whole if whole > 0.0 else 1.0
-
-    def gains(self) -> FloatArray:
-        """(n,) what each next unit takes away, on the lower convex hull of the curve: never rising."""
-        at, gains = 0, np.empty(self.n)
-        while at < self.n:
-            slopes = (self.residual[at] - self.residual[at + 1 :]) / np.arange(1, self.n - at + 1)
-            best = int(np.flatnonzero(slopes == slopes.max())[-1]) + 1
-            gains[at : at + best] = slopes[best - 1]
-            at += best
-        return gains
 
 
 def widths_by_gain(

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimfast.costs import Cost
+from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import SlimfastError
-from slimfast.graph.groups import ChannelGraph, ChannelGroup, matches
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, matches
 from slimfast.plans.budget import Rounding
-from slimfast.plans.data import Chosen
-from slimfast.plans.gains import ErrorCurve
+from slimfast.plans.costs import Cost
+from slimfast.plans.plan_data import Chosen
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import positions
-from slimfast.weights import did_you_mean
+from slimfast.storage.weights import did_you_mean
 
 # Groups whose unit is a run of channels, cut whole: multiples are counted in their channels.
 _RUNS = ("head", "block")

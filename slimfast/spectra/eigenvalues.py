@@ -14,8 +14,8 @@ from slimfast.errors import SlimfastError
 from slimfast.kernels import ops
 from slimfast.kernels.memory import call_bytes
 from slimfast.spectra.unit_matrices import Layer, Part, unit_matrix
-from slimfast.streaming import read_ahead
-from slimfast.weights import Weights
+from slimfast.storage.prefetch import read_ahead
+from slimfast.storage.weights import Weights
 
 Scaling = Literal["raw", "unit"]
 Progress = Callable[[int, int], None]

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 
 import torch
 
-from slimfast.distributed import Team
+from slimfast.distributed.team import Team
 from slimfast.errors import SlimfastError
-from slimfast.graph.groups import ChannelGraph
+from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
 from slimfast.spectra.eigenvalues import Options, Progress, Scaling
-from slimfast.spectra.running import Run, measure
+from slimfast.spectra.execution import Run, measure
 from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
-from slimfast.weights import Source, Weights, did_you_mean, open_weights
+from slimfast.storage.weights import Source, Weights, did_you_mean, open_weights
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +40,9 @@ def measure_spectra(
     matrix.
 
     ``source`` is a module, a mapping of names to tensors, or the path of a file (see
-    :func:`slimfast.weights.open_weights`). The weights of a group's producers form its units' rows, each
-    member centred on its own, and S = sum of Xc Xc^T / (d - 1) over them. Without a graph every floating
-    tensor of two or more dims is a layer, and dim 0 its units.
+    :func:`slimfast.storage.weights.open_weights`). The weights of a group's producers form its units'
+    rows, each member centred on its own, and S = sum of Xc Xc^T / (d - 1) over them. Without a graph every
+    floating tensor of two or more dims is a layer, and dim 0 its units.
 
     float32 (float64 for float64 weights) unless ``dtype`` says otherwise. With ``taus``, the layers of which
     float32 does not settle the width at each of them are measured again, in float64; where that comes within
@@ -54,7 +54,7 @@ def measure_spectra(
     more than the parameters of the largest layer, its (m, m) workspace and 1 GiB. ``resume`` names a sidecar
     (:mod:`slimfast.spectra.sidecar`) from which finished layers are taken if their weights and these options
     are what they were, and which the others are appended to; the result is the same bit for bit. ``team``
-    (:func:`slimfast.distributed.join_team`) shares the layers out; every process gets all spectra.
+    (:func:`slimfast.distributed.team.join_team`) shares the layers out; every process gets all spectra.
 
     Raises :class:`SlimfastError` naming the layer for weights that are missing, empty, of another shape than
     the graph's, or not finite.

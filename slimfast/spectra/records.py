@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from slimfast._json import parse_object
 from slimfast.errors import SlimfastError
 from slimfast.spectra.spectrum import Spectrum
+from slimfast.storage.documents import parse_object
 
 _MAGIC = b"SfS1"
 _FRAME = struct.Struct("<4sQ32s")

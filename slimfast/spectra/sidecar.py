@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slimfast.errors import SlimfastError
-from slimfast.files import lock
 from slimfast.spectra.records import decode, encode
 from slimfast.spectra.spectrum import Spectrum
+from slimfast.storage.atomic import lock
 
 _log = logging.getLogger(__name__)
 _HEADER = b"slimfast sidecar 1\n"

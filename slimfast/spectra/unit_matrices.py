@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError
-from slimfast.graph.groups import ChannelGraph, ChannelGroup, IntArray, Member
-from slimfast.weights import Source, Weights
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, IntArray, Member
+from slimfast.storage.weights import Source, Weights
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +75,8 @@ def unit_matrix(tensor: Tensor, dim: int, units: IntArray | None = None) -> Tens
     """The tensor as (n, d): row u is all of unit u's slices of ``dim``, flattened; a view where they are in
     order.
 
-    ``units`` as in :class:`slimfast.graph.groups.Axis`: every unit has equally many indices, -1 belongs to
-    none.
+    ``units`` as in :class:`slimfast.graph.channel_graph.Axis`: every unit has equally many indices, -1
+    belongs to none.
     """
     rows = tensor.movedim(dim, 0)
     if units is None:

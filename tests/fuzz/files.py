@@ -22,10 +22,10 @@ from torch import nn
 import slimfast
 from slimfast import Plan, SlimfastError
 from slimfast.distillation.resume import FILE, load_training, save_training
-from slimfast.manifests import Manifest, manifest
+from slimfast.pruning.manifests import Manifest, manifest
 from slimfast.spectra.records import _FRAME, _MAGIC
 from slimfast.spectra.sidecar import _HEADER, open_sidecar
-from slimfast.weights import open_weights
+from slimfast.storage.weights import open_weights
 
 Read = Callable[[bytes], None]
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from slimfast import _native
+from slimfast.kernels import native
 
 # The codes of csrc/common/view.hpp.
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -17,8 +17,8 @@ _ELEMENT_BYTES = (1, 2, 4, 8)
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """The module's saved import error, and every kind of tensor here that it does not read."""
-    native = _native.cpu()
-    reasons = [] if native.reason is None else [native.reason]
+    loaded = native.cpu()
+    reasons = [] if loaded.reason is None else [loaded.reason]
     # Asked for every call: the kinds are spelled out only where there are others.
     if not all(t.is_cpu for t in inputs):
         kinds = {t.device.type for t in inputs} - {"cpu"}
@@ -32,7 +32,7 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
 
 
 def _module() -> ModuleType:
-    module = _native.cpu().module
+    module = native.cpu().module
     assert module is not None, "select_backend asks why_not first"
     return module
 

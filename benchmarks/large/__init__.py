@@ -1,0 +1,1 @@
+"""Networks too large for memory, and work shared by several processes."""

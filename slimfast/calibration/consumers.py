@@ -1,0 +1,163 @@
+"""Who reads a channel group: the linear and convolution layers that sum over its units."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray
+
+# Beyond this length the positions of a flattened unit are samples of one variable, not variables of their
+# own.
+LONGEST = 8192
+
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reader:
+    """A layer that sums over an axis which a cut may shorten.
+
+    ``weight`` is the name of its weight, whose dim ``dim`` it sums over, ``axis`` that dim's axis; ``taps``
+    is the number of spatial dims. A convolution in ``blocks`` groups reads ``blocks`` such axes one after the
+    other; ``outputs`` is its weight's other axis. ``run``: that many neighbouring indices, a flattened unit,
+    count as samples of one variable.
+    """
+
+    weight: str
+    module: str
+    dim: int
+    axis: Axis
+    outputs: Axis
+    taps: int = 0
+    blocks: int = 1
+    run: int = 1
+
+    @property
+    def length(self) -> int:
+        """The number L of variables it reads."""
+        return self.axis.length * self.blocks // self.run
+
+    def columns(self, x: Tensor) -> Tensor:
+        """The layer's input as (L, positions), the positions of one sample side by side."""
+        last = x.dim() - self.taps - 1
+        if self.taps and last == 0:
+            x, last = x.unsqueeze(0), 1
+        if self.run > 1:
+            x, last = x.reshape(*x.shape[:-1], -1, self.run), x.dim() - 1
+        return x.movedim(last, 0).reshape(x.shape[last], -1)
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as (blocks, outputs of a block, variables of a block, taps and run)."""
+        w = weight.movedim(self.dim, 1)
+        w = w.reshape(self.blocks, w.shape[0] // self.blocks, w.shape[1] // self.run, -1)
+        return w
+
+    def weight_of(self, matrix: Tensor, like: Tensor) -> Tensor:
+        """The inverse of :meth:`matrix` for a weight of the shape of ``like``."""
+        shape = like.movedim(self.dim, 1).shape
+        return matrix.reshape(shape).movedim(1, self.dim)
+
+    def unit_index(self, units: IntArray, n: int) -> IntArray:
+        """(n, positions): the variables that belong to each unit of a group; ``units`` as in its member."""
+        tiled = np.tile(units[:: self.run], self.blocks)
+        order = np.argsort(tiled, kind="stable")[np.count_nonzero(tiled < 0) :]
+        index: IntArray = order.reshape(n, -1).astype(np.int64)
+        return index
+
+
+def readers(model: nn.Module, graph: ChannelGraph) -> tuple[list[Reader], dict[str, str]]:
+    """The layers that read the graph's groups, in the order they run, and why the other weights are not read
+    so.
+    """
+    modules = dict(model.named_modules())
+    first_run = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
+    found: list[Reader] = []
+    left: dict[str, str] = {}
+    for name in dict.fromkeys(m.tensor for group in graph for m in group.members if m.role == "consumer"):
+        path, _, attribute = name.rpartition(".")
+        dims = {m.dim for group in graph for m in group.members if m.tensor == name and m.role == "consumer"}
+        reader = _reader(name, path, attribute, modules.get(path), graph, dims)
+        if isinstance(reader, str):
+            left[name] = reader
+        else:
+            found.append(reader)
+    return sorted(found, key=lambda reader: first_run.get(reader.module, len(first_run))), left
+
+
+def _reader(
+    name: str, path: str, attribute: str, module: Any, graph: ChannelGraph, dims: set[int]
+) -> Reader | str:
+    """The reader of a weight, or the reason why there is none."""
+    axes = graph.axes[name]
+    where = f"{path} ({type(module).__name__})"
+    if attribute != "weight" or module is None:
+        return f"{where} is not known to be linear in it"
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        dim, taps, blocks = 1, 0, 1
+    elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        dim, taps, blocks = 0, 0, 1
+    elif isinstance(module, _CONVS) and _plain(module, _CONVS):
+        dim, taps, blocks = 1, len(axes) - 2, module.groups
+    elif isinstance(module, _TRANSPOSED) and _plain(module, _TRANSPOSED):
+        dim, taps, blocks = 0, len(axes) - 2, 1
+        if module.groups > 1:
+            return f"{where} is a transposed convolution in groups"
+    else:
+        return f"{where} is not known to be linear in it"
+    if dims != {dim}:
+        return f"{where} does not sum over dim {sorted(dims)[0]}"
+    axis, run = axes[dim], 1
+    if axis.length * blocks > LONGEST:
+        run = _run(axis)
+        if run == 1 or blocks > 1:
+            return f"{where} reads {axis.length * blocks} variables, more than {LONGEST}"
+    return Reader(name, path, dim, axis, axes[1 - dim], taps, blocks, run)
+
+
+def _plain(module: nn.Module, bases: Sequence[type[nn.Module]]) -> bool:
+    """Whether a convolution runs PyTorch's own forward, and not one that changes its weight first."""
+    return any(
+        type(module).forward is base.forward
+        and getattr(type(module), "_conv_forward", None) is getattr(base, "_conv_forward", None)
+        for base in bases
+    )
+
+
+def _run(axis: Axis) -> int:
+    """How many neighbouring indices each unit has on a flattened axis; 1 where it is no such axis."""
+    if len(axis.parts) != 1:
+        return 1
+    units = axis.parts[0][1]
+    if units.min() < 0 or axis.length % (int(units.max()) + 1):
+        return 1
+    run = axis.length // (int(units.max()) + 1)
+    return run if np.array_equal(units, np.repeat(np.arange(axis.length // run), run)) else 1
+
+
+def survivors_of(reader: Reader, kept_axis: IntArray, kept_outputs: IntArray) -> tuple[IntArray, IntArray]:
+    """The blocks that survive a cut, and the surviving variables of each block.
+
+    ``kept_axis`` and ``kept_outputs`` are the surviving indices of the reader's two axes.
+    """
+    per_block = reader.outputs.length // reader.blocks
+    blocks: IntArray = np.unique(kept_outputs // per_block) if reader.blocks > 1 else np.zeros(1, np.int64)
+    variables: IntArray = kept_axis if reader.run == 1 else np.unique(kept_axis // reader.run)
+    return blocks, variables
+
+
+def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The tensor that a linear or convolution layer was called with."""
+    x = args[0] if args else kwargs.get("input", kwargs.get("x"))
+    return x if isinstance(x, Tensor) else None
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """A tensor on a device, and anything else as it is."""
+    return value.to(device) if isinstance(value, Tensor) else value

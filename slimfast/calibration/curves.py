@@ -1,0 +1,102 @@
+"""Error curves from a calibration: what the output loses when only the best k units of a group stay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from slimfast.calibration.consumers import Reader, readers
+from slimfast.calibration.moments import Calibration, unit_covariance
+from slimfast.calibration.sensitivity import sensitivities
+from slimfast.errors import SlimfastError
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
+from slimfast.kernels.ops import grouped_pivoted_cholesky
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ErrorCurve:
+    """The error that a group of ``n`` units leaves in the output when 0, ..., n of them stay.
+
+    ``residual`` (n + 1,) float64, never rising, 0 or above, in a unit that all curves of a network share:
+    groups' errors are added up as they are.
+    """
+
+    name: str
+    n: int
+    residual: FloatArray
+
+    def __post_init__(self) -> None:
+        values = self.residual
+        if values.shape != (self.n + 1,) or values.dtype != np.float64:
+            raise SlimfastError(
+                f"error curve: expected {self.n + 1} float64 values for {self.n} units, "
+                f"got {values.dtype} of shape {values.shape} ({self.name})"
+            )
+        if not np.isfinite(values).all() or values[-1] < 0 or (np.diff(values) > 0).any():
+            raise SlimfastError(f"error curve: expected finite values >= 0 that never rise ({self.name})")
+
+    def ratio(self, width: int) -> float:
+        """The share of the error that ``width`` units take away."""
+        whole = float(self.residual[0])
+        return 1.0 - float(self.residual[width]) / whole if whole > 0.0 else 1.0
+
+    def gains(self) -> FloatArray:
+        """(n,) what each next unit takes away, on the lower convex hull of the curve: never rising."""
+        at, gains = 0, np.empty(self.n)
+        while at < self.n:
+            slopes = (self.residual[at] - self.residual[at + 1 :]) / np.arange(1, self.n - at + 1)
+            best = int(np.flatnonzero(slopes == slopes.max())[-1]) + 1
+            gains[at : at + best] = slopes[best - 1]
+            at += best
+        return gains
+
+
+def error_curves(
+    model: nn.Module, graph: ChannelGraph, calibration: Calibration, *, backend: str = "auto"
+) -> dict[str, ErrorCurve]:
+    """The error curve of every group that a measured layer reads: what pivoted Cholesky leaves of its units'
+    covariance (:func:`slimfast.calibration.moments.unit_covariance`) after each pick, which is what least
+    squares from the picked units cannot repair, as a share; times what the output feels of the group's units
+    (:func:`slimfast.calibration.sensitivity.sensitivities`, a forward and a backward pass for each batch
+    of the calibration), as a deviation of the output and summed over the layers that read them. So the
+    errors of all groups are in one unit. Deviations are what errors that go together add up to; their
+    squares set groups further apart than networks do that are repaired or trained (docs/evidence.md).
+    """
+    found = {reader.weight: reader for reader in readers(model, graph)[0]}
+    felt = sensitivities(model, found.values(), calibration)
+    curves = {}
+    for group in graph:
+        covariance = unit_covariance(group, found, calibration)
+        if covariance is None:
+            continue
+        picks = grouped_pivoted_cholesky([covariance], [group.n], names=[group.name], backend=backend)[0]
+        residual = np.zeros(group.n + 1)
+        residual[0] = float(covariance.trace())
+        residual[1 : len(picks.residual) + 1] = np.maximum(picks.residual.cpu().numpy(), 0.0)
+        # With the rank used up what is left is rounding.
+        residual[-1] = 0.0
+        if residual[0] > 0.0:
+            deviations = [math.sqrt(variance) for variance in felt_by_reader(group, found, felt)]
+            residual *= sum(deviations) / residual[0]
+        curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
+    return curves
+
+
+def felt_by_reader(
+    group: ChannelGroup, found: Mapping[str, Reader], felt: Mapping[str, Tensor]
+) -> list[float]:
+    """The variance of the output that a group's units can make, through each measured layer that reads it."""
+    variances = []
+    for member in group.members:
+        if member.role == "consumer" and member.tensor in felt:
+            index = torch.from_numpy(found[member.tensor].unit_index(member.units, group.n))
+            variances.append(float(felt[member.tensor][index].sum()))
+    return variances

@@ -1,0 +1,6 @@
+"""Checkpoints: thin networks on disk, exported for other runtimes, and pruned shard by shard."""
+
+from slimfast.checkpoints.shards import export_dcp, load_checkpoint, plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.thin_files import load, save
+
+__all__ = ["export_dcp", "load", "load_checkpoint", "plan_checkpoint", "prune_checkpoint", "save"]

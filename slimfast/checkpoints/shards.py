@@ -1,0 +1,332 @@
+"""Checkpoints that do not fit in memory: planned and pruned tensor by tensor, from shards to shards.
+
+The model is needed for its code alone, and may be on the meta device; its weights stay on the disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from slimfast.distributed.team import Team
+from slimfast.errors import SlimfastError
+from slimfast.graph import trace_channels
+from slimfast.graph.cutting.cut import apply_patches, select_indices, thin_shape
+from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
+from slimfast.kernels.ops import grouped_gather
+from slimfast.plans import Plan, plan_widths
+from slimfast.pruning.manifests import Manifest, attach, manifest
+from slimfast.pruning.prune import prune_channels
+from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
+from slimfast.spectra import Spectrum, measure_again, measure_spectra
+from slimfast.spectra.eigenvalues import Progress, Scaling
+from slimfast.storage.atomic import atomic_path, check_file, lock, output_folder
+from slimfast.storage.documents import parse_object
+from slimfast.storage.prefetch import read_ahead
+from slimfast.storage.safetensors_writer import write_tensors
+from slimfast.storage.weights import Source, TensorInfo, Weights, open_weights
+
+INDEX = "model.safetensors.index.json"
+_KEY = "slimfast"
+_JOB = "slimfast.job"
+
+
+def plan_checkpoint(
+    source: Source,
+    model: nn.Module,
+    example: Any,
+    *,
+    spectra: Mapping[str, Spectrum] | None = None,
+    dtype: torch.dtype | None = None,
+    scaling: Scaling = "raw",
+    member_scaling: bool = False,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    resume: str | os.PathLike[str] | None = None,
+    team: Team | None = None,
+    **wishes: Any,
+) -> Plan:
+    """:func:`slimfast.plan` with the weights read from ``source``, a few layers at a time; the plan is the
+    same.
+
+    ``model`` and ``example`` serve the tracing and may be on the meta device. ``wishes`` are the keywords of
+    :func:`slimfast.plan_widths`, the others those of :func:`slimfast.measure_spectra`.
+    """
+    graph = trace_channels(model, example)
+    if spectra is None:
+        spectra = measure_spectra(
+            source,
+            graph,
+            dtype=dtype,
+            scaling=scaling,
+            member_scaling=member_scaling,
+            backend=backend,
+            progress=progress,
+            resume=resume,
+            team=team,
+        )
+    plan = plan_widths(graph, spectra, **wishes)
+    while unsettled := [group.name for group in plan.groups if not group.certified]:
+        exact = measure_again(source, spectra, unsettled, graph, backend=backend, resume=resume, team=team)
+        spectra = {**spectra, **exact}
+        plan = plan_widths(graph, spectra, **wishes)
+    return plan
+
+
+def prune_checkpoint(
+    path: str | os.PathLike[str],
+    plan: Plan | Manifest,
+    folder: str | os.PathLike[str],
+    *,
+    model: nn.Module | None = None,
+    select: Method = DEFAULT_METHOD,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> Manifest:
+    """The tensors of the checkpoint at ``path`` cut to a plan: safetensors shards and their index in
+    ``folder``.
+
+    There is one shard for each of ``path``, and the index holds the manifest, so that
+    :func:`load_checkpoint` gives what :func:`slimfast.prune_channels` would, bit for bit. A plan needs the
+    ``model``, on the meta device or not; a manifest (``manifest(thin)``) does not. Units a plan has not
+    chosen are chosen by ``select``. The index is written last: without it nothing in the folder counts. A run
+    that was stopped goes on with the shards it has not finished.
+
+    Raises :class:`SlimfastError` for a checkpoint that is not of this plan, for a folder that cannot be
+    written, and where another run writes to it.
+    """
+    weights = open_weights(path)
+    described, first = _manifest(weights, plan, model, select, backend)
+    _check_stored(weights, described, first)
+    target = output_folder(folder)
+    job = _job(weights, described)
+    shards = _shards_of(weights)
+    with _alone(target):
+        _clear(target, shards, job)
+        done, total = 0, 0
+        for file, names in shards.items():
+            # Files get their names when they are whole.
+            if _job_of_shard(target / file) != job:
+                _write_shard(target / file, names, weights, described, first, job, backend)
+            infos = open_weights(target / file).infos
+            total += sum(_bytes(info) for info in infos.values())
+            done += len(names)
+            if progress is not None:
+                progress(done, len(weights.infos))
+        index = {
+            "metadata": {"total_size": total, _JOB: job, _KEY: described.to_json()},
+            "weight_map": {name: file for file, names in shards.items() for name in names},
+        }
+        with atomic_path(target / INDEX) as temporary:
+            temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
+    return described
+
+
+def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+    """The thin network in a folder of :func:`prune_checkpoint`: a copy of the wide ``model`` with its
+    tensors.
+
+    ``model`` is untouched and may be on the meta device, but for buffers that no checkpoint holds, which are
+    cut from its own. The tensors are maps of the files until they are written to or moved. Raises
+    :class:`SlimfastError` for whatever does not match.
+    """
+    index = check_file(Path(folder) / INDEX)
+    fields = parse_object(index.read_bytes(), str(index)).object("metadata")
+    described = Manifest.from_json(fields.string(_KEY), what=f"{index}: manifest")
+    weights, wide, further = open_weights(index), named_tensors(model), aliases(model)
+    if {name: tuple(tensor.shape) for name, tensor in wide.items()} != dict(described.shapes_before):
+        raise SlimfastError(f"{index}: expected the wide model it was cut from, got another")
+    stored = {further.get(name, name): name for name in weights.infos}
+    tensors: dict[str, Tensor] = {}
+    for name, shape in described.shapes().items():
+        if name not in stored:
+            if wide[name].is_meta or isinstance(wide[name], nn.Parameter):
+                raise SlimfastError(f"{index}: {name} is not stored and has no values in the model")
+            tensors[name] = select_indices(wide[name], described.keeps.get(name, {})).clone()
+        elif weights.infos[stored[name]].shape != shape:
+            raise SlimfastError(
+                f"{index}: {name}: expected shape {shape}, got {weights.infos[stored[name]].shape}"
+            )
+        else:
+            device = "cpu" if wide[name].is_meta else wide[name].device
+            tensors[name] = weights.load(stored[name]).to(device)
+    thin = copy_with(model, tensors)
+    try:
+        apply_patches(thin, described.patches)
+    except SlimfastError as error:
+        raise SlimfastError(f"{index}: {error}") from None
+    attach(thin, described)
+    return thin
+
+
+def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """The thin tensors of a folder of :func:`prune_checkpoint` as a new folder of
+    ``torch.distributed.checkpoint``, from which FSDP loads them: ``dcp.load({...}, checkpoint_id=target)``.
+
+    Raises :class:`SlimfastError` where ``target`` holds a checkpoint already, or cannot be written.
+    """
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    weights = open_weights(Path(folder) / INDEX)
+    made = output_folder(target)
+    with _alone(made):
+        if (made / ".metadata").exists():
+            raise SlimfastError(f"cannot write {made}: it holds a checkpoint already")
+        try:
+            with warnings.catch_warnings():
+                # It warns that it does what it is asked: to save from one process.
+                warnings.simplefilter("ignore")
+                # The index is written last, and renamed when whole.
+                save(
+                    {name: weights.load(name) for name in weights.infos},
+                    storage_writer=FileSystemWriter(made),
+                    no_dist=True,
+                )
+        except (OSError, RuntimeError, CheckpointException) as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise SlimfastError(f"cannot write {made}: {lines[-1] if lines else error!r}") from error
+
+
+def _manifest(
+    weights: Weights, plan: Plan | Manifest, model: nn.Module | None, select: Method, backend: str
+) -> tuple[Manifest, Mapping[str, str]]:
+    """What is to be kept, and the first name of tensors that are stored under a further one."""
+    if isinstance(plan, Manifest):
+        return plan, aliases(model) if model is not None else {}
+    if model is None:
+        raise ValueError("prune_checkpoint: expected the model of the plan, on the meta device or not")
+    if manifest(model).keeps:
+        raise SlimfastError(f"{type(model).__name__}: expected a wide model, got one that is already thin")
+    first = aliases(model)
+    empty = copy_with(model, {name: t.detach().to("meta") for name, t in named_tensors(model).items()})
+    graph = graph_of(empty, plan)
+    stored = {first.get(name, name): name for name in weights.infos}
+    groups = list(plan.groups)
+    for i, group in enumerate(groups):
+        if group.keep is None:
+            names = {member.tensor for member in graph[group.name].members if member.tensor in stored}
+            # Maps of the files: what the choice does not look at is not read.
+            held = copy_with(empty, {name: weights.load(stored[name]) for name in names}, share=True)
+            keeps = select_units(held, graph, [group], method=select, backend=backend)
+            (groups[i],) = with_keeps([group], keeps)
+    chosen = dataclasses.replace(plan, groups=tuple(groups), graph=graph)
+    return manifest(prune_channels(empty, chosen, verify=False)), first
+
+
+def _check_stored(weights: Weights, described: Manifest, first: Mapping[str, str]) -> None:
+    for name, info in weights.infos.items():
+        expected = described.shapes_before.get(first.get(name, name))
+        if info.shape != expected:
+            wanted = "no such tensor" if expected is None else f"shape {expected}"
+            raise SlimfastError(f"{weights.source}: {name}: expected {wanted}, got shape {info.shape}")
+    missing = set(described.keeps) - {first.get(name, name) for name in weights.infos}
+    if missing:
+        raise SlimfastError(f"{weights.source}: {min(missing)}: expected a tensor to cut, got none")
+
+
+def _shards_of(weights: Weights) -> dict[str, list[str]]:
+    """The names of the tensors of each file to write, which are those of the files that are read."""
+    files: dict[Path | None, list[str]] = {}
+    for name in weights.infos:
+        extent = weights.extents.get(name)
+        files.setdefault(extent.path if extent else None, []).append(name)
+    return {
+        f"model-{i:05d}-of-{len(files):05d}.safetensors": names for i, names in enumerate(files.values(), 1)
+    }
+
+
+def _write_shard(
+    path: Path,
+    names: list[str],
+    weights: Weights,
+    described: Manifest,
+    first: Mapping[str, str],
+    job: str,
+    backend: str,
+) -> None:
+    cuts = {name: described.keeps.get(first.get(name, name), {}) for name in names}
+    # The format wants each tensor at a multiple of its element's size.
+    dtypes = {name: weights.load(name).dtype for name in names}
+    in_order = sorted(names, key=lambda name: -dtypes[name].itemsize)
+    shapes = {name: (thin_shape(weights.infos[name].shape, cuts[name]), dtypes[name]) for name in in_order}
+    thin = (
+        (name, _cut(weights.load(name), cuts[name], name, backend))
+        for name in read_ahead(in_order, weights, lambda name: [name])
+    )
+    write_tensors(path, shapes, thin, metadata={"format": "pt", _JOB: job})
+
+
+def _cut(tensor: Tensor, dims: Mapping[int, Any], name: str, backend: str) -> Tensor:
+    left = sorted(dims.items())
+    while left:
+        keep = {dim: torch.tensor(index) for dim, index in left[:2]}
+        (tensor,) = grouped_gather([tensor], [keep], names=[name], backend=backend)
+        left = left[2:]
+    return tensor
+
+
+def _job(weights: Weights, described: Manifest) -> str:
+    """What a folder is the result of: the manifest, and the files as they are now."""
+    files = sorted({extent.path for extent in weights.extents.values()} or {Path(weights.source)})
+    digest = hashlib.sha256(described.to_json().encode())
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _clear(folder: Path, files: Iterable[str], job: str) -> None:
+    """Make way for a job: remove the index of an earlier one, and refuse to write over what is not ours.
+
+    Without the index no reader finds the new shards among the old.
+    """
+    for file in files:
+        if (folder / file).exists() and _job_of_shard(folder / file) is None:
+            raise SlimfastError(f"cannot write {folder / file}: a file of something else is there")
+    index = folder / INDEX
+    if index.exists():
+        fields = parse_object(check_file(index).read_bytes(), str(index))
+        held = fields.object("metadata") if "metadata" in fields.names() else fields
+        if _JOB not in held.names():
+            raise SlimfastError(f"cannot write {index}: another checkpoint is there")
+        if held.string(_JOB) != job:
+            index.unlink()
+
+
+def _job_of_shard(path: Path) -> str | None:
+    """The job that has written a shard; None for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get(_JOB)
+    except (SafetensorError, OSError):
+        return None
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The folder for this run alone, without what killed runs have left half-written in it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor, folder)
+        for part in folder.glob(".model*.part.*"):
+            part.unlink()
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _bytes(info: TensorInfo) -> int:
+    return torch.Size(info.shape).numel() * (info.dtype.itemsize if info.dtype else 0)

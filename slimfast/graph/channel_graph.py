@@ -1,0 +1,201 @@
+"""What a traced network is made of: channel groups, and the axes whose length follows from their widths.
+
+All of it is frozen data. ``slimfast.graph.trace_channels`` makes it; costs, plans and pruning read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+Role = Literal["producer", "consumer", "follower"]
+
+
+def matches(globs: Iterable[str], name: str, kind: str) -> bool:
+    """Whether a group of that name and kind is meant by any of the globs.
+
+    A name as it is printed means itself, brackets included: ``blocks.0.attn.qkv[head]``.
+    """
+    return any(glob in (name, kind) or fnmatchcase(name, glob) or fnmatchcase(kind, glob) for glob in globs)
+
+
+def alive_units(keep: IntArray) -> BoolArray:
+    """A table of a group's units by number + 1: number -1 (no unit) is alive, the last stands for all beyond.
+
+    ``keep``: the kept units, sorted."""
+    table = np.zeros(int(keep[-1]) + 3 if len(keep) else 2, dtype=bool)
+    table[0] = True
+    table[np.asarray(keep) + 1] = True
+    return table
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Axis:
+    """One axis of a tensor: which unit of which group each of its indices belongs to.
+
+    ``parts`` holds (group name, units) pairs; ``units`` (length,) has the unit of each index in that group,
+    or -1 where the group has no say. An index survives when every group that has a say keeps its unit: an
+    index of a fused head axis belongs to a head *and* to a position inside the head. No parts: the axis never
+    changes.
+    """
+
+    length: int
+    parts: tuple[tuple[str, IntArray], ...] = ()
+
+    def kept(self, keeps: Mapping[str, IntArray]) -> IntArray:
+        """The surviving indices, sorted, when each group keeps these units (a group not named keeps all)."""
+        return self.alive({group: alive_units(keeps[group]) for group, _ in self.parts if group in keeps})
+
+    def alive(self, masks: Mapping[str, BoolArray]) -> IntArray:
+        """:meth:`kept` from the :func:`alive_units` of each group."""
+        alive = np.ones(self.length, dtype=bool)
+        for group, units in self.parts:
+            if group in masks:
+                alive &= masks[group][np.minimum(units + 1, len(masks[group]) - 1)]
+        return np.flatnonzero(alive)
+
+    def terms(self) -> dict[tuple[str, ...], int]:
+        """Number of indices by the groups that have a say in them: the polynomial of the axis's length in
+        widths.
+
+        With w_g of n_g units kept, the length is the sum over terms of count * prod(w_g / n_g); exact where
+        every unit of a group has equally many indices, which holds for the axes of parameters.
+        """
+        say = np.zeros(self.length, dtype=np.int64)
+        for bit, (_, units) in enumerate(self.parts):
+            say |= (units >= 0).astype(np.int64) << bit
+        counts: dict[tuple[str, ...], int] = {}
+        for mask, count in zip(*np.unique(say, return_counts=True), strict=True):
+            groups = tuple(name for bit, (name, _) in enumerate(self.parts) if int(mask) >> bit & 1)
+            counts[groups] = int(count)
+        return counts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Member:
+    """A (tensor, dim) slice of a group. ``units`` as in :class:`Axis`.
+
+    A *producer* weight computes the unit (a row of a linear weight, a filter), a *consumer* weight reads it
+    (a column of the next layer); a *follower* goes along (biases, norm scales and statistics).
+    """
+
+    tensor: str
+    dim: int
+    role: Role
+    units: IntArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGroup:
+    """Units 0..n-1 that are kept or removed one by one, each with all of its slices in all members.
+
+    ``kind``: "channel" (units of one layer, or of layers joined by a product), "residual" (several producers
+    joined by addition), "head" (attention heads), "head_dim" (positions inside heads), "block" (whole groups
+    of a grouped convolution or a group norm).
+    ``inexact`` says why removal is not the same as masking (a norm over the group's axis), None where it is.
+    """
+
+    name: str
+    kind: str
+    n: int
+    members: tuple[Member, ...]
+    inexact: str | None = None
+
+    def producers(self) -> tuple[Member, ...]:
+        """The members whose weights compute the units."""
+        return tuple(m for m in self.members if m.role == "producer")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Constant:
+    """A Python integer an operation was given that is the surviving length of ``axis`` and so must change
+    with it.
+
+    ``argument`` names it as ``size[2]`` or ``groups``; ``value`` is what was recorded.
+    """
+
+    argument: str
+    value: int
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operation:
+    """One recorded ATen operation. ``within`` numbers the einsum it is a part of, 0 for none. ``macs`` is a
+    product of constants and axis lengths (empty: none
+    counted)."""
+
+    name: str
+    module: str
+    outputs: tuple[tuple[Axis, ...], ...]
+    macs: tuple[int | Axis, ...] = ()
+    constants: tuple[Constant, ...] = ()
+    within: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Attribute:
+    """A Python attribute of a module that feeds constants and so must always be the surviving length of
+    ``axis``.
+
+    ``name`` is the attribute's, or ``config.name`` for one of an object the module holds; ``index`` is the
+    place in it where it is a tuple or list. Found by a trial cut (:mod:`slimfast.graph.cutting.cut`).
+    """
+
+    module: str
+    name: str
+    index: int | None
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What is left alone and why: ``tensor`` dim ``dim``, because of ``reason`` at ``module``."""
+
+    tensor: str
+    dim: int
+    reason: str
+    module: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelGraph:
+    """A traced network: a sequence of its channel groups, with what is needed to count, cut and explain it.
+
+    ``axes`` has the axes of every parameter and buffer by its name; ``tied`` maps further names of a shared
+    tensor to the first one. ``operations`` are in execution order. ``inputs`` describes the example it was
+    traced with. ``itemsize``: bytes of one element of each parameter and buffer (4 where a name is missing).
+    ``attributes`` are the Python attributes that must follow the widths, None before a trial cut has found
+    them.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    axes: Mapping[str, tuple[Axis, ...]]
+    parameters: frozenset[str]
+    operations: tuple[Operation, ...]
+    frozen: tuple[Frozen, ...]
+    inputs: Any
+    tied: Mapping[str, str] = field(default_factory=dict)
+    itemsize: Mapping[str, int] = field(default_factory=dict)
+    attributes: tuple[Attribute, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[ChannelGroup]:
+        return iter(self.groups)
+
+    def __getitem__(self, name: str | int) -> ChannelGroup:
+        if isinstance(name, int):
+            return self.groups[name]
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)

@@ -1,0 +1,298 @@
+"""From labels to channel groups: units are classes of labels, a group is the units with the same
+membership."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slimfast.graph.channel_graph import (
+    Axis,
+    ChannelGroup,
+    Constant,
+    Frozen,
+    IntArray,
+    Member,
+    Operation,
+    matches,
+)
+from slimfast.graph.propagation.flow import Flow, Span, Way
+from slimfast.graph.propagation.label_matrices import (
+    ADDED,
+    BLOCK,
+    HEAD,
+    HEAD_DIM,
+    SCALED,
+    Labels,
+    Mask,
+    some,
+    tidy,
+)
+from slimfast.graph.propagation.rules.products import DEFAULT_SCALE
+
+Hashes: TypeAlias = "NDArray[np.uint64]"
+
+# Why units that nothing freezes are in no group.
+_WHY = ("no weight produces it", "one unit only", "excluded by name", DEFAULT_SCALE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Draft:
+    """A group before it has its members: unit u is the class ``roots[u]``."""
+
+    name: str
+    kind: str
+    roots: Labels
+    inexact: str | None
+
+
+class Grouping:
+    """Reads the groups, the axes and the frozen parts off a finished flow."""
+
+    def __init__(self, flow: Flow, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
+        self._flow = flow
+        self._partition = flow.partition
+        self._tables: dict[tuple[str, int], Labels] = {}
+        self._resolved: dict[int, Labels] = {}
+        self._size = self._partition.size
+        roots = self._partition.whole()
+        for name, value in flow.tensors.items():
+            for dim, way in enumerate(value.ways):
+                if not isinstance(way, int):
+                    table = self._tables[name, dim] = self._table(way, roots)
+                    self._resolved[id(way)] = table
+        self._group_of: IntArray = np.full(self._size, -1, dtype=np.int64)
+        self._unit_of: IntArray = np.full(self._size, -1, dtype=np.int64)
+        self._why: IntArray = np.zeros(self._size, dtype=np.int64)
+        self._axes: dict[tuple[int, bytes], Axis] = {}
+        self._axis_of_way: dict[int, Axis] = {}
+        self._axis_of_length: dict[int, Axis] = {}
+        self._drafts = self._find(include, exclude)
+        # A label by itself as the axes have it: its class where that is in a group, 0 where it is in none, -1
+        # where it was split. What is frozen is in none.
+        self._named = np.where((roots < 0) | (self._group_of.take(roots) >= 0), roots, 0)
+
+    def _table(self, way: Labels, roots: Labels) -> Labels:
+        """The classes along an axis; ``roots`` (size,) as :meth:`Partition.whole` has them."""
+        if way.shape[1] == 1:
+            table = roots.take(way)
+            if not some(table < 0):
+                return tidy(table)
+        return self._partition.resolve(way)
+
+    # Units and groups
+
+    def _find(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[_Draft]:
+        """Groups in the order of their first producers, each with its units in the order they have there."""
+        signature, joined = self._signatures()
+        order = []
+        seen = np.zeros(self._size, dtype=bool)
+        for (name, dim), role in self._flow.roles.items():
+            if role == "producer" and (name, dim) in self._tables:
+                found = self._tables[name, dim].ravel()
+                found = found[(found > 0) & ~seen.take(found)]
+                if not len(found):
+                    continue
+                _, first = np.unique(found, return_index=True)
+                fresh = found if len(first) == len(found) else found[np.sort(first)]
+                seen[fresh] = True
+                signed = signature.take(fresh)
+                if not some(signed != signed[0]):
+                    order.append(((name, dim), fresh))
+                    continue
+                codes, at = np.unique(signed, return_index=True)
+                order += [((name, dim), fresh[signed == code]) for code in codes[np.argsort(at)]]
+        drafts: list[_Draft] = []
+        used: Counter[str] = Counter()
+        for key, roots in order:
+            free = roots[~self._partition.frozen(roots)]
+            if len(free) < 2:
+                self._why[free] = 1
+                continue
+            marks = int(self._partition.marks(free[:1])[0])
+            if marks & SCALED and not marks & ADDED:
+                # inside a head only: other positions would see another softmax
+                self._why[free] = 3
+                continue
+            kind = _kind(marks, joined=bool(joined[free[0]]))
+            name = _name(key[0], kind)
+            used[name] += 1
+            if used[name] > 1:
+                name = f"{name}#{used[name]}"
+            if not _wanted(name, kind, include, exclude):
+                self._why[free] = 2
+                continue
+            reason = self._partition.inexact_reason(free)
+            self._group_of[free] = len(drafts)
+            self._unit_of[free] = np.arange(len(free))
+            drafts.append(_Draft(name, kind, free, self._tell(reason) if reason else None))
+        return drafts
+
+    def _signatures(self) -> tuple[Hashes, Mask]:
+        """A hash of each class's multiset of (tensor, dim), and whether it has several producers."""
+        signature = np.zeros(self._size, dtype=np.uint64)
+        producer = np.full(self._size, -1, dtype=np.int64)
+        joined = np.zeros(self._size, dtype=bool)
+        # the outer labels of an axis and the inner ones are different units, however many there are
+        columns = [column for table in self._tables.values() for column in table.T]
+        at = [i << 8 | c for i, table in enumerate(self._tables.values()) for c in range(table.shape[1])]
+        hashes = np.repeat(_mix(np.array(at, dtype=np.uint64)), [len(column) for column in columns])
+        if columns:
+            # wraps around: the sum over the multiset is the same in any order
+            np.add.at(signature, np.concatenate(columns), hashes)
+        for position, (key, table) in enumerate(self._tables.items()):
+            if self._flow.roles.get(key) == "producer":
+                roots = table[table > 0]
+                joined[roots] |= producer[roots] >= 0
+                producer[roots] = position
+        return signature, joined
+
+    def _tell(self, reason: int) -> str:
+        text, module = self._flow.reasons[reason]
+        return f"{text} at {module}" if module else text
+
+    def groups(self) -> tuple[ChannelGroup, ...]:
+        members: list[list[Member]] = [[] for _ in self._drafts]
+        number = {draft.name: g for g, draft in enumerate(self._drafts)}
+        for name, dim in self._in_order():
+            role = self._flow.roles.get((name, dim), "follower")
+            for group, units in self.axis(self._flow.tensors[name].ways[dim], -1).parts:
+                members[number[group]].append(Member(name, dim, role, units))
+        return tuple(
+            ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(found), draft.inexact)
+            for draft, found in zip(self._drafts, members, strict=True)
+        )
+
+    def _in_order(self) -> list[tuple[str, int]]:
+        """(tensor, dim) pairs: those with a role in the order they were used, then the others."""
+        with_role = [key for key in self._flow.roles if key in self._tables]
+        return [*with_role, *(key for key in self._tables if key not in self._flow.roles)]
+
+    # Axes
+
+    def axis(self, way: Way, length: int) -> Axis:
+        """The axis of these labels; equal axes are one object."""
+        if isinstance(way, int):
+            fixed = self._axis_of_length.get(length)
+            if fixed is None:
+                fixed = self._axis_of_length[length] = self._intern(
+                    length, np.zeros((length, 0), dtype=np.int64)
+                )
+            return fixed
+        found = self._axis_of_way.get(id(way))
+        if found is None:
+            found = self._axis_of_way[id(way)] = self._intern(len(way), self._roots_of(way))
+        return found
+
+    def _roots_of(self, way: Labels) -> Labels:
+        """The classes along an axis that are in a group, without columns where none is."""
+        if way.shape[1] == 1:
+            named = self._named.take(way)
+            if not some(named < 0):
+                return named if some(named) else named[:, :0]
+        resolved = self._resolved.get(id(way))
+        roots = self._partition.resolve(way) if resolved is None else resolved
+        roots = np.where(self._group_of.take(roots) >= 0, roots, 0)
+        return roots[:, [some(column) for column in roots.T]]
+
+    def _intern(self, length: int, roots: Labels) -> Axis:
+        key = (length, roots.tobytes())
+        if key not in self._axes:
+            parts = []
+            groups, units = self._group_of.take(roots), self._unit_of.take(roots)
+            for g in np.flatnonzero(np.bincount(groups[groups >= 0], minlength=1)):
+                parts += [(self._drafts[g].name, part) for part in _columns_of(groups == g, units)]
+            self._axes[key] = Axis(length, tuple(parts))
+        return self._axes[key]
+
+    def axes(self) -> dict[str, tuple[Axis, ...]]:
+        """The axes of every parameter and buffer."""
+        return {
+            name: tuple(self.axis(way, n) for way, n in zip(value.ways, value.shape, strict=True))
+            for name, value in self._flow.tensors.items()
+        }
+
+    def operation(self, step_index: int) -> Operation:
+        step = self._flow.steps[step_index]
+        return Operation(
+            name=step.call.op,
+            module=step.call.module,
+            outputs=tuple(tuple(self._span(span) for span in out) for out in step.outputs),
+            macs=tuple(f if isinstance(f, int) else self._span(f) for f in step.macs),
+            constants=tuple(
+                Constant(argument, value, axis)
+                for argument, value, span in step.constants
+                if (axis := self._span(span)).parts
+            ),
+            within=step.call.within,
+        )
+
+    def _span(self, span: Span) -> Axis:
+        return self.axis(span.way, span.length)
+
+    # What is left alone
+
+    def frozen(self) -> tuple[Frozen, ...]:
+        """Every weight axis, or part of one, that no group can change, with the reason."""
+        found: dict[Frozen, None] = {}
+        for name, dim in self._flow.roles:
+            table = self._tables[name, dim]
+            grouped = (self._group_of.take(table) >= 0).max(axis=1, initial=False)
+            roots = table[~grouped]
+            roots = roots[roots > 0]
+            if not len(roots):
+                continue
+            for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
+                if code:
+                    text, module = self._flow.reasons[code]
+                    found[Frozen(name, dim, text, module)] = None
+            free = roots[~self._partition.frozen(roots)]
+            for code in np.unique(self._why[free]).tolist():
+                found[Frozen(name, dim, _WHY[code], "")] = None
+        return tuple(found)
+
+
+def _mix(x: Hashes) -> Hashes:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection that spreads every bit."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Hashes = x ^ (x >> np.uint64(31))
+    return mixed
+
+
+def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
+    """The units of one group as few (length,) arrays: one, unless an index belongs to several of its
+    units."""
+    if mine.shape[1] == 1:
+        return [np.where(mine, units, -1)[:, 0]]
+    several = int(mine.sum(axis=1).max())
+    if several == 1:
+        return [np.where(mine, units, -1).max(axis=1)]
+    order = np.argsort(~mine, axis=1, kind="stable")[:, :several]
+    sorted_mine, sorted_units = np.take_along_axis(mine, order, 1), np.take_along_axis(units, order, 1)
+    return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]
+
+
+def _kind(marks: int, *, joined: bool) -> str:
+    if marks & ADDED and joined:
+        return "residual"
+    if marks & HEAD:
+        return "head"
+    if marks & HEAD_DIM:
+        return "head_dim"
+    return "block" if marks & BLOCK else "channel"
+
+
+def _name(tensor: str, kind: str) -> str:
+    path = tensor.removesuffix(".weight")
+    return path if kind == "channel" else f"{path}[{kind}]"
+
+
+def _wanted(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
+    return (include is None or matches(include, name, kind)) and not matches(exclude or (), name, kind)

@@ -1,0 +1,1 @@
+"""One forward pass written down: its operations, where each ran, and which lengths its Python read."""

@@ -1,0 +1,62 @@
+"""Where a number that an operation was given may have come from: the integers that modules hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from slimfast.graph.channel_graph import Axis, Operation
+
+# An attribute: (module path, attribute or holder.attribute, index in it or None).
+Key: TypeAlias = tuple[str, str, int | None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wanted:
+    """A number that must become ``new``: the length of ``axis``, a constant or a dim of an output of an
+    operation.
+    """
+
+    axis: Axis
+    new: int
+    operation: int
+    constant: str | None = None
+    output: tuple[int, int] = (0, 0)
+
+
+def stack_of(module: str) -> list[str]:
+    """A module's path and those of the modules around it, innermost first; the model itself is ``""``."""
+    parts = module.split(".") if module else []
+    return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
+
+
+def integers_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
+    """(attribute, index, value) of the integers a module holds: its own first, then those of objects it
+    holds.
+    """
+    own = {name: value for name, value in vars(module).items() if not isinstance(value, (Tensor, nn.Module))}
+    yield from _plain_integers(own, "")
+    for name, value in own.items():
+        if not isinstance(value, type) and not callable(value) and hasattr(value, "__dict__"):
+            yield from _plain_integers(vars(value), f"{name}.")
+
+
+def _plain_integers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, int | None, int]]:
+    for name, value in values.items():
+        if type(value) is int:
+            yield prefix + name, None, value
+        elif isinstance(value, (tuple, list)):
+            for index, item in enumerate(value):
+                if type(item) is int:
+                    yield prefix + name, index, item
+
+
+def axis_at(operation: Operation, wanted: Wanted) -> Axis | None:
+    """The axis of ``operation`` at the place where ``wanted`` was found in another."""
+    if wanted.constant is not None:
+        return next((c.axis for c in operation.constants if c.argument == wanted.constant), None)
+    o, d = wanted.output
+    return operation.outputs[o][d] if o < len(operation.outputs) and d < len(operation.outputs[o]) else None

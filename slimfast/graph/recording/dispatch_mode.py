@@ -1,0 +1,317 @@
+"""The mode under which a forward is recorded: it sees each ATen operation, and in which module it ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from slimfast.graph.recording.inputs import tensors_in
+from slimfast.graph.recording.meta_shortcuts import SHORTCUTS, Shortcut
+from slimfast.graph.recording.module_copies import modules_of
+from slimfast.graph.recording.shape_reads import Given
+
+# Composite operations recorded as they are called instead of what they decompose into: the scale of an
+# attention would become a bare number, a linear layer on (B, T, C) a reshape to (B T, C) and back, a
+# recurrent layer a step per token, a norm three operations that say no more.
+_WHOLE = frozenset(
+    f"aten::{name}"
+    for name in ("linear", "matmul", "scaled_dot_product_attention", "batch_norm", "layer_norm", "lstm",
+                 "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
+)  # fmt: skip
+
+# Composite operations that are one other operation with these arguments added. To decompose them takes longer
+# than all the rest of recording them.
+_CONVOLUTION = {"transposed": False, "output_padding": [0]}
+_ANOTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    f"aten::conv{n}d": ("aten::convolution", _CONVOLUTION) for n in (1, 2, 3)
+}
+
+# Composite operations that decompose into others at other lengths, 1 above all.
+_SHAPE_DEPENDENT = frozenset({"aten::einsum", "aten::tensordot"})
+
+# Operations whose sizes are those of their result, dim by dim.
+_SIZED = frozenset(
+    f"aten::{name}"
+    for name in ("view", "_unsafe_view", "_reshape_alias", "expand", "zeros", "ones", "empty", "full",
+                 "new_zeros", "new_ones", "new_empty", "new_full")
+)  # fmt: skip
+
+# Operations that a recording of other lengths may have more or fewer of.
+COPIES = frozenset({"aten.clone", "aten.contiguous", "aten.alias"})
+# One reshape, under the names it has with and without a copy before it.
+RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.reshape"})
+
+_NO_DEFAULT = object()
+
+# Arguments of these types hold no tensors.
+_PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout,
+                    torch.memory_format})  # fmt: skip
+
+
+class Enough(BaseException):
+    """As many operations were recorded as were asked for; no handler in a forward may stop it."""
+
+
+class Ref(NamedTuple):
+    """A tensor in a recording: the same ``value`` is the same tensor object; an in-place op may change its
+    shape."""
+
+    value: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One operation as it ran: ``arguments`` by schema name, defaults filled in, every tensor replaced by
+    its Ref.
+
+    ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
+    ``lengths``: for each dim of the output the axis whose length was passed as its size, None where the size
+    came from elsewhere. ``within``: which of the forward's einsums this is a part of, counted from 1; 0 for
+    none. ``computed``: its sizes were computed by PyTorch from those of its operand.
+    """
+
+    op: str
+    module: str
+    arguments: dict[str, Any]
+    outputs: tuple[Ref, ...]
+    pointwise: bool
+    lengths: Given = ()
+    within: int = 0
+    computed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Operator:
+    """What is known of an ATen operation by its schema. ``parameters``: (name, default) in order."""
+
+    name: str
+    silent: bool
+    composite: bool
+    another: tuple[str, dict[str, Any]] | None
+    shape_dependent: bool
+    sized: bool
+    pointwise: bool
+    shortcut: Shortcut | None
+    parameters: tuple[tuple[str, Any], ...]
+
+
+@cache
+def _operator(func: Any) -> _Operator:
+    schema = func._schema
+    name = schema.name
+    # A question about a tensor (prim::device); the dispatcher knows no such operation.
+    silent = func.namespace == "prim"
+    composite = not (silent or name in _WHOLE) and torch._C._dispatch_has_kernel_for_dispatch_key(
+        func.name(), "CompositeImplicitAutograd"
+    )
+    return _Operator(
+        name=name.replace("::", "."),
+        silent=silent,
+        composite=bool(composite),
+        another=None if schema.overload_name else _ANOTHER.get(name),
+        shape_dependent=name in _SHAPE_DEPENDENT,
+        sized=name in _SIZED,
+        pointwise=torch.Tag.pointwise in func.tags,
+        shortcut=SHORTCUTS.get(name),
+        parameters=tuple(
+            (entry.name, entry.default_value if entry.has_default_value() else _NO_DEFAULT)
+            for entry in schema.arguments
+        ),
+    )
+
+
+def _number(tensor: Tensor) -> Any:
+    """The number that Python made a tensor of; None where the tensor has no data."""
+    if tensor.is_meta or type(tensor) is not Tensor:
+        return None
+    with _disable_current_modes():
+        return tensor.item()
+
+
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes down each ATen operation. Tensors are kept alive so that an object's identity names one
+    tensor.
+
+    ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.recording.meta_shortcuts`
+    knows from there. ``most``: raise :class:`Enough` after that many operations, copies not counted.
+    """
+
+    def __init__(self, *, shortcuts: bool = False, most: int | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: list[Call] = []
+        self._stack: list[tuple[str, Any, Any]] = []
+        self._shortcuts = shortcuts
+        self._left = most
+        self._given: Given = ()
+        self._computed = False
+        self._within = self._composites = 0
+        self._values: dict[int, int] = {}
+        self._alive: list[Tensor] = []
+
+    @property
+    def module(self) -> str:
+        """The path of the module that is running."""
+        return self._stack[-1][0] if self._stack else ""
+
+    def called_with(self) -> list[list[int]]:
+        """The shapes of the tensors among the arguments of the module that is running."""
+        _, args, kwargs = self._stack[-1] if self._stack else ("", (), {})
+        return [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+
+    def value_of(self, tensor: Tensor) -> int:
+        value = self._values.get(id(tensor))
+        if value is None:
+            value = self._values[id(tensor)] = len(self._alive)
+            self._alive.append(tensor)
+        return value
+
+    def give(self, lengths: Given) -> None:
+        """The axes that the sizes of the calls from here on were read off."""
+        self._given = lengths
+
+    def compute(self, computed: bool) -> None:
+        """Whether the sizes of the calls from here on are computed by PyTorch."""
+        self._computed = computed
+
+    def ref(self, tensor: Tensor) -> Ref:
+        return Ref(self.value_of(tensor), tuple(tensor.shape))
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Knows the running module while a forward of ``model`` runs, which is nobody else's.
+
+        Each module's ``forward`` is stood in for: hooks would send every call down the slow road of
+        ``nn.Module``, which takes as long as recording an operation.
+        """
+        own: list[tuple[dict[str, Any], Any]] = []
+        for path, module in modules_of(model):
+            attributes = vars(module)
+            own.append((attributes, attributes.get("forward")))
+            attributes["forward"] = self._watched(path, module.forward)
+        try:
+            yield
+        finally:
+            for attributes, forward in own:
+                if forward is None:
+                    del attributes["forward"]
+                else:
+                    attributes["forward"] = forward
+
+    def _watched(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        stack = self._stack
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            stack.append((path, args, kwargs))
+            output = forward(*args, **kwargs)
+            # after an error the module that was running stays on top
+            stack.pop()
+            return output
+
+        return watched
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No compiler runs in a recording, and the wrapper that keeps it out costs more than the method."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        operator = _operator(func)
+        if operator.silent:
+            return func(*args, **kwargs)
+        if operator.composite:
+            output = (
+                self._as_another(operator, args, kwargs) if operator.another and self._shortcuts else None
+            )
+            return self._decomposed(operator, func, args, kwargs) if output is None else output
+        # before the call: an operation in place may change the shape of what it is given
+        given = _bind(operator, args, kwargs)
+        arguments = self._refs_for(given)
+        if operator.name == "aten.lift_fresh" and given["self"].ndim == 0:
+            arguments["value"] = _number(given["self"])
+        output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
+        if output is None:
+            output = func(*args, **kwargs)
+        self._note(operator, operator.name, arguments, output)
+        return output
+
+    def _as_another(self, operator: _Operator, args: Any, kwargs: Any) -> Any:
+        """The output of a composite operation that is recorded as the one it stands for; None where that has
+        no shortcut for it."""
+        assert operator.another is not None
+        name, more = operator.another
+        given = {**_bind(operator, args, kwargs), **more}
+        output = SHORTCUTS[name](given)
+        if output is not None:
+            self._note(operator, name.replace("::", "."), self._refs_for(given), output)
+        return output
+
+    def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
+        outputs = (
+            (self.ref(output),)
+            if isinstance(output, Tensor)
+            else tuple(self.ref(t) for t in tensors_in(output))
+        )
+        sized = operator.sized and len(self._given) == len(outputs[0].shape)
+        self.calls.append(
+            Call(
+                op=name,
+                module=self.module,
+                arguments=arguments,
+                outputs=outputs,
+                pointwise=operator.pointwise,
+                lengths=self._given if sized else (),
+                within=self._within,
+                computed=self._computed,
+            )
+        )
+        if self._left is not None and name not in COPIES:
+            self._left -= 1
+            if self._left == 0:
+                raise Enough
+
+    def _refs_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments with every tensor replaced by its Ref."""
+        return {
+            name: value if type(value) in _PLAIN else self._replace(value) for name, value in given.items()
+        }
+
+    def _replace(self, argument: Any) -> Any:
+        if isinstance(argument, Tensor):
+            return self.ref(argument)
+        if isinstance(argument, (list, tuple)):
+            return [self._replace(item) for item in argument]
+        return argument
+
+    def _decomposed(self, operator: _Operator, func: Any, args: Any, kwargs: Any) -> Any:
+        outermost = operator.shape_dependent and not self._within
+        if outermost:
+            self._composites += 1
+            self._within = self._composites
+        try:
+            with self:
+                return func.decompose(*args, **kwargs)
+        finally:
+            if outermost:
+                self._within = 0
+
+
+def _bind(operator: _Operator, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Arguments by name, defaults filled in."""
+    given: dict[str, Any] = {}
+    for position, (name, default) in enumerate(operator.parameters):
+        if position < len(args):
+            given[name] = args[position]
+        elif name in kwargs:
+            given[name] = kwargs[name]
+        elif default is not _NO_DEFAULT:
+            given[name] = default
+    return given

@@ -1,0 +1,116 @@
+"""A channel graph in which some groups are dropped, or joined with another unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, IntArray, Member, Operation, Role
+
+Part = tuple[str, IntArray]
+# What becomes of a group: the group it joins and the unit there of each of its units, or None where it is to
+# change nothing any more.
+Fate = tuple[str, IntArray] | None
+
+
+class Regroup:
+    """The change that the fates of some groups make.
+
+    Several units may join one unit of the other group, equally many each. What no such group has a say in
+    stays the same object.
+    """
+
+    def __init__(self, names: Mapping[str, Fate]) -> None:
+        self._names = names
+        self._axes: dict[Axis, Axis] = {}
+
+    def graph(self, graph: ChannelGraph) -> ChannelGraph:
+        """The whole graph after the change; its attributes and frozen parts are the caller's."""
+        return replace(
+            graph,
+            groups=tuple(self._group(graph, group) for group in graph if group.name not in self._names),
+            axes={name: tuple(map(self.axis, axes)) for name, axes in graph.axes.items()},
+            operations=tuple(map(self._operation, graph.operations)),
+        )
+
+    def axis(self, axis: Axis) -> Axis:
+        """An axis after the change."""
+        if axis not in self._axes:
+            touched = any(name in self._names for name, _ in axis.parts)
+            self._axes[axis] = Axis(axis.length, self._parts(axis.parts)) if touched else axis
+        return self._axes[axis]
+
+    def _parts(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        found: list[Part] = []
+        for name, units in parts:
+            now = self._part(name, units)
+            if now is not None:
+                _join(found, *now)
+        return tuple(found)
+
+    def _part(self, name: str, units: IntArray) -> Part | None:
+        if name not in self._names:
+            return name, units
+        fate = self._names[name]
+        return None if fate is None else (fate[0], np.where(units >= 0, fate[1][units], -1))
+
+    def _operation(self, operation: Operation) -> Operation:
+        return replace(
+            operation,
+            outputs=tuple(tuple(map(self.axis, axes)) for axes in operation.outputs),
+            macs=tuple(self.axis(m) if isinstance(m, Axis) else m for m in operation.macs),
+            constants=tuple(replace(c, axis=self.axis(c.axis)) for c in operation.constants),
+        )
+
+    def _group(self, graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
+        joined = [g for g in graph if (fate := self._names.get(g.name)) and fate[0] == group.name]
+        if not joined:
+            return group
+        members: dict[tuple[str, int], list[Part]] = {}
+        roles: dict[tuple[str, int], Role] = {}
+        for g in (group, *joined):
+            for member in g.members:
+                roles.setdefault((member.tensor, member.dim), member.role)
+                part = self._part(g.name, member.units)
+                if part is not None:
+                    _join(members.setdefault((member.tensor, member.dim), []), *part)
+        inexact = next((g.inexact for g in (group, *joined) if g.inexact is not None), None)
+        together = (
+            Member(tensor, dim, roles[tensor, dim], units)
+            for (tensor, dim), parts in members.items()
+            for _, units in parts
+        )
+        return replace(group, members=tuple(together), inexact=inexact)
+
+
+def joined_by(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, Fate] | None:
+    """The fate of the group of ``many`` that makes the two axes, each of one group, survive alike.
+
+    None where no function from all its units to all of the other's does, or units would join unequally.
+    ``sizes``: the number of units of each group.
+    """
+    if len(few.parts) != 1 or len(many.parts) != 1:
+        return None
+    (kept, units), (gone, others) = few.parts[0], many.parts[0]
+    if kept == gone or not np.array_equal(units >= 0, others >= 0):
+        return None
+    units, others = units[units >= 0], others[others >= 0]
+    there: IntArray = np.full(sizes[gone], -1, dtype=np.int64)
+    there[others] = units
+    if (there < 0).any() or not np.array_equal(there[others], units):
+        return None
+    together = np.bincount(there, minlength=sizes[kept])
+    return {gone: (kept, there)} if together.min() == together.max() else None
+
+
+def _join(parts: list[Part], name: str, units: IntArray) -> None:
+    """Add the units of a group to ``parts``, into one of the same group where no index has two of them."""
+    for i, (other, own) in enumerate(parts):
+        if other == name and not bool(((own >= 0) & (units >= 0)).any()):
+            parts[i] = (name, np.where(own >= 0, own, units))
+            return
+        if other == name and np.array_equal(own, units):
+            return
+    parts.append((name, units))

@@ -1,0 +1,79 @@
+"""Which units the trial cuts keep: such that every constant of the network changes, and not like another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, IntArray
+
+# (number of an operation, its constant's argument)
+Told = set[tuple[int, str]]
+
+
+def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
+    """Kept units of every group of two units or more, about two thirds of them.
+
+    Widths differ between groups of the same size, so that a number that means two things is seen to mean two.
+    """
+    keeps = {}
+    for i, group in enumerate(graph):
+        # Golden-ratio steps spread the shares evenly, however many groups there are.
+        share = 0.45 + 0.5 * (i * 0.6180339887 % 1.0)
+        width = min(max(2, round(group.n * share)), group.n - 1)
+        if width >= 1:
+            keeps[group.name] = np.flatnonzero(np.arange(group.n) * width % group.n < width).astype(np.int64)
+    return keeps
+
+
+def told_by(graph: ChannelGraph, kept: Callable[[Axis], IntArray]) -> Told:
+    """The constants that a cut changes, each to another number than the others that it may be taken for."""
+    return {
+        (i, constant.argument)
+        for i, constant, twins in _with_twins(graph)
+        if len(kept(constant.axis)) not in (constant.value, *(len(kept(axis)) for axis in twins))
+    }
+
+
+def telling_keeps(
+    graph: ChannelGraph, keeps: Mapping[str, IntArray], told: Told
+) -> dict[str, IntArray] | None:
+    """Other units to keep, so that constants change that have not, or not unlike others that were the
+    same.
+
+    None where every constant that can change has told what it follows.
+    """
+    others = dict(keeps)
+    for i, constant, twins in _with_twins(graph):
+        if (i, constant.argument) in told:
+            continue
+        # what was changed for one constant may tell the next
+        length = len(constant.axis.kept(others))
+        if length not in (constant.value, *(len(axis.kept(others)) for axis in twins)):
+            continue
+        for name, units in constant.axis.parts:
+            other = [u for axis in twins for group, own in axis.parts if group == name for u in own]
+            free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
+            if name in keeps and len(free):
+                left = np.setdiff1d(np.arange(graph[name].n), free[: 1 + len(free) // 2])
+                if len(left):
+                    others[name] = left.astype(np.int64)
+                    break
+    changed = any(not np.array_equal(others[name], keeps[name]) for name in keeps)
+    return others if changed else None
+
+
+def _with_twins(graph: ChannelGraph) -> Iterator[tuple[int, Constant, list[Axis]]]:
+    """The constants that can change, with the number of their operation and the other axes for which the
+    same value stands in the same module.
+    """
+    axes: dict[tuple[str, int], dict[Axis, None]] = {}
+    for operation in graph.operations:
+        for constant in operation.constants:
+            axes.setdefault((operation.module, constant.value), {})[constant.axis] = None
+    for i, operation in enumerate(graph.operations):
+        for constant in operation.constants:
+            if constant.axis.parts:
+                like = axes[operation.module, constant.value]
+                yield i, constant, [axis for axis in like if axis is not constant.axis]

@@ -1,0 +1,93 @@
+"""Networks that need no trial cut: no number in their Python depends on a width but by its name.
+
+A trial finds the Python numbers that must follow a width. A forward can make such a number only of a length
+it was told or of an attribute that a cut changes, and it shows as a number that an operation is given. So
+there is nothing to find where the forward was told no length and every number is one of these:
+
+- what one of PyTorch's own layers passes on: of its attributes a cut changes none but those that follow the
+  layer's tensors, and ``groups`` and their like, which have their constants' names;
+- what the running module holds under the argument's own name (``eps``), a default or the place of an axis;
+- a size that PyTorch computed from other sizes, to flatten.
+
+The operations must be among those of which the prediction is beyond doubt. Anything else takes the trial. The
+thin network is recorded and compared in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from slimfast.graph.channel_graph import Axis, ChannelGraph
+from slimfast.graph.recording.attributes import Key
+from slimfast.graph.recording.dispatch_mode import RESHAPES
+from slimfast.graph.recording.forward import Call, Recording, Ref
+from slimfast.graph.trial.candidates import followed_by_name
+
+# The operations, without the underscore of those in place.
+_CERTAIN = frozenset(
+    f"aten.{name}"
+    for name in ("convolution", "linear", "batch_norm", "layer_norm", "rms_norm", "add", "sub", "mul", "div",
+                 "relu", "relu6", "elu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardtanh", "hardswish",
+                 "hardsigmoid", "leaky_relu", "softplus", "_prelu_kernel", "mean", "cat", "permute",
+                 "transpose", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "dropout",
+                 "clone", "detach", "alias")
+)  # fmt: skip
+# Arguments that number axes.
+_PLACES = frozenset({"dim", "dims", "dim0", "dim1"})
+# Arguments that may be numbers, and are these unless something else is asked for.
+_DEFAULTS = {"alpha": 1}
+
+
+def certain_attributes(
+    graph: ChannelGraph, modules: Mapping[str, nn.Module], recording: Recording
+) -> dict[Key, Axis] | None:
+    """The attributes that must follow the widths; None where that takes a trial cut."""
+    if recording.told or recording.place != "meta":
+        return None
+    own = {path: _is_own_layer(module) for path, module in modules.items()}
+    for call in recording.calls:
+        # A reshape is certain where PyTorch computed its sizes.
+        if call.op in RESHAPES and call.computed:
+            continue
+        if call.op.rstrip("_") not in _CERTAIN:
+            return None
+        if not (own[call.module] or _accounted(call, modules[call.module])):
+            return None
+    return followed_by_name(graph, modules, computed={i for i, c in enumerate(recording.calls) if c.computed})
+
+
+def _is_own_layer(module: nn.Module) -> bool:
+    """Whether a module runs the forward that PyTorch wrote for its class, and nothing else runs in it: the
+    hooks of children do."""
+    kind = type(module)
+    homes = (kind.__module__, getattr(kind.forward, "__module__", ""))
+    alone = not module._modules and "forward" not in vars(module)
+    return alone and all(home.startswith("torch.nn.modules.") for home in homes)
+
+
+def _accounted(call: Call, module: nn.Module) -> bool:
+    """Whether every number of a call has an origin that no width changes, or that has its name."""
+    for name, value in call.arguments.items():
+        if name in _PLACES or _is_no_number(value):
+            continue
+        if name in _DEFAULTS and value == _DEFAULTS[name]:
+            continue
+        if not _same_numbers(value, getattr(module, name, None)):
+            return False
+    return True
+
+
+def _is_no_number(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_no_number, value))
+    return value is None or isinstance(value, (bool, str, Ref)) or not isinstance(value, (int, float))
+
+
+def _same_numbers(value: Any, held: Any) -> bool:
+    """Whether a module holds these numbers, or one for all of them."""
+    if isinstance(value, list) and isinstance(held, (tuple, list)):
+        return value == list(held)
+    return type(value) is type(held) and bool(value == held)

@@ -1,0 +1,217 @@
+"""Plans for networks whose layers must stay equally wide: one share for each kind of layer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
+from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices
+from slimfast.graph.recording.forward import hollow_copy
+from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.huggingface.pretrained import changed_config, config_of, find_config, leaves
+from slimfast.plans import Plan, plan_widths
+from slimfast.plans.costs import Cost, CostModel
+from slimfast.spectra import Spectrum, measure_spectra
+
+# Halvings of the interval that holds tau.
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Knob:
+    """Groups that keep the same share of their units: ``steps`` are the shares that are whole numbers of
+    units in all of them.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    steps: tuple[float, ...]
+
+    def widths(self, step: int) -> dict[str, int]:
+        return {group.name: round(self.steps[step] * group.n) for group in self.groups}
+
+
+def plan_uniform(
+    model: nn.Module,
+    example: Any,
+    *,
+    params: float | None = None,
+    macs: float | None = None,
+    multiple_of: int = 1,
+    backend: str = "auto",
+) -> Plan:
+    """A plan for a Hugging Face transformer after which its stock class still describes it.
+
+    Layers of the same kind keep the same number of units (attention heads, hidden units of the MLP, channels
+    of the residual stream), each kind the share that the spectra of its groups give on average. What the
+    configuration of the class cannot say stays whole: positions inside heads, and heads without the residual
+    stream where the class takes the size of a head for a share of it. ``params`` and ``macs`` as for
+    :func:`slimfast.plan_widths`; with few, large steps (heads) a plan stays further below the budget.
+
+        plan = slimfast.plan_uniform(model, example, params=0.6)
+        thin = slimfast.prune_channels(model, plan)
+        slimfast.save_pretrained(thin, "thin", example)   # AutoModel.from_pretrained("thin") from now on
+
+    Raises ``ValueError`` without a budget, ``TypeError`` for what is no transformer, and
+    :class:`SlimfastError` where no attribute of the configuration narrows anything, or not enough.
+    """
+    if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
+        raise TypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
+    budget = {name: value for name, value in (("params", params), ("macs", macs)) if value is not None}
+    if not budget:
+        raise ValueError("plan_uniform: expected params or macs, got none of them")
+    graph = trace_channels(model, example, exclude=["head_dim"])
+    knobs = _knobs(model, graph, multiple_of)
+    if not knobs:
+        raise SlimfastError(
+            f"plan_uniform: no attribute of {type(model.config).__name__} narrows the layers of "
+            f"{type(model).__name__}: {len(graph)} groups, each of them or all together"
+        )
+    spectra = measure_spectra(model, graph, backend=backend)
+    widths = _solve(graph, knobs, spectra, budget)
+    if config_of_cut(model, graph, widths) is None:
+        raise SlimfastError(
+            f"plan_uniform: no {type(model.config).__name__} describes the widths of the budget: {widths}"
+        )
+    return plan_widths(graph, spectra, overrides=widths)
+
+
+def _knobs(model: nn.Module, graph: ChannelGraph, multiple_of: int) -> list[_Knob]:
+    """Kinds of layers that the configuration can narrow on their own, and those it can narrow together."""
+    families: dict[tuple[str, str, int], list[ChannelGroup]] = {}
+    for group in graph:
+        families.setdefault((group.kind, re.sub(r"\d+", "*", group.name), group.n), []).append(group)
+    knobs: list[_Knob | None] = []
+    left = []
+    for family in families.values():
+        knob = _knob(model, graph, family, multiple_of)
+        if knob is None:
+            left.append(family)
+        else:
+            knobs.append(knob)
+    # All of the others, or a pair of them: heads and the residual stream, where their ratio is fixed.
+    for families_together in [left] * (len(left) > 1) + list(itertools.combinations(left, 2)):
+        groups = [group for family in families_together for group in family]
+        knobs.append(_knob(model, graph, groups, multiple_of))
+    found = sorted((knob for knob in knobs if knob is not None), key=lambda knob: -len(knob.steps))
+    # A group turns with one knob, the one with the finest steps.
+    taken: set[str] = set()
+    chosen = []
+    for knob in found:
+        names = {group.name for group in knob.groups}
+        if len(knob.steps) > 1 and not names & taken:
+            taken |= names
+            chosen.append(knob)
+    return chosen
+
+
+def _knob(
+    model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], multiple_of: int
+) -> _Knob | None:
+    """The knob of these groups, with the steps that the configuration takes; None where it has none."""
+    shares = _steps(groups, multiple_of)
+    # A half is what most sizes that must go together allow.
+    probe = min(shares, key=lambda share: abs(share - 0.5))
+    if probe == 1:
+        return None
+    config = config_of_cut(model, graph, {group.name: round(probe * group.n) for group in groups})
+    if config is None:
+        return None
+    before, after = (dict(leaves(c.to_dict())) for c in (config_of(model), config))
+    changes = {
+        place: (old, after.get(place))
+        for place, old in before.items()
+        if old is not None and after.get(place) != old
+    }
+
+    def taken(share: float) -> bool:
+        at = {place: round(share * old) for place, (old, _) in changes.items()}
+        return changed_config(config_of(model), at) is not None
+
+    return _Knob(tuple(groups), tuple(share for share in shares if share == 1 or taken(share)))
+
+
+def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Any | None:
+    """The configuration of ``model`` cut to these widths, None where its class has none for them."""
+    keeps = {name: np.arange(width, dtype=np.int64) for name, width in widths.items()}
+    hollow = hollow_copy(model)
+    wide = named_tensors(hollow)
+    thin = copy_with(hollow, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()})
+    changes = patches(hollow, graph, keeps)
+    apply_patches(thin, changes)
+    before = {name: tuple(tensor.shape) for name, tensor in wide.items()}
+    return find_config(thin, before, changes, graph.inputs.example())
+
+
+def _steps(groups: Sequence[ChannelGroup], multiple_of: int) -> tuple[float, ...]:
+    """The shares that leave every group a whole number of units, a multiple where they are channels."""
+    common = math.gcd(*(group.n for group in groups))
+    shares = [j / common for j in range(1, common + 1)]
+
+    def whole(group: ChannelGroup, share: float) -> bool:
+        return share == 1 or group.kind == "head" or round(share * group.n) % multiple_of == 0
+
+    return tuple(share for share in shares if all(whole(group, share) for group in groups))
+
+
+def _solve(
+    graph: ChannelGraph,
+    knobs: Sequence[_Knob],
+    spectra: Mapping[str, Spectrum],
+    budget: Mapping[str, float],
+) -> dict[str, int]:
+    """The widths at the largest tau that fits, then any knob turned up that still fits."""
+    costs = CostModel(graph)
+    whole = costs.cost(costs.full)
+    limits = {name: value * getattr(whole, name) if value <= 1 else value for name, value in budget.items()}
+
+    def widths(steps: Sequence[int]) -> dict[str, int]:
+        return {
+            name: w for knob, step in zip(knobs, steps, strict=True) for name, w in knob.widths(step).items()
+        }
+
+    def fits(steps: Sequence[int]) -> bool:
+        cost = costs.cost(costs.vector(widths(steps)))
+        return all(getattr(cost, name) <= limit for name, limit in limits.items())
+
+    low, high = 0.0, 1.0
+    steps = [0] * len(knobs)
+    if not fits(steps):
+        least = costs.cost(costs.vector(widths(steps)))
+        raise SlimfastError(_unreachable(least, limits, whole))
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        found = [_step_at(knob, spectra, middle) for knob in knobs]
+        if fits(found):
+            low, steps = middle, found
+        else:
+            high = middle
+    # Knobs take their steps at other taus; those that come next are taken as long as they fit.
+    order = sorted(range(len(knobs)), key=lambda k: _step_at(knobs[k], spectra, high) == steps[k])
+    for k in order:
+        while steps[k] + 1 < len(knobs[k].steps) and fits([s + (i == k) for i, s in enumerate(steps)]):
+            steps[k] += 1
+    return widths(steps)
+
+
+def _step_at(knob: _Knob, spectra: Mapping[str, Spectrum], tau: float) -> int:
+    """The first step that keeps the mean share of the groups' units at tau; one unit where tau is 0."""
+    shares = [spectra[g.name].width(explained_variance=tau) / g.n if tau else 0.0 for g in knob.groups]
+    wanted = float(np.mean(shares))
+    return next((i for i, share in enumerate(knob.steps) if share >= wanted), len(knob.steps) - 1)
+
+
+def _unreachable(least: Cost, limits: Mapping[str, float], whole: Cost) -> str:
+    told = ", ".join(
+        f"{name} <= {limit:,.0f} (at least {getattr(least, name):,} of {getattr(whole, name):,})"
+        for name, limit in limits.items()
+    )
+    return f"plan_uniform: no widths that the configuration can say have {told}"

@@ -1,0 +1,230 @@
+"""Triton kernels for NVIDIA GPUs: covariance and gather; Triton is imported when the first of them runs.
+
+With ``TRITON_INTERPRET=1``, set before Triton is imported, the same kernels run on CPU tensors, for tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from slimfast.errors import BackendUnavailable
+from slimfast.kernels.backends.triton import schedule
+from slimfast.kernels.prepared import Prepared
+
+OLDEST_TRITON = (3, 4)
+# bfloat16 and TF32 tensor cores begin here.
+OLDEST_CAPABILITY = (8, 0)
+_KERNELS = ("covariance", "gather")
+
+
+def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
+    """Every reason why Triton cannot run ``op`` on these tensors."""
+    if op not in _KERNELS:
+        return [f"there is no Triton kernel for {op}"]
+    missing = _why_no_triton()
+    reasons = [missing] if missing else []
+    if torch.version.hip:
+        reasons.append("the Triton kernels are written for NVIDIA GPUs, and this is a ROCm build of torch")
+    wanted = "cpu" if interpreted() else "cuda"
+    elsewhere = sorted({t.device.type for t in inputs} - {wanted})
+    if elsewhere:
+        where = f"{wanted} (TRITON_INTERPRET=1)" if interpreted() else wanted
+        reasons.append(f"tensors are on {', '.join(elsewhere)}, expected {where}")
+    for device in sorted({t.device.index or 0 for t in inputs if t.device.type == "cuda"}):
+        found = torch.cuda.get_device_capability(device)
+        if found < OLDEST_CAPABILITY:
+            reasons.append(
+                f"cuda:{device} has compute capability {found[0]}.{found[1]}, expected 8.0 or newer"
+            )
+    sizes = sorted({t.element_size() for t in inputs} - {1, 2, 4, 8})
+    if sizes:
+        reasons.append(f"elements of {', '.join(map(str, sizes))} bytes, expected 1, 2, 4 or 8")
+    return reasons
+
+
+def interpreted() -> bool:
+    """Whether ``TRITON_INTERPRET=1`` asks for kernels that run on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "") == "1"
+
+
+@functools.cache
+def _why_no_triton() -> str | None:
+    try:
+        found = importlib.import_module("triton").__version__
+    except ImportError as error:
+        return f"triton does not load: {error}"
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST_TRITON:
+        return f"triton {found} is older than {OLDEST_TRITON[0]}.{OLDEST_TRITON[1]}"
+    return None
+
+
+def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) -> tuple[list[Tensor], Tensor]:
+    """See :func:`slimfast.kernels.ops.grouped_covariance`; ``rows`` chooses sides, ``dtypes`` results."""
+    call = prepare_covariance(xs, rows, dtypes)
+    call.launch()
+    return call.results
+
+
+def prepare_covariance(
+    xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
+) -> Prepared[tuple[list[Tensor], Tensor]]:
+    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    device = xs[0].device
+    kinds = defaultdict(list)
+    matrices = []
+    for i, (x, by_rows, dtype) in enumerate(zip(xs, rows, dtypes, strict=True)):
+        m = x.shape[0] if by_rows else x.shape[1]
+        matrices.append(torch.empty(m, m, dtype=dtype, device=device))
+        compute = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
+        tiles = schedule.choose_tiles(m, compute, exact=_is_exact(x.dtype, dtype))
+        kinds[x.dtype, dtype, tiles].append(i)
+    # Trace and sum of squared means of every layer.
+    summary = torch.empty(len(xs), 2, dtype=torch.float64, device=device)
+    with _on(device):
+        launches = [
+            _prepare_alike(xs, rows, matrices, members, summary, tiles)
+            for (_, _, tiles), members in kinds.items()
+        ]
+
+    def launch() -> None:
+        with _on(device):
+            for one in launches:
+                one()
+
+    return Prepared((matrices, summary[:, 0]), launch)
+
+
+def _is_exact(source: torch.dtype, dtype: torch.dtype) -> bool:
+    """Products of 16-bit numbers are exact in float32 as long as nothing is subtracted from them first."""
+    return source in (torch.bfloat16, torch.float16) and dtype == torch.float32
+
+
+def _prepare_alike(
+    xs: list[Tensor],
+    rows: list[bool],
+    matrices: list[Tensor],
+    members: list[int],
+    summary: Tensor,
+    tiles: schedule.Tiles,
+) -> Callable[[], None]:
+    """What fills the matrices of these members, which are of one dtype, from layers of one dtype, in these
+    tiles.
+    """
+    from slimfast.kernels.backends.triton import covariance_kernels, moment_kernels
+
+    xs, rows = [xs[i] for i in members], [rows[i] for i in members]
+    matrices = [matrices[i] for i in members]
+    source, dtype, device = xs[0].dtype, matrices[0].dtype, xs[0].device
+    exact = _is_exact(source, dtype)
+    compute = torch.float64 if torch.float64 in (source, dtype) else torch.float32
+    element = moment_kernels.ELEMENT
+    processors = _processors(device)
+    sizes = [x.shape if by_rows else x.shape[::-1] for x, by_rows in zip(xs, rows, strict=True)]
+    layers = schedule.layer_table(xs, rows, matrices, members, centred_later=exact)
+    work = schedule.gram_work(sizes, tiles)
+    moments, summaries = schedule.moment_items(layers), schedule.summary_items(layers)
+    tables = schedule.to_device([layers.table, moments, summaries, work.items, work.cut], device)
+    layer_table, moment_items, summary_items, gram_items, cut_tiles = tables
+    vectors = torch.empty(layers.vectors, dtype=torch.float64, device=device)
+    edge_parts = torch.empty(layers.edge_parts, dtype=torch.float64, device=device)
+    sums = torch.empty(layers.blocks, 2, dtype=torch.float64, device=device)
+    partial = torch.empty(work.slots, tiles.block, tiles.block, dtype=compute, device=device)
+
+    def launch() -> None:
+        moment_kernels.moments_kernel[(len(moments),)](
+            *(layer_table, moment_items, vectors, sums, edge_parts),
+            ELEMENT=element[source],
+            BLOCK=moment_kernels.MOMENT_POSITIONS,
+            enable_fp_fusion=True,
+        )
+        moment_kernels.summary_kernel[(len(summaries),)](
+            *(layer_table, summary_items, sums, edge_parts, vectors, summary),
+            BLOCKS=moment_kernels.SUMMARY_BLOCKS,
+            COLUMNS=schedule.SUMMARY_COLUMNS,
+            enable_fp_fusion=True,
+        )
+        for centre in (False, True) if exact else (True,):
+            covariance_kernels.gram_kernel[(min(len(work.items), 2 * processors),)](
+                *(layer_table, gram_items, len(work.items), vectors, summary, partial),
+                ELEMENT=element[source],
+                COMPUTE=element[compute],
+                OUT=element[dtype],
+                BLOCK=tiles.block,
+                DEPTH=tiles.depth,
+                PRODUCTS=covariance_kernels.PRODUCTS,
+                EXACT=exact,
+                CENTRE=centre,
+                # The interpreter's bfloat16 product is wrong; float32 holds the same numbers.
+                WIDEN=exact and interpreted(),
+                num_warps=tiles.warps,
+                num_stages=tiles.stages,
+                enable_fp_fusion=True,
+            )
+        if work.slots:
+            covariance_kernels.sum_kernel[(len(work.cut), tiles.block // covariance_kernels.SUM_ROWS)](
+                *(layer_table, cut_tiles, vectors, summary, partial),
+                OUT=element[dtype],
+                BLOCK=tiles.block,
+                ROWS=covariance_kernels.SUM_ROWS,
+                EXACT=exact,
+                enable_fp_fusion=True,
+            )
+
+    return launch
+
+
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of the GPU; under the interpreter a few, so that programs have several tiles each."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Launches go to this device, on its current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def eigvalsh(mats: list[Tensor]) -> NoReturn:
+    """There is none: tridiagonalisation is a chain of small steps with barriers, not for Triton."""
+    raise BackendUnavailable(_unavailable("eigvalsh", mats))
+
+
+def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> NoReturn:
+    """There is none, for the reason of :func:`eigvalsh`."""
+    raise BackendUnavailable(_unavailable("pivoted_cholesky", mats))
+
+
+def _unavailable(op: str, inputs: list[Tensor]) -> str:
+    return f"{op}: backend 'triton' cannot run: {'; '.join(why_not(op, inputs))}"
+
+
+def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
+    """See :func:`slimfast.kernels.ops.grouped_gather`."""
+    call = prepare_gather(tensors, keeps)
+    call.launch()
+    return call.results
+
+
+def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> Prepared[list[Tensor]]:
+    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    from slimfast.kernels.backends.triton.gather_kernels import prepare_gather as prepare
+
+    device = tensors[0].device
+    with _on(device):
+        thin, start = prepare(tensors, keeps)
+
+    def launch() -> None:
+        with _on(device):
+            start()
+
+    return Prepared(thin, launch)

@@ -1,0 +1,232 @@
+"""Plan and GroupPlan: one width per channel group, as frozen data, JSON and plain text. The verbs are in
+``planning``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from slimfast.errors import SlimfastError
+from slimfast.graph import ChannelGraph, InputSpec
+from slimfast.plans.costs import Cost
+from slimfast.plans.plan_text import explanation, table
+from slimfast.storage.atomic import atomic_path
+from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text, shown
+
+KIND = "slimfast.plan"
+# 2: ``allocation``, and groups chosen by "gain". Documents of schema 1 are read.
+SCHEMA = 2
+
+Chosen = Literal["tau", "gain", "override", "excluded"]
+Allocation = Literal["explained_variance", "marginal_gain"]
+_CHOSEN: tuple[str, ...] = get_args(Chosen)
+ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+_DTYPES = ("float32", "float64")
+_NOTHING = Cost(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """The width of one group: ``width`` of its ``n`` units stay, which can explain the share
+    ``explained_variance`` of their variance (0 where nothing was measured).
+
+    ``chosen`` says by what: the network's tau, the gain that the next unit's cost would bring, an override,
+    or the group was left alone. ``certified``: the width is the one float64 arithmetic gives, because float32
+    settled it or because it was measured in float64 (``dtype``; None where no spectrum was measured).
+    ``keep`` has the sorted kept units once they are selected. ``before`` and ``after`` are the cost of the
+    tensors and operations the group takes part in; groups share those, so that these costs add up to more
+    than the network's.
+    """
+
+    name: str
+    kind: str
+    n: int
+    width: int
+    explained_variance: float
+    certified: bool
+    keep: tuple[int, ...] | None = None
+    dtype: str | None = "float32"
+    chosen: Chosen = "tau"
+    before: Cost = _NOTHING
+    after: Cost = _NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One width per channel group of a network, and all that is needed to apply it to that network, and to no
+    other.
+
+    ``allocation`` is how a budget was spent. ``explained_variance`` is the network's tau (None where there
+    was none: widths given by hand or by marginal gain); ``budget`` is what was asked for; ``shapes`` has
+    the wide shape of every parameter and buffer by name. ``graph`` is at hand where the plan was just made;
+    it is neither compared nor written.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    explained_variance: float | None
+    budget: Mapping[str, float]
+    multiple_of: int
+    cost_before: Cost
+    cost_after: Cost
+    shapes: Mapping[str, tuple[int, ...]]
+    inputs: InputSpec
+    allocation: Allocation = "explained_variance"
+    graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
+
+    def widths(self) -> dict[str, int]:
+        """Group name -> number of units that stay."""
+        return {group.name: group.width for group in self.groups}
+
+    def __str__(self) -> str:
+        return table(self)
+
+    def explain(self, graph: ChannelGraph | None = None) -> str:
+        """What each group couples, and everything that is left alone with its reason.
+
+        A plan read from JSON has no graph of its own: pass the traced one.
+        """
+        graph = graph or self.graph
+        if graph is None:
+            raise ValueError(
+                "explain: expected the graph of the model, for a plan read from JSON does not hold it"
+            )
+        return explanation(self, graph)
+
+    def to_json(self) -> str:
+        """The plan as a JSON document, one group a line; the same plan gives the same text."""
+        head = {
+            "kind": KIND,
+            "schema": SCHEMA,
+            "allocation": self.allocation,
+            "explained_variance": self.explained_variance,
+            "budget": dict(self.budget),
+            "multiple_of": self.multiple_of,
+            "cost_before": _cost_to_json(self.cost_before),
+            "cost_after": _cost_to_json(self.cost_after),
+            "inputs": self.inputs.to_json(),
+        }
+        lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in head.items()]
+        groups = ",\n".join(f"  {json.dumps(_group_to_json(g), allow_nan=False)}" for g in self.groups)
+        shapes = ",\n".join(f"  {json.dumps(name)}: {list(shape)}" for name, shape in self.shapes.items())
+        return ",\n".join(
+            ["{" + lines[0], *lines[1:], f'"groups": [\n{groups}\n]', f'"shapes": {{\n{shapes}\n}}}}\n']
+        )
+
+    @staticmethod
+    def from_json(text: str | bytes, *, what: str = "plan") -> Plan:
+        """The plan in a JSON document; one line of :class:`SlimfastError` for whatever is wrong with it."""
+        fields = parse_object(text, what)
+        allocation: Any = "explained_variance"
+        if fields.schema(KIND, SCHEMA, oldest=1) > 1:
+            allocation = fields.string("allocation", ALLOCATIONS)
+        plan = Plan(
+            allocation=allocation,
+            groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
+            explained_variance=_optional_share(fields, "explained_variance"),
+            budget=_budget_from_json(fields.object("budget")),
+            multiple_of=fields.integer("multiple_of", 1),
+            cost_before=_cost_from_json(fields.object("cost_before")),
+            cost_after=_cost_from_json(fields.object("cost_after")),
+            shapes=_shapes_from_json(fields.object("shapes")),
+            inputs=_inputs_from_json(fields.raw("inputs"), what),
+        )
+        fields.done()
+        twice = first_repeated(group.name for group in plan.groups)
+        if twice is not None:
+            raise SlimfastError(f"{what}: group {shown(twice)} is there twice")
+        return plan
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write :meth:`to_json` to a file, whole or not at all."""
+        with atomic_path(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Plan:
+        """The plan in a file; errors as in :meth:`from_json`, naming the file."""
+        return Plan.from_json(read_text(path), what=os.fspath(path))
+
+
+def _cost_to_json(cost: Cost) -> dict[str, int]:
+    return {"params": cost.params, "macs": cost.macs, "bytes": cost.bytes}
+
+
+def _cost_from_json(fields: Fields) -> Cost:
+    cost = Cost(fields.integer("params"), fields.integer("macs"), fields.integer("bytes"))
+    fields.done()
+    return cost
+
+
+def _group_to_json(group: GroupPlan) -> dict[str, Any]:
+    return {
+        "name": group.name,
+        "kind": group.kind,
+        "n": group.n,
+        "width": group.width,
+        "explained_variance": group.explained_variance,
+        "certified": group.certified,
+        "dtype": group.dtype,
+        "chosen": group.chosen,
+        "before": _cost_to_json(group.before),
+        "after": _cost_to_json(group.after),
+        "keep": None if group.keep is None else list(group.keep),
+    }
+
+
+def _group_from_json(fields: Fields) -> GroupPlan:
+    n = fields.integer("n", 1)
+    width = fields.integer("width", 1, n)
+    chosen: Any = fields.string("chosen", _CHOSEN)
+    group = GroupPlan(
+        name=fields.string("name"),
+        kind=fields.string("kind"),
+        n=n,
+        width=width,
+        explained_variance=fields.number("explained_variance", 0.0, 1.0),
+        certified=fields.boolean("certified"),
+        keep=None if fields.is_null("keep") else _keep_from_json(fields, n, width),
+        dtype=None if fields.is_null("dtype") else fields.string("dtype", _DTYPES),
+        chosen=chosen,
+        before=_cost_from_json(fields.object("before")),
+        after=_cost_from_json(fields.object("after")),
+    )
+    fields.done()
+    return group
+
+
+def _keep_from_json(fields: Fields, n: int, width: int) -> tuple[int, ...]:
+    keep = fields.integers("keep", 0, n - 1)
+    if len(keep) != width or any(a >= b for a, b in itertools.pairwise(keep)):
+        raise SlimfastError(
+            f"{fields.where}: keep: expected {width} sorted, distinct units, got {len(keep)} indices"
+        )
+    return keep
+
+
+def _optional_share(fields: Fields, name: str) -> float | None:
+    return None if fields.is_null(name) else fields.number(name, 0.0, 1.0)
+
+
+def _budget_from_json(fields: Fields) -> dict[str, float]:
+    budget: dict[str, float] = {}
+    for name in fields.names():
+        if name not in ("explained_variance", "params", "macs"):
+            raise SlimfastError(f"{fields.where}: unknown budget {shown(name)}")
+        budget[name] = fields.number(name, 0.0, float(2**63))
+    return budget
+
+
+def _shapes_from_json(fields: Fields) -> dict[str, tuple[int, ...]]:
+    return {name: fields.integers(name) for name in fields.names()}
+
+
+def _inputs_from_json(value: Any, what: str) -> InputSpec:
+    try:
+        return InputSpec.from_json(value)
+    except (SlimfastError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise SlimfastError(f"{what}: inputs: {error}") from None

@@ -1,0 +1,161 @@
+"""A plan as plain text: the table that ``print(plan)`` shows, and the explanation of its groups."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from slimfast.errors import printable
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
+
+if TYPE_CHECKING:
+    from slimfast.plans.plan_data import GroupPlan, Plan
+
+_SUFFIXES = ("", "K", "M", "G", "T", "P")
+
+# Why a group keeps all of its units, by what chose its width.
+_WHOLE = {
+    "tau": "the plan keeps all of its variance",
+    "gain": "every unit is worth what it costs",
+    "override": "by hand",
+    "excluded": "excluded by name, or its weights have no spectrum",
+}
+# Reasons that the graph tells in a word, in a sentence.
+_REASONS = {
+    "network input": "it is what the network is given",
+    "network output": "it is what the network returns",
+    "one unit only": "all of its channels can only go at once",
+    "no weight produces it": "no weight of this network produces it",
+}
+_SILENT = "goes along with what is left alone (depthwise filters, tables), or takes no part in this forward"
+
+
+def quantity(count: float) -> str:
+    """A count in three digits and a decimal suffix: 4652008 -> 4.65M."""
+    step = 0
+    while abs(count) >= 999.5 and step < len(_SUFFIXES) - 1:
+        count /= 1000
+        step += 1
+    if step == 0:
+        return f"{count:.0f}"
+    return f"{count:.{max(0, 2 - len(str(int(count))) + 1)}f}{_SUFFIXES[step]}"
+
+
+def table(plan: Plan) -> str:
+    """One aligned line per group, the totals, and what tau was."""
+    rows: list[tuple[str, ...]] = [
+        ("group", "kind", "width", "", "", "variance", "params", "", "", "MACs", "", "", "by")
+    ]
+    rows += [_row(group) for group in plan.groups]
+    before, after = plan.cost_before, plan.cost_after
+    total = ("network", "", "", "", "", "")
+    rows.append((*total, *_change(before.params, after.params), *_change(before.macs, after.macs), ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    left = {0, 1, 4, 8, 11, 12}
+    lines = [
+        " ".join(
+            cell.ljust(w) if i in left else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    rule = "-" * max(len(line.rstrip()) for line in lines)
+    body = [line.rstrip() for line in lines]
+    shown = [body[0], rule, *body[1:-1], rule, body[-1], *_notes(plan)]
+    # A plan may come from a stranger's file.
+    return "\n".join(map(printable, shown))
+
+
+def _row(group: GroupPlan) -> tuple[str, ...]:
+    return (
+        group.name,
+        group.kind,
+        str(group.n),
+        "->",
+        str(group.width),
+        f"{group.explained_variance:.4f}" if _measured(group) else "-",
+        *_change(group.before.params, group.after.params),
+        *_change(group.before.macs, group.after.macs),
+        _by(group),
+    )
+
+
+def _measured(group: GroupPlan) -> bool:
+    return group.dtype is not None or group.chosen == "gain" or group.width == group.n
+
+
+def _by(group: GroupPlan) -> str:
+    if group.chosen != "tau":
+        return group.chosen
+    return f"{group.dtype}{'' if group.certified else ' (not certified)'}"
+
+
+def _change(before: int, after: int) -> tuple[str, str, str]:
+    return quantity(before), "->", quantity(after)
+
+
+def _notes(plan: Plan) -> list[str]:
+    before, after = plan.cost_before, plan.cost_after
+    notes = []
+    if plan.explained_variance is not None:
+        notes.append(f"explained variance >= {plan.explained_variance:.6f} in every group chosen by it")
+    if plan.allocation == "marginal_gain":
+        notes.append("gain: the units whose next MAC or parameter lowers the output's error most")
+    for name, asked in plan.budget.items():
+        if name in ("params", "macs"):
+            old, new = getattr(before, name), getattr(after, name)
+            share = f"{new / old:.4f} of the original" if old else "of none"
+            notes.append(f"{name}: asked for {asked:g}, reached {new:,} of {old:,} ({share})")
+    if plan.multiple_of > 1:
+        notes.append(f"widths are multiples of {plan.multiple_of}, or whole")
+    chosen = [g for g in plan.groups if g.chosen == "tau"]
+    again = [g.name for g in chosen if g.dtype == "float64"]
+    if again:
+        notes.append(f"measured in float64: {len(again)} of {len(chosen)} groups ({', '.join(again)})")
+    notes.append(
+        "a group's params and MACs: of the tensors and operations it takes part in, which groups share"
+    )
+    return notes
+
+
+def explanation(plan: Plan, graph: ChannelGraph) -> str:
+    """What each group couples, member by member, and what is left alone and why."""
+    groups = {group.name: group for group in plan.groups}
+    parts = [_explain_group(group, groups[group.name]) for group in graph.groups]
+    alone = _left_alone(graph)
+    if alone:
+        parts.append("\n".join(["left alone, each layer with the reason:", *alone]))
+    return "\n\n".join(parts)
+
+
+def _explain_group(group: ChannelGroup, planned: GroupPlan) -> str:
+    width = planned.width
+    whole = f", left whole: {_WHOLE[planned.chosen]}" if width == group.n else ""
+    lines = [f"{group.name} ({group.kind}): {group.n} -> {width} units{whole}, removed together in"]
+    lines += [f"  {m.role:<8} {m.tensor} dim {m.dim}" for m in group.members]
+    if group.inexact:
+        lines.append(f"  removal is not the same as masking: {group.inexact}")
+    return "\n".join(lines)
+
+
+def _left_alone(graph: ChannelGraph) -> list[str]:
+    """The axes of weights that stay as long as they are, by reason, in the order they were found."""
+    reasons: dict[str, list[str]] = {}
+    for f in graph.frozen:
+        reason = _REASONS.get(f.reason, f.reason)
+        where = f" ({f.module})" if f.module and f.module not in reason else ""
+        # Heads that can go whole, say, whose positions inside cannot.
+        part = " (the units of no group)" if graph.axes[f.tensor][f.dim].parts else ""
+        reasons.setdefault(reason + where, []).append(f"{f.tensor} dim {f.dim}{part}")
+    told = {f.tensor for f in graph.frozen}
+    silent = [
+        name
+        for name, axes in graph.axes.items()
+        if name in graph.parameters - told - graph.tied.keys()
+        and sum(axis.length > 1 for axis in axes) > 1
+        and not any(axis.parts for axis in axes)
+    ]
+    if silent:
+        reasons[_SILENT] = silent
+    return [
+        line for reason, names in reasons.items() for line in (f"  {reason}", *(f"    {n}" for n in names))
+    ]

@@ -1,0 +1,21 @@
+"""Pruning: which units stay, the physically smaller network, its repair, and the proof that it is the cut."""
+
+from slimfast.pruning.manifests import Manifest, manifest
+from slimfast.pruning.prune import prune_channels, slim
+from slimfast.pruning.repair import RepairReport, repair_report
+from slimfast.pruning.selection import select
+from slimfast.pruning.training_state import prune_state
+from slimfast.pruning.verification import Verification, verify
+
+__all__ = [
+    "Manifest",
+    "RepairReport",
+    "Verification",
+    "manifest",
+    "prune_channels",
+    "prune_state",
+    "repair_report",
+    "select",
+    "slim",
+    "verify",
+]

@@ -1,0 +1,247 @@
+"""Pruning: a new, smaller module that holds, bit for bit, the weights a plan keeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.calibration.moments import Calibration
+from slimfast.distributed.dtensors import check_whole
+from slimfast.errors import SlimfastError
+from slimfast.graph.channel_graph import ChannelGraph, IntArray
+from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches_of, survivors
+from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.kernels.ops import grouped_gather
+from slimfast.plans import Allocation, GroupPlan, Plan
+from slimfast.plans import plan as make_plan
+from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
+from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
+from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
+from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
+from slimfast.pruning.verification import verify as verify_thin
+from slimfast.spectra.eigenvalues import Progress
+
+__all__ = ["Manifest", "manifest", "prune_channels", "slim"]
+
+_log = logging.getLogger(__name__)
+# Traced, selected, gathered, checked, verified.
+_STAGES = 5
+
+
+@overload
+def prune_channels(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    select: Method = ...,
+    repair: RepairKind | None = ...,
+    repair_damping: float = ...,
+    calibration: Calibration | None = ...,
+    verify: bool = ...,
+    example: Any = ...,
+    backend: str = ...,
+    progress: Progress | None = ...,
+    optimizer: None = ...,
+) -> nn.Module: ...
+@overload
+def prune_channels(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    select: Method = ...,
+    repair: RepairKind | None = ...,
+    repair_damping: float = ...,
+    calibration: Calibration | None = ...,
+    verify: bool = ...,
+    example: Any = ...,
+    backend: str = ...,
+    progress: Progress | None = ...,
+    optimizer: AnyOptimizer,
+) -> tuple[nn.Module, AnyOptimizer]: ...
+def prune_channels(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    select: Method = DEFAULT_METHOD,
+    repair: RepairKind | None = None,
+    repair_damping: float = 0.0,
+    calibration: Calibration | None = None,
+    verify: bool = True,
+    example: Any = None,
+    backend: str = "auto",
+    progress: Progress | None = None,
+    optimizer: AnyOptimizer | None = None,
+) -> nn.Module | tuple[nn.Module, AnyOptimizer]:
+    """A copy of ``model`` cut to the widths of ``plan``; ``model`` is untouched.
+
+    Groups whose units the plan has not chosen are filled in by :func:`slimfast.select` with the method
+    ``select``. Names, dtypes, devices, ``requires_grad``, tied weights and train/eval mode are as in
+    ``model``; the same plan on the same weights gives the same network, bit for bit. What was kept is at hand
+    as ``manifest(thin)``, and a thin network can be pruned again. The shapes of every operation of the thin
+    network are compared with the prediction.
+
+    ``verify`` also runs both networks and compares (:func:`slimfast.verify`), on ``example`` or on inputs
+    made up to the plan's description. ``progress`` is called with the number of stages done and of all; what
+    it raises (:class:`slimfast.Cancelled`) ends the work.
+
+    With the ``optimizer`` of ``model``, so that a training goes on, the result is (thin network, its
+    optimizer): the same hyperparameters, and the state of what was kept
+    (:func:`slimfast.pruning.training_state.prune_optimizer`). Gradients do not come along.
+
+    ``repair`` then solves the layers that read what was cut for the best weights in closed form, from the
+    ``weights`` alone or from the ``activations`` of a ``calibration`` (:func:`slimfast.calibrate`), which
+    also gives the batch norms their statistics; ``repair_report(thin)`` says what was done and what was not.
+    ``repair_damping`` is the least damping from activations, in units of the mean variance of what a layer
+    reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more than mean
+    variance only, is the better start of a training.
+
+    Raises :class:`SlimfastError` for a plan of another model and for a thin network that fails a check.
+    """
+    stages = iter(range(1, _STAGES + 1))
+
+    def reached(stage: str) -> None:
+        _log.debug("pruning %s: %s", type(model).__name__, stage)
+        if progress is not None:
+            progress(next(stages), _STAGES)
+
+    tensors = named_tensors(model)
+    check_whole(tensors, type(model).__name__)
+    check_kind(repair, calibration, repair_damping)
+    graph = graph_of(model, plan)
+    reached("traced")
+    keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
+    reached("units selected")
+    cuts = cut(graph, keeps)
+    kept = survivors(keeps)
+    changes = patches_of(model, cuts, [(a, len(kept(a.axis))) for a in graph.attributes or ()])
+    thin = copy_with(model, _gather(tensors, cuts, backend))
+    apply_patches(thin, changes)
+    reached("weights gathered")
+    mismatches = check_thin(thin, graph, keeps)
+    if mismatches:
+        raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
+    widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
+    attach(thin, compose(manifest(model), Manifest(shapes, indices, changes, widths)))
+    reached("shapes checked")
+    if verify:
+        verify_thin(model, thin, graph, keeps, example)
+    if repair is not None:
+        repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, damping=repair_damping)
+    reached("verified" if verify else "done")
+    _log.info("pruned %s: %d tensors cut", type(model).__name__, len(cuts))
+    return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
+
+
+def slim(
+    model: nn.Module,
+    example: Any,
+    *,
+    explained_variance: float | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    multiple_of: int = 1,
+    min_width: int = 1,
+    overrides: Mapping[str, int | float] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    allocation: Allocation | None = None,
+    calibration: Calibration | None = None,
+    select: Method = DEFAULT_METHOD,
+    repair: RepairKind | None = None,
+    repair_damping: float = 0.0,
+    verify: bool = True,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> nn.Module:
+    """A thin copy of ``model`` in one call: :func:`slimfast.plan` and :func:`prune_channels`, arguments as
+    there.
+
+    ``example`` serves the tracing and the verification; ``progress`` is told of the groups measured, then of
+    the stages of the pruning.
+    """
+    planned = make_plan(
+        model,
+        example,
+        explained_variance=explained_variance,
+        params=params,
+        macs=macs,
+        multiple_of=multiple_of,
+        min_width=min_width,
+        overrides=overrides,
+        include=include,
+        exclude=exclude,
+        allocation=allocation,
+        calibration=calibration,
+        backend=backend,
+        progress=progress,
+    )
+    return prune_channels(
+        model,
+        planned,
+        select=select,
+        repair=repair,
+        repair_damping=repair_damping,
+        calibration=calibration,
+        verify=verify,
+        example=example,
+        backend=backend,
+        progress=progress,
+    )
+
+
+def _keeps(
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Sequence[GroupPlan],
+    method: Method,
+    calibration: Calibration | None,
+    backend: str,
+) -> dict[str, IntArray]:
+    """The kept units of every group: the plan's, or chosen now."""
+    keeps = {g.name: np.array(g.keep, dtype=np.int64) for g in groups if g.keep is not None}
+    open_groups = [g for g in groups if g.keep is None]
+    return keeps | select_units(
+        model, graph, open_groups, method=method, calibration=calibration, backend=backend
+    )
+
+
+def _gather(
+    tensors: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
+) -> dict[str, Tensor]:
+    """The thin version of each tensor that is cut, all tensors of a device in one call."""
+    thin: dict[str, Tensor] = {}
+    for device in sorted({tensors[name].device for name in cuts}, key=str):
+        names = [name for name in cuts if tensors[name].device == device]
+        thin |= _gather_on_device({n: tensors[n].detach() for n in names}, cuts, backend)
+    return thin
+
+
+def _gather_on_device(
+    wide: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
+) -> dict[str, Tensor]:
+    thin = dict(wide)
+    left = {name: sorted(cuts[name].items()) for name in wide}
+    while any(left.values()):
+        names = [name for name in wide if left[name]]
+        # One pass cuts up to two dims of a tensor, which is all that nearly every tensor needs.
+        keeps = [{dim: torch.tensor(index) for dim, index in left[name][:2]} for name in names]
+        left = {name: dims[2:] for name, dims in left.items()}
+        chosen = "reference" if thin[names[0]].is_meta else backend
+        gathered = grouped_gather([thin[name] for name in names], keeps, names=names, backend=chosen)
+        thin |= dict(zip(names, gathered, strict=True))
+    return {name: _in_format_of(wide[name], tensor) for name, tensor in thin.items()}
+
+
+def _in_format_of(wide: Tensor, thin: Tensor) -> Tensor:
+    """The gathered tensor in the wide one's memory format, which kernels for channels-last expect."""
+    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if wide.ndim == ndim and not wide.is_contiguous() and wide.is_contiguous(memory_format=layout):
+            return thin.contiguous(memory_format=layout)
+    return thin

@@ -1,0 +1,56 @@
+"""Repair: least squares into the layers that read what was cut, so that the thin network starts near the
+original.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from slimfast.calibration.moments import Calibration
+from slimfast.graph.channel_graph import ChannelGraph, IntArray
+from slimfast.pruning.repair.activations import repair_from_activations
+from slimfast.pruning.repair.report import Fit, RepairKind, RepairReport, attach_report, repair_report
+from slimfast.pruning.repair.weights import repair_from_weights
+
+__all__ = ["Fit", "RepairKind", "RepairReport", "check_kind", "repair_report", "repair_thin"]
+
+
+def repair_thin(
+    model: nn.Module,
+    thin: nn.Module,
+    graph: ChannelGraph,
+    keeps: Mapping[str, IntArray],
+    *,
+    kind: RepairKind,
+    calibration: Calibration | None = None,
+    damping: float = 0.0,
+) -> RepairReport:
+    """Repair ``thin``, ``model`` cut to ``keeps``, in place; the report also stays with it.
+
+    ``kind``: from ``weights`` alone, or from the ``activations`` of a calibration, with at least ``damping``
+    (:func:`slimfast.pruning.repair.least_squares.solve`). ``ValueError`` as in :func:`check_kind`.
+    """
+    check_kind(kind, calibration, damping)
+    if kind == "weights":
+        report = repair_from_weights(model, thin, graph, keeps)
+    else:
+        assert calibration is not None
+        report = repair_from_activations(model, thin, graph, keeps, calibration, damping=damping)
+    attach_report(thin, report)
+    return report
+
+
+def check_kind(kind: str | None, calibration: Calibration | None, damping: float = 0.0) -> None:
+    """``ValueError`` for a kind of repair there is not, one that lacks its calibration, and a damping that is
+    none or not for that kind; None is no repair.
+    """
+    if kind not in (None, "weights", "activations"):
+        raise ValueError(f"repair: expected 'weights' or 'activations', got {kind!r}")
+    if kind == "activations" and calibration is None:
+        raise ValueError("repair: from activations it needs a calibration, got none")
+    if not damping >= 0.0:
+        raise ValueError(f"repair: expected a damping of at least 0, got {damping}")
+    if damping and kind != "activations":
+        raise ValueError(f"repair: a damping is for repair from activations, got {damping} with {kind!r}")

@@ -1,0 +1,138 @@
+"""Attention heads without data: how the channels that heads give out vary together, from their weights alone.
+
+A head gives out its values under its attention pattern. For inputs that are white, channels i of head h and j
+of head g have the covariance (v_hi . v_gj) c_hg: how alike the weights of their values are, and how alike the
+heads' patterns. Two patterns are compared by the forms that make them, M_h = Q_h' K_h, which do not depend on
+the basis inside a head: c_hg = <M_h, M_g> / (|M_h| |M_g|) with <M_h, M_g> = tr(Q_h Q_g' K_g K_h').
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.calibration.consumers import Reader
+from slimfast.calibration.moments import first_sample, run, running, watched
+from slimfast.graph.channel_graph import Axis, ChannelGraph
+from slimfast.graph.recording.inputs import arguments
+
+
+def head_covariances(
+    model: nn.Module, graph: ChannelGraph, found: Sequence[Reader], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor | str]:
+    """By the weight of each layer that reads heads: the (L, L) float64 covariance of what it reads, or the
+    reason why its heads' weights do not say.
+    """
+    kinds = {group.name: group.kind for group in graph}
+    reads = [r for r in found if any(kinds.get(name) == "head" for name, _ in r.axis.parts)]
+    makers = {reader.weight: _makers(reader, graph, tensors) for reader in reads}
+    values = _values(model, graph, reads, makers) if reads else {}
+    covariances: dict[str, Tensor | str] = {}
+    for reader in reads:
+        three = makers[reader.weight]
+        if len(three) != 3:
+            covariances[reader.weight] = (
+                f"the heads of {reader.module} have no query, key and value of one shape"
+            )
+        elif reader.weight not in values:
+            covariances[reader.weight] = f"none of {', '.join(name for name, _ in three)} makes the values"
+        else:
+            heads = next(units for name, units in reader.axis.parts if kinds[name] == "head")
+            rest = [rows for i, (_, rows) in enumerate(three) if i != values[reader.weight]]
+            alike = _alike(rest[0], rest[1], heads)
+            value = three[values[reader.weight]][1]
+            index = torch.from_numpy(heads)
+            covariances[reader.weight] = value @ value.T * alike[index][:, index]
+    return covariances
+
+
+def _makers(reader: Reader, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    """(module, rows (L, d) float64 on the CPU) of the linear layers whose outputs are laid out as what the
+    reader reads; a fused one counts once for each part.
+    """
+    names = {name for name, _ in reader.axis.parts}
+    found = []
+    for member in dict.fromkeys(
+        (m.tensor, m.dim) for g in graph if g.name in names for m in g.members if m.role == "producer"
+    ):
+        weight, axis = tensors[member[0]].detach(), graph.axes[member[0]][member[1]]
+        if weight.dim() != 2 or axis.length % reader.length:
+            continue
+        rows = weight.movedim(member[1], 0).double().cpu()
+        for start in range(0, axis.length, reader.length):
+            if _same(axis, reader.axis, start):
+                found.append((member[0].rpartition(".")[0], rows[start : start + reader.length]))
+    return found
+
+
+def _same(axis: Axis, other: Axis, start: int) -> bool:
+    """Whether the indices of ``axis`` from ``start`` on belong to the units that those of ``other`` do."""
+    ours = {name: units[start : start + other.length] for name, units in axis.parts}
+    theirs = dict(other.parts)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def _values(
+    model: nn.Module,
+    graph: ChannelGraph,
+    reads: Sequence[Reader],
+    makers: Mapping[str, Sequence[tuple[str, Tensor]]],
+) -> dict[str, int]:
+    """Which of each reader's makers is the values: without them, and only then, it reads zeros alone."""
+    found: dict[str, int] = {}
+    with running(model) as (network, device):
+        args = first_sample([arguments_of(graph, device)])
+        for place in range(3):
+            silent: set[str] = set()
+
+            def see(reader: Reader, silent: set[str], columns: Tensor) -> None:
+                if not columns.any():
+                    silent.add(reader.weight)
+
+            with ExitStack() as stack:
+                for reader in reads:
+                    _silence(stack, network, makers[reader.weight], place, reader.length)
+                seers = {r.weight: functools.partial(see, r, silent) for r in reads}
+                stack.enter_context(watched(network, reads, seers))
+                run(network, args, "repair")
+            found |= dict.fromkeys(silent - found.keys(), place)
+    return found
+
+
+def arguments_of(graph: ChannelGraph, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs made up to the graph's description."""
+    args, kwargs = graph.inputs.example(device=device)
+    return arguments(kwargs or args)
+
+
+def _silence(
+    stack: ExitStack, network: nn.Module, makers: Sequence[tuple[str, Tensor]], place: int, length: int
+) -> None:
+    """Until ``stack`` is closed, the outputs of maker ``place`` are zeros; of a fused layer its part."""
+    if place >= len(makers):
+        return
+    path = makers[place][0]
+    start = length * [name for name, _ in makers[:place]].count(path)
+
+    def zeros(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[..., start : start + length] = 0.0
+        return output
+
+    stack.callback(network.get_submodule(path).register_forward_hook(zeros).remove)
+
+
+def _alike(one: Tensor, other: Tensor, heads: np.ndarray) -> Tensor:
+    """(H, H) float64: the cosines of the heads' bilinear forms, from the rows of queries and keys."""
+    count = int(heads.max()) + 1
+    q, k = (torch.stack([rows[torch.from_numpy(heads == h)] for h in range(count)]) for rows in (one, other))
+    products = torch.einsum("hid,gjd->hgij", q, q) * torch.einsum("hid,gjd->hgij", k, k)
+    inner = products.sum((2, 3))
+    norms = inner.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return inner / norms / norms[:, None]

@@ -1,0 +1,172 @@
+"""Repair without data: units that were cut as combinations of those that stay, by the weights that make them.
+
+For inputs that are white, unit u's value before its nonlinearity has the covariance f_u . f_v with unit v's,
+f being the unit's weights times the scale of the batch norm that follows. The least squares of those values
+stand for the ones of what the consumers read: exact for units that are copies, or where nothing nonlinear
+comes between, and a model of it elsewhere. For attention heads see :mod:`slimfast.pruning.repair.heads`,
+for the MLPs of transformers :mod:`slimfast.pruning.repair.rectified`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.calibration.consumers import Reader, readers, survivors_of
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, IntArray
+from slimfast.graph.cutting.cut import survivors
+from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.pruning.repair.heads import head_covariances
+from slimfast.pruning.repair.least_squares import changes
+from slimfast.pruning.repair.rectified import Moments, rectified_moments
+from slimfast.pruning.repair.report import Fit, RepairReport
+from slimfast.spectra.unit_matrices import unit_matrix
+
+# Share of the mean variance added to the diagonal: with no data there is none to choose it by.
+DAMPING = 1e-2
+
+
+def repair_from_weights(
+    model: nn.Module, thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]
+) -> RepairReport:
+    """Repair ``thin`` in place: what reads cut units gives their weights to those that stay."""
+    found, left = readers(model, graph)
+    tensors = named_tensors(model)
+    kept = survivors(keeps)
+    norms, rectified = _norms_behind(model, graph), rectified_moments(model, graph, tensors)
+    cut = {group.name: group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n}
+    combinations = {
+        name: _combination(group, keeps[name], tensors, norms, rectified)
+        for name, group in cut.items()
+        if group.kind in ("channel", "residual")
+    }
+    reading = [r for r in found if any(name in cut for name, _ in r.axis.parts)]
+    heads = head_covariances(model, graph, reading, tensors)
+    means = {
+        name: rectified[group.producers()[0].tensor].mean
+        for name, group in cut.items()
+        if len(group.producers()) == 1 and group.producers()[0].tensor in rectified
+    }
+    fits = {}
+    for reader in reading:
+        _, variables = survivors_of(reader, kept(reader.axis), kept(reader.outputs))
+        change: Tensor | str
+        if reader.weight in heads:
+            covariance = heads[reader.weight]
+            change = covariance if isinstance(covariance, str) else _combined(covariance, variables)
+        else:
+            change = _change(reader, cut, keeps, combinations, variables)
+        if isinstance(change, str):
+            left[reader.weight] = change
+            continue
+        weight = reader.matrix(tensors[reader.weight].detach().double())
+        repaired = torch.einsum("bolt,lk->bokt", weight, change.to(weight.device))
+        # Of a convolution in groups whole ones may be gone, and outputs of those that stay.
+        rows = torch.from_numpy(kept(reader.outputs)).to(weight.device)
+        repaired = repaired.flatten(0, 1)[rows]
+        target: Any = thin.get_submodule(reader.module)
+        with torch.no_grad():
+            target.weight.copy_(reader.weight_of(repaired, target.weight))
+            if target.bias is not None and reader.blocks == 1:
+                mean = _mean(reader, means)
+                shift = weight[0].sum(2) @ (mean - change @ mean[variables])
+                target.bias += shift[rows].to(target.bias)
+        fits[reader.weight] = Fit(DAMPING)
+    return RepairReport("weights", fits, (), left)
+
+
+def _combination(
+    group: ChannelGroup,
+    keep: IntArray,
+    tensors: Mapping[str, Tensor],
+    norms: Mapping[str, Tensor],
+    rectified: Mapping[str, Moments],
+) -> Tensor | str:
+    """(n, k): each unit as a combination of the kept ones; a reason where the weights do not say."""
+    producers = group.producers()
+    if len(producers) == 1 and producers[0].tensor in rectified:
+        return _combined(rectified[producers[0].tensor].covariance, keep)
+    gram = torch.zeros(group.n, group.n, dtype=torch.float64)
+    for member in producers:
+        rows = unit_matrix(tensors[member.tensor].detach(), member.dim, member.units).double().cpu()
+        scale = norms.get(member.tensor)
+        if scale is not None:
+            rows = rows * unit_matrix(scale[:, None], 0, member.units)
+        gram += rows @ rows.T
+    if float(gram.trace()) == 0.0:
+        return f"no weights make the units of {group.name}"
+    return _combined(gram, keep)
+
+
+def _combined(covariance: Tensor, keep: IntArray) -> Tensor:
+    """(n, k): each of n variables of this covariance as a combination of the kept ones."""
+    kept = torch.from_numpy(keep)
+    plain = torch.zeros(len(covariance), len(keep), dtype=torch.float64)
+    plain[kept, torch.arange(len(keep))] = 1.0
+    inner = covariance[kept][:, kept]
+    ((_, change),) = changes(inner, covariance[:, kept] - plain @ inner, (DAMPING,))
+    return plain + change
+
+
+def _change(
+    reader: Reader,
+    cut: Mapping[str, ChannelGroup],
+    keeps: Mapping[str, IntArray],
+    combinations: Mapping[str, Tensor | str],
+    variables: IntArray,
+) -> Tensor | str:
+    """(l, k) what the variables of one of the reader's blocks are in those that stay, or the reason why it is
+    not known.
+    """
+    length = reader.length // reader.blocks
+    change = torch.zeros(length, len(variables), dtype=torch.float64)
+    change[torch.from_numpy(variables), torch.arange(len(variables))] = 1.0
+    place = np.full(length, -1, dtype=np.int64)
+    place[variables] = np.arange(len(variables))
+    claimed = np.zeros(length, dtype=bool)
+    for name, units in reader.axis.parts:
+        if name not in cut:
+            continue
+        if name not in combinations:
+            return f"units of {name} are {cut[name].kind}s, of several channels each"
+        found = combinations[name]
+        if isinstance(found, str):
+            return found
+        at = units[:: reader.run]
+        if claimed[at >= 0].any():
+            return f"{reader.module} reads variables of several groups at once"
+        claimed |= at >= 0
+        # Units that were flattened have several variables each, the same combination at every position.
+        order = np.argsort(at, kind="stable")[np.count_nonzero(at < 0) :]
+        for index in order.reshape(cut[name].n, -1).T:
+            kept_places = place[index[keeps[name]]]
+            change[torch.from_numpy(index)[:, None], torch.from_numpy(kept_places)] = found
+    return change
+
+
+def _mean(reader: Reader, means: Mapping[str, Tensor]) -> Tensor:
+    """(L,) the means of what the reader reads, 0 where they are not known."""
+    found = torch.zeros(reader.length, dtype=torch.float64)
+    for name, units in reader.axis.parts:
+        if name in means:
+            at = units[:: reader.run]
+            found[torch.from_numpy(at >= 0)] = means[name][torch.from_numpy(at[at >= 0])]
+    return found
+
+
+def _norms_behind(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
+    """Weight name -> scale of the batch norm that its layer's output goes right into, float64 on the CPU."""
+    modules = dict(model.named_modules())
+    scales: dict[str, Tensor] = {}
+    for made, taken in zip(graph.operations, graph.operations[1:], strict=False):
+        norm: Any = modules.get(taken.module)
+        is_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
+        if is_norm and "batch_norm" in taken.name:
+            scale = (norm.running_var.double() + norm.eps).rsqrt()
+            scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+            scales[f"{made.module}.weight"] = scale.cpu()
+    return scales

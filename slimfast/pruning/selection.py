@@ -1,0 +1,210 @@
+"""Which units of each group stay, once a plan has said how many: rankings of the weights producing them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeAlias, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.calibration.consumers import readers
+from slimfast.calibration.moments import Calibration, unit_covariance
+from slimfast.errors import SlimfastError
+from slimfast.graph import trace_channels
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, IntArray
+from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.kernels.memory import call_bytes
+from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
+from slimfast.plans import GroupPlan, Plan, check_plan
+from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
+
+Method: TypeAlias = Literal[Score, "pivoted_cholesky", "activations"]
+METHODS: tuple[str, ...] = get_args(Method)
+# The paper's is l1; on ResNets units by lookahead end higher after the same training (docs/evidence.md).
+DEFAULT_METHOD: Method = "lookahead"
+
+# Bytes of covariances factored in one grouped call on a CPU.
+_BATCH_BYTES = 256 << 20
+
+
+def select(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    method: Method = DEFAULT_METHOD,
+    calibration: Calibration | None = None,
+    backend: str = "auto",
+) -> Plan:
+    """The plan with the units each group keeps chosen by ``method``, whatever was chosen before.
+
+    A unit is measured on all the convolution and linear weights that produce it together, where nothing
+    else is said:
+
+    - ``l1``, ``l2``: the norm of its weights (Li et al., ICLR 2017);
+    - ``lookahead``: that norm times the norm of the weights that read it, which is the norm of what the
+      product of the two layers loses (Park et al., ICLR 2020);
+    - ``geometric_median``: the sum of its distances to all other units (FPGM, He et al., CVPR 2019);
+    - ``bn_scale``: the sum of \\|gamma\\| of the batch norms that follow (Liu et al., ICCV 2017);
+    - ``pivoted_cholesky``: greedy choice of the unit with the most variance not explained by those before it;
+    - ``activations``: the same choice by how the units vary together in what their consumers read, each
+      weighted by the consumer's weights (:func:`slimfast.calibrate`).
+
+    The largest stay; ties go to the smaller index. The paper's is ``l1``. Raises ``ValueError`` for an
+    unknown method and for groups without a batch norm where it needs one, :class:`SlimfastError` for a plan
+    of another model and weights that are not finite.
+    """
+    graph = graph_of(model, plan)
+    keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
+    return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))
+
+
+def select_units(
+    model: nn.Module,
+    graph: ChannelGraph,
+    groups: Sequence[GroupPlan],
+    *,
+    method: Method,
+    calibration: Calibration | None = None,
+    backend: str = "auto",
+) -> dict[str, IntArray]:
+    """Group name -> sorted kept units, for each of ``groups``; see :func:`select`."""
+    if method not in METHODS:
+        raise ValueError(f"select: expected one of {', '.join(METHODS)}, got {method!r}")
+    keeps = {g.name: np.arange(g.n, dtype=np.int64) for g in groups if g.width == g.n}
+    chosen = [g for g in groups if g.width < g.n]
+    tensors = named_tensors(model)
+    for g in chosen:
+        for member in graph[g.name].members:
+            if tensors[member.tensor].is_meta:
+                raise SlimfastError(f"select: {member.tensor} is a meta tensor and has no values ({g.name})")
+    if method == "pivoted_cholesky":
+        return keeps | _pivoted_cholesky(
+            [(graph[g.name], g.width) for g in chosen], lambda g: _covariance(g, tensors, backend), backend
+        )
+    if method == "activations":
+        if calibration is None:
+            raise ValueError("select: by activations it needs a calibration, got none")
+        read = _covariance_read(model, graph, calibration)
+        return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], read, backend)
+    scores = unit_scores(model, [graph[g.name] for g in chosen], method)
+    return keeps | {g.name: largest(scores(graph[g.name]), g.width) for g in chosen}
+
+
+def with_keeps(groups: Sequence[GroupPlan], keeps: Mapping[str, IntArray]) -> tuple[GroupPlan, ...]:
+    """The groups with the kept units of those that ``keeps`` names."""
+    return tuple(
+        dataclasses.replace(g, keep=tuple(keeps[g.name].tolist())) if g.name in keeps else g for g in groups
+    )
+
+
+def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
+    """The channel graph a plan speaks of: its own, or traced again; :class:`SlimfastError` if the model is
+    another.
+
+    The names and shapes of every parameter and buffer and the number of units of every group must agree.
+    """
+    check_plan(plan, model)
+    graph = plan.graph
+    if graph is None:
+        args, kwargs = plan.inputs.example()
+        graph = trace_channels(model, kwargs or args)
+    sizes = {group.name: group.n for group in graph}
+    for g in plan.groups:
+        if sizes.get(g.name) != g.n:
+            got = f"one of {sizes[g.name]} units" if g.name in sizes else "no such group"
+            raise SlimfastError(f"plan: expected a model with a group {g.name} of {g.n} units, got {got}")
+    return graph
+
+
+def largest(scores: np.ndarray, width: int) -> IntArray:
+    """The sorted indices of the ``width`` largest scores; ties go to the smaller index."""
+    order = np.lexsort((np.arange(len(scores)), -scores))
+    keep: IntArray = np.sort(order[:width]).astype(np.int64)
+    return keep
+
+
+def _pivoted_cholesky(
+    chosen: Sequence[tuple[ChannelGroup, int]], covariance: Callable[[ChannelGroup], Tensor], backend: str
+) -> dict[str, IntArray]:
+    """Group name -> kept units; see :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`."""
+    keeps: dict[str, IntArray] = {}
+    for batch, mats in _batches(chosen, covariance):
+        for device in sorted({mat.device for mat in mats}, key=str):
+            here = [i for i, mat in enumerate(mats) if mat.device == device]
+            picks = grouped_pivoted_cholesky(
+                [mats[i] for i in here],
+                [batch[i][1] for i in here],
+                names=[batch[i][0].name for i in here],
+                backend=backend,
+            )
+            for i, pick in zip(here, picks, strict=True):
+                variance = mats[i].diagonal().cpu().numpy()
+                order = pick.order.cpu().numpy()
+                # Where the rank is used up no unit explains more than another: the largest of the rest
+                # follow.
+                rank = np.full(len(variance), -1.0)
+                rank[order] = np.arange(len(order), 0, -1)
+                best = np.lexsort((np.arange(len(variance)), -variance, -rank))
+                keeps[batch[i][0].name] = np.sort(best[: batch[i][1]]).astype(np.int64)
+    return keeps
+
+
+def _covariance_read(
+    model: nn.Module, graph: ChannelGraph, calibration: Calibration
+) -> Callable[[ChannelGroup], Tensor]:
+    """The (n, n) covariance of a group's units in what its consumers read, as a function of the group."""
+    found = {reader.weight: reader for reader in readers(model, graph)[0]}
+
+    def read(group: ChannelGroup) -> Tensor:
+        covariance = unit_covariance(group, found, calibration)
+        if covariance is None:
+            left = calibration.left
+            why = next((left[m.tensor] for m in group.members if m.tensor in left), "no layer reads it")
+            raise SlimfastError(f"select: {group.name} was not calibrated: {why}")
+        return covariance
+
+    return read
+
+
+def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str) -> Tensor:
+    """The (n, n) float64 covariance of a group's units over the positions of all its producers."""
+    rows = weight_rows(group, tensors)
+    if not rows:
+        return torch.zeros(group.n, group.n, dtype=torch.float64)
+    try:
+        (found,) = grouped_covariance(
+            [rows],
+            side="rows",
+            dtype=torch.float64,
+            names=[[f"{group.name}: {m.tensor}" for m in group.producers()]],
+            backend=backend,
+        ).matrices
+    except ValueError as error:
+        raise SlimfastError(f"select: {error}") from None
+    return found
+
+
+def _batches(
+    chosen: Sequence[tuple[ChannelGroup, int]], covariance: Callable[[ChannelGroup], Tensor]
+) -> Iterator[tuple[list[tuple[ChannelGroup, int]], list[Tensor]]]:
+    """The groups in order with their covariances, cut where those would take more than a call may on the
+    first one's device.
+    """
+    batch: list[tuple[ChannelGroup, int]] = []
+    mats: list[Tensor] = []
+    left = 0
+    for group, width in chosen:
+        mat = covariance(group)
+        if batch and mat.nbytes > left:
+            yield batch, mats
+            batch, mats = [], []
+        if not batch:
+            left = call_bytes(mat.device, _BATCH_BYTES)
+        batch.append((group, width))
+        mats.append(mat)
+        left -= mat.nbytes
+    if batch:
+        yield batch, mats

@@ -1,0 +1,138 @@
+"""What a training keeps beside the network, cut together with it: optimizer state and averaged weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.channel_graph import IntArray
+from slimfast.graph.cutting.cut import select_indices
+from slimfast.graph.recording.module_copies import aliases, named_tensors
+from slimfast.pruning.manifests import manifest
+
+Cuts = dict[str, dict[int, IntArray]]
+AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
+
+
+def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) -> AnyOptimizer:
+    """``optimizer`` of ``model``, made into one of ``thin``, which was pruned from it; neither is changed.
+
+    It is of the same class, with the same hyperparameters for each parameter. State tensors of a parameter's
+    shape (momenta, averaged squares) are cut to the same kept indices, those of one element (step counts) are
+    copied; of state that is averaged over some dims (Adafactor) the others are cut. Parameters that are not
+    ``model``'s stay what they are. Hooks do not come along, and a learning-rate scheduler holds the optimizer
+    it was made for: make a new one and load the old one's ``state_dict``.
+
+    Raises :class:`SlimfastError` where no parameter is ``model``'s, and for state that belongs to no single
+    parameter (LBFGS's).
+    """
+    cuts = cuts_between(model, thin)
+    wide, now = named_tensors(model), named_tensors(thin)
+    names = {id(tensor): name for name, tensor in wide.items()}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(id(parameter) in names for parameter in held):
+        raise SlimfastError(
+            f"optimizer: expected one that holds the model's parameters, got {type(optimizer).__name__} with "
+            f"{len(held)} others"
+        )
+    # A copy in which every parameter, and every tensor beside one, is what it is in the thin network.
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in held}
+    memo |= {identity: now[name] for identity, name in names.items()}
+    for parameter, state in optimizer.state.items():
+        name = names.get(id(parameter))
+        dims = cuts.get(name, {}) if name is not None else {}
+        for key, tensor in _tensors_of(state):
+            where = f"optimizer: {type(optimizer).__name__}: {key} of {name or 'a parameter'}"
+            memo[id(tensor)] = _cut_state(tensor, parameter, dims, where).clone()
+    return copy.deepcopy(optimizer, memo)
+
+
+def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> dict[str, Any]:
+    """The state dict of something that holds tensors of ``model`` under its names, cut to fit ``thin``.
+
+    ``thin`` was pruned from ``model``. For averaged weights (``torch.optim.swa_utils.AveragedModel``, timm's
+    ``ModelEmaV3``): names may have a prefix, such as ``module.``, and what is not named like a parameter or a
+    buffer of ``model`` comes along as it is.
+
+        average = AveragedModel(thin)
+        average.load_state_dict(slimfast.prune_state(old.state_dict(), model, thin))
+
+    Raises :class:`SlimfastError` naming the tensor that does not have the shape it has in ``model``.
+    """
+    cuts, wide = cuts_between(model, thin), named_tensors(model)
+    known = {name: name for name in wide} | aliases(model)
+    found: dict[str, Any] = {}
+    for key, value in state.items():
+        name = next((known[suffix] for suffix in _suffixes(key) if suffix in known), None)
+        if name is None or not isinstance(value, Tensor):
+            found[key] = value
+            continue
+        if value.shape != wide[name].shape:
+            raise SlimfastError(
+                f"state: {key}: expected shape {tuple(wide[name].shape)}, got {tuple(value.shape)}"
+            )
+        found[key] = select_indices(value.detach(), cuts.get(name, {})).clone()
+    return found
+
+
+def cuts_between(model: nn.Module, thin: nn.Module) -> Cuts:
+    """Which indices of each tensor of ``model`` its descendant ``thin`` holds, by what both keep of their
+    origin.
+
+    Raises :class:`SlimfastError` for networks of which one was not pruned from the other.
+    """
+    first, second = manifest(model), manifest(thin)
+    cuts: Cuts = {}
+    for name, shape in first.shapes_before.items():
+        if second.shapes_before.get(name) != shape:
+            other = second.shapes_before.get(name, "no such tensor")
+            raise SlimfastError(f"thin: expected {name} cut from one of shape {shape}, got {other}")
+        for dim in range(len(shape)):
+            before = first.keeps.get(name, {}).get(dim, np.arange(shape[dim]))
+            after = second.keeps.get(name, {}).get(dim, np.arange(shape[dim]))
+            if not np.isin(after, before).all():
+                raise SlimfastError(f"thin: {name} dim {dim} holds indices that the model has not")
+            if len(after) < len(before):
+                cuts.setdefault(name, {})[dim] = np.searchsorted(before, after).astype(np.int64)
+    return cuts
+
+
+def _tensors_of(state: Any, key: str = "state") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a parameter's state, however nested, with the key each stands under."""
+    if isinstance(state, Tensor):
+        yield key, state
+    elif isinstance(state, Mapping):
+        for name, value in state.items():
+            yield from _tensors_of(value, str(name))
+    elif isinstance(state, (list, tuple)):
+        for value in state:
+            yield from _tensors_of(value, key)
+
+
+def _cut_state(tensor: Tensor, parameter: Tensor, dims: Mapping[int, IntArray], where: str) -> Tensor:
+    """State of a parameter, cut as the parameter is; its averaged dims have length 1."""
+    if tensor.numel() == 1 or not tensor.ndim:
+        return tensor
+    fits = tensor.ndim == parameter.ndim and all(
+        length in (1, full) for length, full in zip(tensor.shape, parameter.shape, strict=True)
+    )
+    if not fits:
+        raise SlimfastError(
+            f"{where}: expected the parameter's shape {tuple(parameter.shape)}, got {tuple(tensor.shape)}: "
+            "it cannot be cut"
+        )
+    with torch.no_grad():
+        return select_indices(tensor, {dim: index for dim, index in dims.items() if tensor.shape[dim] > 1})
+
+
+def _suffixes(key: str) -> Iterator[str]:
+    """The key itself, then without its first parts."""
+    parts = key.split(".")
+    return (".".join(parts[i:]) for i in range(len(parts)))

@@ -1,0 +1,176 @@
+"""How much each unit of a group counts: norms, distances and batch norm scales, larger ones to stay."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.channel_graph import ChannelGroup, Member
+from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.spectra.unit_matrices import unit_matrix
+
+Score: TypeAlias = Literal["l1", "l2", "lookahead", "geometric_median", "bn_scale"]
+
+# Rows of the distance matrix computed at once, in float64 elements: 32 MiB.
+_BLOCK = 1 << 22
+# Elements of a matrix converted at once: 2 MiB in float64, enough for PyTorch to share them out over threads.
+_ROWS = 1 << 18
+# Squared distances below this share of the squared norms are rounding: the filters are the same.
+_SAME = 1e-12
+# Scores of equal filters differ by rounding; those closer than this share of the largest one are ties.
+_TIE = 2.0**-36
+
+
+def weight_rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The weights that produce each unit: per producer a matrix (n, d_m), row u for unit u."""
+    rows = [unit_matrix(tensors[m.tensor].detach(), m.dim, m.units) for m in group.producers()]
+    return [x.to(rows[0].device) for x in rows]
+
+
+def unit_scores(
+    model: nn.Module, groups: Sequence[ChannelGroup], method: Score
+) -> Callable[[ChannelGroup], np.ndarray]:
+    """The score of each unit of one of ``groups``, float64 (n,), as a function of the group; what each
+    method measures: :func:`slimfast.select`.
+
+    Raises:
+        ValueError: groups without a batch norm, by ``bn_scale``.
+        SlimfastError: weights that are not finite, where the function comes to them.
+    """
+    tensors = named_tensors(model)
+    if method == "bn_scale":
+        _check_batch_norms(model, groups)
+    norms = _norms(method, tensors)
+
+    def scores(group: ChannelGroup) -> np.ndarray:
+        if method == "bn_scale":
+            values = _bn_scale(model, group, tensors)
+        elif method == "geometric_median":
+            values = _geometric_median(weight_rows(group, tensors), group.n)
+        else:
+            values = norms(group)
+        if not np.isfinite(values).all():
+            raise SlimfastError(_not_finite(group, tensors))
+        return values
+
+    return scores
+
+
+def _norms(method: Score, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGroup], np.ndarray]:
+    """The scores by a norm: sums over slices, which the groups of one tensor may share."""
+    size = Tensor.abs_ if method == "l1" else Tensor.square_
+
+    @functools.cache
+    def of_slices(tensor: str, dim: int) -> np.ndarray:
+        # heads and their dimensions are groups of the same slices
+        found: np.ndarray = _slice_sums(tensors[tensor].detach(), dim, size).cpu().numpy()
+        return found
+
+    def sums(members: Iterable[Member], n: int) -> np.ndarray:
+        total = np.zeros(n)
+        for member in members:
+            slices, has = of_slices(member.tensor, member.dim), member.units >= 0
+            total += np.bincount(member.units[has], slices[has], n)
+        return total
+
+    def norms(group: ChannelGroup) -> np.ndarray:
+        found = sums(group.producers(), group.n)
+        if method == "lookahead":
+            consumers = [member for member in group.members if member.role == "consumer"]
+            # What no weights read is measured on what makes it alone.
+            found *= sums(consumers, group.n) if consumers else 1.0
+            return _snapped(np.sqrt(found))
+        return found if method == "l1" else np.sqrt(found)
+
+    return norms
+
+
+def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of the ``size`` of all elements of each slice of ``dim``, (n,) float64. A copy of the tensor is
+    read in the order in which it is stored, a block in the cache at a time; sums over the outer dims come
+    first, because they run along what is stored side by side.
+    """
+    before, n = math.prod(tensor.shape[:dim]), tensor.shape[dim]
+    parts = tensor.reshape(before, n, -1)
+    along = 1 if before == 1 else 0
+    step = max(1, _ROWS * parts.shape[along] // max(1, parts.numel()))
+    blocks = (size(part.to(torch.float64, copy=True)) for part in torch.split(parts, step, along))
+    if along:
+        return torch.cat([block[0].sum(1) for block in blocks])
+    return functools.reduce(Tensor.add_, (block.sum(0) for block in blocks)).sum(1)
+
+
+def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
+    """(n,) sums of Euclidean distances to all other units, over the rows of all members joined."""
+    rows = [x.to(torch.float64) for x in rows]
+    squares = _sum([x.square().sum(1) for x in rows], n)
+    scores = np.empty(n)
+    for start in range(0, n, max(1, _BLOCK // n)):
+        stop = min(start + max(1, _BLOCK // n), n)
+        products = _sum([x[start:stop] @ x.T for x in rows], n)
+        norms = squares[start:stop, None] + squares[None, :]
+        distances = norms - 2.0 * products
+        # The root would make a visible distance of the rounding between a filter and its equal.
+        distances[distances <= _SAME * norms] = 0.0
+        scores[start:stop] = np.sqrt(distances).sum(1)
+    return _snapped(scores)
+
+
+def _snapped(scores: np.ndarray) -> np.ndarray:
+    """Scores on a grid fine enough to tell filters apart and coarse enough to see that two are the same."""
+    step = float(scores.max(initial=0.0)) * _TIE
+    return np.round(scores / step) * step if step > 0.0 else scores
+
+
+def _sum(terms: list[Tensor], n: int) -> np.ndarray:
+    """The sum of tensors of one shape, as float64 numpy; zeros (n,) where there is none."""
+    if not terms:
+        return np.zeros(n)
+    total: np.ndarray = torch.stack(terms).sum(0).cpu().numpy()
+    return total
+
+
+def _batch_norm_scales(model: nn.Module, group: ChannelGroup) -> list[Member]:
+    """The members of a group that are the scale of a batch norm."""
+    modules = dict(model.named_modules())
+    scales = []
+    for member in group.members:
+        prefix, _, name = member.tensor.rpartition(".")
+        if name == "weight" and isinstance(modules.get(prefix), nn.modules.batchnorm._BatchNorm):
+            scales.append(member)
+    return scales
+
+
+def _check_batch_norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
+    without = [group.name for group in groups if not _batch_norm_scales(model, group)]
+    if without:
+        raise ValueError(
+            f"select: bn_scale needs a batch norm with a scale in every group; none in {', '.join(without)}"
+        )
+
+
+def _bn_scale(model: nn.Module, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> np.ndarray:
+    scores = np.zeros(group.n)
+    for member in _batch_norm_scales(model, group):
+        gamma = tensors[member.tensor].detach().abs().to("cpu", torch.float64).numpy()
+        has = member.units >= 0
+        np.add.at(scores, member.units[has], gamma[has])
+    return scores
+
+
+def _not_finite(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> str:
+    for member in group.members:
+        weight = tensors[member.tensor]
+        bad = weight.numel() - int(weight.isfinite().sum())
+        if bad:
+            return (
+                f"select: expected finite weights, got {bad} that are not in {member.tensor} ({group.name})"
+            )
+    return f"select: the weights are too large to be measured in float64 ({group.name})"

@@ -1,0 +1,327 @@
+"""Whether a thin network computes what the original computes with the removed units masked to zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray
+from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices, survivors
+from slimfast.graph.recording.forward import tensors_in
+from slimfast.graph.recording.inputs import arguments, map_leaves
+from slimfast.graph.recording.module_copies import copy_with, named_tensors
+
+# Rounding errors of L operations with inner products of length n, taken as independent, add up to about
+# sqrt(L n) u of the output (Higham & Mary, SIAM J. Sci. Comput. 41, 2019); networks amplify them somewhat.
+_SLACK = 64.0
+# Networks of more parameters than this are compared in float32, for float64 copies of them would not fit.
+_FLOAT64_ELEMENTS = 1 << 28
+
+# Of no weight beside any other, and its square is a number in float32 yet.
+_NEARLY_ZERO = 1e-18
+
+_DOUBLE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex32: torch.complex128,
+    torch.complex64: torch.complex128,
+}
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What was compared and how close it came.
+
+    ``max_error``: the largest difference in an output as a share of that output's largest absolute value;
+    ``tolerance``: what rounding in ``dtype`` explains. ``compared``: the groups whose cut was run.
+    ``inexact``: groups that were left whole in that run because removing their units is not masking them,
+    with the reason. The weights of all of them were compared with the original's, bit for bit.
+    """
+
+    max_error: float
+    tolerance: float
+    dtype: str
+    compared: tuple[str, ...]
+    inexact: Mapping[str, str]
+
+
+def verify(
+    model: nn.Module, thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray], example: Any = None
+) -> Verification:
+    """Compare ``thin`` with ``model`` whose removed units are masked, on ``example`` or on inputs made up.
+
+    Every thin tensor must be the kept slice of the original, bit for bit. Then both networks run in eval
+    mode, in float64 where the model allows it, and their outputs must agree to rounding. In the masked
+    original the removed units' slices of every parameter are zero, in the weights that make them and in those
+    that read them (next to zero where that is no number). The modules and the state of the random number
+    generators stay as they are.
+
+    Raises :class:`SlimfastError` naming the first tensor that is not the slice, or the first module whose
+    output disagrees.
+    """
+    _check_tensors(model, thin, graph, keeps)
+    cut_groups = [group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n]
+    inexact = {group.name: group.inexact for group in cut_groups if group.inexact is not None}
+    exact = {name: keep for name, keep in keeps.items() if name not in inexact}
+    if inexact:
+        thin = _cut_without_gather(model, graph, exact)
+    inputs = graph.inputs.example() if example is None else arguments(example)
+    pair = _Pair(model, _masked(model, graph, exact), thin, graph, exact, inputs)
+    dtype, wide_output, operations = pair.run_masked()
+    if not _is_finite(wide_output):
+        # A weight divided by its norm is 0 / 0 where it is masked.
+        nearly = replace(pair, masked=_masked(model, graph, exact, fill=_NEARLY_ZERO))
+        found = nearly.run_masked()
+        if _is_finite(found[1]):
+            pair, (dtype, wide_output, operations) = nearly, found
+    thin_output = pair.run_thin(dtype)
+    tolerance = rounding(model, dtype, operations)
+    max_error = difference(wide_output, thin_output)
+    if not max_error <= tolerance:
+        raise SlimfastError(
+            f"verify: {pair.blame(dtype, tolerance)} (output off by {max_error:.2g} of its size)"
+        )
+    names = tuple(group.name for group in cut_groups if group.name not in inexact)
+    return Verification(max_error, tolerance, str(dtype).removeprefix("torch."), names, inexact)
+
+
+def _check_tensors(
+    model: nn.Module, thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]
+) -> None:
+    """Every tensor of ``thin`` is the kept slice of the one in ``model``, bit for bit."""
+    found, cuts = named_tensors(thin), cut(graph, keeps)
+    for name, wide in named_tensors(model).items():
+        expected = select_indices(wide.detach(), cuts.get(name, {}))
+        got = found.get(name)
+        if got is None or got.shape != expected.shape or got.dtype != expected.dtype:
+            shown = "no such tensor" if got is None else f"{got.dtype} of shape {tuple(got.shape)}"
+            raise SlimfastError(
+                f"verify: {name}: expected {expected.dtype} of shape {tuple(expected.shape)}, got {shown}"
+            )
+        if not wide.is_meta and not torch.equal(_bits(expected), _bits(got.detach())):
+            raise SlimfastError(f"verify: {name}: expected the kept slice of the original, got other values")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The tensor's memory, so that NaN equals itself and -0 differs from 0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _cut_without_gather(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> nn.Module:
+    wide = named_tensors(model)
+    thin = copy_with(model, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()})
+    apply_patches(thin, patches(model, graph, keeps))
+    return thin
+
+
+def _is_finite(output: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_in(output))
+
+
+def _masked(
+    model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray], *, fill: float = 0.0
+) -> nn.Module:
+    """``model`` with the removed slices of its parameters set to ``fill``; the other tensors are shared."""
+    tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    for name, dims in cut(graph, keeps).items():
+        if name in graph.parameters:
+            masked = tensors[name].clone()
+            for dim, index in dims.items():
+                gone = torch.ones(masked.shape[dim], dtype=torch.bool)
+                gone[torch.from_numpy(index)] = False
+                masked.index_fill_(dim, gone.nonzero()[:, 0].to(masked.device), fill)
+            tensors[name] = masked
+    return copy_with(model, tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The masked original and the thin network, and what both are called with."""
+
+    model: nn.Module
+    masked: nn.Module
+    thin: nn.Module
+    graph: ChannelGraph
+    keeps: Mapping[str, IntArray]
+    inputs: Arguments
+
+    def run_masked(self) -> tuple[torch.dtype, Any, int]:
+        """The dtype that works (float64 first), the masked network's output, its number of operations."""
+        elements = sum(tensor.numel() for tensor in named_tensors(self.model).values())
+        failure = None
+        for dtype in (torch.float64, torch.float32) if elements <= _FLOAT64_ELEMENTS else (torch.float32,):
+            counter = _Precision(dtype)
+            try:
+                return dtype, _run(self.masked, self.inputs, counter), counter.operations
+            except Exception as error:
+                failure = error
+        raise SlimfastError(f"verify: the original's forward fails: {_first_line(failure)}") from failure
+
+    def run_thin(self, dtype: torch.dtype) -> Any:
+        try:
+            return _run(self.thin, self.inputs, _Precision(dtype))
+        except Exception as error:
+            raise SlimfastError(f"verify: the thin network's forward fails: {_first_line(error)}") from error
+
+    def blame(self, dtype: torch.dtype, tolerance: float) -> str:
+        """Which module's output is the first to disagree, from both networks run again with their outputs
+        kept.
+        """
+        kept = survivors(self.keeps)
+        wide: dict[tuple[str, int], Tensor] = {}
+
+        def keep(call: tuple[str, int], output: Tensor) -> None:
+            axes = self._axes(call[0], tuple(output.shape))
+            if axes is not None:
+                wide[call] = select_indices(
+                    output, {d: kept(axis) for d, axis in enumerate(axes) if axis.parts}
+                )
+
+        def compare(call: tuple[str, int], output: Tensor) -> None:
+            if call in wide and not found and not difference(wide[call], output) <= tolerance:
+                found.append(call[0])
+
+        found: list[str] = []
+        for module, watch in ((self.masked, keep), (self.thin, compare)):
+            _run(module, self.inputs, _Precision(dtype), watch)
+        where = found[0] if found else "the network itself"
+        return f"the thin network is not the masked original: the first output to disagree is {where}'s"
+
+    def _axes(self, module: str, shape: tuple[int, ...]) -> tuple[Axis, ...] | None:
+        """The axes of a module's output: those of the last operation inside it that has this shape."""
+        for operation in reversed(self.graph.operations):
+            if operation.module == module or operation.module.startswith(f"{module}."):
+                for axes in operation.outputs:
+                    if tuple(axis.length for axis in axes) == shape:
+                        return axes
+        return None
+
+
+class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs every operation in float64 (or lets it be, for float32), whatever the module's code casts to."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtype = dtype
+        self.operations = 0
+
+    def promote(self, value: Any) -> Any:
+        """A floating tensor in the precision of this run."""
+        if not isinstance(value, Tensor):
+            return value
+        if self.dtype == torch.float64:
+            return value.to(_DOUBLE.get(value.dtype, value.dtype))
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations += 1
+        kwargs = dict(kwargs or {})
+        if self.dtype == torch.float64:
+            if kwargs.get("dtype") in _DOUBLE:
+                kwargs["dtype"] = _DOUBLE[kwargs["dtype"]]
+            if not func._schema.is_mutable:
+                args, kwargs = map_leaves(tuple(args), self.promote), map_leaves(kwargs, self.promote)
+            return map_leaves(func(*args, **kwargs), self.promote)
+        return func(*args, **kwargs)
+
+
+def _run(
+    module: nn.Module,
+    inputs: Arguments,
+    precision: _Precision,
+    watch: Callable[[tuple[str, int], Tensor], None] | None = None,
+) -> Any:
+    """The output of a copy of ``module`` in eval mode and that precision; ``module`` does not run."""
+    copied = copy_with(
+        module, {n: precision.promote(t.detach()) for n, t in named_tensors(module).items()}
+    ).eval()
+    # Buffers that a forward writes to must not be the original's.
+    for part in copied.modules():
+        part._buffers.update({n: b.clone() for n, b in part._buffers.items() if b is not None})
+    devices = {tensor.device for tensor in named_tensors(copied).values()}
+    device = devices.pop() if len(devices) == 1 else None
+
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return precision.promote(leaf.detach().to(device) if device is not None else leaf.detach())
+
+    args, kwargs = map_leaves(inputs[0], move), map_leaves(inputs[1], move)
+    cuda = sorted({d.index for d in devices | {device} if d is not None and d.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(cuda))
+        torch.manual_seed(0)
+        stack.enter_context(torch.no_grad())
+        if watch is not None:
+            stack.enter_context(_watched(copied, watch))
+        stack.enter_context(precision)
+        return copied(*args, **kwargs)
+
+
+@contextmanager
+def _watched(module: nn.Module, watch: Callable[[tuple[str, int], Tensor], None]) -> Iterator[None]:
+    """Calls ``watch((path, earlier calls), output)`` after each submodule that returns one tensor."""
+    calls: dict[str, int] = {}
+
+    def hook_of(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            calls[path] = calls.get(path, -1) + 1
+            if isinstance(output, Tensor):
+                watch((path, calls[path]), output)
+
+        return hook
+
+    handles = [part.register_forward_hook(hook_of(path)) for path, part in module.named_modules() if path]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def difference(wide: Any, thin: Any) -> float:
+    """The largest difference of a floating output, relative to its size; inf where the outputs are of another
+    form.
+    """
+    pairs = list(zip(tensors_in(wide), tensors_in(thin), strict=False))
+    if len(list(tensors_in(wide))) != len(list(tensors_in(thin))) or not pairs:
+        return math.inf
+    return max(_relative(a, b) for a, b in pairs)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return math.inf
+    if a.is_complex():
+        a, b = torch.view_as_real(a.resolve_conj()), torch.view_as_real(b.resolve_conj())
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else math.inf
+    finite = a.isfinite()
+    if not torch.equal(finite, b.isfinite()):
+        return math.inf
+    a, b = a[finite].double(), b[finite].double()
+    size = float(a.abs().max()) if a.numel() else 0.0
+    error = float((a - b).abs().max()) if a.numel() else 0.0
+    return error / size if size > 0.0 else error
+
+
+def rounding(model: nn.Module, dtype: torch.dtype, operations: int) -> float:
+    """The relative difference that rounding explains in an output of ``model`` after so many operations."""
+    positions = max((t.numel() // max(t.shape[0], 1) for t in model.parameters() if t.ndim > 1), default=1)
+    return _SLACK * torch.finfo(dtype).eps / 2 * math.sqrt(max(operations, 1) * max(positions, 1))
+
+
+def _first_line(error: BaseException | None) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

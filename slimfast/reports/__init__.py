@@ -1,0 +1,1 @@
+"""Reports: results as tables in a terminal and as pictures."""

@@ -1,0 +1,73 @@
+"""Safetensors files written tensor by tensor, for what does not fit in memory; the library's writer takes all
+at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from slimfast.errors import SlimfastError
+from slimfast.storage.atomic import atomic_path
+
+# The format's names of the element types (https://github.com/huggingface/safetensors, "Format").
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_CHUNK = 16 << 20
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """A safetensors file of the tensors of these shapes and dtypes, whole or not at all, one in memory at a
+    time.
+
+    ``tensors`` gives (name, tensor) in the order of ``shapes``. Raises :class:`SlimfastError` where the file
+    cannot be written, for a dtype the format does not have, and for a tensor that is not the announced one.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    at = 0
+    for name, (shape, dtype) in shapes.items():
+        if dtype not in _NAMES:
+            raise SlimfastError(f"cannot write {os.fspath(path)}: {name} is of {dtype}")
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    announced = iter(shapes.items())
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, tensor in tensors:
+            expected = next(announced, None)
+            got = (name, (tuple(tensor.shape), tensor.dtype))
+            if expected != got:
+                raise SlimfastError(f"{os.fspath(path)}: expected {expected}, got {got}")
+            content = tensor.detach().cpu().contiguous().reshape(-1)
+            for start in range(0, content.numel(), _CHUNK // content.element_size()):
+                part = content[start : start + _CHUNK // content.element_size()]
+                stream.write(part.view(torch.uint8).numpy().data)
+        missing = next(announced, None)
+        if missing is not None:
+            raise SlimfastError(f"{os.fspath(path)}: expected {missing}, got no more tensors")

@@ -1,0 +1,284 @@
+"""The benchmark harness: shapes of real networks, timing, runs that write results, tables made from them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import run, tables, timing
+from benchmarks.accuracy.studies import tables as accuracy_tables
+from benchmarks.ops import cases, cusolver, eigvalsh, gather
+from benchmarks.roofline import Roofline
+from slimfast.checkpoints.torchvision_ops import prepare_torchvision
+
+RATES = Roofline({"float32": 1e9, "float64": 1e9, "bfloat16": 1e9}, 1e9)
+TIMM = {
+    "VGG-16": "vgg16",
+    "ResNet-50": "resnet50",
+    "MobileNetV3-L": "mobilenetv3_large_100",
+    "ConvNeXt-T": "convnext_tiny",
+    "ConvNeXt-L": "convnext_large",
+    "ViT-B": "vit_base_patch16_224",
+    "ViT-L": "vit_large_patch16_224",
+    "Swin-L": "swin_large_patch4_window7_224",
+}
+
+
+def layers_of(model: nn.Module) -> list[tuple[int, int]]:
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    return sorted((w.shape[0], w.numel() // w.shape[0]) for w in weights)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_layers_are_those_of_the_published_network(name):
+    prepare_torchvision()
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        model = timm.create_model(TIMM[name])
+    assert sorted(cases.network(name).layers) == layers_of(model)
+
+
+def test_decoder_layers_are_those_of_llama_3_8b():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8,
+        num_hidden_layers=2, vocab_size=16,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = transformers.LlamaModel(config)
+    assert sorted(cases.network(cases.DECODER, blocks=2).layers) == layers_of(model)
+    assert sum(n * d for n, d in cases.network(cases.DECODER).layers) == 6_979_321_856
+
+
+def test_tensors_are_cut_to_half_and_image_channels_are_not():
+    found, keeps = cases.tensors(cases.network("ResNet-50"))
+    assert len(found) == 54 * 5
+    assert {dim: len(index) for dim, index in keeps[0].items()} == {0: 32}
+    assert [len(index) for keep in keeps[1:5] for index in keep.values()] == [32] * 4
+    last = cases.network("ResNet-50").weights[-1]
+    assert found[-5].shape == last
+    assert {dim: len(index) for dim, index in keeps[-5].items()} == {0: 500, 1: 1024}
+
+
+def test_quantiles_are_interpolated():
+    assert timing.quantile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert timing.quantile([4.0, 1.0, 2.0, 3.0], 0.5) == 2.5
+    assert timing.quantile([0.0, 10.0, 20.0, 30.0, 40.0, 50.0], 0.2) == 10.0
+    assert timing.quantile([7.0], 0.8) == 7.0
+    assert timing.summarise([5.0, 1.0, 3.0]) == timing.Timing(3.0, pytest.approx(1.8), pytest.approx(4.2), 3)
+
+
+class Clock:
+    """A clock that only its runs move."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.order = []
+
+    def __call__(self):
+        return self.now
+
+    def run(self, name, *durations):
+        durations = itertools.cycle(durations)
+
+        def go():
+            self.order.append(name)
+            self.now += next(durations)
+
+        return go
+
+
+def test_variants_are_timed_in_turn():
+    clock = Clock()
+    runs = {"a": clock.run("a", 1.0), "b": clock.run("b", 2.0, 4.0, 3.0)}
+    found = timing.time_in_turn(runs, seconds=9.0, clock=clock)
+    assert found["a"] == timing.Timing(1.0, 1.0, 1.0, 3)
+    assert found["b"] == timing.Timing(3.0, pytest.approx(2.4), pytest.approx(3.6), 3)
+    # Every round begins with another one, after the first look at each.
+    assert clock.order == ["a", "b", "a", "b", "b", "a"]
+
+
+def test_fast_variants_are_repeated_within_a_sample():
+    clock = Clock()
+    found = timing.time_in_turn({"a": clock.run("a", 1e-4)}, seconds=0.0, clock=clock)
+    assert found["a"].median == pytest.approx(1e-4)
+    assert len(clock.order) == 1 + 20 * found["a"].rounds
+
+
+def test_preparing_is_not_on_the_clock():
+    clock = Clock()
+    prepared = timing.Prepared(clock.run("prepare", 5.0), lambda made: clock.run("run", 1.0)())
+    found = timing.time_in_turn({"a": prepared}, seconds=3.0, clock=clock)
+    assert found["a"].median == 1.0
+    assert clock.order == ["prepare", "run"] * 3
+
+
+def test_what_is_wrong_or_fails_is_not_timed():
+    def fails():
+        raise RuntimeError("no such thing\nat all")
+
+    case = timing.Case(
+        {timing.OURS: lambda: 0.0, "torch": lambda: 1.0, "best": fails, "cusolver": "no CUDA device"},
+        error=lambda result: result,
+        limit=0.5,
+        bound=1.0,
+        share={timing.OURS: 0.25},
+    )
+    found = timing.measure(timing.Row("row", ()), case, seconds=0.0)
+    variants = found["variants"]
+    assert variants["torch"] == {"error": 1.0, "wrong": "error 1.0e+00, at most 5e-01 is right"}
+    assert variants["best"] == {"failed": "RuntimeError: no such thing"}
+    assert variants["cusolver"] == {"not measured": "no CUDA device"}
+    ours = variants[timing.OURS]
+    assert ours["p20"] <= ours["seconds"] <= ours["p80"]
+    assert ours["measured share of the work"] == 0.25
+
+
+def test_a_run_writes_results_that_a_table_is_made_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "measure_roofline", lambda device, quick: RATES)
+    assert run.main(["--quick", "--ops", "eigvalsh", "--json-dir", str(tmp_path)]) == 0
+    assert "float32, m = 64, 32 matrices" in capsys.readouterr().out
+    result = json.loads((tmp_path / "cpu-eigvalsh.json").read_text())
+    assert result["stamp"]["machine"]["threads"] == torch.get_num_threads()
+    quick = [row.name for row in eigvalsh.rows("cpu") if row.quick]
+    assert [row["name"] for row in result["rows"]] == quick
+    for row in result["rows"]:
+        for name in (timing.OURS, "torch"):
+            assert row["variants"][name]["seconds"] > 0
+            assert row["variants"][name]["error"] < 1e-5
+    text = tables.fill("<!-- table:cpu-eigvalsh -->\nold\n<!-- /table -->", tmp_path)
+    assert "old" not in text
+    assert text.count("\n| ") == len(eigvalsh.rows("cpu")) + 2
+    assert "| float32, m = 16, 1000 matrices | not measured | not measured | not measured | 6 x" in text
+
+
+def test_a_wrong_result_of_ours_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "measure_roofline", lambda device, quick: RATES)
+    monkeypatch.setattr(eigvalsh, "grouped_eigvalsh", lambda mats: [torch.zeros(len(mat)) for mat in mats])
+    assert run.main(["--quick", "--ops", "eigvalsh", "--json-dir", str(tmp_path)]) == 1
+
+
+def test_rows_that_no_time_is_left_for_are_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "measure_roofline", lambda device, quick: RATES)
+    assert run.main(["--minutes", "0", "--ops", "gather", "--json-dir", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "cpu-gather.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == [row.name for row in gather.rows("cpu")]
+    assert all(row["variants"] == {timing.OURS: {"not measured": "out of time"}} for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_gpu_suite_without_a_gpu_is_refused(tmp_path, capsys):
+    assert run.main(["--suite", "gpu", "--json-dir", str(tmp_path / "results")]) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert "needs a CUDA device" in told.err
+    assert not (tmp_path / "results").exists()
+    assert cusolver.why_not() == "no CUDA device"
+
+
+def row_of(seconds, **others):
+    timed = {"seconds": seconds, "p20": 0.9 * seconds, "p80": 1.25 * seconds, "rounds": 5}
+    return {
+        "variants": {timing.OURS: timed} | others,
+        "bound": 1e-3,
+        "facts": {timing.PEAK: 3 << 20, timing.BACKEND: "cpu"},
+    }
+
+
+def test_table_says_what_was_reached():
+    names = [row.name for row in run.OPS["spectra"].rows("cpu")]
+    plain, best = {"seconds": 0.05}, {"seconds": 0.012}
+    rows = [
+        {"name": names[0]} | row_of(4e-3, torch=plain, best=best),
+        {"name": names[1]} | row_of(12.34, torch={"wrong": "error 1"}, best={"failed": "x"}),
+    ]
+    made = {
+        "machine": {"cpu": "Some CPU", "isa": "avx2", "threads": 2, "gpu": None, "load": 0.1},
+    }
+    made |= {"versions": {"torch": "2.13"}, "date": "2026-01-01", "commit": "abc"}
+    text = tables.table("cpu", "spectra", {"stamp": made, "quick": False, "rows": rows})
+    lines = text.splitlines()
+    assert lines[2] == (
+        f"| {names[0]} | 4.00 ms (3.60 to 5.00) | 12.5 x | 3.00 x | 25 % | 3 MiB "
+        "| 10 x plain PyTorch: reached; 4 x best PyTorch: missed |"
+    )
+    assert lines[3].startswith(f"| {names[1]} | 12.3 s (11.1 to 15.4) | wrong | failed | 0 % | 3 MiB ")
+    assert lines[4].startswith(f"| {names[2]} | not measured | not measured | not measured | not measured ")
+    assert "Some CPU (avx2), 2 threads, backend cpu, torch 2.13, 2026-01-01, commit abc" in lines[-1]
+
+
+def test_a_target_in_seconds_is_missed_by_a_slow_run():
+    row = timing.Row("row", (), (timing.Target("torch", 8.0, seconds=10.0),))
+    assert tables._targets(row, row_of(9.0, torch={"seconds": 90.0})).endswith("under 10 s: reached")
+    assert tables._targets(row, row_of(11.0, torch={"seconds": 110.0})).endswith("under 10 s: missed")
+
+
+def test_the_accuracy_table_gives_mean_and_deviation_over_seeds():
+    def row(kind, stage, seed, test):
+        return {"kind": kind, "stage": stage, "seed": seed, "test": test, "params": 1234, "macs": 5678}
+
+    result = {
+        "settings": {"network": "resnet20", "macs": 0.5, "select": "l1", "epochs": 1, "seeds": [0, 1]}
+        | {"train_images": 5000, "test_images": 2000},
+        "stamp": {"versions": {"torch": "2.13"}, "date": "2026-01-01", "commit": "abc"},
+        "wall_seconds": 61.4,
+        "rows": [
+            row("dense", "trained", None, 0.925),
+            row("plan", "distilled", 0, 0.9),
+            row("plan", "distilled", 1, 0.92),
+        ],
+    }
+    lines = accuracy_tables.table(result).splitlines()
+    assert lines[2] == "| original | 92.50 % | 1,234 | 5,678 |"
+    assert lines[3] == "| thin, pruned | not measured | not measured | not measured |"
+    assert lines[4] == "| thin, distilled | 91.00 % ± 1.41 | 1,234 | 5,678 |"
+    assert "1 epoch of distillation on 5,000 images, 2 seeds, 2,000 test images read once; 61 s" in lines[-1]
+    assert accuracy_tables.table({}).splitlines()[-1] == "Not measured yet."
+
+
+def test_tables_of_the_second_machine_are_of_its_own_results(tmp_path):
+    marks = "<!-- table:avx512-gather -->\n<!-- /table -->"
+    shutil.copy(tables.RESULTS / "cpu-gather.json", tmp_path)
+    assert "Not measured yet." in tables.fill(marks, tmp_path)
+    (tmp_path / "avx512").mkdir()
+    shutil.move(tmp_path / "cpu-gather.json", tmp_path / "avx512")
+    made = tables.table("cpu", "gather", json.loads((tmp_path / "avx512" / "cpu-gather.json").read_text()))
+    assert made in tables.fill(marks, tmp_path)
+
+
+def test_a_table_of_nothing_known_is_refused():
+    with pytest.raises(ValueError, match="table cpu-nonsense: expected "):
+        tables.fill("<!-- table:cpu-nonsense -->\n<!-- /table -->")
+
+
+def test_old_tables_are_found_and_made_anew(tmp_path, monkeypatch):
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- table:gpu-gather -->\n<!-- /table -->\nafter\n")
+    monkeypatch.setattr(tables, "documents", lambda: [document])
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    assert tables.main(["--check"]) == 1
+    assert "ResNet-50" not in document.read_text()
+    assert tables.main([]) == 0
+    assert "| ResNet-50 | " in document.read_text()
+    assert document.read_text().startswith("before\n<!--")
+    assert document.read_text().endswith("<!-- /table -->\nafter\n")
+    assert tables.main(["--check"]) == 0
+
+
+def test_every_table_of_the_documents_is_new():
+    assert tables.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("suite", run.SUITES)
+@pytest.mark.parametrize("op", run.OPS)
+def test_rows_have_names_of_their_own_and_targets_a_column(op, suite):
+    module = run.OPS[op]
+    rows = module.rows(suite)
+    assert len({row.name for row in rows}) == len(rows)
+    assert {target.against for row in rows for target in row.targets} <= set(module.COLUMNS[suite])
+    assert any(row.quick for row in rows)

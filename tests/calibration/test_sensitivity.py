@@ -1,0 +1,134 @@
+"""What the output feels of what consumers read, against explicit derivatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import slimfast
+from slimfast.calibration.consumers import readers
+from slimfast.calibration.sensitivity import sensitivities
+
+
+def felt(model: nn.Module, x: Any, batches: list[Any], samples: int = 512) -> dict[str, Tensor]:
+    graph = slimfast.trace_channels(model, x)
+    calibration = slimfast.calibrate(model, graph, batches, samples=samples, dtype=torch.float64)
+    return sensitivities(model, readers(model, graph)[0], calibration)
+
+
+class Averaged(nn.Module):
+    """Two convolutions; the second stream is read twice and joins in place."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3)
+        self.inner = nn.Conv2d(6, 4, 3, padding=1)
+        self.back = nn.Conv2d(4, 6, 1)
+        self.last = nn.Linear(6, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x + self.back(torch.relu(self.inner(input=x)))
+        pooled = torch.relu_(x).mean((2, 3))
+        logits: Tensor = self.last(pooled)
+        return logits
+
+
+def images(count: int) -> Tensor:
+    return torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_sum_over_positions_of_deviation_times_slope_squared() -> None:
+    torch.manual_seed(0)
+    model = Averaged(1).eval()
+    x = images(10)
+    found = felt(model, x[:1], [x[:4], x[4:]])
+    with torch.no_grad():
+        stream = model.first(x)
+        inside = torch.relu(model.inner(stream))
+
+    def rest_of_inner(seen: Tensor) -> Tensor:
+        out = stream + model.back(torch.relu(model.inner(seen)))
+        return model.last(torch.relu(out).mean((2, 3)))[:, 0]
+
+    def rest_of_back(seen: Tensor) -> Tensor:
+        return model.last(torch.relu(stream + model.back(seen)).mean((2, 3)))[:, 0]
+
+    for name, seen, rest in (("inner", stream, rest_of_inner), ("back", inside, rest_of_back)):
+        at = seen.clone().requires_grad_()
+        # One output and no sample that another depends on: the slope of the sum has each sample's own.
+        (slope,) = torch.autograd.grad(rest(at).sum(), at)
+        change = ((seen - seen.mean((0, 2, 3), keepdim=True)) * slope).sum((2, 3))
+        expected = change.square().mean(0).double()
+        assert torch.allclose(found[f"{name}.weight"], expected, rtol=1e-4), name
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_several_outputs_are_summed_in_expectation() -> None:
+    torch.manual_seed(0)
+    model = Averaged(3).eval()
+    x = images(6)
+    with torch.no_grad():
+        pooled = torch.relu((s := model.first(x)) + model.back(torch.relu(model.inner(s)))).mean((2, 3))
+    spread = (pooled - pooled.mean(0)).square().mean(0).double()
+    expected = spread * model.last.weight.detach().double().square().sum(0)
+    found = felt(model, x[:1], [x] * 400, samples=2400)["last.weight"]
+    # 2,400 signs: one standard error is at most sqrt(2 / 2400) of it, 3 %.
+    assert torch.allclose(found, expected, rtol=0.15)
+
+
+def test_one_that_the_output_does_not_feel() -> None:
+    class Ignored(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 2), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = torch.relu(self.a(x))
+            return self.b(x), self.c(x).argmax(1)
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 4)
+    found = felt(Ignored().eval(), x[:1], [x])
+    assert (found["c.weight"] == 0).all()
+    assert (found["b.weight"] > 0).any()
+
+
+def test_an_output_without_slope_is_an_error() -> None:
+    class Decided(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).argmax(1)
+
+    torch.manual_seed(0)
+    model = Decided(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2)).eval()
+    x = torch.randn(8, 4)
+    with pytest.raises(slimfast.SlimfastError, match="outputs that can be differentiated, got none"):
+        felt(model, x[:1], [x])
+
+
+def test_widths_go_where_the_output_feels_them() -> None:
+    """Of two alike branches the one whose output is scaled up gets more."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 12), nn.Linear(12, 3)
+            self.c, self.d = nn.Linear(8, 12), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            low: Tensor = self.b(torch.relu(self.a(x)))
+            high: Tensor = self.d(torch.relu(self.c(x)))
+            return low + 20 * high
+
+    torch.manual_seed(0)
+    model = Branches().eval()
+    model.c.load_state_dict(model.a.state_dict())
+    model.d.load_state_dict(model.b.state_dict())
+    x = torch.randn(64, 8)
+    graph = slimfast.trace_channels(model, x[:1])
+    calibration = slimfast.calibrate(model, graph, [x])
+    widths = slimfast.plan(model, x[:1], macs=0.6, calibration=calibration).widths()
+    assert widths["c"] > widths["a"]

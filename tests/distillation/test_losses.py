@@ -1,0 +1,228 @@
+"""The distillation losses against values worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from slimfast.distillation import DistillationLoss, Hint, aligned_hints, hint_loss, soft_target_loss
+from slimfast.distillation.losses import logits_of
+from slimfast.pruning.manifests import Manifest, attach
+
+LOG3 = math.log(3.0)
+
+
+class Net(nn.Module):
+    """(N, 2, 4, 4) to logits (N, 3), with one convolution of ``width`` channels to hint at."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, width, 3, padding=1)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.conv(x).mean(dim=(2, 3)))
+
+
+def test_soft_targets_by_hand() -> None:
+    # At T = 2 the teacher says (3/4, 1/4) and the student (1/2, 1/2):
+    # KL = 3/4 log(3/2) + 1/4 log(1/2) = 3/4 log 3 - log 2, times T^2 = 4.
+    teacher = torch.tensor([[2 * LOG3, 0.0]], dtype=torch.float64)
+    student = torch.zeros(1, 2, dtype=torch.float64)
+    expected = 4 * (0.75 * LOG3 - math.log(2))
+    assert soft_target_loss(student, teacher, temperature=2.0).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_soft_targets_are_the_mean_over_positions_of_the_class_dim() -> None:
+    teacher = torch.tensor([[[2 * LOG3, 0.0], [0.0, 0.0]]], dtype=torch.float64)
+    student = torch.zeros(1, 2, 2, dtype=torch.float64)
+    expected = 4 * (0.75 * LOG3 - math.log(2)) / 2
+    last = soft_target_loss(student, teacher, temperature=2.0)
+    second = soft_target_loss(student.mT, teacher.mT, temperature=2.0, class_dim=1)
+    assert last.item() == pytest.approx(expected, rel=1e-12)
+    assert second.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_soft_targets_of_16_bits_are_compared_in_32() -> None:
+    teacher = torch.tensor([[12.0, 0.0]]).bfloat16()
+    student = torch.tensor([[11.0, 0.0]]).bfloat16()
+    loss = soft_target_loss(student, teacher, temperature=1.0)
+    assert loss.dtype == torch.float32
+    p, q = 1 / (1 + math.exp(-12)), 1 / (1 + math.exp(-11))
+    by_hand = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert loss.item() == pytest.approx(by_hand, rel=0.02)
+
+
+def test_hints_by_hand() -> None:
+    # Channel 0: squared errors 1, 1 over variance 1; channel 1: 9, 9 over variance 4. Mean of 1 and 9/4.
+    teacher = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+    student = torch.tensor([[2.0, 5.0], [2.0, 9.0]])
+    assert hint_loss(student, teacher).item() == pytest.approx((1 + 9 / 4) / 2)
+
+
+def test_a_hint_of_a_constant_channel_is_measured_by_the_others() -> None:
+    # Variances 1 and 0: the floor is a hundredth of their mean, 0.005; the error 0.01 in channel 1 becomes 2.
+    teacher = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    student = torch.tensor([[1.0, 5.1], [3.0, 5.1]])
+    assert hint_loss(student, teacher).item() == pytest.approx((0 + 0.01 / 0.005) / 2, rel=1e-5)
+
+
+def test_hints_of_dead_channels_stay_finite() -> None:
+    zeros = torch.zeros(2, 3, 4)
+    assert hint_loss(zeros, zeros).item() == 0
+
+
+def test_the_weighted_sum_by_hand() -> None:
+    teacher = torch.tensor([[2 * LOG3, 0.0]])
+    student = torch.tensor([[0.0, 0.0]])
+    soft = 4 * (0.75 * LOG3 - math.log(2))
+    loss = DistillationLoss(temperature=2.0, soft=0.25, hard=0.75)
+    assert loss(student, teacher, torch.tensor([0])).item() == pytest.approx(0.25 * soft + 0.75 * math.log(2))
+
+
+def test_hard_labels_with_smoothing_by_hand() -> None:
+    # Classes (3/4, 1/4), label 0 smoothed by 0.2 to (0.9, 0.1).
+    student = torch.tensor([[LOG3, 0.0]])
+    loss = DistillationLoss(soft=0.0, hard=1.0, label_smoothing=0.2)
+    expected = -0.9 * math.log(0.75) - 0.1 * math.log(0.25)
+    assert loss(student, None, torch.tensor([0])).item() == pytest.approx(expected)
+
+
+def test_hard_labels_may_be_probabilities_and_classes_in_any_dim() -> None:
+    student = torch.tensor([[[LOG3, 0.0], [0.0, LOG3]]])
+    targets = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+    loss = DistillationLoss(soft=0.0, hard=1.0)
+    assert loss(student, None, targets).item() == pytest.approx(-math.log(0.75))
+    assert loss(student, None, torch.tensor([[0, 1]])).item() == pytest.approx(-math.log(0.75))
+    image = DistillationLoss(soft=0.0, hard=1.0, class_dim=1)
+    assert image(student.mT, None, torch.tensor([[0, 0]])).item() == pytest.approx(
+        -(math.log(0.75) + math.log(0.25)) / 2
+    )
+
+
+def test_the_gradient_reaches_the_student_alone() -> None:
+    student = torch.zeros(2, 3, requires_grad=True)
+    teacher = torch.randn(2, 3, requires_grad=True)
+    DistillationLoss(hard=0.0)(student, teacher.detach()).backward()
+    # d/ds of T^2 KL is T (softmax(s/T) - softmax(t/T)) / N, with soft = 0.9.
+    expected = 0.9 * 4 * (torch.full((2, 3), 1 / 3) - torch.softmax(teacher.detach() / 4, 1)) / 2
+    torch.testing.assert_close(student.grad, expected)
+
+
+def test_watching_compares_the_kept_channels() -> None:
+    torch.manual_seed(0)
+    teacher, student = Net(4), Net(2)
+    keep = [1, 3]
+    with torch.no_grad():
+        student.conv.weight.copy_(teacher.conv.weight[keep])
+        student.conv.bias.copy_(teacher.conv.bias[keep])
+    x = torch.randn(3, 2, 4, 4)
+    for kept, matches in (((1, 3), True), ((0, 3), False)):
+        loss = DistillationLoss(soft=0.0, hard=0.0, hints=(Hint("conv", kept),))
+        with loss.watching(student, teacher) as features:
+            value = loss(student(x), teacher(x), None, features())
+        assert (value.item() < 1e-10) == matches
+    assert not student.conv._forward_hooks
+    assert not teacher.conv._forward_hooks
+
+
+def test_aligned_hints_follow_the_manifest() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.up = nn.ConvTranspose2d(4, 2, 1)
+            self.norm = nn.BatchNorm2d(4)
+            self.head = nn.Linear(4, 2)
+            self.table = nn.Embedding(10, 3)
+            self.act = nn.ReLU()
+
+    student = Many()
+    keeps = {
+        "conv.weight": {0: np.array([0, 5]), 1: np.array([1, 2])},
+        "up.weight": {0: np.array([0, 5]), 1: np.array([3, 4])},
+        "norm.weight": {0: np.array([0, 6])},
+        "head.weight": {1: np.array([0, 7])},
+        "table.weight": {1: np.array([2, 8])},
+    }
+    attach(student, Manifest({}, keeps))
+    assert aligned_hints(student, ["conv", "up", "norm", "head", "table"]) == (
+        Hint("conv", (0, 5), 1),
+        Hint("up", (3, 4), 1),
+        Hint("norm", (0, 6), 1),
+        Hint("head", None, -1),
+        Hint("table", (2, 8), -1),
+    )
+    with pytest.raises(ValueError, match="act is a ReLU"):
+        aligned_hints(student, ["act"])
+    with pytest.raises(ValueError, match="no module 'nothing'"):
+        aligned_hints(student, ["nothing"])
+
+
+def test_hints_of_channels_last_features() -> None:
+    teacher, student = nn.Sequential(nn.Linear(3, 4)), nn.Sequential(nn.Linear(3, 2))
+    with torch.no_grad():
+        student[0].weight.copy_(teacher[0].weight[[0, 2]])
+        student[0].bias.copy_(teacher[0].bias[[0, 2]] + 1)
+    loss = DistillationLoss(soft=0.0, hard=0.0, hints=(Hint("0", (0, 2), -1),))
+    x = torch.randn(2, 5, 3)
+    with loss.watching(student, teacher) as features:
+        student(x), teacher(x)
+        ((ours, theirs),) = features()
+    assert ours.shape == theirs.shape == (2, 2, 5)
+    torch.testing.assert_close(ours - 1, theirs)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"soft": -1.0}, "weight soft must be >= 0, got -1.0"),
+        ({"hard": math.nan}, "weight hard must be >= 0, got nan"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"soft": 0.0, "hard": 0.0}, "every term has weight 0"),
+    ],
+)
+def test_wrong_settings(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DistillationLoss(**arguments)
+
+
+def test_wrong_calls_say_what_is_missing() -> None:
+    logits = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"hard=0.1 needs targets"):
+        DistillationLoss()(logits, logits)
+    with pytest.raises(ValueError, match=r"student logits are \(2, 3\), the teacher's \(2, 4\)"):
+        DistillationLoss()(logits, torch.zeros(2, 4), torch.zeros(2, dtype=torch.int64))
+    hinted = DistillationLoss(hard=0.0, hints=(Hint("conv", (0, 1, 2)),))
+    with pytest.raises(ValueError, match="1 hints, 0 pairs"):
+        hinted(logits, logits)
+    with (
+        pytest.raises(ValueError, match="the student has no module 'conv'"),
+        hinted.watching(nn.ReLU(), Net()),
+    ):
+        pass
+    student, teacher, x = Net(2), Net(4), torch.zeros(1, 2, 4, 4)
+    with hinted.watching(student, teacher) as features:
+        student(x)
+        with pytest.raises(ValueError, match="the teacher gave no tensor at 'conv'"):
+            features()
+        teacher(x)
+        with pytest.raises(
+            ValueError, match=r"student gives \(1, 2, 4, 4\), the teacher's kept part is \(1, 3, 4, 4\)"
+        ):
+            features()
+
+
+def test_logits_of_the_usual_outputs() -> None:
+    class Output:
+        logits = torch.ones(1)
+
+    x = torch.ones(1)
+    for output in (x, {"logits": x}, (x, None), [x], Output()):
+        assert logits_of(output).shape == (1,)
+    for wrong in ({"scores": x}, (), None, "x"):
+        with pytest.raises(TypeError, match="expected logits"):
+            logits_of(wrong)

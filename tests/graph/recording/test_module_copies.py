@@ -1,0 +1,113 @@
+"""Copies of modules: what copy.deepcopy gives, with other tensors in them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.recording.module_copies import aliases, copy_with, deep_copy, named_tensors
+
+
+class Odd(nn.Module):
+    """Attributes that refer to each other, to modules, and to tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 3)
+        self.second.weight = nn.Parameter(self.second.weight.detach().clone(), requires_grad=False)
+        self.listed = [self.first, (self.second, "name")]
+        self.cache: dict[str, object] = {}
+        self.first.cache = self.cache
+        self.method = self.shared
+        self.loose = torch.ones(2)
+        self.pair = (self.loose, 1)
+        self.sizes = {"heads": [1, 2]}
+        self.recurrent = nn.LSTM(2, 3)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        self.register_buffer("steps", torch.zeros(1), persistent=False)
+        self.register_forward_hook(lambda *_: None)
+
+    def shared(self) -> Tensor:
+        return self.first.weight
+
+
+class Own(nn.Linear):
+    """Says itself how it is copied."""
+
+    def __deepcopy__(self, memo: dict) -> Own:
+        made = Own(self.in_features, self.out_features)
+        made.copied = True
+        return made
+
+
+def test_a_copy_is_what_deepcopy_gives():
+    odd = Odd()
+    made, expected = deep_copy(odd, {}), copy.deepcopy(odd)
+    assert isinstance(made, Odd)
+    assert {n: (t.shape, t.requires_grad) for n, t in named_tensors(made).items()} == {
+        n: (t.shape, t.requires_grad) for n, t in named_tensors(expected).items()
+    }
+    for name, tensor in named_tensors(odd).items():
+        assert torch.equal(named_tensors(made)[name], tensor)
+        assert named_tensors(made)[name] is not tensor
+    assert made.state_dict().keys() == expected.state_dict().keys()
+    assert len(made._forward_hooks) == 1
+    assert made._non_persistent_buffers_set == {"steps"}
+    assert made.recurrent(torch.zeros(1, 2))[0].shape == (1, 3)
+    assert made.normed(torch.zeros(1, 2)).shape == (1, 2)
+
+
+def test_what_refers_to_a_part_refers_to_the_copys():
+    odd = Odd()
+    made = deep_copy(odd, {})
+    assert made.listed[0] is made.first
+    assert made.listed[1][0] is made.second
+    assert made.cache is made.first.cache
+    assert made.cache is not odd.cache
+    assert made.method() is made.first.weight
+    assert made.pair[0] is made.loose
+    assert made.loose is not odd.loose
+    made.sizes["heads"].append(3)
+    made.register_buffer("more", torch.zeros(1))
+    assert odd.sizes == {"heads": [1, 2]}
+    assert "more" not in odd._buffers
+
+
+def test_a_class_that_says_how_it_is_copied_is_asked():
+    made = deep_copy(nn.Sequential(Own(2, 3)), {})
+    assert made[0].copied
+
+
+def test_shared_tensors_are_the_originals_and_replaced_ones_the_new():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
+    weight = torch.zeros(2, 3)
+    made = copy_with(model, {"0.weight": weight}, share=True)
+    assert made[0].weight.shape == (2, 3)
+    assert made[0].weight.data_ptr() == weight.data_ptr()
+    assert made[1].weight is model[1].weight
+    assert copy_with(model, {})[1].weight is not model[1].weight
+
+
+def test_names_are_those_of_pytorch():
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model.append(model[1])
+    model[2].weight = model[0].weight
+    first = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert list(named_tensors(model)) == list(first)
+    every = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    assert aliases(model).keys() == every.keys() - first.keys()
+    assert aliases(model)["2.weight"] == "0.weight"
+    assert aliases(model)["3.running_var"] == "1.running_var"
+
+
+def test_a_module_that_cannot_be_copied_is_named():
+    model = nn.Linear(2, 2)
+    model.handle = (i for i in range(3))
+    with pytest.raises(SlimfastError, match="Linear cannot be copied: cannot pickle 'generator' object"):
+        deep_copy(model, {})

@@ -1,0 +1,1 @@
+"""Cases, fixtures and helpers that several tests share."""
