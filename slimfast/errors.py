@@ -40,6 +40,17 @@ class UnsupportedGraph(SlimfastError):
     """A model's forward cannot be recorded; the message names the operation or the module."""
 
 
+def one_line(error: BaseException) -> str:
+    """Say in one line what an exception says: the first line of its message, or its class where it has none.
+
+    A first line that ends in a colon ("Error(s) in loading state_dict for Net:") brings the next one along.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
 def printable(text: str) -> str:
     """``text`` with line breaks, the codes that steer a terminal and the like as their escapes."""
     if text.isprintable():

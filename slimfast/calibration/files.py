@@ -17,7 +17,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, map_leaves
 from slimfast.kernels.checks import FLOATING
-from slimfast.storage.atomic import atomic_path, check_file
+from slimfast.storage.atomic import atomic_path, cannot_read, check_file
 from slimfast.storage.documents import Fields, parse_object
 
 KIND = "slimfast.calibration.moments"
@@ -60,9 +60,9 @@ def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Ca
             document = (file.metadata() or {}).get("slimfast")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, TypeError) as error:
-        raise SlimfastError(f"cannot read {shown}: {' '.join(str(error).split())}") from None
+        raise cannot_read(path, error) from None
     if document is None:
-        raise SlimfastError(f"cannot read {shown}: expected a calibration, got other tensors")
+        raise cannot_read(path, "expected a calibration, got other tensors")
     fields = parse_object(document, shown)
     fields.schema(KIND, SCHEMA)
     readings = [_reading(item, tensors) for item in fields.objects("readings")]

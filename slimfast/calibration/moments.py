@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.calibration.consumers import Reader, input_of, readers, to_device
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, arguments, map_leaves
@@ -198,7 +198,7 @@ def run(network: nn.Module, args: Arguments, what: str) -> None:
     except SlimfastError:
         raise
     except Exception as error:
-        raise SlimfastError(f"{what}: the forward fails: {' '.join(str(error).split())}") from error
+        raise SlimfastError(f"{what}: the forward fails: {one_line(error)}") from error
 
 
 def _cut(batch: Any, inputs: InputSpec, samples: int, device: torch.device) -> tuple[Arguments, int]:

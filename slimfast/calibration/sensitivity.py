@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slimfast.calibration.consumers import Reader, input_of
 from slimfast.calibration.moments import Arguments, Calibration, running
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.inputs import tensors_in
 
 
@@ -75,7 +75,7 @@ def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
     try:
         output = network(*batch[0], **batch[1])
     except Exception as error:
-        raise SlimfastError(f"plan: the forward fails: {' '.join(str(error).split())}") from error
+        raise SlimfastError(f"plan: the forward fails: {one_line(error)}") from error
     found = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad and t.numel()]
     if not found:
         raise SlimfastError("plan: expected outputs that can be differentiated, got none")

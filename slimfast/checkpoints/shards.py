@@ -31,7 +31,14 @@ from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Progress, Scaling
-from slimfast.storage.atomic import atomic_path, check_file, lock, output_folder
+from slimfast.storage.atomic import (
+    atomic_path,
+    cannot_write,
+    check_file,
+    lock,
+    output_folder,
+    reason_of,
+)
 from slimfast.storage.documents import parse_object
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors
@@ -184,7 +191,7 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
     made = output_folder(target)
     with _alone(made):
         if (made / ".metadata").exists():
-            raise SlimfastError(f"cannot write {made}: it holds a checkpoint already")
+            raise cannot_write(made, "it holds a checkpoint already")
         try:
             with warnings.catch_warnings():
                 # It warns that it does what it is asked: to save from one process.
@@ -195,9 +202,12 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
                     storage_writer=FileSystemWriter(made),
                     no_dist=True,
                 )
-        except (OSError, RuntimeError, CheckpointException) as error:
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise SlimfastError(f"cannot write {made}: {lines[-1] if lines else error!r}") from error
+        except CheckpointException as error:
+            # Its own message is a traceback; there is one process, and so one failure.
+            cause = next((failure for failure, _ in error.failures.values()), error)
+            raise cannot_write(made, reason_of(cause)) from error
+        except (OSError, RuntimeError) as error:
+            raise cannot_write(made, error) from error
 
 
 def _manifest(
@@ -295,13 +305,13 @@ def _clear(folder: Path, files: Iterable[str], job: str) -> None:
     """
     for file in files:
         if (folder / file).exists() and _job_of_shard(folder / file) is None:
-            raise SlimfastError(f"cannot write {folder / file}: a file of something else is there")
+            raise cannot_write(folder / file, "a file of something else is there")
     index = folder / INDEX
     if index.exists():
         fields = parse_object(check_file(index).read_bytes(), str(index))
         held = fields.object("metadata") if "metadata" in fields.names() else fields
         if _JOB not in held.names():
-            raise SlimfastError(f"cannot write {index}: another checkpoint is there")
+            raise cannot_write(index, "another checkpoint is there")
         if held.string(_JOB) != job:
             index.unlink()
 

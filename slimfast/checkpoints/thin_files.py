@@ -18,14 +18,14 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from slimfast.checkpoints.exporting import Run, write_onnx
 from slimfast.distributed.dtensors import gathered, is_part
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.cutting.cut import Shape, apply_patches, read_attribute, select_indices
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import arguments, map_leaves
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.pruning.manifests import Manifest, attach, manifest
 from slimfast.pruning.verification import difference, rounding
-from slimfast.storage.atomic import atomic_path, check_file
+from slimfast.storage.atomic import atomic_path, cannot_read, check_file
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             _check_names({name: tuple(part.get_shape()) for name, part in slices.items()}, expected, shown)
             tensors = {name: file.get_tensor(name) for name in expected}
     except (SafetensorError, OSError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-        raise SlimfastError(f"cannot read {shown}: {reason}") from None
+        raise cannot_read(path, error) from None
     wide = named_tensors(model)
     for name in passing:
         if wide[name].is_meta:
@@ -145,7 +144,7 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
                 raise
             except Exception as error:
                 raise SlimfastError(
-                    f"export: {type(thin).__name__} cannot be exported: {_first_line(_first_cause(error))}"
+                    f"export: {type(thin).__name__} cannot be exported: {one_line(_first_cause(error))}"
                 ) from error
             _check_export(module, program, run, args, kwargs)
 
@@ -187,7 +186,7 @@ def _check_export(
     try:
         found = run(args, kwargs)
     except Exception as error:
-        raise SlimfastError(f"export: the file does not run: {_first_line(error)}") from error
+        raise SlimfastError(f"export: the file does not run: {one_line(error)}") from error
     dtype = next((t.dtype for t in expected if t.is_floating_point()), torch.float32)
     tolerance = rounding(module, dtype, len(program.graph.nodes))
     error_found = difference(expected, [tensor.cpu() for tensor in tensors_in(found)])
@@ -201,11 +200,6 @@ def _check_export(
 def _first_cause(error: BaseException) -> BaseException:
     """What an error was raised from in the first place: the exporter wraps it in pages of advice."""
     return error if error.__cause__ is None else _first_cause(error.__cause__)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _check_tensors(

@@ -15,11 +15,10 @@ import typer
 
 from slimfast.cli.calibrating import calibrate
 from slimfast.cli.machine import bench, demo, doctor_command
-from slimfast.cli.models import one_line
 from slimfast.cli.planning import plan, spectra
 from slimfast.cli.thinning import distill, prune, slim
 from slimfast.diagnostics import doctor
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 
 app = typer.Typer(
     name="slimfast",
@@ -58,7 +57,7 @@ def _explained(error: Exception) -> tuple[str, int]:
     """One line for an error, and the exit status it means."""
     # Typer brings click's exceptions for wrong usage, from click itself or from a copy of its own.
     if hasattr(error, "format_message"):
-        return one_line(error.format_message()), 2
+        return " ".join(error.format_message().split()), 2
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
     if isinstance(error, (SlimfastError, ValueError, TypeError, OSError)):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.storage.weights import SUFFIXES, read_tensors
 
 _INPUT = re.compile(r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?(?::(?P<high>\d+))?")
@@ -73,7 +73,7 @@ def check_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     # PyTorch asserts that it was built for CUDA, and raises RuntimeError for all the rest.
     except (RuntimeError, AssertionError) as error:
-        raise SlimfastError(f"device {name!r}: {str(error).partition(chr(10))[0]}") from error
+        raise SlimfastError(f"device {name!r}: {one_line(error)}") from error
 
 
 def import_object(name: str, what: str) -> Any:
@@ -186,8 +186,3 @@ def _call(what: str, function: Callable[..., Any], *args: Any, **options: Any) -
         raise
     except Exception as error:
         raise SlimfastError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an exception without line breaks."""
-    return " ".join(str(error).split()) or "no message"

@@ -20,7 +20,7 @@ from slimfast.cli.models import build_model
 from slimfast.distributed.team import Team, join_team, launched
 from slimfast.errors import SlimfastError
 from slimfast.pruning import selection
-from slimfast.storage.atomic import check_writable
+from slimfast.storage.atomic import cannot_write, check_writable
 
 
 class Method(str, Enum):
@@ -181,9 +181,9 @@ def check_new_folder(path: Path | None) -> None:
     if path is None:
         return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise SlimfastError(f"cannot write {path}: it is there already, and not an empty folder")
+        raise cannot_write(path, "it is there already, and not an empty folder")
     if not path.parent.is_dir():
-        raise SlimfastError(f"cannot write {path}: the folder {path.parent} does not exist")
+        raise cannot_write(path, f"the folder {path.parent} does not exist")
 
 
 def tell(text: str) -> None:

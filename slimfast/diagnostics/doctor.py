@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.kernels import native
 from slimfast.kernels.dispatch import BACKENDS, OPS, select_backend, why_not
 
@@ -85,7 +85,7 @@ def _status(op: str, device: str) -> OpStatus:
         sample = [torch.zeros(2, 2, device=device)]
     # A device can be listed and yet refuse work: in exclusive use, out of memory, a driver too old.
     except RuntimeError as error:
-        return OpStatus(op, device, None, {"torch": (str(error).partition("\n")[0],)})
+        return OpStatus(op, device, None, {"torch": (one_line(error),)})
     against = {name: tuple(why_not(op, sample, name)) for name in BACKENDS}
     try:
         chosen = select_backend(op, sample).__name__.rpartition(".")[2]

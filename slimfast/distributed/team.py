@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 
 # Seconds without a beat after which a rank counts as dead: with what it takes the others to notice and to
 # leave, also on a busy machine, less than 30.
@@ -198,7 +198,7 @@ class Team:
 
     def _store_is_gone(self, error: Exception) -> SlimfastError:
         """The error of a lost connection: the store lives in rank 0, or beside it in its launcher."""
-        reason = " ".join(str(error).split()).partition(". ")[0]
+        reason = one_line(error).partition(". ")[0]
         return SlimfastError(self._lost or f"{self._names[0]} or its launcher died: no store ({reason})")
 
 
@@ -211,7 +211,7 @@ def _rendezvous() -> tuple[Any, int, int]:
         try:
             store, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=_ARRIVAL)))
         except (ValueError, RuntimeError) as error:
-            raise SlimfastError(f"cannot join the other processes: {' '.join(str(error).split())}") from None
+            raise SlimfastError(f"cannot join the other processes: {one_line(error)}") from None
     # An operation on the store of a host that is gone must not wait for ever.
     store.set_timeout(datetime.timedelta(seconds=TIMEOUT))
     # Teams of one launch follow each other; the keys of the last are still there.

@@ -29,6 +29,7 @@ from slimfast.graph.recording.inputs import arguments, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.pruning.manifests import manifest
 from slimfast.pruning.verification import difference, rounding
+from slimfast.storage.atomic import cannot_write
 
 # A place in a configuration: attribute names and indices of lists.
 Place: TypeAlias = tuple[str | int, ...]
@@ -51,9 +52,9 @@ def save_pretrained(thin: nn.Module, folder: str | os.PathLike[str], example: An
     """
     if not hasattr(thin, "save_pretrained") or not hasattr(thin, "config"):
         raise TypeError(f"save_pretrained: expected a transformers model, got {type(thin).__name__}")
-    shown, target = os.fspath(folder), Path(folder)
+    target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise SlimfastError(f"cannot write {shown}: it is there already, and not an empty folder")
+        raise cannot_write(folder, "it is there already, and not an empty folder")
     described = manifest(thin)
     config = find_config(thin, described.shapes_before, described.patches, arguments(example))
     if config is None:
@@ -70,7 +71,7 @@ def save_pretrained(thin: nn.Module, folder: str | os.PathLike[str], example: An
         _check(thin, beside, arguments(example))
         beside.replace(target)
     except OSError as error:
-        raise SlimfastError(f"cannot write {shown}: {error.strerror or error}") from error
+        raise cannot_write(folder, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

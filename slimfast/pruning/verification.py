@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray
 from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices, survivors
 from slimfast.graph.recording.forward import tensors_in
@@ -166,13 +166,14 @@ class _Pair:
                 return dtype, _run(self.masked, self.inputs, counter), counter.operations
             except Exception as error:
                 failure = error
-        raise SlimfastError(f"verify: the original's forward fails: {_first_line(failure)}") from failure
+        assert failure is not None, "at least one dtype was tried"
+        raise SlimfastError(f"verify: the original's forward fails: {one_line(failure)}") from failure
 
     def run_thin(self, dtype: torch.dtype) -> Any:
         try:
             return _run(self.thin, self.inputs, _Precision(dtype))
         except Exception as error:
-            raise SlimfastError(f"verify: the thin network's forward fails: {_first_line(error)}") from error
+            raise SlimfastError(f"verify: the thin network's forward fails: {one_line(error)}") from error
 
     def blame(self, dtype: torch.dtype, tolerance: float) -> str:
         """Which module's output is the first to disagree, from both networks run again with their outputs
@@ -320,8 +321,3 @@ def rounding(model: nn.Module, dtype: torch.dtype, operations: int) -> float:
     """The relative difference that rounding explains in an output of ``model`` after so many operations."""
     positions = max((t.numel() // max(t.shape[0], 1) for t in model.parameters() if t.ndim > 1), default=1)
     return _SLACK * torch.finfo(dtype).eps / 2 * math.sqrt(max(operations, 1) * max(positions, 1))
-
-
-def _first_line(error: BaseException | None) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -17,7 +17,7 @@ from slimfast.distillation import History
 from slimfast.errors import SlimfastError, printable
 from slimfast.plans.plan_data import Plan
 from slimfast.spectra import Spectrum
-from slimfast.storage.atomic import atomic_path
+from slimfast.storage.atomic import atomic_path, cannot_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
         with atomic_path(path) as temporary:
             figure.savefig(temporary, dpi=120)
     except ValueError as error:
-        raise SlimfastError(f"cannot write {os.fspath(path)}: {' '.join(str(error).split())}") from error
+        raise cannot_write(path, error) from error
 
 
 def _draw_curves(axes: Any, plan: Plan, spectra: Mapping[str, Spectrum]) -> None:

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from slimfast.errors import SlimfastError
 from slimfast.spectra.spectrum import Spectrum
-from slimfast.storage.atomic import atomic_path, check_file
+from slimfast.storage.atomic import atomic_path, cannot_read, check_file
 from slimfast.storage.documents import Fields, parse_object, shown
 
 KIND = "slimfast.spectra"
@@ -48,10 +48,7 @@ def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
     try:
         document, tensors = _read(path, where)
     except (SafetensorError, OSError, TypeError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-        )
-        raise SlimfastError(f"{where}: {reason}") from None
+        raise cannot_read(path, error) from None
     fields = parse_object(document, where)
     fields.schema(KIND, SCHEMA)
     found = [_spectrum_from_json(item, tensors) for item in fields.objects("spectra")]

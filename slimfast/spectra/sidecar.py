@@ -18,7 +18,7 @@ from pathlib import Path
 from slimfast.errors import SlimfastError
 from slimfast.spectra.records import decode, encode
 from slimfast.spectra.spectrum import Spectrum
-from slimfast.storage.atomic import lock
+from slimfast.storage.atomic import cannot_write, lock
 
 _log = logging.getLogger(__name__)
 _HEADER = b"slimfast sidecar 1\n"
@@ -65,7 +65,7 @@ class Sidecar:
             # What was written of it is no record to a reader, but would stand before those of the next run.
             with suppress(OSError):
                 self.stream.truncate(end)
-            raise _cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error) from error
         self.found |= {key.question: (key.content, spectrum) for key, spectrum in measured}
 
 
@@ -97,7 +97,7 @@ def open_sidecar(path: str | os.PathLike[str]) -> Iterator[Sidecar]:
                 _log.warning("%s: dropped %d bytes that are no whole record", shown, torn)
                 stream.truncate(len(_HEADER) + end)
         except OSError as error:
-            raise _cannot_write(shown, error) from error
+            raise cannot_write(shown, error) from error
         yield sidecar
 
 
@@ -111,10 +111,10 @@ def _opened(path: Path) -> io.FileIO:
         # Not "a+b": truncating a torn record must not depend on where the file is appended to.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise SlimfastError(f"cannot write {path}: it is not a regular file")
+        raise cannot_write(path, "it is not a regular file")
     return io.FileIO(descriptor, "r+")
 
 
@@ -123,10 +123,3 @@ def _write(stream: io.FileIO, content: bytes) -> None:
     while left:
         left = left[stream.write(left) :]
     os.fsync(stream.fileno())
-
-
-def _cannot_write(path: Path, error: OSError) -> SlimfastError:
-    reason = error.strerror or str(error)
-    if isinstance(error, FileNotFoundError):
-        reason = f"the folder {path.parent} does not exist"
-    return SlimfastError(f"cannot write {path}: {reason}")

@@ -11,10 +11,36 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 
 # torch.save reports a failed write as a RuntimeError that holds one of these, with the system's reason lost.
 _TORCH_WRITER = ("PytorchStreamWriter", "inline_container", "iostream error")
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why a file could not be read or written: in the system's words, which name no file, where it has
+    some.
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return one_line(error)
+
+
+def cannot_read(path: str | os.PathLike[str], reason: str | Exception) -> SlimfastError:
+    """Make the error of a file that cannot be read, for a reason in words or what was raised."""
+    return SlimfastError(f"cannot read {os.fspath(path)}: {_in_words(reason)}")
+
+
+def cannot_write(path: str | os.PathLike[str], reason: str | Exception) -> SlimfastError:
+    """Make the error of a file that cannot be written, for a reason in words or what was raised."""
+    if isinstance(reason, FileNotFoundError):
+        folder = Path(os.path.realpath(path) if os.path.islink(path) else path).parent
+        reason = reason if folder.exists() else f"the folder {folder} does not exist"
+    return SlimfastError(f"cannot write {os.fspath(path)}: {_in_words(reason)}")
+
+
+def _in_words(reason: str | Exception) -> str:
+    return reason if isinstance(reason, str) else reason_of(reason)
 
 
 @contextmanager
@@ -42,13 +68,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         # An error about another file, read inside the block, is not ours to explain.
         if error.filename is not None and Path(os.fsdecode(error.filename)).name != temporary.name:
             raise
-        raise _cannot_write(path, error.strerror or str(error)) from error
+        raise cannot_write(path, error) from error
     except SafetensorError as error:
-        raise _cannot_write(path, " ".join(str(error).split())) from error
+        raise cannot_write(path, error) from error
     except RuntimeError as error:
         if not any(text in str(error) for text in _TORCH_WRITER):
             raise
-        raise _cannot_write(path, "the disk took only a part of it (is it full?)") from error
+        raise cannot_write(path, "the disk took only a part of it (is it full?)") from error
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
@@ -64,7 +90,7 @@ def check_file(path: str | os.PathLike[str]) -> Path:
     except (OSError, ValueError):
         # Names that no file can have: too long, or with a zero byte.
         there = False
-    raise SlimfastError(f"cannot read {found}: {'it is not a file' if there else 'no such file'}")
+    raise cannot_read(found, "it is not a file" if there else "no such file")
 
 
 def lock(descriptor: int, path: str | os.PathLike[str], *, wait: bool = False) -> None:
@@ -82,7 +108,7 @@ def lock(descriptor: int, path: str | os.PathLike[str], *, wait: bool = False) -
     except BlockingIOError:
         raise SlimfastError(f"{os.fspath(path)}: another run writes to it; wait, or name another") from None
     except OSError as error:
-        raise SlimfastError(f"{os.fspath(path)}: cannot be locked: {error.strerror}") from error
+        raise SlimfastError(f"{os.fspath(path)}: cannot be locked: {reason_of(error)}") from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -96,7 +122,7 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SlimfastError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise SlimfastError(f"cannot make the folder {folder}: {reason_of(error)}") from error
     _beside(folder / "probe", folder).unlink()
     return folder
 
@@ -105,10 +131,10 @@ def _target(path: str | os.PathLike[str]) -> Path:
     """The file that ``path`` means, through links; only a regular file (or nothing) may be replaced."""
     target = Path(os.path.realpath(path))
     if os.path.isdir(target):
-        raise _cannot_write(path, "it is a folder")
+        raise cannot_write(path, "it is a folder")
     # Renaming onto /dev/null or a pipe would put a plain file in its place.
     if os.path.exists(target) and not stat.S_ISREG(target.stat().st_mode):
-        raise _cannot_write(path, "it is not a regular file")
+        raise cannot_write(path, "it is not a regular file")
     return target
 
 
@@ -118,10 +144,7 @@ def _beside(target: Path, shown: str | os.PathLike[str]) -> Path:
     try:
         temporary.touch(exist_ok=False)
     except OSError as error:
-        reason = error.strerror or str(error)
-        if isinstance(error, FileNotFoundError):
-            reason = f"the folder {target.parent} does not exist"
-        raise _cannot_write(shown, reason) from error
+        raise cannot_write(shown, error) from error
     return temporary
 
 
@@ -139,7 +162,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _cannot_write(path: str | os.PathLike[str], reason: str) -> SlimfastError:
-    return SlimfastError(f"cannot write {os.fspath(path)}: {reason}")

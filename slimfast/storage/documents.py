@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from slimfast.errors import SlimfastError
-from slimfast.storage.atomic import check_file
+from slimfast.storage.atomic import cannot_read, check_file
 
 # The largest count a document may hold: what int64 holds.
 LARGEST = 2**63 - 1
@@ -52,9 +52,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
     try:
         return check_file(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise SlimfastError(f"cannot read {os.fspath(path)}: {error.strerror or error}") from None
+        raise cannot_read(path, error) from None
     except UnicodeDecodeError:
-        raise SlimfastError(f"cannot read {os.fspath(path)}: not a text file") from None
+        raise cannot_read(path, "not a text file") from None
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

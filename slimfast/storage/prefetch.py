@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from slimfast.errors import SlimfastError
+from slimfast.storage.atomic import cannot_read
 from slimfast.storage.weights import Extent, Weights
 
 T = TypeVar("T")
@@ -101,13 +101,11 @@ def _chunks(extent: Extent, stop: threading.Event | None) -> Iterator[memoryview
             while at < extent.stop and not (stop is not None and stop.is_set()):
                 got = stream.readinto(buffer[: extent.stop - at])
                 if not got:
-                    raise SlimfastError(
-                        f"cannot read {extent.path}: it ends at byte {at}, expected {extent.stop}"
-                    )
+                    raise cannot_read(extent.path, f"it ends at byte {at}, expected {extent.stop}")
                 at += got
                 yield buffer[:got]
     except OSError as error:
-        raise SlimfastError(f"cannot read {extent.path}: {error.strerror or error}") from None
+        raise cannot_read(extent.path, error) from None
 
 
 def _exceeds_cache(weights: Weights) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slimfast.errors import SlimfastError
-from slimfast.storage.atomic import atomic_path
+from slimfast.storage.atomic import atomic_path, cannot_write
 
 # The format's names of the element types (https://github.com/huggingface/safetensors, "Format").
 _NAMES = {
@@ -50,7 +50,7 @@ def write_tensors(
     at = 0
     for name, (shape, dtype) in shapes.items():
         if dtype not in _NAMES:
-            raise SlimfastError(f"cannot write {os.fspath(path)}: {name} is of {dtype}")
+            raise cannot_write(path, f"{name} is of {dtype}")
         size = math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
         at += size

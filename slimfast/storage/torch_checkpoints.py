@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import filesystem, metadata
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
+from slimfast.storage.atomic import reason_of
 
 METADATA = ".metadata"
 # What a .metadata may be made of, beside numbers, strings and containers.
@@ -77,7 +78,7 @@ def stored_tensors(folder: Path, nested: Iterable[str]) -> dict[str, Stored]:
             for name, fqn in _names(index, list(nested)).items()
         }
     except (AttributeError, TypeError, KeyError, ValueError) as error:
-        raise SlimfastError(f"{where}: its {METADATA} is malformed: {' '.join(str(error).split())}") from None
+        raise SlimfastError(f"{where}: its {METADATA} is malformed: {one_line(error)}") from None
 
 
 def read_tensor(stored: Stored, name: str) -> Tensor:
@@ -90,8 +91,8 @@ def read_tensor(stored: Stored, name: str) -> Tensor:
                 view: Any = _Slice(stream, chunk.start, chunk.length)
                 part = torch.load(view, "cpu", weights_only=True)
         except Exception as error:  # a malformed file can make the reader raise anything
-            text = " ".join(str(error).split()).partition(". ")[0]
-            raise SlimfastError(f"{where}: {text or type(error).__name__}") from None
+            # What follows the first sentence advises to load the file with its code.
+            raise SlimfastError(f"{where}: {one_line(error).partition('. ')[0]}") from None
         if not isinstance(part, Tensor) or part.dtype != stored.dtype or tuple(part.shape) != chunk.sizes:
             got = f"{part.dtype} of {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__
             raise SlimfastError(f"{where}: expected {stored.dtype} of {chunk.sizes}, got {got}")
@@ -117,10 +118,9 @@ def _index(path: Path, where: str) -> metadata.Metadata:
     except SlimfastError as error:
         raise SlimfastError(f"{where}: its {METADATA}: {error}") from None
     except OSError as error:
-        raise SlimfastError(f"{where}: {error.strerror}") from None
+        raise SlimfastError(f"{where}: {reason_of(error)}") from None
     except Exception as error:  # a malformed pickle can make the reader raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SlimfastError(f"{where}: its {METADATA} is malformed: {reason}") from None
+        raise SlimfastError(f"{where}: its {METADATA} is malformed: {one_line(error)}") from None
     if not isinstance(found, metadata.Metadata):
         raise SlimfastError(f"{where}: its {METADATA} holds a {type(found).__name__}")
     return found

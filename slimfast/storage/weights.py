@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from slimfast.distributed.dtensors import check_whole
 from slimfast.errors import SlimfastError
-from slimfast.storage.atomic import check_file
+from slimfast.storage.atomic import cannot_read, check_file, reason_of
 from slimfast.storage.documents import parse_object, shown
 
 Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
@@ -117,7 +117,7 @@ def open_weights(source: Source) -> Weights:
         return _renamed(_sharded(path))
     if path.suffix in PICKLES:
         return _renamed(_in_memory(str(path), _unpickled(path)))
-    raise SlimfastError(f"cannot read {path}: expected a name ending in {', '.join(SUFFIXES)}")
+    raise cannot_read(path, f"expected a name ending in {', '.join(SUFFIXES)}")
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Ex
             name: Extent(path, *(first + offset for offset in header[name]["data_offsets"])) for name in infos
         }
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
-        raise SlimfastError(f"cannot read {path}: {_one_line(error)}") from None
+        raise cannot_read(path, error) from None
     return infos, extents
 
 
@@ -180,7 +180,7 @@ def _read_safetensors(path: Path, name: str) -> Tensor:
             return tensor
     # TypeError: a shape that PyTorch cannot hold (2**63 by 0).
     except (SafetensorError, OSError, TypeError) as error:
-        raise SlimfastError(f"cannot read {path}: {name}: {_one_line(error)}") from None
+        raise cannot_read(path, f"{name}: {reason_of(error)}") from None
 
 
 def _sharded(index: Path) -> Weights:
@@ -212,7 +212,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         content = index.read_bytes()
     except OSError as error:
-        raise SlimfastError(f"cannot read {index}: {_one_line(error)}") from None
+        raise cannot_read(index, error) from None
     fields = parse_object(content, f"cannot read {index}").object("weight_map")
     return {name: fields.string(name) for name in fields.names()}
 
@@ -229,7 +229,7 @@ def _shard(index: Path, file: str) -> Path:
     try:
         return check_file(index.parent / file)
     except SlimfastError:
-        raise SlimfastError(f"cannot read {index}: its shard {shown(file)} is missing") from None
+        raise cannot_read(index, f"its shard {shown(file)} is missing") from None
 
 
 def _distributed(folder: Path) -> Weights:
@@ -249,10 +249,10 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         # The zip format maps the file instead of reading all of it.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a malformed file can make the reader raise anything
-        raise SlimfastError(f"cannot read {path}: {_load_error(error)}") from None
+        raise cannot_read(path, _load_error(error)) from None
     tensors = _state_dict(content)
     if not tensors:
-        raise SlimfastError(f"cannot read {path}: expected a state dict, got {_describe(content)}")
+        raise cannot_read(path, f"expected a state dict, got {_describe(content)}")
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
@@ -284,10 +284,4 @@ def _load_error(error: Exception) -> str:
         return "it is not a PyTorch file of tensors"
     if isinstance(error, EOFError) or "central directory" in text or "zip archive" in text:
         return "the file is empty or truncated"
-    return _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return reason_of(error)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from slimfast.errors import SlimfastError, UnsupportedGraph
+from slimfast.errors import SlimfastError, UnsupportedGraph, one_line
 from slimfast.graph.recording.dispatch_mode import Call, Enough, Recorder, Ref
 from slimfast.graph.recording.inputs import map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import deep_copy, modules_of, named_tensors
@@ -190,7 +190,7 @@ def record_hollow(
         except Exception as error:
             shapes = ", ".join(map(str, recorder.called_with())) or "no tensors"
             where = f"forward failed in {recorder.module or 'the model itself'} called with shapes {shapes}"
-            message = f"{where}: {_first_line(error)}"
+            message = f"{where}: {one_line(error)}"
             raise ForwardFailed(message, tuple(recorder.calls), recorder.module) from error
     outputs = tuple(recorder.ref(t) for t in tensors_in(output))
     return Recording(tuple(recorder.calls), names, inputs, outputs, place, reads.told)
@@ -207,8 +207,3 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 
 Json = Any
 # A nested argument: a TensorSpec, a plain scalar or None, or a list, tuple or mapping of nested arguments.
@@ -84,8 +84,7 @@ class InputSpec:
         try:
             return map_leaves(self.args, make), map_leaves(dict(self.kwargs), make)
         except (RuntimeError, TypeError, NotImplementedError, MemoryError) as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise SlimfastError(f"the inputs that are described cannot be made: {reason}") from error
+            raise SlimfastError(f"the inputs that are described cannot be made: {one_line(error)}") from error
 
     def to_json(self) -> Json:
         """Plain dicts, lists and scalars; :meth:`from_json` inverts it."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.collector import collector_paused
 
 # Values that a copy shares, as copy.deepcopy does.
@@ -113,9 +113,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
             state.pop("_compiled_call_impl", None)
         copied: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
-        raise SlimfastError(
-            f"{type(model).__name__} cannot be copied: {' '.join(str(error).split())}"
-        ) from error
+        raise SlimfastError(f"{type(model).__name__} cannot be copied: {one_line(error)}") from error
     return copied
 
 
