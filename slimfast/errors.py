@@ -10,6 +10,9 @@ Wrong arguments are plain ``ValueError`` and ``TypeError``.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SlimfastError(Exception):
     """Something outside the program's control is wrong: a file, a model, a budget, the machine.
@@ -49,6 +52,22 @@ def one_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def shown(value: object) -> str:
+    """Write a value as it stands in a message: short, whatever a stranger's file holds."""
+    # What would be cut off anyway is not put into words.
+    text = repr(value[:61] if isinstance(value, (str, list)) else value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Make the hint that ends a message about an unknown name or glob: the nearest known one, or nothing."""
+    names = list(known)
+    if not isinstance(name, str) or name in names:
+        return ""
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {shown(nearest[0])}?)" if nearest else ""
 
 
 def printable(text: str) -> str:

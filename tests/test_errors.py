@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from slimfast.errors import one_line
+from slimfast.errors import did_you_mean, one_line
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,16 @@ def test_one_line_says_what_does_not_fit_in_a_state_dict() -> None:
     with pytest.raises(RuntimeError) as error:
         nn.Linear(2, 3).load_state_dict({"weight": nn.Linear(2, 3).weight})
     assert "bias" in one_line(error.value)
+
+
+def test_the_nearest_known_name_is_asked_for() -> None:
+    assert did_you_mean("layer1.0.conv", ["fc", "layer1.0.conv1"]) == " (did you mean 'layer1.0.conv1'?)"
+
+
+@pytest.mark.parametrize("name", ["nothing like it", "fc", 5, None])
+def test_no_hint_where_nothing_is_near_or_the_name_is_known(name: object) -> None:
+    assert did_you_mean(name, ["fc", "layer1.0.conv1"]) == ""
+
+
+def test_a_hint_is_short_whatever_the_names() -> None:
+    assert len(did_you_mean("x" * 500, ["x" * 501])) < 90

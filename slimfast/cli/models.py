@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import SlimfastError, did_you_mean, one_line
 from slimfast.storage.weights import SUFFIXES, read_tensors
 
 _INPUT = re.compile(r"(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?(?::(?P<high>\d+))?")
@@ -51,15 +51,19 @@ def build_model(
         raise SlimfastError(
             f"model: expected package.module:factory, timm:NAME or torchvision:NAME, got {name!r}{hint}"
         )
+    known: Sequence[str] = ()
     if library == "timm":
-        factory = functools.partial(_library(name, "timm").create_model, rest, pretrained=False)
+        timm = _library(name, "timm")
+        factory, known = functools.partial(timm.create_model, rest, pretrained=False), timm.list_models()
     elif library == "torchvision":
-        factory = functools.partial(_library(name, "torchvision.models").get_model, rest, weights=None)
+        models = _library(name, "torchvision.models")
+        factory, known = functools.partial(models.get_model, rest, weights=None), models.list_models()
     else:
         factory = import_object(name, "model")
     # Only now: what an import draws from the generator depends on what was imported before.
     torch.manual_seed(seed)
-    model = factory if isinstance(factory, nn.Module) else _call(f"model {name}", factory)
+    hint = did_you_mean(rest, known)
+    model = factory if isinstance(factory, nn.Module) else _call(f"model {name}", factory, hint=hint)
     if not isinstance(model, nn.Module):
         raise SlimfastError(f"model {name}: expected a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
@@ -86,7 +90,8 @@ def import_object(name: str, what: str) -> Any:
     found = _call(f"{what} {name}", importlib.import_module, module_name)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise SlimfastError(f"{what} {name}: {module_name} has no {attribute!r}")
+            hint = did_you_mean(part, dir(found))
+            raise SlimfastError(f"{what} {name}: {module_name} has no {attribute!r}{hint}")
         found = getattr(found, part)
     return found
 
@@ -151,7 +156,8 @@ def _parse_input(text: str, generator: torch.Generator) -> Tensor:
         )
     dtype = _DTYPES.get(match["dtype"] or "float32")
     if dtype is None:
-        raise SlimfastError(f"input {text!r}: expected {', '.join(_DTYPES)}, got {match['dtype']}")
+        hint = did_you_mean(match["dtype"], _DTYPES)
+        raise SlimfastError(f"input {text!r}: expected {', '.join(_DTYPES)}, got {match['dtype']}{hint}")
     shape = [int(length) for length in match["shape"].split("x")]
     if math.prod(shape) == 0:
         raise SlimfastError(f"input {text!r}: expected lengths of at least 1, got {match['shape']}")
@@ -178,11 +184,11 @@ def _library(name: str, module: str) -> Any:
     return _call(f"model {name}", importlib.import_module, module)
 
 
-def _call(what: str, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Run code that is not ours; whatever it raises becomes one line."""
+def _call(what: str, function: Callable[..., Any], *args: Any, hint: str = "") -> Any:
+    """Run code that is not ours; whatever it raises becomes one line, with the ``hint`` at its end."""
     try:
-        return function(*args, **options)
+        return function(*args)
     except SlimfastError:
         raise
     except Exception as error:
-        raise SlimfastError(f"{what}: {type(error).__name__}: {one_line(error)}") from error
+        raise SlimfastError(f"{what}: {type(error).__name__}: {one_line(error)}{hint}") from error

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from slimfast.errors import did_you_mean
 from slimfast.graph import Axis, ChannelGraph, trace_channels
 from slimfast.graph.channel_graph import IntArray
 
@@ -80,7 +81,7 @@ class CostModel:
         vector: IntArray = self.full.copy()
         for name, width in widths.items():
             if name not in self._index:
-                raise ValueError(f"widths: no group {name!r}")
+                raise ValueError(f"widths: no group {name!r}{did_you_mean(name, self.names)}")
             if not 0 <= width <= self.full[self._index[name]]:
                 raise ValueError(f"widths: expected 0..{self.full[self._index[name]]}, got {width} ({name})")
             vector[self._index[name]] = width

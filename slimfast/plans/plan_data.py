@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, shown
 from slimfast.graph import ChannelGraph, InputSpec
 from slimfast.plans.costs import Cost
 from slimfast.plans.plan_text import explanation, table
 from slimfast.storage.atomic import atomic_path
-from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text, shown
+from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text
 
 KIND = "slimfast.plan"
 # 2: ``allocation``, and groups chosen by "gain". Documents of schema 1 are read.

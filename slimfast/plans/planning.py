@@ -13,7 +13,7 @@ from torch import nn
 
 from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.moments import Calibration
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.channel_graph import IntArray
 from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths_within
@@ -154,7 +154,10 @@ def _by_gain(
 ) -> Calibration | None:
     """The calibration to spend the budget by; None where one explained variance does."""
     if allocation not in (None, *ALLOCATIONS):
-        raise ValueError(f"plan: expected allocation {' or '.join(ALLOCATIONS)}, got {allocation!r}")
+        raise ValueError(
+            f"plan: expected allocation {' or '.join(ALLOCATIONS)}, got {allocation!r}"
+            f"{did_you_mean(allocation, ALLOCATIONS)}"
+        )
     if allocation == "marginal_gain" and calibration is None:
         raise ValueError("plan: marginal_gain needs a calibration: slimfast.calibrate(model, graph, batches)")
     if request.explained_variance is not None:

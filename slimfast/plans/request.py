@@ -9,14 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimfast.calibration.curves import ErrorCurve
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, matches
 from slimfast.plans.budget import Rounding
 from slimfast.plans.costs import Cost
 from slimfast.plans.plan_data import Chosen
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import positions
-from slimfast.storage.weights import did_you_mean
 
 # Groups whose unit is a run of channels, cut whole: multiples are counted in their channels.
 _RUNS = ("head", "block")

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, shown
 from slimfast.graph.channel_graph import IntArray
 from slimfast.graph.cutting.cut import Patch, Shape, plain, thin_shape
 from slimfast.graph.recording.module_copies import named_tensors
-from slimfast.storage.documents import LARGEST, Fields, parse_object, shown
+from slimfast.storage.documents import LARGEST, Fields, parse_object
 
 KIND = "slimfast.thin"
 SCHEMA = 1

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slimfast.calibration.consumers import readers
 from slimfast.calibration.moments import Calibration, unit_covariance
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph import trace_channels
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, IntArray
 from slimfast.graph.recording.module_copies import named_tensors
@@ -72,7 +72,8 @@ def select_units(
 ) -> dict[str, IntArray]:
     """Group name -> sorted kept units, for each of ``groups``; see :func:`select`."""
     if method not in METHODS:
-        raise ValueError(f"select: expected one of {', '.join(METHODS)}, got {method!r}")
+        hint = did_you_mean(method, METHODS)
+        raise ValueError(f"select: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
     keeps = {g.name: np.arange(g.n, dtype=np.int64) for g in groups if g.width == g.n}
     chosen = [g for g in groups if g.width < g.n]
     tensors = named_tensors(model)

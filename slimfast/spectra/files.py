@@ -12,10 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, shown
 from slimfast.spectra.spectrum import Spectrum
 from slimfast.storage.atomic import atomic_path, cannot_read, check_file
-from slimfast.storage.documents import Fields, parse_object, shown
+from slimfast.storage.documents import Fields, parse_object
 
 KIND = "slimfast.spectra"
 SCHEMA = 1

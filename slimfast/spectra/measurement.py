@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from slimfast.distributed.team import Team
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
 from slimfast.spectra.eigenvalues import Options, Progress, Scaling
@@ -18,7 +18,7 @@ from slimfast.spectra.execution import Run, measure
 from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
-from slimfast.storage.weights import Source, Weights, did_you_mean, open_weights
+from slimfast.storage.weights import Source, Weights, open_weights
 
 _log = logging.getLogger(__name__)
 

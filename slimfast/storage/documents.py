@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, shown
 from slimfast.storage.atomic import cannot_read, check_file
 
 # The largest count a document may hold: what int64 holds.
@@ -96,13 +96,6 @@ def _check_characters(value: object) -> None:
     except UnicodeEncodeError as error:
         half = error.object[error.start]
         raise SlimfastError(f"expected whole characters, got the half {half!a} of one") from None
-
-
-def shown(value: object) -> str:
-    """A value as it stands in a message: short, whatever a document holds."""
-    # What would be cut off anyway is not put into words.
-    text = repr(value[:61] if isinstance(value, (str, list)) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_integer(value: object, where: str, low: int = 0, high: int = LARGEST) -> int:

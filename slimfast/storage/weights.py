@@ -6,12 +6,11 @@ Files from strangers are never unpickled: ``.safetensors`` holds no code, and pi
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -20,9 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from slimfast.distributed.dtensors import check_whole
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, did_you_mean, shown
 from slimfast.storage.atomic import cannot_read, check_file, reason_of
-from slimfast.storage.documents import parse_object, shown
+from slimfast.storage.documents import parse_object
 
 Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 
@@ -84,12 +83,6 @@ class Weights:
         if name not in self.infos:
             raise SlimfastError(f"{self.source}: no tensor {shown(name)}{did_you_mean(name, self.infos)}")
         return self.infos[name]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for a message: the nearest of the known names, or nothing."""
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {shown(nearest[0])}?)" if nearest else ""
 
 
 def open_weights(source: Source) -> Weights:

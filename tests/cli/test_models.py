@@ -93,6 +93,7 @@ def test_the_seed_decides_random_weights():
             r"^model no_such_module:net: ModuleNotFoundError: No module named 'no_such_module'$",
         ),
         (f"{MODULE}:nope", rf"^model {MODULE}:nope: {MODULE} has no 'nope'$"),
+        (f"{MODULE}:bth", r"has no 'bth' \(did you mean 'both'\?\)$"),
         (f"{MODULE}:broken", r"KeyError: 'first line\\nsecond line'$"),
         (f"{MODULE}:no_model", r"expected a torch\.nn\.Module, got int$"),
         (f"{MODULE}:", r"expected"),
@@ -102,6 +103,13 @@ def test_a_name_that_is_no_model(name, message):
     with pytest.raises(SlimfastError, match=message) as caught:
         build_model(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_the_nearest_model_of_a_library_is_asked_for(library):
+    with pytest.raises(SlimfastError, match=r"\(did you mean 'mobilenet_?v3_large(_100)?'\?\)$"):
+        build_model(f"{library}:mobilenetv3_larg{'' if library == 'torchvision' else 'e_10'}")
 
 
 @pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")

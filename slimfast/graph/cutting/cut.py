@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import Attribute, ChannelGraph, IntArray
 from slimfast.graph.cutting.prediction import Mismatch, Shape, check_thin, predicted_shapes, survivors
 from slimfast.graph.recording.module_copies import modules_of, named_tensors
@@ -63,7 +63,7 @@ def check_keeps(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
     sizes = {group.name: group.n for group in graph}
     for name, keep in keeps.items():
         if name not in sizes:
-            raise ValueError(f"keeps: the network has no group {name!r}")
+            raise ValueError(f"keeps: the network has no group {name!r}{did_you_mean(name, sizes)}")
         units = np.asarray(keep)
         if units.ndim != 1 or units.size == 0 or not np.issubdtype(units.dtype, np.integer):
             raise ValueError(f"keeps: expected at least one unit, got {keep!r} ({name})")
