@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray
+from slimfast.arrays import IntArray
+from slimfast.graph.channel_graph import Axis, ChannelGraph
 
 # Beyond this length the positions of a flattened unit are samples of one variable, not variables of their
 # own.

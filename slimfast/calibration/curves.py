@@ -8,17 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from slimfast.arrays import FloatArray
 from slimfast.calibration.consumers import Reader, readers
 from slimfast.calibration.moments import Calibration, unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.kernels.ops import grouped_pivoted_cholesky
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

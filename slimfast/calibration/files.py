@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slimfast.calibration.moments import Arguments, Calibration, Reading
+from slimfast.arrays import Arguments
+from slimfast.calibration.moments import Calibration, Reading
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, map_leaves

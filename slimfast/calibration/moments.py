@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import Arguments, Progress
 from slimfast.calibration.consumers import Reader, input_of, readers, to_device
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -18,9 +19,6 @@ from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, arguments, map_leaves
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.kernels.ops import grouped_covariance
-
-Progress = Callable[[int, int], None]
-Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Reader, input_of
-from slimfast.calibration.moments import Arguments, Calibration, running
+from slimfast.calibration.moments import Calibration, running
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.inputs import tensors_in
 

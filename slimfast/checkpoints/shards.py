@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from slimfast.arrays import Progress
 from slimfast.distributed.team import Team
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
@@ -30,7 +31,7 @@ from slimfast.pruning.manifests import Manifest, attach, manifest
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra
-from slimfast.spectra.eigenvalues import Progress, Scaling
+from slimfast.spectra.eigenvalues import Scaling
 from slimfast.storage.atomic import (
     atomic_path,
     cannot_write,

@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
+from slimfast.arrays import Shape
 from slimfast.checkpoints.exporting import Run, write_onnx
 from slimfast.distributed.dtensors import gathered, is_part
 from slimfast.errors import SlimfastError, one_line
-from slimfast.graph.cutting.cut import Shape, apply_patches, read_attribute, select_indices
+from slimfast.graph.cutting.cut import apply_patches, read_attribute, select_indices
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import arguments, map_leaves
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console, RenderableType
-from rich.progress import Progress
+from rich.progress import Progress as Bars
 from torch import nn
 
+from slimfast.arrays import Progress
 from slimfast.cli.models import build_model
 from slimfast.distributed.team import Team, join_team, launched
 from slimfast.errors import SlimfastError
@@ -199,10 +200,10 @@ def tell_written(*paths: Path | None) -> None:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+def progress(what: str) -> Iterator[Progress]:
     """A bar on stderr, where that is a terminal, moved by calls of (done, all)."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 

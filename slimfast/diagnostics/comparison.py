@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import Progress
 from slimfast.kernels import grouped_covariance, grouped_eigvalsh, grouped_gather, grouped_spectra
 from slimfast.kernels.dispatch import select_backend
 
@@ -70,7 +71,7 @@ def compare_ops(
     *,
     repeats: int = 5,
     backend: str = "auto",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Comparison]:
     """Every op on all layers (n, d) at once, against one PyTorch call per layer; n, d >= 2.
 

@@ -11,10 +11,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-IntArray = NDArray[np.int64]
-BoolArray = NDArray[np.bool_]
+from slimfast.arrays import BoolArray, IntArray
+
 Role = Literal["producer", "consumer", "follower"]
 
 

@@ -22,8 +22,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from slimfast.arrays import Arguments, Shape
 from slimfast.errors import SlimfastError
-from slimfast.graph.cutting.cut import Patch, Shape, read_attribute
+from slimfast.graph.cutting.cut import Patch, read_attribute
 from slimfast.graph.recording.forward import Ref, record
 from slimfast.graph.recording.inputs import arguments, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
@@ -33,7 +34,6 @@ from slimfast.storage.atomic import cannot_write
 
 # A place in a configuration: attribute names and indices of lists.
 Place: TypeAlias = tuple[str | int, ...]
-Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 # Sets of changes put in order; the last attributes of a configuration with more of them stay as they are.
 _MAX_SETS = 256

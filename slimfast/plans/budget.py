@@ -22,14 +22,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slimfast.arrays import BoolArray, FloatArray, IntArray
 from slimfast.errors import SlimfastError
-from slimfast.graph.channel_graph import IntArray
 from slimfast.plans.costs import Cost
 from slimfast.spectra.spectrum import Spectrum
 
-FloatArray = NDArray[np.float64]
 Price = Callable[[IntArray], Cost]
 
 
@@ -159,12 +157,12 @@ def _fits(units: IntArray, limits: Mapping[str, float], price: Price, rounding: 
     return all(getattr(cost, name) <= limit for name, limit in limits.items())
 
 
-def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> NDArray[np.bool_]:
+def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> BoolArray:
     """For each group, whether every F within its spectrum's error of the measured one gives it the same
     width.
     """
     ends = np.array([s.width_range(explained_variance=tau) for s in spectra], dtype=np.int64).reshape(-1, 2)
-    same: NDArray[np.bool_] = rounding.apply(ends[:, 0]) == rounding.apply(ends[:, 1])
+    same: BoolArray = rounding.apply(ends[:, 0]) == rounding.apply(ends[:, 1])
     return same
 
 

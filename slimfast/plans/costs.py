@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
+from slimfast.arrays import FloatArray, IntArray
 from slimfast.errors import did_you_mean
 from slimfast.graph import Axis, ChannelGraph, trace_channels
-from slimfast.graph.channel_graph import IntArray
 
-FloatArray = NDArray[np.float64]
 Terms = tuple[tuple[tuple[int, ...], int], ...]
 
 

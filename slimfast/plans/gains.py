@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from slimfast.arrays import FloatArray, IntArray
 from slimfast.calibration.curves import ErrorCurve
-from slimfast.graph.channel_graph import IntArray
-from slimfast.plans.budget import FloatArray, Ladder, Price, Rounding, Solution, longest_prefix
+from slimfast.plans.budget import Ladder, Price, Rounding, Solution, longest_prefix
 from slimfast.plans.costs import Cost
 
 # The price of a unit depends on the other widths; it is taken anew at each solution, this many times.

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from slimfast.arrays import IntArray, Progress
 from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.moments import Calibration
 from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
-from slimfast.graph.channel_graph import IntArray
 from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths_within
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, GroupPlan, Plan
 from slimfast.plans.request import Choice, Request, check_request, choose, rounding_of
 from slimfast.spectra import measure_again, measure_spectra
-from slimfast.spectra.eigenvalues import Progress, Scaling
+from slimfast.spectra.eigenvalues import Scaling
 from slimfast.spectra.spectrum import Spectrum
 
 _log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, shown
-from slimfast.graph.channel_graph import IntArray
-from slimfast.graph.cutting.cut import Patch, Shape, plain, thin_shape
+from slimfast.graph.cutting.cut import Patch, plain, thin_shape
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.storage.documents import LARGEST, Fields, parse_object
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import IntArray, Progress
 from slimfast.calibration.moments import Calibration
 from slimfast.distributed.dtensors import check_whole
 from slimfast.errors import SlimfastError
-from slimfast.graph.channel_graph import ChannelGraph, IntArray
+from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches_of, survivors
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.kernels.ops import grouped_gather
@@ -24,7 +25,6 @@ from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
 from slimfast.pruning.verification import verify as verify_thin
-from slimfast.spectra.eigenvalues import Progress
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
 

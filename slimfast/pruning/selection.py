@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import readers
 from slimfast.calibration.moments import Calibration, unit_covariance
 from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph import trace_channels
-from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, IntArray
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from slimfast.arrays import IntArray
 from slimfast.errors import SlimfastError
-from slimfast.graph.channel_graph import IntArray
 from slimfast.graph.cutting.cut import select_indices
 from slimfast.graph.recording.module_copies import aliases, named_tensors
 from slimfast.pruning.manifests import manifest

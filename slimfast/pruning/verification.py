@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from slimfast.arrays import Arguments, IntArray
 from slimfast.errors import SlimfastError, one_line
-from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray
+from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices, survivors
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import arguments, map_leaves
@@ -35,8 +36,6 @@ _DOUBLE = {
     torch.complex32: torch.complex128,
     torch.complex64: torch.complex128,
 }
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar
 
@@ -18,7 +18,6 @@ from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.weights import Weights
 
 Scaling = Literal["raw", "unit"]
-Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 # Bytes of weights that are read, and of float64 covariances that could be formed, in one grouped call on a

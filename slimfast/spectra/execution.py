@@ -10,14 +10,15 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from slimfast.arrays import FloatArray, Progress
 from slimfast.distributed.team import Team, share_out
 from slimfast.errors import SlimfastError
 from slimfast.kernels import native
 from slimfast.kernels.dispatch import select_backend
-from slimfast.spectra.eigenvalues import Measured, Options, Progress, measure_layers
+from slimfast.spectra.eigenvalues import Measured, Options, measure_layers
 from slimfast.spectra.records import decode, encode
 from slimfast.spectra.sidecar import Key, Sidecar, hashed
-from slimfast.spectra.spectrum import Dtype, FloatArray, Spectrum
+from slimfast.spectra.spectrum import Dtype, Spectrum
 from slimfast.spectra.unit_matrices import Layer
 from slimfast.storage.prefetch import fingerprint
 from slimfast.storage.weights import Weights

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 import torch
 
+from slimfast.arrays import Progress
 from slimfast.distributed.team import Team
 from slimfast.errors import SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
-from slimfast.spectra.eigenvalues import Options, Progress, Scaling
+from slimfast.spectra.eigenvalues import Options, Scaling
 from slimfast.spectra.execution import Run, measure
 from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from slimfast.arrays import FloatArray
 from slimfast.errors import SlimfastError
 from slimfast.spectra.eigenvalues import Scaling
 
-FloatArray = NDArray[np.float64]
 Dtype = Literal["float32", "float64"]
 
 

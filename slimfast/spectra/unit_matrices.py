@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import IntArray
 from slimfast.errors import SlimfastError
-from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, IntArray, Member
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, Member
 from slimfast.storage.weights import Source, Weights
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, did_you_mean
-from slimfast.graph.channel_graph import Attribute, ChannelGraph, IntArray
-from slimfast.graph.cutting.prediction import Mismatch, Shape, check_thin, predicted_shapes, survivors
+from slimfast.graph.channel_graph import Attribute, ChannelGraph
+from slimfast.graph.cutting.prediction import Mismatch, check_thin, predicted_shapes, survivors
 from slimfast.graph.recording.module_copies import modules_of, named_tensors
 
 __all__ = [

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray, Operation, alive_units
+from slimfast.arrays import IntArray, Shape
+from slimfast.graph.channel_graph import Axis, ChannelGraph, Operation, alive_units
 from slimfast.graph.recording.collector import collector_paused
 from slimfast.graph.recording.dispatch_mode import COPIES, RESHAPES
 from slimfast.graph.recording.forward import Call, record
 
-Shape: TypeAlias = tuple[int, ...]
 Kept: TypeAlias = Callable[[Axis], IntArray]
 # An operation with its number.
 Step: TypeAlias = tuple[int, Operation]

@@ -11,12 +11,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from slimfast.arrays import IntArray
 from slimfast.graph.channel_graph import (
     Axis,
     ChannelGroup,
     Constant,
     Frozen,
-    IntArray,
     Member,
     Operation,
     matches,

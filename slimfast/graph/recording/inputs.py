@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slimfast.arrays import Arguments
 from slimfast.errors import SlimfastError, one_line
 
 Json = Any
@@ -68,9 +69,7 @@ class InputSpec:
             {name: _to_spec(a, f"argument {name!r}") for name, a in kwargs.items()},
         )
 
-    def example(
-        self, seed: int = 0, device: str | torch.device = "cpu"
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def example(self, seed: int = 0, device: str | torch.device = "cpu") -> Arguments:
         """Synthetic (args, kwargs), the same for the same seed on every device.
 
         Raises :class:`SlimfastError` where no tensor can be what is described: a description from a file may
@@ -103,7 +102,7 @@ class InputSpec:
         return cls(tuple(_decode(a) for a in obj["args"]), {k: _decode(v) for k, v in obj["kwargs"].items()})
 
 
-def arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(example: Any) -> Arguments:
     """(args, kwargs) from an example: a tensor, a tuple or list of arguments, or a dict of keyword
     arguments."""
     if isinstance(example, Tensor):

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, IntArray, Member, Operation, Role
+from slimfast.arrays import IntArray
+from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Member, Operation, Role
 
 Part = tuple[str, IntArray]
 # What becomes of a group: the group it joins and the unit there of each of its units, or None where it is to

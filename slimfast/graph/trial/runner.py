@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, IntArray
+from slimfast.arrays import IntArray
+from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph
 from slimfast.graph.cutting.cut import apply_patches, cut, patches_of, select_indices, thin_shape
 from slimfast.graph.cutting.prediction import STOPPED, mismatches, survivors
 from slimfast.graph.recording.attributes import Key

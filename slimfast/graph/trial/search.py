@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import nn
 
-from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, IntArray, Operation
+from slimfast.arrays import IntArray
+from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, Operation
 from slimfast.graph.cutting.cut import read_attribute
 from slimfast.graph.cutting.prediction import Kept, item_of
 from slimfast.graph.recording.attributes import Key, Wanted, axis_at, stack_of

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, IntArray
+from slimfast.arrays import IntArray
+from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant
 
 # (number of an operation, its constant's argument)
 Told = set[tuple[int, str]]

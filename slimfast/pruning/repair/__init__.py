@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from slimfast.arrays import IntArray
 from slimfast.calibration.moments import Calibration
-from slimfast.graph.channel_graph import ChannelGraph, IntArray
+from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.pruning.repair.activations import repair_from_activations
 from slimfast.pruning.repair.report import Fit, RepairKind, RepairReport, attach_report, repair_report
 from slimfast.pruning.repair.weights import repair_from_weights

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import Arguments, IntArray
 from slimfast.calibration.consumers import Reader, readers, survivors_of
-from slimfast.calibration.moments import Arguments, Calibration, first_sample, joined, run, running, watched
-from slimfast.graph.channel_graph import ChannelGraph, IntArray
+from slimfast.calibration.moments import Calibration, first_sample, joined, run, running, watched
+from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import survivors
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.repair.least_squares import solve, worst

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Reader
 from slimfast.calibration.moments import first_sample, run, running, watched
 from slimfast.graph.channel_graph import Axis, ChannelGraph
@@ -105,7 +106,7 @@ def _values(
     return found
 
 
-def arguments_of(graph: ChannelGraph, device: torch.device) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(graph: ChannelGraph, device: torch.device) -> Arguments:
     """Inputs made up to the graph's description."""
     args, kwargs = graph.inputs.example(device=device)
     return arguments(kwargs or args)

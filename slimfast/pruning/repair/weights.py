@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import Reader, readers, survivors_of
-from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, IntArray
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.cutting.cut import survivors
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.repair.heads import head_covariances

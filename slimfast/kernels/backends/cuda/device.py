@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slimfast.arrays import IntArray
 from slimfast.kernels import native
-from slimfast.kernels.backends.cuda.tables import Numbers
 from slimfast.kernels.prepared import host_table
 
 
@@ -36,7 +36,7 @@ class Device:
             return 132
         return torch.cuda.get_device_properties(self.kind).multi_processor_count
 
-    def table(self, numbers: Numbers) -> Tensor:
+    def table(self, numbers: IntArray) -> Tensor:
         """The numbers on the device: one copy, not waited for."""
         host = host_table(len(numbers), self.kind)
         return host.copy_(torch.from_numpy(numbers)).to(self.kind, non_blocking=True)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimfast.arrays import IntArray
 from slimfast.kernels.backends.cuda.device import Device, side_streams
-from slimfast.kernels.backends.cuda.tables import Numbers, Reduction, Tables, chase_of, reduction_of
+from slimfast.kernels.backends.cuda.tables import Reduction, Tables, chase_of, reduction_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,9 @@ class Matrices:
     ``places`` (b, 4): address, m, the strides of rows and columns in elements.
     """
 
-    places: Numbers
-    outs: Numbers
-    is_double: Numbers
+    places: IntArray
+    outs: IntArray
+    is_double: IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def prepare(device: Device, matrices: Matrices) -> Callable[[Device], None]:
     return launch
 
 
-def _ways(device: Device, matrices: Matrices) -> list[tuple[Reduction, Numbers]]:
+def _ways(device: Device, matrices: Matrices) -> list[tuple[Reduction, IntArray]]:
     """The indices of the matrices that go each way, the largest first: they decide when all are done."""
     limits = device.module.device_limits(device.index)
     sizes = matrices.places[:, 1]
@@ -98,8 +99,8 @@ def _ways(device: Device, matrices: Matrices) -> list[tuple[Reduction, Numbers]]
 
 
 def _workspace(
-    device: Device, reduction: Reduction, sizes: Numbers
-) -> tuple[tuple[Tensor, ...], Numbers, Numbers]:
+    device: Device, reduction: Reduction, sizes: IntArray
+) -> tuple[tuple[Tensor, ...], IntArray, IntArray]:
     """Memory of one bin's matrices, and where in it each has its tridiagonal form and its working set."""
     none = np.zeros_like(sizes)
     if reduction.stages == 0:
@@ -116,8 +117,8 @@ def _workspace(
     return (tridiagonal, storage), tridiagonals, storage.data_ptr() + _starts(needs)
 
 
-def _starts(lengths: Numbers) -> Numbers:
-    starts: Numbers = np.cumsum(lengths) - lengths
+def _starts(lengths: IntArray) -> IntArray:
+    starts: IntArray = np.cumsum(lengths) - lengths
     return starts
 
 

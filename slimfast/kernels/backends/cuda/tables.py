@@ -12,9 +12,10 @@ from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from slimfast.arrays import IntArray
 
 TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -25,18 +26,15 @@ _SAMPLES_PER_SPLIT = 512
 _LARGE_TILE_FROM = 256
 
 
-Numbers = npt.NDArray[np.int64]
-
-
 @dataclass(slots=True)
 class Tables:
     """The tables of one call, one after the other."""
 
-    parts: list[Numbers] = field(default_factory=list)
+    parts: list[IntArray] = field(default_factory=list)
     length: int = 0
 
     def add(
-        self, layers: Numbers | Sequence[Sequence[int]], blocks: Numbers | Sequence[int] | None = None
+        self, layers: IntArray | Sequence[Sequence[int]], blocks: IntArray | Sequence[int] | None = None
     ) -> int:
         """Appends a table, after the starts of its layers' blocks where given; returns its place in bytes."""
         place = 8 * self.length
@@ -45,12 +43,12 @@ class Tables:
         self._append(np.asarray(layers, dtype=np.int64).reshape(-1))
         return place
 
-    def _append(self, part: Numbers) -> None:
+    def _append(self, part: IntArray) -> None:
         self.parts.append(part)
         self.length += len(part)
 
     @property
-    def numbers(self) -> Numbers:
+    def numbers(self) -> IntArray:
         """All of them."""
         return np.concatenate(self.parts)
 

@@ -19,7 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from slimfast.kernels.backends.triton.schedule import Table, to_device
+from slimfast.arrays import IntArray
+from slimfast.kernels.backends.triton.schedule import to_device
 
 # A slab's numbers: where it is, then for each axis from the outermost its length and stride (elements), and
 # for each length the multiplier and shift that divide by it, and where the kept indices of the cut axes begin
@@ -223,11 +224,11 @@ def _slab(source: Tensor, output: Tensor, kept: Mapping[int, Tensor]) -> Slab:
     return Slab(source.data_ptr(), output.data_ptr(), factor * size, tuple(wide), *indices)
 
 
-def _table(slabs: Sequence[Slab]) -> tuple[Table, Table, int]:
+def _table(slabs: Sequence[Slab]) -> tuple[IntArray, IntArray, int]:
     """The slabs' numbers (s, fields), all kept indices one after another, and how many tiles there are."""
     rows = np.zeros((len(slabs), FIELDS.value), dtype=np.int64)
     begins: dict[int, int] = {}
-    indices: list[Table] = []
+    indices: list[IntArray] = []
     length = tiles = 0
     for row, slab in zip(rows, slabs, strict=True):
         first = []

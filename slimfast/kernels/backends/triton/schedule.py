@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from slimfast.arrays import IntArray
 from slimfast.kernels.prepared import host_table
-
-Table = npt.NDArray[np.int64]
 
 # The order of a layer's numbers in the table; the kernels unpack the same names.
 LAYER_FIELDS = (
@@ -62,7 +60,7 @@ class Layers(NamedTuple):
     sums; ``blocks``: work items of the moments in all.
     """
 
-    table: Table
+    table: IntArray
     vectors: int
     edge_parts: int
     blocks: int
@@ -84,8 +82,8 @@ class GramWork(NamedTuple):
     ``slot`` is -1 where the tile is whole; ``slots`` counts the partial tiles.
     """
 
-    items: Table
-    cut: Table
+    items: IntArray
+    cut: IntArray
     slots: int
 
 
@@ -134,20 +132,20 @@ def _aligned(x: Tensor, by_rows: bool) -> int:
     return ALIGNED_NOT
 
 
-def moment_items(layers: Layers) -> Table:
+def moment_items(layers: Layers) -> IntArray:
     """(layer, first unit) of every :data:`MOMENT_UNITS` units."""
     units = layers.table[:, LAYER_FIELDS.index("units")]
     return _ranges(units, MOMENT_UNITS)
 
 
-def summary_items(layers: Layers) -> Table:
+def summary_items(layers: Layers) -> IntArray:
     """(layer, first column): one item a layer, and where r is needed one for each stretch of columns."""
     positions = layers.table[:, LAYER_FIELDS.index("positions")]
     parts = layers.table[:, LAYER_FIELDS.index("edge_parts")]
     return _ranges(np.where(parts >= 0, positions, 1), SUMMARY_COLUMNS)
 
 
-def _ranges(ends: Table, step: int) -> Table:
+def _ranges(ends: IntArray, step: int) -> IntArray:
     """(i, start) for every start in range(0, ends[i], step)."""
     counts = -(-ends // step)
     number = np.repeat(np.arange(len(ends), dtype=np.int64), counts)
@@ -194,7 +192,7 @@ def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles) -> GramWork:
     return GramWork(merged[longest_first], np.concatenate(cut) if cut else np.zeros((0, 5), np.int64), slots)
 
 
-def _pieces(m: int, k: int, tiles: Tiles) -> tuple[Table, Table, int]:
+def _pieces(m: int, k: int, tiles: Tiles) -> tuple[IntArray, IntArray, int]:
     """Items, cut tiles and slots of one layer, the first of its call."""
     grid = _triangle(-(-m // tiles.block))
     steps = -(-k // tiles.depth)
@@ -218,14 +216,14 @@ def _pieces(m: int, k: int, tiles: Tiles) -> tuple[Table, Table, int]:
 
 
 @functools.lru_cache(maxsize=256)
-def _triangle(count: int) -> Table:
+def _triangle(count: int) -> IntArray:
     """(i, j) with j <= i < count, in bands of rows."""
     i, j = np.tril_indices(count)
     order = np.lexsort((i, j, i // BAND))
     return np.stack([i[order], j[order]], axis=1).astype(np.int64)
 
 
-def to_device(tables: Sequence[Table], device: torch.device) -> list[Tensor]:
+def to_device(tables: Sequence[IntArray], device: torch.device) -> list[Tensor]:
     """The tables on the device, flat, by one copy that nobody waits for, each at a multiple of 16 bytes."""
     lengths = [table.size + table.size % 2 for table in tables]
     host = host_table(sum(lengths), device)
