@@ -72,7 +72,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 import slimfast
 from slimfast.errors import SlimfastError
-from slimfast.shards import export_dcp, load_checkpoint, plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shards import export_dcp, load_checkpoint, plan_checkpoint, prune_checkpoint
 
 folder = sys.argv[1]
 X = torch.ones(2, 6)
