@@ -17,7 +17,7 @@ from slimfast.calibration.moments import Calibration, Reading
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, map_leaves
-from slimfast.kernels.checks import FLOATING
+from slimfast.kernels.dtypes import FLOATING
 from slimfast.storage.atomic import atomic_path, cannot_read, check_file
 from slimfast.storage.documents import Fields, parse_object
 

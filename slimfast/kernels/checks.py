@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_EIGEN = (torch.float32, torch.float64)
-FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from slimfast.kernels.dtypes import COMPUTED, FLOATING
+
 # Elements that are looked at together.
 _PART = 1 << 20
 
@@ -77,7 +77,7 @@ def check_matrix(op: str, x: Tensor, name: str) -> None:
 def check_covariance_options(side: str, dtype: torch.dtype | None) -> None:
     if side not in ("auto", "rows"):
         raise ValueError(f"covariance: expected side 'auto' or 'rows', got {side!r}")
-    if dtype not in (None, *_EIGEN):
+    if dtype not in (None, *COMPUTED):
         raise ValueError(f"covariance: expected dtype float32 or float64, got {dtype}")
 
 
@@ -92,7 +92,7 @@ def check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None
         shape = mat.shape
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
             raise ValueError(f"{op}: expected a square matrix, got shape {tuple(shape)} ({names[i]})")
-        if mat.dtype not in _EIGEN:
+        if mat.dtype not in COMPUTED:
             raise ValueError(f"{op}: expected float32 or float64, got {mat.dtype} ({names[i]})")
 
 

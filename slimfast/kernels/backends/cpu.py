@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
-
-# The codes of csrc/common/view.hpp.
-_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_ELEMENT_BYTES = (1, 2, 4, 8)
+from slimfast.kernels.dtypes import CODES, ELEMENT_BYTES
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
@@ -26,7 +23,7 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     layouts = {str(t.layout) for t in inputs if t.layout != torch.strided}
     reasons += [f"tensors of layout {layout}" for layout in sorted(layouts)]
     if op == "gather":
-        unfit = {str(t.dtype) for t in inputs if t.element_size() not in _ELEMENT_BYTES}
+        unfit = {str(t.dtype) for t in inputs if t.element_size() not in ELEMENT_BYTES}
         reasons += [f"elements of {dtype}" for dtype in sorted(unfit)]
     return reasons
 
@@ -40,7 +37,7 @@ def _module() -> ModuleType:
 def _view(x: Tensor) -> tuple[int, int, int, int, int, int]:
     rows, cols = x.shape
     row_stride, col_stride = x.stride()
-    return x.data_ptr(), _CODES[x.dtype], rows, cols, row_stride, col_stride
+    return x.data_ptr(), CODES[x.dtype], rows, cols, row_stride, col_stride
 
 
 def covariance(
@@ -59,7 +56,7 @@ def joint_covariance(
         m = members[0].shape[0] if by_rows else members[0].shape[1]
         out = torch.empty(m, m, dtype=dtype)
         matrices.append(out)
-        tasks.append(([_view(x) for x in members], by_rows, _CODES[dtype], out.data_ptr()))
+        tasks.append(([_view(x) for x in members], by_rows, CODES[dtype], out.data_ptr()))
     traces = _module().covariance(tasks, torch.get_num_threads(), isa)
     return matrices, torch.tensor(traces, dtype=torch.float64)
 
@@ -87,7 +84,7 @@ def eigvalsh_stacked(mats: Tensor, *, isa: str = "") -> Tensor:
     count, m, _ = mats.shape
     stride, row_stride, col_stride = mats.stride()
     values = torch.empty(count, m, dtype=mats.dtype)
-    first = (mats.data_ptr(), _CODES[mats.dtype], m, m, row_stride, col_stride)
+    first = (mats.data_ptr(), CODES[mats.dtype], m, m, row_stride, col_stride)
     _module().eigvalsh_stacked(first, count, stride, values.data_ptr(), torch.get_num_threads(), isa)
     return values
 

@@ -16,9 +16,9 @@ from slimfast.kernels import native
 from slimfast.kernels.backends.cuda import eigvalsh_stages
 from slimfast.kernels.backends.cuda.device import device_of
 from slimfast.kernels.backends.cuda.tables import Tables, covariance_bins
+from slimfast.kernels.dtypes import ELEMENT_BYTES
 from slimfast.kernels.prepared import Prepared
 
-_ELEMENT_BYTES = (1, 2, 4, 8)
 # Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
 _PIVOT_ROWS_OF_ONE_BLOCK = 512
 
@@ -43,7 +43,7 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     layouts = {str(t.layout) for t in inputs if t.layout != torch.strided}
     reasons += [f"tensors of layout {layout}" for layout in sorted(layouts)]
     if op == "gather":
-        unfit = {str(t.dtype) for t in inputs if t.element_size() not in _ELEMENT_BYTES}
+        unfit = {str(t.dtype) for t in inputs if t.element_size() not in ELEMENT_BYTES}
         reasons += [f"elements of {dtype}" for dtype in sorted(unfit)]
     return reasons
 

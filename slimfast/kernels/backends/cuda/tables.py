@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from slimfast.arrays import IntArray
-
-TYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+from slimfast.kernels.dtypes import CODES
 
 # Splitting the samples of a layer: enough blocks to fill a GPU, each with enough samples to be worth its sum.
 _BLOCKS_PER_LAYER = 64
@@ -111,7 +110,7 @@ def covariance_bins(
         side = -(-size // tile)
         tiles = side * (side + 1) // 2
         splits = max(1, min(-(-_BLOCKS_PER_LAYER // tiles), samples // _SAMPLES_PER_SPLIT))
-        layers[i] = [x.data_ptr(), TYPE_CODES[x.dtype], *x.shape, *x.stride(), int(rows[i]), first_rows[i]]
+        layers[i] = [x.data_ptr(), CODES[x.dtype], *x.shape, *x.stride(), int(rows[i]), first_rows[i]]
         layers[i] += [out.data_ptr(), int(out.dtype == torch.float64), splits, batch.partial]
         batch.partial += tiles * splits * tile * tile if splits > 1 else 0
         batch.layers.append(layers[i])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from slimfast.errors import BackendUnavailable
 from slimfast.kernels.backends.triton import schedule
+from slimfast.kernels.dtypes import ELEMENT_BYTES
 from slimfast.kernels.prepared import Prepared
 
 OLDEST_TRITON = (3, 4)
@@ -45,7 +46,7 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
             reasons.append(
                 f"cuda:{device} has compute capability {found[0]}.{found[1]}, expected 8.0 or newer"
             )
-    sizes = sorted({t.element_size() for t in inputs} - {1, 2, 4, 8})
+    sizes = sorted({t.element_size() for t in inputs} - set(ELEMENT_BYTES))
     if sizes:
         reasons.append(f"elements of {', '.join(map(str, sizes))} bytes, expected 1, 2, 4 or 8")
     return reasons
