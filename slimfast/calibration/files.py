@@ -8,8 +8,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from slimfast.arrays import Arguments
@@ -18,8 +16,8 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, map_leaves
 from slimfast.kernels.dtypes import FLOATING
-from slimfast.storage.atomic import atomic_path, cannot_read, check_file
 from slimfast.storage.documents import Fields, parse_object
+from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
 
 KIND = "slimfast.calibration.moments"
 SCHEMA = 1
@@ -46,8 +44,7 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
         "left": dict(calibration.left),
         "inputs": inputs,
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"slimfast": json.dumps(document, allow_nan=False)})
+    write_tensor_document(path, json.dumps(document, allow_nan=False), tensors)
 
 
 def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Calibration:
@@ -55,16 +52,10 @@ def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Ca
 
     :class:`SlimfastError` for another file.
     """
-    shown = os.fspath(check_file(path))
-    try:
-        with safe_open(path, framework="pt") as file:
-            document = (file.metadata() or {}).get("slimfast")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise cannot_read(path, error) from None
-    if document is None:
-        raise cannot_read(path, "expected a calibration, got other tensors")
-    fields = parse_object(document, shown)
+    shown = os.fspath(path)
+    with open_tensor_document(path, "a calibration") as file:
+        fields = parse_object(file.document, shown)
+        tensors = {name: file.tensor(name) for name in file.shapes}
     fields.schema(KIND, SCHEMA)
     readings = [_reading(item, tensors) for item in fields.objects("readings")]
     left = fields.object("left")

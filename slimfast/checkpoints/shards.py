@@ -43,10 +43,10 @@ from slimfast.storage.atomic import (
 from slimfast.storage.documents import parse_object
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors
+from slimfast.storage.tensor_documents import KEY
 from slimfast.storage.weights import Source, TensorInfo, Weights, open_weights
 
 INDEX = "model.safetensors.index.json"
-_KEY = "slimfast"
 _JOB = "slimfast.job"
 
 
@@ -133,7 +133,7 @@ def prune_checkpoint(
             if progress is not None:
                 progress(done, len(weights.infos))
         index = {
-            "metadata": {"total_size": total, _JOB: job, _KEY: described.to_json()},
+            "metadata": {"total_size": total, _JOB: job, KEY: described.to_json()},
             "weight_map": {name: file for file, names in shards.items() for name in names},
         }
         with atomic_path(target / INDEX) as temporary:
@@ -151,7 +151,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
     """
     index = check_file(Path(folder) / INDEX)
     fields = parse_object(index.read_bytes(), str(index)).object("metadata")
-    described = Manifest.from_json(fields.string(_KEY), what=f"{index}: manifest")
+    described = Manifest.from_json(fields.string(KEY), what=f"{index}: manifest")
     weights, wide, further = open_weights(index), named_tensors(model), aliases(model)
     if {name: tuple(tensor.shape) for name, tensor in wide.items()} != dict(described.shapes_before):
         raise SlimfastError(f"{index}: expected the wide model it was cut from, got another")

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
@@ -26,11 +24,11 @@ from slimfast.graph.recording.inputs import arguments, map_leaves
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.pruning.manifests import Manifest, attach, manifest
 from slimfast.pruning.verification import difference, rounding
-from slimfast.storage.atomic import atomic_path, cannot_read, check_file
+from slimfast.storage.atomic import atomic_path
+from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
 
 _log = logging.getLogger(__name__)
 
-_KEY = "slimfast"
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -65,8 +63,7 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
     if not writes:
         return
     _log.debug("saving %d tensors of %s", len(stored), type(thin).__name__)
-    with atomic_path(path) as temporary:
-        save_file(stored, temporary, metadata={_KEY: described.to_json()})
+    write_tensor_document(path, described.to_json(), stored)
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
@@ -80,21 +77,13 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     Raises :class:`SlimfastError` naming the tensor or the attribute for whatever does not match.
     """
     shown = os.fspath(path)
-    check_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if _KEY not in metadata:
-                raise SlimfastError(f"{shown}: not written by slimfast: its metadata has no {_KEY!r} entry")
-            described = Manifest.from_json(metadata[_KEY], what=f"{shown}: manifest")
-            _check_model(model, described, shown)
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            passing = _not_persistent(model)
-            expected = {name: shape for name, shape in described.shapes().items() if name not in passing}
-            _check_names({name: tuple(part.get_shape()) for name, part in slices.items()}, expected, shown)
-            tensors = {name: file.get_tensor(name) for name in expected}
-    except (SafetensorError, OSError) as error:
-        raise cannot_read(path, error) from None
+    with open_tensor_document(path, "a network saved by slimfast") as file:
+        described = Manifest.from_json(file.document, what=f"{shown}: manifest")
+        _check_model(model, described, shown)
+        passing = _not_persistent(model)
+        expected = {name: shape for name, shape in described.shapes().items() if name not in passing}
+        _check_names(file.shapes, expected, shown)
+        tensors = {name: file.tensor(name) for name in expected}
     wide = named_tensors(model)
     for name in passing:
         if wide[name].is_meta:

@@ -8,14 +8,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+import torch
 
+from slimfast.arrays import FloatArray
 from slimfast.errors import SlimfastError, shown
 from slimfast.spectra.spectrum import Spectrum
-from slimfast.storage.atomic import atomic_path, cannot_read, check_file
+from slimfast.storage.atomic import cannot_read
 from slimfast.storage.documents import Fields, parse_object
+from slimfast.storage.tensor_documents import TensorDocument, open_tensor_document, write_tensor_document
 
 KIND = "slimfast.spectra"
 SCHEMA = 1
@@ -37,19 +37,17 @@ def save_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str]) 
         for name, s in spectra.items()
     ]
     document = json.dumps({"kind": KIND, "schema": SCHEMA, "spectra": entries}, allow_nan=False)
-    tensors = {name: np.ascontiguousarray(s.eigenvalues) for name, s in spectra.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"slimfast": document})
+    # Copies: what is negatively strided, or not to be written to, is no tensor's memory.
+    tensors = {name: torch.from_numpy(s.eigenvalues.copy()) for name, s in spectra.items()}
+    write_tensor_document(path, document, tensors)
 
 
 def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
     """The spectra in a file of :func:`save_spectra`; :class:`SlimfastError` naming a file that is none."""
-    where = f"cannot read {check_file(path)}"
-    try:
-        document, tensors = _read(path, where)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise cannot_read(path, error) from None
-    fields = parse_object(document, where)
+    where = f"cannot read {os.fspath(path)}"
+    with open_tensor_document(path, "a file of spectra") as file:
+        fields = parse_object(file.document, where)
+        tensors = {name: _eigenvalues(file, name) for name in file.shapes}
     fields.schema(KIND, SCHEMA)
     found = [_spectrum_from_json(item, tensors) for item in fields.objects("spectra")]
     fields.done()
@@ -58,23 +56,17 @@ def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
     return {s.name: s for s in found}
 
 
-def _read(path: str | os.PathLike[str], where: str) -> tuple[str, dict[str, Any]]:
-    """The JSON document and the eigenvalues by name."""
-    with safe_open(path, framework="np") as file:
-        document = (file.metadata() or {}).get("slimfast")
-        if document is None:
-            raise SlimfastError(f"{where}: expected a file of spectra, got other tensors")
-        names = file.keys()
-        for name in names:
-            # Before it is read: NumPy has no array of some of the types and shapes that the format knows.
-            part = file.get_slice(name)
-            if part.get_dtype() != "F64" or len(part.get_shape()) != 1:
-                got = f"{part.get_dtype()} of shape {shown(part.get_shape())}"
-                raise SlimfastError(f"{where}: {shown(name)}: expected a row of F64 eigenvalues, got {got}")
-        return document, {name: file.get_tensor(name) for name in names}
+def _eigenvalues(file: TensorDocument, name: str) -> FloatArray:
+    # Before it is read: NumPy has no array of some of the types that the format knows.
+    if file.dtypes[name] != "F64" or len(file.shapes[name]) != 1:
+        got = f"{file.dtypes[name]} of shape {shown(list(file.shapes[name]))}"
+        raise cannot_read(file.path, f"{shown(name)}: expected a row of F64 eigenvalues, got {got}")
+    # A copy, which does not change with the file.
+    values: FloatArray = file.tensor(name).numpy().copy()
+    return values
 
 
-def _spectrum_from_json(fields: Fields, tensors: Mapping[str, Any]) -> Spectrum:
+def _spectrum_from_json(fields: Fields, tensors: Mapping[str, FloatArray]) -> Spectrum:
     name = fields.string("name")
     if name not in tensors:
         raise SlimfastError(f"{fields.where}: no eigenvalues of {shown(name)}")

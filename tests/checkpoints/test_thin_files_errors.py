@@ -65,7 +65,7 @@ def test_files_that_are_no_thin_networks_are_refused(tmp_path):
     path.write_bytes(b"\x80\x04" + bytes(100))
     refused("cannot read")
     save_file({"stem.weight": torch.zeros(1)}, path)
-    refused("not written by slimfast")
+    refused("expected a network saved by slimfast, got other tensors")
     save_file({"stem.weight": torch.zeros(1)}, path, metadata={"slimfast": "{"})
     refused("manifest: not valid JSON")
 
