@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from slimfast.plans import Plan, plan_widths
 from slimfast.pruning.manifests import Manifest, attach, manifest
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
-from slimfast.spectra import Spectrum, measure_again, measure_spectra
+from slimfast.spectra import Spectrum, measure_again, measure_spectra, until_settled
 from slimfast.spectra.eigenvalues import Scaling
 from slimfast.storage.atomic import (
     atomic_path,
@@ -84,12 +84,15 @@ def plan_checkpoint(
             resume=resume,
             team=team,
         )
-    plan = plan_widths(graph, spectra, **wishes)
-    while unsettled := [group.name for group in plan.groups if not group.certified]:
-        exact = measure_again(source, spectra, unsettled, graph, backend=backend, resume=resume, team=team)
-        spectra = {**spectra, **exact}
-        plan = plan_widths(graph, spectra, **wishes)
-    return plan
+
+    def again(measured: Mapping[str, Spectrum], names: Sequence[str]) -> dict[str, Spectrum]:
+        return measure_again(source, measured, names, graph, backend=backend, resume=resume, team=team)
+
+    def solve(measured: Mapping[str, Spectrum]) -> tuple[Plan, list[str]]:
+        plan = plan_widths(graph, measured, **wishes)
+        return plan, [group.name for group in plan.groups if not group.certified]
+
+    return until_settled(spectra, solve, again)
 
 
 def prune_checkpoint(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, GroupPlan, Plan
 from slimfast.plans.request import Choice, Request, check_request, choose, rounding_of
-from slimfast.spectra import measure_again, measure_spectra
+from slimfast.spectra import measure_again, measure_spectra, until_settled
 from slimfast.spectra.eigenvalues import Scaling
 from slimfast.spectra.spectrum import Spectrum
 
@@ -138,15 +138,31 @@ def plan(
             backend=backend,
             progress=progress,
         )
-    problem = _problem(graph, spectra, request)
-    solution = _solve(problem, spectra)
-    while unsettled := _unsettled(problem, spectra, solution):
+
+    def again(measured: Mapping[str, Spectrum], names: Sequence[str]) -> dict[str, Spectrum]:
         if progress is not None:
-            progress(len(spectra) - len(unsettled), len(spectra))
-        _log.info("measuring %d groups again, more exactly", len(unsettled))
-        spectra = {**spectra, **measure_again(model, spectra, unsettled, graph, backend=backend)}
-        solution = _solve(problem, spectra)
-    return _plan(problem, spectra, solution)
+            progress(len(measured) - len(names), len(measured))
+        return measure_again(model, measured, names, graph, backend=backend)
+
+    return settled_plan(graph, spectra, request, again)
+
+
+def settled_plan(
+    graph: ChannelGraph,
+    spectra: Mapping[str, Spectrum],
+    request: Request,
+    again: Callable[[Mapping[str, Spectrum], Sequence[str]], Mapping[str, Spectrum]],
+) -> Plan:
+    """Solve the widths from spectra until every one is certified; ``again`` measures those that leave one
+    open.
+    """
+    problem = _problem(graph, spectra, request)
+
+    def solve(measured: Mapping[str, Spectrum]) -> tuple[Plan, list[str]]:
+        found = _plan(problem, measured, _solve(problem, measured))
+        return found, [group.name for group in found.groups if not group.certified]
+
+    return until_settled(spectra, solve, again)
 
 
 def _by_gain(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,7 @@ from slimfast.spectra.unit_matrices import Layer, layers_of
 from slimfast.storage.weights import Source, Weights, open_weights
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 def measure_spectra(
@@ -73,13 +75,30 @@ def measure_spectra(
     options = Options(dtype=dtype, scaling=scaling, member_scaling=member_scaling, backend=backend)
     _log.info("measuring %d layers of %s", len(layers), weights.source)
     with _run(progress, resume, team) as run:
-        spectra = measure(layers, weights, options, run)
-        unsettled = _unsettled(spectra.values(), taus or ())
-        while unsettled:
-            _log.info("measuring %d layers again, more exactly", len(unsettled))
-            spectra |= _again(layers, weights, spectra, unsettled, backend, run)
-            unsettled = _unsettled((spectra[name] for name in unsettled), taus or ())
+        spectra = until_settled(
+            measure(layers, weights, options, run),
+            lambda found: (found, _unsettled(found.values(), taus or ())),
+            lambda found, names: _again(layers, weights, found, names, backend, run),
+        )
     return {layer.name: spectra[layer.name] for layer in layers}
+
+
+def until_settled(
+    spectra: Mapping[str, Spectrum],
+    solve: Callable[[Mapping[str, Spectrum]], tuple[Result, Sequence[str]]],
+    again: Callable[[Mapping[str, Spectrum], Sequence[str]], Mapping[str, Spectrum]],
+) -> Result:
+    """Solve something from spectra, those that leave it open measured again until none does.
+
+    ``solve`` gives the result and the names of the spectra whose error leaves it open; ``again`` measures
+    these more exactly, at last without an error.
+    """
+    result, unsettled = solve(spectra)
+    while unsettled:
+        _log.info("measuring %d layers again, more exactly", len(unsettled))
+        spectra = {**spectra, **again(spectra, unsettled)}
+        result, unsettled = solve(spectra)
+    return result
 
 
 def measure_again(
