@@ -24,6 +24,7 @@ from slimfast.distributed.team import Team
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import apply_patches, select_indices, thin_shape
+from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Plan, plan_widths
@@ -197,7 +198,7 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
         if (made / ".metadata").exists():
             raise cannot_write(made, "it holds a checkpoint already")
         try:
-            with warnings.catch_warnings():
+            with PROCESS_LOCK, warnings.catch_warnings():
                 # It warns that it does what it is asked: to save from one process.
                 warnings.simplefilter("ignore")
                 # The index is written last, and renamed when whole.

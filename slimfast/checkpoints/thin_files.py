@@ -19,7 +19,7 @@ from slimfast.checkpoints.exporting import Run, write_onnx
 from slimfast.distributed.dtensors import gathered, is_part
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.cutting.cut import apply_patches, read_attribute, select_indices
-from slimfast.graph.recording.forward import tensors_in
+from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
 from slimfast.graph.recording.inputs import arguments, map_leaves
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.pruning.manifests import Manifest, attach, manifest
@@ -122,7 +122,7 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
             raise SlimfastError(f"export: .onnx needs {', '.join(missing)}: pip install 'slimfast[onnx]'")
     module = copy_with(thin, named_tensors(thin)).eval()
     args, kwargs = arguments(example)
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), PROCESS_LOCK, warnings.catch_warnings():
         # The exporters warn about their own internals.
         warnings.simplefilter("ignore")
         with atomic_path(path) as temporary:

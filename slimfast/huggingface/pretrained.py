@@ -25,7 +25,7 @@ from torch import nn
 from slimfast.arrays import Arguments, Shape
 from slimfast.errors import SlimfastError
 from slimfast.graph.cutting.cut import Patch, read_attribute
-from slimfast.graph.recording.forward import Ref, record
+from slimfast.graph.recording.forward import PROCESS_LOCK, Ref, record
 from slimfast.graph.recording.inputs import arguments, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.pruning.manifests import manifest
@@ -253,7 +253,7 @@ def config_of(model: nn.Module) -> Any:
 def _built(model: nn.Module, config: Any) -> nn.Module | None:
     """The class of ``model`` made from a configuration, without data; None where it refuses."""
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with torch.device("meta"), PROCESS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             built: nn.Module = type(model)(config)
             return built

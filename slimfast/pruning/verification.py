@@ -16,7 +16,7 @@ from slimfast.arrays import Arguments, IntArray
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices, survivors
-from slimfast.graph.recording.forward import tensors_in
+from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
 from slimfast.graph.recording.inputs import arguments, map_leaves
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 
@@ -260,6 +260,7 @@ def _run(
     args, kwargs = map_leaves(inputs[0], move), map_leaves(inputs[1], move)
     cuda = sorted({d.index for d in devices | {device} if d is not None and d.type == "cuda"})
     with ExitStack() as stack:
+        stack.enter_context(PROCESS_LOCK)
         stack.enter_context(torch.random.fork_rng(cuda))
         torch.manual_seed(0)
         stack.enter_context(torch.no_grad())

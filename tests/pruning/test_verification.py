@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
+from support.graph_cases import Net
 from support.pruning_cases import CASES, build, plan_of, random_keeps
 from torch import nn
 
@@ -239,3 +242,41 @@ def test_a_scale_that_python_makes_a_tensor_of_makes_the_width_inexact(asks):
     found, _ = _checked(model, x)
     assert "q[head]" in found.compared
     assert "q[head_dim]" in found.inexact
+
+
+def test_two_threads_leave_the_random_numbers_as_they_were():
+    """The second verification begins inside the first and ends after it, unless it waits for its turn."""
+    began, ended = threading.Event(), threading.Event()
+
+    def case(wait):
+        def forward(m, x):
+            if verifying.is_set():
+                wait()
+            return m.b(m.a(x) * torch.rand(1, device=x.device))
+
+        model, x = Net(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)), torch.randn(2, 3)
+        graph = trace_channels(model, x)
+        keeps = {"a": np.array([0, 2])}
+        return model, prune_channels(model, plan_of(graph, keeps), verify=False), graph, keeps, x
+
+    def outer():
+        if not second.ident:
+            second.start()
+        began.wait(0.5)
+
+    def inner():
+        began.set()
+        ended.wait(5)
+
+    verifying = threading.Event()
+    first, other = case(outer), case(inner)
+    found = []
+    second = threading.Thread(target=lambda: found.append(verify(*other)))
+    verifying.set()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    found.append(verify(*first))
+    ended.set()
+    second.join()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [one.compared for one in found] == [("a",), ("a",)]

@@ -4,6 +4,7 @@ helped."""
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,10 +20,15 @@ from slimfast.graph.recording.inputs import map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import deep_copy, modules_of, named_tensors
 from slimfast.graph.recording.shape_reads import ShapeReads
 
-__all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "copy_hollow", "hollow_copy",
+__all__ = ["PROCESS_LOCK", "Call", "ForwardFailed", "Place", "Recording", "Ref", "copy_hollow", "hollow_copy",
            "hollow_tensors", "record", "record_at", "record_hollow", "tensors_in"]  # fmt: skip
 
 Place = Literal["meta", "fake", "real"]
+
+# Held while something that belongs to the whole process is changed and put back: the switch of the fused
+# encoder layer, a logger, the generators of random numbers, the filters of warnings. Without it one thread
+# puts back what another one has changed.
+PROCESS_LOCK = threading.RLock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,16 +174,16 @@ def record_hollow(
     recorder = Recorder(shortcuts=place == "meta", most=most)
     names = {recorder.value_of(tensor): name for name, tensor in named_tensors(hollow).items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
-    fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
+        stack.enter_context(PROCESS_LOCK)
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.watching(hollow))
         if mode is not None:
             stack.enter_context(mode)
             stack.enter_context(_quiet())
         # the fused encoder layer hides its projections from the recorder
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         # composite operations reach the recorder undecomposed only below autograd
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         device = torch.device("meta") if place == "meta" else None

@@ -1,6 +1,7 @@
 """The garbage collector is paused while a network is traced, and never stays so."""
 
 import gc
+import threading
 
 import pytest
 import torch
@@ -56,3 +57,24 @@ def test_who_has_it_off_keeps_it_off(disabled):
     with collector_paused(), collector_paused():
         pass
     assert not gc.isenabled()
+
+
+def test_it_stays_off_until_the_last_of_several_pauses_ends():
+    """And is on again then, whichever of them began first."""
+    began, other_ended = threading.Event(), threading.Event()
+    seen = []
+
+    def pause():
+        with collector_paused():
+            began.set()
+            other_ended.wait(5)
+            seen.append(gc.isenabled())
+
+    thread = threading.Thread(target=pause)
+    with collector_paused():
+        thread.start()
+        began.wait(5)
+    other_ended.set()
+    thread.join()
+    assert seen == [False]
+    assert gc.isenabled()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+
 import pytest
 import torch
+from support.graph_cases import Net
 from torch import nn
 
 from slimfast.errors import UnsupportedGraph
@@ -93,6 +97,35 @@ def test_an_encoder_layer_is_recorded_although_a_fused_one_exists():
     recording = _record(model, torch.zeros(2, 5, 8))
     assert [c.op for c in recording.calls].count("aten.linear") == 4
     assert torch.backends.mha.get_fastpath_enabled() == enabled
+
+
+@pytest.mark.parametrize("place", ["fake", "real"])
+def test_two_threads_leave_the_switches_of_the_process_as_they_were(place):
+    """The second recording begins inside the first and ends after it, unless it waits for its turn."""
+    began, ended = threading.Event(), threading.Event()
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+
+    def outer(m, x):
+        second.start()
+        began.wait(0.5)
+        return m.a(x)
+
+    def inner(m, x):
+        began.set()
+        ended.wait(5)
+        return m.a(x)
+
+    def record_second():
+        recordings.append(record_at(Net(inner, a=nn.Linear(3, 4)), (torch.zeros(2, 3),), {}, place))
+
+    recordings = []
+    second = threading.Thread(target=record_second)
+    before = torch.backends.mha.get_fastpath_enabled(), log.disabled
+    recordings.append(record_at(Net(outer, a=nn.Linear(3, 4)), (torch.zeros(2, 3),), {}, place))
+    ended.set()
+    second.join()
+    assert (torch.backends.mha.get_fastpath_enabled(), log.disabled) == before == (True, False)
+    assert [[c.op for c in recording.calls] for recording in recordings] == [["aten.linear"]] * 2
 
 
 def test_tied_tensors_are_one():
