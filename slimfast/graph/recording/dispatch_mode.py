@@ -148,6 +148,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._stack: list[tuple[str, Any, Any]] = []
+        self._failed: tuple[BaseException, str, Any, Any] | None = None
         self._shortcuts = shortcuts
         self._left = most
         self._given: Given = ()
@@ -161,10 +162,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The path of the module that is running."""
         return self._stack[-1][0] if self._stack else ""
 
-    def called_with(self) -> list[list[int]]:
-        """The shapes of the tensors among the arguments of the module that is running."""
-        _, args, kwargs = self._stack[-1] if self._stack else ("", (), {})
-        return [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    def raised_by(self, error: BaseException) -> tuple[str, list[list[int]]]:
+        """Name the innermost module whose forward raised ``error``: its path, and the shapes it was called
+        with."""
+        if self._failed is None or self._failed[0] is not error:
+            return "", []
+        _, path, args, kwargs = self._failed
+        return path, [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
 
     def value_of(self, tensor: Tensor) -> int:
         value = self._values.get(id(tensor))
@@ -210,10 +214,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             stack.append((path, args, kwargs))
-            output = forward(*args, **kwargs)
-            # after an error the module that was running stays on top
-            stack.pop()
-            return output
+            try:
+                return forward(*args, **kwargs)
+            except Exception as error:
+                # a forward around this one may catch it and go on, or raise another
+                if self._failed is None or self._failed[0] is not error:
+                    self._failed = (error, path, args, kwargs)
+                raise
+            finally:
+                stack.pop()
 
         return watched
 

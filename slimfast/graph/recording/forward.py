@@ -194,10 +194,11 @@ def record_hollow(
         except Enough:
             output = ()
         except Exception as error:
-            shapes = ", ".join(map(str, recorder.called_with())) or "no tensors"
-            where = f"forward failed in {recorder.module or 'the model itself'} called with shapes {shapes}"
+            module, given = recorder.raised_by(error)
+            shapes = ", ".join(map(str, given)) or "no tensors"
+            where = f"forward failed in {module or 'the model itself'} called with shapes {shapes}"
             message = f"{where}: {one_line(error)}"
-            raise ForwardFailed(message, tuple(recorder.calls), recorder.module) from error
+            raise ForwardFailed(message, tuple(recorder.calls), module) from error
     outputs = tuple(recorder.ref(t) for t in tensors_in(output))
     return Recording(tuple(recorder.calls), names, inputs, outputs, place, reads.told)
 

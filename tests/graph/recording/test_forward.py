@@ -159,6 +159,51 @@ def test_a_forward_that_raises_is_named():
         trace_channels(Broken(), torch.zeros(1, 2))
 
 
+class _Breaks(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("no such luck")
+
+
+def test_operations_after_an_error_that_was_caught_have_their_own_module():
+    def forward(m, x):
+        try:
+            x = m.broken(x)
+        except RuntimeError:
+            x = x.relu()
+        return m.a(x.neg())
+
+    def outer(m, x):
+        return m.inner(x).abs()
+
+    inner = Net(forward, broken=nn.Sequential(_Breaks()), a=nn.Linear(3, 4))
+    recording = _record(Net(outer, inner=inner), torch.zeros(2, 3))
+    assert [(c.op.removeprefix("aten."), c.module) for c in recording.calls] == [
+        ("relu", "inner"),
+        ("neg", "inner"),
+        ("linear", "inner.a"),
+        ("abs", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("handler", "where"),
+    [
+        (lambda m, x, error: m.a(x), r"a called with shapes \[2, 5\]: .*"),
+        (lambda m, x, error: x.view(3), r"the model itself called with shapes \[2, 5\]: .*"),
+    ],
+)
+def test_of_two_errors_the_one_that_was_not_caught_is_named(handler, where):
+    def forward(m, x):
+        try:
+            return m.broken(x[0])
+        except RuntimeError as error:
+            return handler(m, x, error)
+
+    net = Net(forward, broken=_Breaks(), a=nn.Linear(3, 4))
+    with pytest.raises(UnsupportedGraph, match=f"Net: forward failed in {where}"):
+        trace_channels(net, torch.zeros(2, 5))
+
+
 def test_a_lazy_module_must_have_run_before():
     with pytest.raises(UnsupportedGraph, match="a lazy parameter has no shape yet"):
         trace_channels(nn.LazyLinear(3), torch.zeros(2, 4))
