@@ -16,7 +16,7 @@ from slimfast.calibration.consumers import Reader, input_of, readers, to_device
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.forward import tensors_in
-from slimfast.graph.recording.inputs import InputSpec, arguments, map_leaves
+from slimfast.graph.recording.inputs import InputSpec, arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.kernels.ops import grouped_covariance
 
@@ -163,8 +163,13 @@ class _Moments:
 
 @contextmanager
 def running(model: nn.Module) -> Iterator[tuple[nn.Module, torch.device]]:
-    """A copy of ``model`` in eval mode that shares its tensors, without gradients, and its device."""
-    tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
+    """A copy of ``model`` in eval mode, without gradients, and its device; it shares the parameters, but not
+    the buffers, which a forward may write to.
+    """
+    tensors = {
+        name: tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+        for name, tensor in named_tensors(model).items()
+    }
     devices = {tensor.device for tensor in tensors.values()}
     with torch.no_grad():
         yield copy_with(model, tensors).eval(), devices.pop() if len(devices) == 1 else torch.device("cpu")
@@ -190,9 +195,9 @@ def watched(
 
 
 def run(network: nn.Module, args: Arguments, what: str) -> None:
-    """One forward; :class:`SlimfastError` of one line where it fails."""
+    """One forward on copies of the arguments; :class:`SlimfastError` of one line where it fails."""
     try:
-        network(*args[0], **args[1])
+        network(*cloned(args[0]), **cloned(args[1]))
     except SlimfastError:
         raise
     except Exception as error:

@@ -14,7 +14,7 @@ from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Reader, input_of
 from slimfast.calibration.moments import Calibration, running
 from slimfast.errors import SlimfastError, one_line
-from slimfast.graph.recording.inputs import tensors_in
+from slimfast.graph.recording.inputs import cloned, tensors_in
 
 
 def sensitivities(model: nn.Module, found: Iterable[Reader], calibration: Calibration) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def _probe(
 def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
     """The floating-point outputs of one forward that depend on what was read."""
     try:
-        output = network(*batch[0], **batch[1])
+        output = network(*cloned(batch[0]), **cloned(batch[1]))
     except Exception as error:
         raise SlimfastError(f"plan: the forward fails: {one_line(error)}") from error
     found = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad and t.numel()]

@@ -20,7 +20,7 @@ from slimfast.distributed.dtensors import gathered, is_part
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.cutting.cut import apply_patches, read_attribute, select_indices
 from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
-from slimfast.graph.recording.inputs import arguments, map_leaves
+from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.pruning.manifests import Manifest, attach, manifest
 from slimfast.pruning.verification import difference, rounding
@@ -172,9 +172,9 @@ def _check_export(
     module: nn.Module, program: ExportedProgram, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """The written file must give the module's output on the example."""
-    expected = [tensor.cpu() for tensor in tensors_in(module(*args, **kwargs))]
+    expected = [tensor.cpu() for tensor in tensors_in(module(*cloned(args), **cloned(kwargs)))]
     try:
-        found = run(args, kwargs)
+        found = run(cloned(args), cloned(kwargs))
     except Exception as error:
         raise SlimfastError(f"export: the file does not run: {one_line(error)}") from error
     dtype = next((t.dtype for t in expected if t.is_floating_point()), torch.float32)

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from slimfast.distillation.losses import logits_of
 from slimfast.errors import SlimfastError
+from slimfast.graph.recording.inputs import cloned
 
 
 def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
@@ -48,7 +49,8 @@ def _checked(inputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """``model`` called with one tensor, with a tuple as its arguments, or with a dict as its keywords."""
+    """Call ``model`` with a copy of one tensor, of a tuple as its arguments, or of a dict as its keywords."""
+    inputs = cloned(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if _is_sequence(inputs) else model(inputs)

@@ -26,7 +26,7 @@ from slimfast.arrays import Arguments, Shape
 from slimfast.errors import SlimfastError
 from slimfast.graph.cutting.cut import Patch, read_attribute
 from slimfast.graph.recording.forward import PROCESS_LOCK, Ref, record
-from slimfast.graph.recording.inputs import arguments, map_leaves, tensors_in
+from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.pruning.manifests import manifest
 from slimfast.pruning.verification import difference, rounding
@@ -289,7 +289,8 @@ def _check(thin: nn.Module, folder: Path, inputs: Arguments) -> None:
         map_leaves(a, lambda t: t.to(device) if isinstance(t, torch.Tensor) else t) for a in inputs
     )
     with torch.no_grad():
-        expected, got = alike(*args, **kwargs), loaded.to(device).eval()(*args, **kwargs)
+        expected = alike(*cloned(args), **cloned(kwargs))
+        got = loaded.to(device).eval()(*cloned(args), **cloned(kwargs))
     floating = [t.dtype for t in tensors_in(expected) if t.is_floating_point()]
     limit = rounding(thin, floating[0] if floating else torch.float32, 1000)
     error = difference(_tensors(expected), _tensors(got))

@@ -17,7 +17,7 @@ from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices, survivors
 from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
-from slimfast.graph.recording.inputs import arguments, map_leaves
+from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 
 # Rounding errors of L operations with inner products of length n, taken as independent, add up to about
@@ -255,9 +255,9 @@ def _run(
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return precision.promote(leaf.detach().to(device) if device is not None else leaf.detach())
+        return precision.promote(leaf.to(device) if device is not None else leaf)
 
-    args, kwargs = map_leaves(inputs[0], move), map_leaves(inputs[1], move)
+    args, kwargs = map_leaves(cloned(inputs[0]), move), map_leaves(cloned(inputs[1]), move)
     cuda = sorted({d.index for d in devices | {device} if d is not None and d.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(PROCESS_LOCK)

@@ -252,3 +252,32 @@ def test_a_calibration_survives_its_file(model: nn.Sequential, tmp_path: Path) -
         slimfast.load_calibration(tmp_path / "s.safetensors")
     with pytest.raises(slimfast.SlimfastError, match="cannot read"):
         slimfast.load_calibration(tmp_path / "nothing")
+
+
+class Writing(nn.Module):
+    """Writes into its argument and into a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.last(self.first(x.mul_(2)))
+        return logits
+
+
+def test_a_forward_that_writes_leaves_model_batches_and_calibration_alone() -> None:
+    model, batch = Writing().eval(), torch.ones(4, 3)
+    graph = slimfast.trace_channels(model, batch)
+    found = slimfast.calibrate(model, graph, [batch])
+    slimfast.error_curves(model, graph, found)
+    plan = slimfast.plan(model, batch, explained_variance=0.5)
+    thin = slimfast.prune_channels(model, plan, repair="activations", calibration=found)
+    assert torch.equal(batch, torch.ones(4, 3))
+    assert torch.equal(found.batches[0][0][0], torch.ones(4, 3))
+    assert model.calls == thin.calls == 0
+    with torch.no_grad():
+        seen = model.first(torch.full((4, 3), 2.0)).double()
+    assert torch.allclose(found.readings["last.weight"].mean, seen.mean(0))

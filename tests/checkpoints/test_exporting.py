@@ -80,3 +80,15 @@ def test_an_export_that_computes_something_else_is_not_kept(tmp_path, monkeypatc
     with pytest.raises(SlimfastError, match="export: the file computes something else: off by"):
         export(thin, tmp_path / "thin.pt2", x)
     assert os.listdir(tmp_path) == []
+
+
+def test_export_leaves_the_example_alone(tmp_path):
+    """Of a network, and so of a file, that writes into its argument."""
+
+    class Doubling(nn.Module):
+        def forward(self, x):
+            return x.mul_(2) + 1
+
+    x = torch.ones(3, 4)
+    export(Doubling(), tmp_path / "thin.pt2", x)
+    assert torch.equal(x, torch.ones(3, 4))

@@ -55,6 +55,27 @@ def test_nothing_but_the_student_changes(teacher: nn.Module) -> None:
     assert {parameter.dtype for parameter in student.parameters()} == {torch.float32}
 
 
+def test_networks_that_write_into_their_inputs_see_the_same_batch_and_leave_it_alone() -> None:
+    """Otherwise the student would see the teacher's doubled batch, and every epoch another one."""
+
+    class Doubling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.seen = nn.Linear(2, 2), []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(x.clone())
+            logits: torch.Tensor = self.linear(x.mul_(2))
+            return logits
+
+    student, teacher, batch = Doubling(), Doubling(), torch.ones(1, 2)
+    evaluated = [(batch, torch.tensor([0]))]
+    distill(
+        student, teacher=teacher, train=[batch], evaluate=evaluated, loss=DistillationLoss(hard=0.0), epochs=2
+    )
+    assert all(torch.equal(seen, torch.ones(1, 2)) for seen in (batch, *student.seen, *teacher.seen))
+
+
 def test_one_step_of_sgd_by_hand() -> None:
     # Loss: cross entropy of zero logits for class 0 of 2: gradient (-1/2, 1/2) outer x for the weight.
     student, teacher = nn.Linear(2, 2), nn.Linear(2, 2)

@@ -172,6 +172,20 @@ def test_a_stock_class_that_computes_something_else_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_class_that_writes_into_its_arguments_is_compared_and_leaves_them_alone(tmp_path, monkeypatch):
+    model, inputs = network("vit")
+    forward = type(model).forward
+
+    def doubling(self, pixel_values, **rest):
+        return forward(self, pixel_values.mul_(2), **rest)
+
+    monkeypatch.setattr(type(model), "forward", doubling)
+    given = {name: tensor.clone() for name, tensor in inputs.items()}
+    thin = prune_channels(model, plan_uniform(model, given, params=0.7), example=given)
+    save_pretrained(thin, tmp_path / "thin", given)
+    assert all(torch.equal(given[name], inputs[name]) for name in inputs)
+
+
 def test_arguments():
     with pytest.raises(TypeError, match="expected a transformers model, got Linear"):
         plan_uniform(nn.Linear(2, 2), torch.zeros(1, 2), params=0.5)

@@ -280,3 +280,15 @@ def test_two_threads_leave_the_random_numbers_as_they_were():
     second.join()
     assert torch.equal(torch.get_rng_state(), before)
     assert [one.compared for one in found] == [("a",), ("a",)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_forward_that_writes_into_its_arguments_is_compared_and_leaves_them_alone(dtype):
+    """Without a copy the thin network would be run on what the masked one made of the example."""
+    model = Net(lambda m, x: m.b(m.a(x.mul_(2))), a=nn.Linear(3, 4), b=nn.Linear(4, 2)).to(dtype)
+    x = torch.ones(2, 3, dtype=dtype)
+    graph = trace_channels(model, x)
+    keeps = {"a": np.array([0, 2])}
+    thin = prune_channels(model, plan_of(graph, keeps), verify=False)
+    assert verify(model, thin, graph, keeps, x).compared == ("a",)
+    assert torch.equal(x, torch.ones(2, 3, dtype=dtype))

@@ -162,8 +162,11 @@ def record_hollow(
         hollow.get_submodule(path).training = True
 
     def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or place == "real":
+        if not isinstance(leaf, Tensor):
             return leaf
+        if place == "real":
+            # a forward may write into what it is given
+            return leaf.detach().clone()
         if mode is not None:
             return (
                 mode.from_tensor(leaf.detach()) if leaf.device.type != "meta" else _hollow(leaf, place, mode)

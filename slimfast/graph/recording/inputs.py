@@ -127,6 +127,11 @@ def map_leaves(nest: Any, function: Callable[[Any], Any]) -> Any:
     return function(nest)
 
 
+def cloned(nest: Any) -> Any:
+    """Copy every tensor of a nest of arguments, for a forward that may write into what it is given."""
+    return map_leaves(nest, lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
+
+
 def tensors_in(nest: Any) -> Iterator[Tensor]:
     """The tensors of nested lists, tuples, mappings and dataclasses, in order.
 

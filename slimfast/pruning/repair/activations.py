@@ -75,7 +75,7 @@ def repair_from_activations(
                 )
                 for reader in part
             }
-            with watched(network, part, solvers), _measuring_norms(network, norms):
+            with watched(network, part, solvers), _measuring_norms(network, thin, norms):
                 run(network, args, "repair")
     return RepairReport("activations", fits, tuple(sorted(norms)), left)
 
@@ -212,15 +212,19 @@ def _norms(network: nn.Module) -> dict[str, Any]:
 
 
 @contextmanager
-def _measuring_norms(network: nn.Module, seen: set[str]) -> Iterator[None]:
-    """Batch norms take the mean and variance of their input before they use it; ``seen`` gets their names."""
+def _measuring_norms(network: nn.Module, thin: nn.Module, seen: set[str]) -> Iterator[None]:
+    """Batch norms of ``network``, and those of ``thin`` with them, take the mean and variance of their input
+    before they use it; ``seen`` gets their names.
+    """
+    own = _norms(thin)
 
     def measure(path: str, module: Any, inputs: Any) -> None:
         x = inputs[0]
         if x.numel() > x.shape[1]:
             variance, mean = torch.var_mean(x.float(), dim=[d for d in range(x.dim()) if d != 1])
-            module.running_mean.copy_(mean)
-            module.running_var.copy_(variance)
+            for norm in (module, own[path]):
+                norm.running_mean.copy_(mean)
+                norm.running_var.copy_(variance)
             seen.add(path)
 
     with ExitStack() as hooks:

@@ -83,6 +83,18 @@ def test_values_are_asked_for_no_further_than_needed(what, place):
     assert [c.op for c in recording.calls if c.op == "aten.linear"] == ["aten.linear"]
 
 
+@pytest.mark.parametrize("place", ["meta", "fake", "real"])
+def test_a_forward_that_writes_into_its_arguments_leaves_the_example_alone(place):
+    def forward(m, x, scale):
+        return m.a(x.mul_(scale["by"].add_(1)))
+
+    x, scale = torch.ones(2, 3), {"by": torch.ones(())}
+    recording = record_at(Net(forward, a=nn.Linear(3, 4)), (x,), {"scale": scale}, place)
+    assert [c.op for c in recording.calls] == ["aten.add_", "aten.mul_", "aten.linear"]
+    assert torch.equal(x, torch.ones(2, 3))
+    assert scale["by"] == 1
+
+
 def test_attention_is_one_operation():
     model = nn.MultiheadAttention(8, 2, batch_first=True)
     x = torch.zeros(2, 5, 8)
