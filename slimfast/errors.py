@@ -5,7 +5,12 @@
     ├── Cancelled                     a progress callback raised it to stop the work
     └── UnsupportedGraph              a model whose forward cannot be recorded
 
-Wrong arguments are plain ``ValueError`` and ``TypeError``.
+    ArgumentError(ValueError)         an argument that may not be passed
+    ├── NonFinite                     a tensor with infinities or NaN in it
+    ArgumentTypeError(TypeError)      an argument of another kind
+
+Wrong arguments are ``ValueError`` and ``TypeError`` to a caller. Inside slimfast only these kinds of them are
+caught and explained: any other one is a fault of the program, whose traceback must be seen.
 """
 
 from __future__ import annotations
@@ -68,6 +73,18 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
         return ""
     nearest = difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {shown(nearest[0])}?)" if nearest else ""
+
+
+class ArgumentError(ValueError):
+    """An argument has a value that may not be passed; the message says what was expected."""
+
+
+class NonFinite(ArgumentError):
+    """A tensor holds infinities or NaN; the message names it and the place."""
+
+
+class ArgumentTypeError(TypeError):
+    """An argument is of another type than can be worked with; the message says what was expected."""
 
 
 def printable(text: str) -> str:

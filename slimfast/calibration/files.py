@@ -12,7 +12,7 @@ from torch import Tensor
 
 from slimfast.arrays import Arguments
 from slimfast.calibration.moments import Calibration, Reading
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, map_leaves
 from slimfast.kernels.dtypes import FLOATING
@@ -91,7 +91,7 @@ def _batches(inputs: Any, tensors: Mapping[str, Tensor], shown: str, device: str
     for i, item in enumerate(inputs):
         try:
             spec = InputSpec.from_json(item)
-        except ValueError as error:
+        except ArgumentError as error:
             raise SlimfastError(f"{shown}: inputs[{i}]: {error}") from None
         place = itertools.count()
 

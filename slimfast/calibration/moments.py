@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, Progress
 from slimfast.calibration.consumers import Reader, input_of, readers, to_device
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import ArgumentError, NonFinite, SlimfastError, one_line
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, arguments, cloned, map_leaves
@@ -71,7 +71,7 @@ def calibrate(
     naming the layer that read them.
     """
     if samples < 1:
-        raise ValueError(f"calibrate: expected at least 1 sample, got {samples}")
+        raise ArgumentError(f"calibrate: expected at least 1 sample, got {samples}")
     found, left = readers(model, graph)
     moments = {reader.weight: _Moments(reader, dtype, backend) for reader in found}
     kept: list[Arguments] = []
@@ -123,6 +123,16 @@ def unit_covariance(
     return total if read else None
 
 
+class _Fault(BaseException):
+    """Takes what went wrong in a watcher out of a forward, past the handlers that are for the model's own
+    errors.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 class _Moments:
     """Running mean and summed squares of what one reader sees, in float64 where it runs."""
 
@@ -144,7 +154,7 @@ class _Moments:
                 names=[f"read by {self.reader.module}"],
                 backend=self._backend,
             ).matrices[0]
-        except ValueError as error:
+        except NonFinite as error:
             raise SlimfastError(f"calibrate: {error}") from None
         squares = covariance.double() * max(fresh - 1, 1)
         mean = columns.sum(1, dtype=torch.float64) / fresh
@@ -184,7 +194,10 @@ def watched(
     def look(reader: Reader, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = input_of(args, kwargs)
         if x is not None and x.numel():
-            see[reader.weight](reader.columns(x.detach()))
+            try:
+                see[reader.weight](reader.columns(x.detach()))
+            except Exception as error:
+                raise _Fault(error) from None
 
     with ExitStack() as hooks:
         for reader in found:
@@ -195,9 +208,14 @@ def watched(
 
 
 def run(network: nn.Module, args: Arguments, what: str) -> None:
-    """One forward on copies of the arguments; :class:`SlimfastError` of one line where it fails."""
+    """One forward on copies of the arguments; :class:`SlimfastError` of one line where it fails.
+
+    What goes wrong in those who watch it is no fault of the forward, and is raised as it is.
+    """
     try:
         network(*cloned(args[0]), **cloned(args[1]))
+    except _Fault as fault:
+        raise fault.error from None
     except SlimfastError:
         raise
     except Exception as error:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from slimfast.arrays import Progress
 from slimfast.distributed.team import Team
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import apply_patches, select_indices, thin_shape
 from slimfast.graph.recording.forward import PROCESS_LOCK
@@ -222,7 +222,7 @@ def _manifest(
     if isinstance(plan, Manifest):
         return plan, aliases(model) if model is not None else {}
     if model is None:
-        raise ValueError("prune_checkpoint: expected the model of the plan, on the meta device or not")
+        raise ArgumentError("prune_checkpoint: expected the model of the plan, on the meta device or not")
     if manifest(model).keeps:
         raise SlimfastError(f"{type(model).__name__}: expected a wide model, got one that is already thin")
     first = aliases(model)

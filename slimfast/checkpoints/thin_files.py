@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from slimfast.arrays import Shape
 from slimfast.checkpoints.exporting import Run, write_onnx
 from slimfast.distributed.dtensors import gathered, is_part
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import ArgumentError, SlimfastError, one_line
 from slimfast.graph.cutting.cut import apply_patches, read_attribute, select_indices
 from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
@@ -115,7 +115,7 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
     """
     suffix = Path(path).suffix
     if suffix not in (".onnx", ".pt2"):
-        raise ValueError(f"export: expected a path ending in .onnx or .pt2, got {os.fspath(path)}")
+        raise ArgumentError(f"export: expected a path ending in .onnx or .pt2, got {os.fspath(path)}")
     if suffix == ".onnx":
         missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
         if missing:

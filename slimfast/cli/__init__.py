@@ -18,7 +18,7 @@ from slimfast.cli.machine import bench, demo, doctor_command
 from slimfast.cli.planning import plan, spectra
 from slimfast.cli.thinning import distill, prune, slim
 from slimfast.diagnostics import doctor
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
 
 app = typer.Typer(
     name="slimfast",
@@ -60,7 +60,7 @@ def _explained(error: Exception) -> tuple[str, int]:
         return " ".join(error.format_message().split()), 2
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror, 2
-    if isinstance(error, (SlimfastError, ValueError, TypeError, OSError)):
+    if isinstance(error, (SlimfastError, ArgumentError, ArgumentTypeError, OSError)):
         return one_line(error), 2
     return f"internal error, {type(error).__name__}: {one_line(error)} (--debug shows where)", 1
 

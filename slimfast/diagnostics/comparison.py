@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Progress
+from slimfast.errors import ArgumentError
 from slimfast.kernels import grouped_covariance, grouped_eigvalsh, grouped_gather, grouped_spectra
 from slimfast.kernels.dispatch import select_backend
 
@@ -79,9 +80,11 @@ def compare_ops(
     of ops done and of all. Raises :class:`BackendUnavailable` where ``backend`` cannot run on the device.
     """
     if not layers:
-        raise ValueError("compare_ops: expected at least one layer of two units and two positions, got none")
+        raise ArgumentError(
+            "compare_ops: expected at least one layer of two units and two positions, got none"
+        )
     if repeats < 1:
-        raise ValueError(f"compare_ops: expected at least one repeat, got {repeats}")
+        raise ArgumentError(f"compare_ops: expected at least one repeat, got {repeats}")
     rows = []
     cases = list(_cases(layers, backend))
     for op, ours, plain, exact, inputs in cases:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import ArgumentError, SlimfastError, one_line
 from slimfast.kernels import native
 from slimfast.kernels.dispatch import BACKENDS, OPS, select_backend, why_not
 
@@ -89,7 +89,7 @@ def _status(op: str, device: str) -> OpStatus:
     against = {name: tuple(why_not(op, sample, name)) for name in BACKENDS}
     try:
         chosen = select_backend(op, sample).__name__.rpartition(".")[2]
-    except (SlimfastError, ValueError):
+    except (SlimfastError, ArgumentError):
         # SLIMFAST_BACKEND names a backend that cannot run, or none at all; `environment` shows it.
         chosen = None
     return OpStatus(op, device, chosen, against)

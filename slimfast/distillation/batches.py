@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from slimfast.distillation.losses import logits_of
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import cloned
 
 
@@ -33,18 +33,18 @@ def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return _checked(batch[0], batch[1])
     what = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sized) else type(batch).__name__
-    raise TypeError(f"a batch must be inputs or (inputs, targets), got a {what}")
+    raise ArgumentTypeError(f"a batch must be inputs or (inputs, targets), got a {what}")
 
 
 def _checked(inputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
     leaves = inputs.values() if isinstance(inputs, Mapping) else inputs if _is_sequence(inputs) else (inputs,)
     # A tokenizer's dict may also carry plain values, but somewhere there is a tensor.
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"a batch's inputs must be a tensor, or a tuple or dict of them, got {_type_name(inputs)}"
         )
     if targets is not None and not isinstance(targets, Tensor):
-        raise TypeError(f"a batch's targets must be a tensor, got {_type_name(targets)}")
+        raise ArgumentTypeError(f"a batch's targets must be a tensor, got {_type_name(targets)}")
     return inputs, targets
 
 
@@ -89,11 +89,11 @@ class Feed:
 
     def __init__(self, source: Iterable[Any], accelerator: Any, *, name: str) -> None:
         if isinstance(source, Iterator):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"{name} is an iterator, which is empty after one epoch: pass a list or a DataLoader"
             )
         if not isinstance(source, Iterable):
-            raise TypeError(f"{name} must be an iterable of batches, got {_type_name(source)}")
+            raise ArgumentTypeError(f"{name} must be an iterable of batches, got {_type_name(source)}")
         self._name = name
         self._accelerator = accelerator
         self._source: Any = source
@@ -106,11 +106,11 @@ class Feed:
 
     def __len__(self) -> int:
         if not isinstance(self._source, Sized):
-            raise TypeError(f"{self._name} has no length: pass steps_per_epoch")
+            raise ArgumentTypeError(f"{self._name} has no length: pass steps_per_epoch")
         try:
             length: int = len(self._source) // self._turns
         except TypeError as error:
-            raise TypeError(f"{self._name} has no length ({error}): pass steps_per_epoch") from error
+            raise ArgumentTypeError(f"{self._name} has no length ({error}): pass steps_per_epoch") from error
         if length == 0:
             raise SlimfastError(
                 f"{self._name} has no batches for {self._accelerator.num_processes} process(es)"

@@ -25,7 +25,7 @@ from slimfast.distillation.resume import (
 )
 from slimfast.distillation.sharding import check_strategy, is_sharded
 from slimfast.distillation.training_run import Evaluate, Loss, Training
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.storage.atomic import output_folder
 
 _log = logging.getLogger(__name__)
@@ -91,9 +91,9 @@ def distill(
             cannot be written or holds another run. One line, before the first step where it is known by then.
     """
     if student is teacher:
-        raise ValueError("distill: the student is the teacher; pass two networks")
+        raise ArgumentError("distill: the student is the teacher; pass two networks")
     if restore not in ("best", "last"):
-        raise ValueError(f"distill: restore must be 'best' or 'last', got {restore!r}")
+        raise ArgumentError(f"distill: restore must be 'best' or 'last', got {restore!r}")
     folder = None if checkpoint is None else output_folder(checkpoint)
     criterion: Loss = DistillationLoss() if loss is None else loss
     with ExitStack() as stack:
@@ -185,7 +185,7 @@ def _accelerate(given: Any, precision: str | None) -> Iterator[Any]:
     if given is not None:
         if precision not in (None, given.mixed_precision):
             theirs = given.mixed_precision
-            raise ValueError(f"distill: mixed_precision={precision!r}, but the accelerator has {theirs!r}")
+            raise ArgumentError(f"distill: mixed_precision={precision!r}, but the accelerator has {theirs!r}")
         yield given
         return
     try:

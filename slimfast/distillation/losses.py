@@ -18,6 +18,7 @@ from slimfast.distillation.output_losses import (
     decoupled_loss,
     relational_loss,
 )
+from slimfast.errors import ArgumentError, ArgumentTypeError
 from slimfast.pruning.manifests import manifest
 
 Features: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
@@ -90,14 +91,16 @@ def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...
     hints = []
     for name in modules:
         if name not in known:
-            raise ValueError(f"aligned_hints: the student has no module {name!r}")
+            raise ArgumentError(f"aligned_hints: the student has no module {name!r}")
         module = known[name]
         if (
             not isinstance(module, _CHANNELS_LAST + _CHANNELS_SECOND)
             or getattr(module, "weight", None) is None
         ):
             kind = type(module).__name__
-            raise ValueError(f"aligned_hints: {name} is a {kind}: cannot tell its channels; write its Hint")
+            raise ArgumentError(
+                f"aligned_hints: {name} is a {kind}: cannot tell its channels; write its Hint"
+            )
         # A transposed convolution stores (in, out, ...), an embedding (entries, channels).
         weight_dim = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
         keep = keeps.get(f"{name}.weight", {}).get(weight_dim)
@@ -137,18 +140,18 @@ class DistillationLoss:
 
     def __post_init__(self) -> None:
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise ValueError(f"DistillationLoss: temperature must be positive, got {self.temperature}")
+            raise ArgumentError(f"DistillationLoss: temperature must be positive, got {self.temperature}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"DistillationLoss: label_smoothing must be in [0, 1), got {self.label_smoothing}"
             )
         for name in _WEIGHTS:
             weight = getattr(self, name)
             if not (weight >= 0 and math.isfinite(weight)):
-                raise ValueError(f"DistillationLoss: the weight {name} must be >= 0, got {weight}")
+                raise ArgumentError(f"DistillationLoss: the weight {name} must be >= 0, got {weight}")
         of_features = (self.hint or self.attention) and self.hints
         if not of_features and not any(getattr(self, name) for name in _WEIGHTS if name not in _OF_FEATURES):
-            raise ValueError("DistillationLoss: every term has weight 0")
+            raise ArgumentError("DistillationLoss: every term has weight 0")
 
     def __call__(
         self, student: Any, teacher: Any, targets: Tensor | None = None, features: Features = ()
@@ -170,7 +173,7 @@ class DistillationLoss:
         for name in ("hard", "decoupled"):
             weight = getattr(self, name)
             if weight and targets is None:
-                raise ValueError(
+                raise ArgumentError(
                     f"DistillationLoss: {name}={weight} needs targets; without them pass {name}=0"
                 )
         if self.soft or self.decoupled or self.correlation or self.relational:
@@ -184,7 +187,7 @@ class DistillationLoss:
             terms["hard"] = (self.hard, value)
         if (self.hint or self.attention) and self.hints:
             if len(features) != len(self.hints):
-                raise ValueError(
+                raise ArgumentError(
                     f"DistillationLoss: {len(self.hints)} hints, {len(features)} pairs of features; run both "
                     "networks inside watching(student, teacher) and pass what it yields, called"
                 )
@@ -199,7 +202,7 @@ class DistillationLoss:
         """The terms of the two networks' logits."""
         if logits.shape != expected.shape:
             got, wanted = tuple(logits.shape), tuple(expected.shape)
-            raise ValueError(f"DistillationLoss: student logits are {got}, the teacher's {wanted}")
+            raise ArgumentError(f"DistillationLoss: student logits are {got}, the teacher's {wanted}")
         terms: dict[str, tuple[float, Tensor]] = {}
         if self.soft:
             value = soft_target_loss(logits, expected, temperature=self.temperature, class_dim=self.class_dim)
@@ -209,7 +212,7 @@ class DistillationLoss:
         if self.decoupled:
             assert targets is not None
             if targets.is_floating_point():
-                raise ValueError("DistillationLoss: decoupled needs targets that are class indices")
+                raise ArgumentError("DistillationLoss: decoupled needs targets that are class indices")
             value = decoupled_loss(ours, theirs, targets.flatten(), temperature=self.temperature)
             terms["decoupled"] = (self.decoupled, value)
         if self.correlation:
@@ -229,7 +232,7 @@ class DistillationLoss:
                     try:
                         module = model.get_submodule(hint.module)
                     except AttributeError as error:
-                        raise ValueError(
+                        raise ArgumentError(
                             f"DistillationLoss: the {side} has no module {hint.module!r}"
                         ) from error
                     handle = module.register_forward_hook(tap.recorder(side, index))
@@ -257,13 +260,13 @@ class FeatureTap:
         for index, hint in enumerate(self._hints):
             for side in ("student", "teacher"):
                 if not isinstance(self._seen.get((side, index)), Tensor):
-                    raise ValueError(f"the {side} gave no tensor at {hint.module!r} since the last step")
+                    raise ArgumentError(f"the {side} gave no tensor at {hint.module!r} since the last step")
             student, teacher = self._seen["student", index], self._seen["teacher", index].detach()
             if hint.keep is not None:
                 teacher = teacher.index_select(hint.dim, torch.tensor(hint.keep, device=teacher.device))
             if student.shape != teacher.shape:
                 got, wanted = tuple(student.shape), tuple(teacher.shape)
-                raise ValueError(
+                raise ArgumentError(
                     f"hint {hint.module!r}: the student gives {got}, the teacher's kept part is {wanted}"
                 )
             pairs.append((student.movedim(hint.dim, 1), teacher.movedim(hint.dim, 1)))
@@ -279,7 +282,9 @@ def logits_of(output: Any) -> Tensor:
     if found is None and isinstance(output, (tuple, list)) and output:
         found = output[0]
     if not isinstance(found, Tensor):
-        raise TypeError(f"expected logits, a tuple or a mapping with 'logits', got {type(output).__name__}")
+        raise ArgumentTypeError(
+            f"expected logits, a tuple or a mapping with 'logits', got {type(output).__name__}"
+        )
     return found
 
 

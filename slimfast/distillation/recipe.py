@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from slimfast.errors import ArgumentError
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
@@ -30,21 +32,21 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"distill: {name} must be at least 1, got {getattr(self, name)}")
+                raise ArgumentError(f"distill: {name} must be at least 1, got {getattr(self, name)}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise ValueError(f"distill: lr must be positive, got {self.lr}")
+            raise ArgumentError(f"distill: lr must be positive, got {self.lr}")
         if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"distill: optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
+            raise ArgumentError(f"distill: optimizer must be 'sgd' or 'adamw', got {self.optimizer!r}")
         if not 0 <= self.momentum < 1:
-            raise ValueError(f"distill: momentum must be in [0, 1), got {self.momentum}")
+            raise ArgumentError(f"distill: momentum must be in [0, 1), got {self.momentum}")
         if not self.weight_decay >= 0:
-            raise ValueError(f"distill: weight_decay must be >= 0, got {self.weight_decay}")
+            raise ArgumentError(f"distill: weight_decay must be >= 0, got {self.weight_decay}")
         if not 0 <= self.warmup < 1:
-            raise ValueError(f"distill: warmup is a share of the steps in [0, 1), got {self.warmup}")
+            raise ArgumentError(f"distill: warmup is a share of the steps in [0, 1), got {self.warmup}")
         if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"distill: ema must be in (0, 1) or None, got {self.ema}")
+            raise ArgumentError(f"distill: ema must be in (0, 1) or None, got {self.ema}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"distill: max_grad_norm must be positive or None, got {self.max_grad_norm}")
+            raise ArgumentError(f"distill: max_grad_norm must be positive or None, got {self.max_grad_norm}")
 
     def rate(self, step: int) -> float:
         """Learning rate of step ``step``, counted from 0 over all epochs: linear warm-up, then half a cosine.
@@ -61,7 +63,7 @@ class Recipe:
         """The optimizer of the trainable parameters; those with fewer than two dims are not decayed."""
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
-            raise ValueError("distill: the student has no parameter that requires a gradient")
+            raise ArgumentError("distill: the student has no parameter that requires a gradient")
         groups = [
             {"params": [p for p in trainable if p.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},

@@ -20,7 +20,7 @@ from slimfast.distillation.recipe import EpochRecord, History, Recipe
 from slimfast.distillation.resume import rng_state, set_rng_state
 from slimfast.distillation.sharding import check_sharded, is_sharded
 from slimfast.distributed.dtensors import gathered, is_part, part_like
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError
 
 Loss: TypeAlias = "DistillationLoss | Callable[[Any, Any, Tensor | None], Tensor]"
 Evaluate: TypeAlias = "Iterable[Any] | Callable[[nn.Module], float]"
@@ -59,7 +59,9 @@ class Training:
         self._since = time.perf_counter()
         if evaluate is not None and not callable(evaluate):
             if isinstance(evaluate, Iterator):
-                raise TypeError("evaluate is an iterator, which is empty after one epoch: pass a list")
+                raise ArgumentTypeError(
+                    "evaluate is an iterator, which is empty after one epoch: pass a list"
+                )
             # One batch now rather than an error after the first epoch.
             if not count_right(student, islice(evaluate, 1), class_dim=self.class_dim)[1]:
                 raise SlimfastError("evaluate has no targets")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slimfast.errors import UnsupportedGraph
+from slimfast.errors import ArgumentTypeError, UnsupportedGraph
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.propagation.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
 from slimfast.graph.propagation.grouping import Grouping
@@ -54,7 +54,7 @@ def trace_channels(
     not made of tensors and plain values.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
+        raise ArgumentTypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
     for path, module in modules_of(model):
         if isinstance(module, torch.jit.ScriptModule):
             where = path or "the model itself"

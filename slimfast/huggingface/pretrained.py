@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from slimfast.arrays import Arguments, Shape
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.cutting.cut import Patch, read_attribute
 from slimfast.graph.recording.forward import PROCESS_LOCK, Ref, record
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, tensors_in
@@ -51,7 +51,7 @@ def save_pretrained(thin: nn.Module, folder: str | os.PathLike[str], example: An
     class describes the thin network, and where the folder cannot be written.
     """
     if not hasattr(thin, "save_pretrained") or not hasattr(thin, "config"):
-        raise TypeError(f"save_pretrained: expected a transformers model, got {type(thin).__name__}")
+        raise ArgumentTypeError(f"save_pretrained: expected a transformers model, got {type(thin).__name__}")
     target = Path(folder)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise cannot_write(folder, "it is there already, and not an empty folder")

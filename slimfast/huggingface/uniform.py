@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices
 from slimfast.graph.recording.forward import hollow_copy
@@ -64,10 +64,10 @@ def plan_uniform(
     :class:`SlimfastError` where no attribute of the configuration narrows anything, or not enough.
     """
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
-        raise TypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
+        raise ArgumentTypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
     budget = {name: value for name, value in (("params", params), ("macs", macs)) if value is not None}
     if not budget:
-        raise ValueError("plan_uniform: expected params or macs, got none of them")
+        raise ArgumentError("plan_uniform: expected params or macs, got none of them")
     graph = trace_channels(model, example, exclude=["head_dim"])
     knobs = _knobs(model, graph, multiple_of)
     if not knobs:

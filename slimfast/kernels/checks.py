@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimfast.errors import ArgumentError
 from slimfast.kernels.dtypes import COMPUTED, FLOATING
 
 # Elements that are looked at together.
@@ -32,7 +33,7 @@ def names_of(op: str, tensors: Sequence[Tensor] | Tensor, names: Sequence[str] |
     if names is None:
         return _Numbered(len(tensors))
     if len(names) != len(tensors):
-        raise ValueError(f"{op}: expected {len(tensors)} names, got {len(names)}")
+        raise ArgumentError(f"{op}: expected {len(tensors)} names, got {len(names)}")
     return names
 
 
@@ -43,7 +44,7 @@ def members_of(
 ) -> tuple[list[list[Tensor]], list[list[str]]]:
     """The members of every layer, checked, and their names: a tensor is a layer of one member."""
     if names is not None and len(names) != len(xs):
-        raise ValueError(f"{op}: expected {len(xs)} names, got {len(names)}")
+        raise ArgumentError(f"{op}: expected {len(xs)} names, got {len(names)}")
     layers, named = [], []
     for i, x in enumerate(xs):
         name = f"layer {i}" if names is None else names[i]
@@ -55,11 +56,13 @@ def members_of(
         else:
             told = [f"{name}, member {j}" for j in range(len(members))]
         if not members or len(told) != len(members):
-            raise ValueError(f"{op}: expected one or more members, each named, got {len(members)} ({name})")
+            raise ArgumentError(
+                f"{op}: expected one or more members, each named, got {len(members)} ({name})"
+            )
         for member, own in zip(members, told, strict=True):
             check_matrix(op, member, own)
             if member.shape[0] != members[0].shape[0]:
-                raise ValueError(
+                raise ArgumentError(
                     f"{op}: expected members of {members[0].shape[0]} rows, got {member.shape[0]} ({own})"
                 )
         layers.append(members)
@@ -69,16 +72,16 @@ def members_of(
 
 def check_matrix(op: str, x: Tensor, name: str) -> None:
     if x.ndim != 2 or 0 in x.shape:
-        raise ValueError(f"{op}: expected shape (n, d) with n, d >= 1, got {tuple(x.shape)} ({name})")
+        raise ArgumentError(f"{op}: expected shape (n, d) with n, d >= 1, got {tuple(x.shape)} ({name})")
     if x.dtype not in FLOATING:
-        raise ValueError(f"{op}: expected float32, float64, bfloat16 or float16, got {x.dtype} ({name})")
+        raise ArgumentError(f"{op}: expected float32, float64, bfloat16 or float16, got {x.dtype} ({name})")
 
 
 def check_covariance_options(side: str, dtype: torch.dtype | None) -> None:
     if side not in ("auto", "rows"):
-        raise ValueError(f"covariance: expected side 'auto' or 'rows', got {side!r}")
+        raise ArgumentError(f"covariance: expected side 'auto' or 'rows', got {side!r}")
     if dtype not in (None, *COMPUTED):
-        raise ValueError(f"covariance: expected dtype float32 or float64, got {dtype}")
+        raise ArgumentError(f"covariance: expected dtype float32 or float64, got {dtype}")
 
 
 def covariance_dtype(members: Sequence[Tensor]) -> torch.dtype:
@@ -91,19 +94,21 @@ def check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None
     for i, mat in enumerate(mats):
         shape = mat.shape
         if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
-            raise ValueError(f"{op}: expected a square matrix, got shape {tuple(shape)} ({names[i]})")
+            raise ArgumentError(f"{op}: expected a square matrix, got shape {tuple(shape)} ({names[i]})")
         if mat.dtype not in COMPUTED:
-            raise ValueError(f"{op}: expected float32 or float64, got {mat.dtype} ({names[i]})")
+            raise ArgumentError(f"{op}: expected float32 or float64, got {mat.dtype} ({names[i]})")
 
 
 def check_ranks(mats: Sequence[Tensor], ranks: Sequence[int], names: Sequence[str]) -> None:
     """Of a pivoted Cholesky: its matrices, and how many picks of each."""
     if len(ranks) != len(mats):
-        raise ValueError(f"pivoted_cholesky: expected {len(mats)} ranks, got {len(ranks)}")
+        raise ArgumentError(f"pivoted_cholesky: expected {len(mats)} ranks, got {len(ranks)}")
     check_squares("pivoted_cholesky", mats, names)
     for mat, rank, name in zip(mats, ranks, names, strict=True):
         if not 0 <= rank <= mat.shape[0]:
-            raise ValueError(f"pivoted_cholesky: expected a rank in 0..{mat.shape[0]}, got {rank} ({name})")
+            raise ArgumentError(
+                f"pivoted_cholesky: expected a rank in 0..{mat.shape[0]}, got {rank} ({name})"
+            )
 
 
 def check_one_device(op: str, tensors: Sequence[Tensor]) -> None:
@@ -111,7 +116,9 @@ def check_one_device(op: str, tensors: Sequence[Tensor]) -> None:
         return
     devices = {t.device for t in tensors}
     if len(devices) > 1:
-        raise ValueError(f"{op}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}")
+        raise ArgumentError(
+            f"{op}: expected tensors on one device, got {', '.join(sorted(map(str, devices)))}"
+        )
 
 
 class _Kept(NamedTuple):
@@ -125,12 +132,12 @@ def check_gather(
 ) -> None:
     named = names_of("gather", tensors, names)
     if len(keeps) != len(tensors):
-        raise ValueError(f"gather: expected {len(tensors)} keeps, got {len(keeps)}")
+        raise ArgumentError(f"gather: expected {len(tensors)} keeps, got {len(keeps)}")
     # A group's indices cut many tensors: each is looked through once.
     looked: dict[int, _Kept] = {}
     for tensor, keep, name in zip(tensors, keeps, named, strict=True):
         if len(keep) > 2:
-            raise ValueError(f"gather: expected at most two dims, got {sorted(keep)} ({name})")
+            raise ArgumentError(f"gather: expected at most two dims, got {sorted(keep)} ({name})")
         for dim, index in keep.items():
             if id(index) not in looked:
                 looked[id(index)] = _look_through(index, dim, name)
@@ -140,7 +147,7 @@ def check_gather(
 
 def _look_through(index: Tensor, dim: int, name: str) -> _Kept:
     if index.dtype != torch.int64 or index.ndim != 1 or index.device.type != "cpu":
-        raise ValueError(
+        raise ArgumentError(
             f"gather: expected one-dimensional int64 indices on the CPU, got {index.dtype} of shape "
             f"{tuple(index.shape)} on {index.device} ({name}, dim {dim})"
         )
@@ -152,10 +159,10 @@ def _look_through(index: Tensor, dim: int, name: str) -> _Kept:
 
 def _check_keep(tensor: Tensor, dim: int, kept: _Kept, name: str) -> None:
     if not 0 <= dim < tensor.ndim:
-        raise ValueError(f"gather: expected a dim in 0..{tensor.ndim - 1}, got {dim} ({name})")
+        raise ArgumentError(f"gather: expected a dim in 0..{tensor.ndim - 1}, got {dim} ({name})")
     length = tensor.shape[dim]
     if kept.low < 0 or kept.high >= length or not kept.rising:
-        raise ValueError(
+        raise ArgumentError(
             f"gather: expected sorted, distinct indices in 0..{length - 1}, got {kept.low}..{kept.high} "
             f"({name}, dim {dim})"
         )

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from torch import Tensor
 
-from slimfast.errors import BackendUnavailable, did_you_mean
+from slimfast.errors import ArgumentError, BackendUnavailable, did_you_mean
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 
@@ -33,14 +33,14 @@ def backend_module(name: str) -> ModuleType:
     """The module of a backend; ``ValueError`` for a name that is none of :data:`BACKENDS`."""
     if name not in BACKENDS:
         hint = did_you_mean(name, ("auto", *BACKENDS))
-        raise ValueError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}{hint}")
+        raise ArgumentError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}{hint}")
     return importlib.import_module(f"slimfast.kernels.backends.{name}")
 
 
 def why_not(op: str, inputs: Sequence[Tensor], backend: str) -> list[str]:
     """Every reason why ``backend`` cannot run ``op`` on these tensors; empty when it can."""
     if op not in OPS:
-        raise ValueError(f"op: expected one of {', '.join(OPS)}, got {op!r}{did_you_mean(op, OPS)}")
+        raise ArgumentError(f"op: expected one of {', '.join(OPS)}, got {op!r}{did_you_mean(op, OPS)}")
     reasons: list[str] = backend_module(backend).why_not(op, inputs)
     return reasons
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from slimfast.errors import ArgumentError, NonFinite
 from slimfast.kernels.checks import (
     check_covariance_options,
     check_gather,
@@ -128,7 +129,7 @@ def grouped_covariance(
     for told, members, trace in zip(named, layers, traces.tolist(), strict=True):
         if trace != trace or trace == float("inf"):
             bad = next((i for i, x in enumerate(members) if not bool(x.isfinite().all())), 0)
-            raise ValueError(non_finite("covariance", told[bad], members[bad]))
+            raise NonFinite(non_finite("covariance", told[bad], members[bad]))
     return Covariances(matrices, traces)
 
 
@@ -173,13 +174,13 @@ def grouped_eigvalsh(
         chosen = values if len(dtypes) == 1 else [v for v in values if v.dtype == dtype]
         if not bool(torch.cat(chosen).isfinite().all()):
             bad = next(i for i, v in enumerate(values) if not bool(v.isfinite().all()))
-            raise ValueError(non_finite("eigvalsh", named[bad], mats[bad]))
+            raise NonFinite(non_finite("eigvalsh", named[bad], mats[bad]))
     return values
 
 
 def _eigvalsh_stacked(mats: Tensor, named: Sequence[str], backend: str) -> Tensor:
     if mats.ndim != 3 or mats.shape[1] != mats.shape[2] or mats.shape[1] == 0:
-        raise ValueError(f"eigvalsh: expected a stack of square matrices, got shape {tuple(mats.shape)}")
+        raise ArgumentError(f"eigvalsh: expected a stack of square matrices, got shape {tuple(mats.shape)}")
     check_squares("eigvalsh", [mats[0]] if len(mats) else [], named)
     if len(mats) == 0:
         return mats.new_empty(0, mats.shape[1])
@@ -187,7 +188,7 @@ def _eigvalsh_stacked(mats: Tensor, named: Sequence[str], backend: str) -> Tenso
     values = eigvalsh_stacked(module, mats)
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).any(1).nonzero()[0])
-        raise ValueError(non_finite("eigvalsh", named[bad], mats[bad]))
+        raise NonFinite(non_finite("eigvalsh", named[bad], mats[bad]))
     return values
 
 
@@ -217,7 +218,7 @@ def grouped_pivoted_cholesky(
     finite = torch.stack([m.sum(dtype=torch.float64) for m in mats]).isfinite().tolist()
     for mat, name, ok in zip(mats, named, finite, strict=True):
         if not ok:
-            raise ValueError(non_finite("pivoted_cholesky", name, mat))
+            raise NonFinite(non_finite("pivoted_cholesky", name, mat))
     results = select_backend("pivoted_cholesky", mats, backend).pivoted_cholesky(list(mats), list(ranks))
     return [PivotedCholesky(*r) for r in results]
 

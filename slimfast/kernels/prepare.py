@@ -24,7 +24,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from slimfast.errors import BackendUnavailable
+from slimfast.errors import ArgumentError, BackendUnavailable
 from slimfast.kernels.checks import (
     check_covariance_options,
     check_gather,
@@ -54,14 +54,14 @@ def prepare_covariance(
     All results are of one dtype: ``dtype``, or what the inputs ask for.
     """
     if not xs:
-        raise ValueError("covariance: expected one or more layers, got none")
+        raise ArgumentError("covariance: expected one or more layers, got none")
     check_covariance_options(side, dtype)
     for x, name in zip(xs, names_of("covariance", xs, names), strict=True):
         check_matrix("covariance", x, name)
     check_one_device("covariance", xs)
     wanted = {dtype or covariance_dtype([x]) for x in xs}
     if len(wanted) > 1:
-        raise ValueError(
+        raise ArgumentError(
             f"covariance: expected results of float32 or of float64, got {sorted(map(str, wanted))}"
         )
     (result,) = wanted
@@ -77,7 +77,7 @@ def prepare_eigvalsh(
 ) -> Prepared[list[Tensor]]:
     """:func:`slimfast.grouped_eigvalsh` of one or more matrices, to be launched."""
     if not mats:
-        raise ValueError("eigvalsh: expected one or more matrices, got none")
+        raise ArgumentError("eigvalsh: expected one or more matrices, got none")
     check_squares("eigvalsh", mats, names_of("eigvalsh", mats, names))
     check_one_device("eigvalsh", mats)
     module = _with_prepare(select_backend("eigvalsh", mats, backend), "eigvalsh")
@@ -98,7 +98,7 @@ def prepare_pivoted_cholesky(
     Where what is left unexplained of a matrix is not finite, its picks stop and its residual says so.
     """
     if not mats:
-        raise ValueError("pivoted_cholesky: expected one or more matrices, got none")
+        raise ArgumentError("pivoted_cholesky: expected one or more matrices, got none")
     check_ranks(mats, ranks, names_of("pivoted_cholesky", mats, names))
     check_one_device("pivoted_cholesky", mats)
     module = _with_prepare(select_backend("pivoted_cholesky", mats, backend), "pivoted_cholesky")
@@ -117,7 +117,7 @@ def prepare_gather(
 ) -> Prepared[list[Tensor]]:
     """:func:`slimfast.grouped_gather` of one or more tensors, to be launched."""
     if not tensors:
-        raise ValueError("gather: expected one or more tensors, got none")
+        raise ArgumentError("gather: expected one or more tensors, got none")
     check_gather(tensors, keeps, names)
     module = _with_prepare(select_backend("gather", tensors, backend), "gather")
     call: Prepared[list[Tensor]] = module.prepare_gather(list(tensors), list(keeps))

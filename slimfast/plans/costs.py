@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from slimfast.arrays import FloatArray, IntArray
-from slimfast.errors import did_you_mean
+from slimfast.errors import ArgumentError, did_you_mean
 from slimfast.graph import Axis, ChannelGraph, trace_channels
 
 Terms = tuple[tuple[tuple[int, ...], int], ...]
@@ -79,9 +79,11 @@ class CostModel:
         vector: IntArray = self.full.copy()
         for name, width in widths.items():
             if name not in self._index:
-                raise ValueError(f"widths: no group {name!r}{did_you_mean(name, self.names)}")
+                raise ArgumentError(f"widths: no group {name!r}{did_you_mean(name, self.names)}")
             if not 0 <= width <= self.full[self._index[name]]:
-                raise ValueError(f"widths: expected 0..{self.full[self._index[name]]}, got {width} ({name})")
+                raise ArgumentError(
+                    f"widths: expected 0..{self.full[self._index[name]]}, got {width} ({name})"
+                )
             vector[self._index[name]] = width
         return vector
 

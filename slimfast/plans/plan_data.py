@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from slimfast.errors import SlimfastError, shown
+from slimfast.errors import ArgumentError, SlimfastError, shown
 from slimfast.graph import ChannelGraph, InputSpec
 from slimfast.plans.costs import Cost
 from slimfast.plans.plan_text import explanation, table
@@ -92,7 +92,7 @@ class Plan:
         """
         graph = graph or self.graph
         if graph is None:
-            raise ValueError(
+            raise ArgumentError(
                 "explain: expected the graph of the model, for a plan read from JSON does not hold it"
             )
         return explanation(self, graph)
@@ -228,5 +228,5 @@ def _shapes_from_json(fields: Fields) -> dict[str, tuple[int, ...]]:
 def _inputs_from_json(value: Any, what: str) -> InputSpec:
     try:
         return InputSpec.from_json(value)
-    except (SlimfastError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except ArgumentError as error:
         raise SlimfastError(f"{what}: inputs: {error}") from None

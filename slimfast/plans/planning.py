@@ -14,7 +14,7 @@ from torch import nn
 from slimfast.arrays import IntArray, Progress
 from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.moments import Calibration
-from slimfast.errors import SlimfastError, did_you_mean
+from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths_within
 from slimfast.plans.costs import Cost, CostModel
@@ -75,7 +75,7 @@ def plan_widths(
         exclude=exclude,
     )
     if curves is not None and explained_variance is not None:
-        raise ValueError("plan: error curves spend a budget of params or macs, got explained_variance")
+        raise ArgumentError("plan: error curves spend a budget of params or macs, got explained_variance")
     problem = _problem(graph, spectra, request, curves)
     return _plan(problem, spectra, _solve(problem, spectra))
 
@@ -170,15 +170,19 @@ def _by_gain(
 ) -> Calibration | None:
     """The calibration to spend the budget by; None where one explained variance does."""
     if allocation not in (None, *ALLOCATIONS):
-        raise ValueError(
+        raise ArgumentError(
             f"plan: expected allocation {' or '.join(ALLOCATIONS)}, got {allocation!r}"
             f"{did_you_mean(allocation, ALLOCATIONS)}"
         )
     if allocation == "marginal_gain" and calibration is None:
-        raise ValueError("plan: marginal_gain needs a calibration: slimfast.calibrate(model, graph, batches)")
+        raise ArgumentError(
+            "plan: marginal_gain needs a calibration: slimfast.calibrate(model, graph, batches)"
+        )
     if request.explained_variance is not None:
         if allocation == "marginal_gain":
-            raise ValueError("plan: marginal_gain spends a budget of params or macs, got explained_variance")
+            raise ArgumentError(
+                "plan: marginal_gain spends a budget of params or macs, got explained_variance"
+            )
         return None
     return None if allocation == "explained_variance" else calibration
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimfast.calibration.curves import ErrorCurve
-from slimfast.errors import SlimfastError, did_you_mean
+from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, matches
 from slimfast.plans.budget import Rounding
 from slimfast.plans.costs import Cost
@@ -70,22 +70,22 @@ def check_request(
     if explained_variance is not None:
         check_tau("plan", explained_variance)
         if budget:
-            raise ValueError(
+            raise ArgumentError(
                 f"plan: expected explained_variance or a budget, got both it and {', '.join(budget)}"
             )
     elif not budget and not overrides:
-        raise ValueError("plan: expected explained_variance, params or macs, got none of them")
+        raise ArgumentError("plan: expected explained_variance, params or macs, got none of them")
     for name, value in budget.items():
         if not 0 < value < math.inf:
-            raise ValueError(
+            raise ArgumentError(
                 f"plan: expected {name} in (0, 1] as a share or above 1 as a number, got {value}"
             )
     for name, value in {"multiple_of": multiple_of, "min_width": min_width}.items():
         if not _is_integer(value) or value < 1:
-            raise ValueError(f"plan: expected {name} to be an integer >= 1, got {value!r}")
+            raise ArgumentError(f"plan: expected {name} to be an integer >= 1, got {value!r}")
     for name, given in {"include": include, "exclude": exclude}.items():
         if isinstance(given, str):
-            raise ValueError(f"plan: expected {name} to be a list of globs, got the string {given!r}")
+            raise ArgumentError(f"plan: expected {name} to be a list of globs, got the string {given!r}")
     return Request(
         explained_variance=explained_variance,
         budget=budget,
@@ -120,7 +120,7 @@ def choose(
         for glob in globs:
             if not any(_matches(group, (glob,)) for group in graph.groups):
                 names = [group.name for group in graph.groups] + sorted({g.kind for g in graph.groups})
-                raise ValueError(f"plan: {what}: no group matches {glob!r}{did_you_mean(glob, names)}")
+                raise ArgumentError(f"plan: {what}: no group matches {glob!r}{did_you_mean(glob, names)}")
     choices = []
     for group in graph.groups:
         d = positions(group, graph)
@@ -158,7 +158,7 @@ def _width_by_hand(group: ChannelGroup, value: int | float) -> int:
         return int(value)
     if isinstance(value, float) and 0.0 < value <= 1.0:
         return max(1, round(value * group.n))
-    raise ValueError(
+    raise ArgumentError(
         f"plan: overrides: expected 1 to {group.n} units or a share as a float, got {value!r} ({group.name})"
     )
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import readers
 from slimfast.calibration.moments import Calibration, unit_covariance
-from slimfast.errors import SlimfastError, did_you_mean
+from slimfast.errors import ArgumentError, NonFinite, SlimfastError, did_you_mean
 from slimfast.graph import trace_channels
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
@@ -74,7 +74,7 @@ def select_units(
     """Group name -> sorted kept units, for each of ``groups``; see :func:`select`."""
     if method not in METHODS:
         hint = did_you_mean(method, METHODS)
-        raise ValueError(f"select: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
+        raise ArgumentError(f"select: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
     keeps = {g.name: np.arange(g.n, dtype=np.int64) for g in groups if g.width == g.n}
     chosen = [g for g in groups if g.width < g.n]
     tensors = named_tensors(model)
@@ -88,7 +88,7 @@ def select_units(
         )
     if method == "activations":
         if calibration is None:
-            raise ValueError("select: by activations it needs a calibration, got none")
+            raise ArgumentError("select: by activations it needs a calibration, got none")
         read = _covariance_read(model, graph, calibration)
         return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], read, backend)
     scores = unit_scores(model, [graph[g.name] for g in chosen], method)
@@ -184,7 +184,7 @@ def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str
             names=[[f"{group.name}: {m.tensor}" for m in group.producers()]],
             backend=backend,
         ).matrices
-    except ValueError as error:
+    except NonFinite as error:
         raise SlimfastError(f"select: {error}") from None
     return found
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph.channel_graph import ChannelGroup, Member
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.spectra.unit_matrices import unit_matrix
@@ -151,7 +151,7 @@ def _batch_norm_scales(model: nn.Module, group: ChannelGroup) -> list[Member]:
 def _check_batch_norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
     without = [group.name for group in groups if not _batch_norm_scales(model, group)]
     if without:
-        raise ValueError(
+        raise ArgumentError(
             f"select: bn_scale needs a batch norm with a scale in every group; none in {', '.join(without)}"
         )
 

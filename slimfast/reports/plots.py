@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from slimfast.distillation import History
 from slimfast.errors import SlimfastError, printable
 from slimfast.plans.plan_data import Plan
 from slimfast.spectra import Spectrum
-from slimfast.storage.atomic import atomic_path, cannot_write
+from slimfast.storage.atomic import atomic_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,11 +112,14 @@ def plan_figure(plan: Plan, spectra: Mapping[str, Spectrum]) -> Figure:
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a figure, whole or not at all; the suffix of ``path`` is its format."""
-    try:
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=120)
-    except ValueError as error:
-        raise cannot_write(path, error) from error
+    known = sorted(figure.canvas.get_supported_filetypes())
+    suffix = Path(path).suffix.removeprefix(".")
+    if suffix.lower() not in known:
+        raise SlimfastError(
+            f"cannot write {os.fspath(path)}: expected a suffix of {', '.join(known)}, got {suffix!r}"
+        )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _draw_curves(axes: Any, plan: Plan, spectra: Mapping[str, Spectrum]) -> None:

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import NonFinite, SlimfastError
 from slimfast.kernels import ops
+from slimfast.kernels.dtypes import FLOATING
 from slimfast.kernels.memory import call_bytes
 from slimfast.spectra.unit_matrices import Layer, Part, unit_matrix
 from slimfast.storage.prefetch import read_ahead
@@ -70,8 +71,7 @@ def measure_layers(
         yield from _measure_as_they_are(as_is, weights, options, seen)
         yield from _measure_by_columns([x for x in summed if x.n > x.d], weights, options, seen)
         yield from _measure_by_rows([x for x in summed if x.n <= x.d], weights, options, seen)
-    except ValueError as error:
-        # The ops' arguments are all made here, so that what they object to is in the weights.
+    except NonFinite as error:
         raise SlimfastError(f"{weights.source}: {error}") from None
 
 
@@ -254,6 +254,10 @@ def _load(layer: Layer, part: Part, weights: Weights, options: Options) -> Tenso
     if tuple(x.shape) != (layer.n, part.d):
         raise SlimfastError(
             f"{weights.source}: {part.tensor}: expected {layer.n} units of {part.d}, got {tuple(x.shape)}"
+        )
+    if x.dtype not in FLOATING:
+        raise SlimfastError(
+            f"{weights.source}: {part.tensor}: expected float32, float64, bfloat16 or float16, got {x.dtype}"
         )
     return x
 

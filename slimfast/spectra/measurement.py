@@ -12,7 +12,7 @@ import torch
 
 from slimfast.arrays import Progress
 from slimfast.distributed.team import Team
-from slimfast.errors import SlimfastError, did_you_mean
+from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
 from slimfast.spectra.eigenvalues import Options, Scaling
@@ -63,9 +63,9 @@ def measure_spectra(
     the graph's, or not finite.
     """
     if dtype not in (None, torch.float32, torch.float64):
-        raise ValueError(f"measure_spectra: expected dtype float32 or float64, got {dtype}")
+        raise ArgumentError(f"measure_spectra: expected dtype float32 or float64, got {dtype}")
     if scaling not in ("raw", "unit"):
-        raise ValueError(f"measure_spectra: expected scaling 'raw' or 'unit', got {scaling!r}")
+        raise ArgumentError(f"measure_spectra: expected scaling 'raw' or 'unit', got {scaling!r}")
     if backend != "auto":
         backend_module(backend)
     for tau in taus or ():

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from slimfast.arrays import FloatArray
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.spectra.eigenvalues import Scaling
 
 Dtype = Literal["float32", "float64"]
@@ -49,7 +49,7 @@ class Spectrum:
     def ratio(self, width: int) -> float:
         """F(width): the share of the variance that ``width`` units can explain; 0 units explain nothing."""
         if not 0 <= width <= self.n:
-            raise ValueError(f"ratio: expected a width in 0..{self.n}, got {width} ({self.name})")
+            raise ArgumentError(f"ratio: expected a width in 0..{self.n}, got {width} ({self.name})")
         if width == 0:
             return 0.0
         return float(self._ratio[min(width, len(self.eigenvalues)) - 1])
@@ -104,7 +104,7 @@ def _explained(eigenvalues: FloatArray) -> FloatArray:
 def check_tau(what: str, tau: float, name: str = "") -> None:
     """``ValueError`` for an explained variance outside (0, 1]."""
     if not 0.0 < tau <= 1.0:
-        raise ValueError(
+        raise ArgumentError(
             f"{what}: expected explained_variance in (0, 1], got {tau}{f' ({name})' if name else ''}"
         )
 

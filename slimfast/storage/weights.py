@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from slimfast.distributed.dtensors import check_whole
-from slimfast.errors import SlimfastError, did_you_mean, shown
+from slimfast.errors import ArgumentTypeError, SlimfastError, did_you_mean, shown
 from slimfast.storage.atomic import cannot_read, check_file, reason_of
 from slimfast.storage.documents import parse_object
 
@@ -99,7 +99,9 @@ def open_weights(source: Source) -> Weights:
     if isinstance(source, Mapping):
         return _in_memory("weights", {k: v.detach() for k, v in source.items() if isinstance(v, Tensor)})
     if not isinstance(source, (str, os.PathLike)):
-        raise TypeError(f"expected a module, a mapping of tensors or a path, got {type(source).__name__}")
+        raise ArgumentTypeError(
+            f"expected a module, a mapping of tensors or a path, got {type(source).__name__}"
+        )
     if os.path.isfile(Path(source) / ".metadata"):
         return _renamed(_distributed(Path(source)))
     path = check_file(source)

@@ -281,3 +281,30 @@ def test_a_forward_that_writes_leaves_model_batches_and_calibration_alone() -> N
     with torch.no_grad():
         seen = model.first(torch.full((4, 3), 2.0)).double()
     assert torch.allclose(found.readings["last.weight"].mean, seen.mean(0))
+
+
+def test_a_fault_inside_is_not_blamed_on_the_activations(
+    model: nn.Sequential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on the forward, inside of which it happens."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise ValueError("a fault")
+
+    graph = slimfast.trace_channels(model, images(1))
+    monkeypatch.setattr("slimfast.calibration.moments.grouped_covariance", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        slimfast.calibrate(model, graph, [images()])
+
+
+def test_a_fault_inside_is_not_blamed_on_the_file(
+    model: nn.Sequential, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(document: Any) -> None:
+        raise ValueError("a fault")
+
+    graph = slimfast.trace_channels(model, images(1))
+    slimfast.save_calibration(slimfast.calibrate(model, graph, [images()]), tmp_path / "c.safetensors")
+    monkeypatch.setattr("slimfast.graph.recording.inputs.InputSpec.from_json", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        slimfast.load_calibration(tmp_path / "c.safetensors")

@@ -12,6 +12,7 @@ from support.cli_cases import NET, NETS, files, needs_accelerate
 
 from slimfast.cli import main
 from slimfast.cli.models import build_model
+from slimfast.errors import ArgumentError, ArgumentTypeError
 from slimfast.plans import Plan
 
 pytestmark = pytest.mark.usefixtures("workshop")
@@ -155,15 +156,28 @@ def test_a_disk_that_fills_up_leaves_what_was_there(weights, plan, capsys):
     assert Path("thin.safetensors").read_text() == "old"
 
 
-def test_an_error_inside_has_a_status_of_its_own_and_a_traceback_on_demand(monkeypatch, capsys):
+@pytest.mark.parametrize("kind", [KeyError, ValueError, TypeError])
+def test_an_error_inside_has_a_status_of_its_own_and_a_traceback_on_demand(kind, monkeypatch, capsys):
+    """ValueError and TypeError too, which are bad input only where an argument was checked."""
+
     def fail() -> None:
-        raise KeyError("lost")
+        raise kind("lost")
 
     monkeypatch.setattr("slimfast.cli.machine.diagnose", fail)
     assert main(["doctor"]) == 1
-    assert capsys.readouterr().err == "slimfast: internal error, KeyError: 'lost' (--debug shows where)\n"
+    shown = f"{kind.__name__}: {kind('lost')}"
+    assert capsys.readouterr().err == f"slimfast: internal error, {shown} (--debug shows where)\n"
     assert main(["doctor", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [ArgumentError, ArgumentTypeError])
+def test_an_argument_that_is_refused_inside_is_bad_input(kind, monkeypatch, capsys):
+    def refuse() -> None:
+        raise kind("expected another one")
+
+    monkeypatch.setattr("slimfast.cli.machine.diagnose", refuse)
+    assert error_of(["doctor"], capsys) == "slimfast: expected another one\n"
 
 
 def test_ctrl_c_outside_of_a_training(monkeypatch, capsys):

@@ -126,3 +126,12 @@ def test_json_has_everything():
     read = json.loads(json.dumps(found.to_json()))
     assert read["facts"] == dict(found.facts)
     assert [op["chosen"] for op in read["ops"]] == [op.chosen for op in found.ops]
+
+
+def test_a_fault_inside_is_not_taken_for_a_missing_backend(monkeypatch):
+    def fail(*args):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("slimfast.diagnostics.doctor.select_backend", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        diagnose()

@@ -180,3 +180,16 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         Plan.load(tmp_path / "missing.json")
     with pytest.raises(SlimfastError, match="cannot write"):
         planned(macs=0.5).save(tmp_path / "missing" / "plan.json")
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, KeyError, AttributeError])
+def test_a_fault_inside_is_not_blamed_on_the_document(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(document: Any) -> None:
+        raise kind("a fault")
+
+    document = planned(explained_variance=0.9).to_json()
+    monkeypatch.setattr(InputSpec, "from_json", fail)
+    with pytest.raises(kind, match="a fault"):
+        Plan.from_json(document)

@@ -255,3 +255,13 @@ def test_a_call_holds_the_covariances_that_fit_and_the_choice_is_the_same(monkey
     assert select(model, plan, method="pivoted_cholesky") == expected
     assert len(counted) == calls
     assert sum(counted) == 3
+
+
+def test_a_fault_inside_is_not_blamed_on_the_weights(monkeypatch):
+    def fail(*args, **options):
+        raise ValueError("a fault")
+
+    model, x = build("conv")
+    monkeypatch.setattr(selection, "grouped_covariance", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        select(model, random_plan(model, x), method="pivoted_cholesky")

@@ -106,6 +106,18 @@ def test_pictures_are_written_in_the_format_of_their_suffix(plan, spectra, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png"]
 
 
+def test_a_fault_inside_is_not_blamed_on_the_path(plan, spectra, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    figure = plan_figure(plan, spectra)
+
+    def fail(*args, **options):
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(figure, "savefig", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        save_figure(figure, tmp_path / "a.png")
+
+
 def test_a_missing_matplotlib_is_one_line(plan, spectra, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(SlimfastError, match=r"pip install 'slimfast\[plot\]'"):

@@ -194,3 +194,20 @@ def test_eigenvalues_that_no_measurement_gives_are_refused(
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(SlimfastError, match="cannot write"):
         save_spectra({"layer": spectrum([1.0])}, tmp_path / "missing" / "spectra.safetensors")
+
+
+def test_a_fault_inside_is_not_blamed_on_the_weights(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(eigenvalues.ops, "grouped_spectra", fail)
+    with pytest.raises(ValueError, match=r"^a fault$"):
+        measure_spectra(model)
+
+
+def test_weights_of_a_dtype_without_spectra_are_named() -> None:
+    wrong = {"w": torch.randn(4, 6).to(torch.float8_e4m3fn)}
+    with pytest.raises(SlimfastError, match=r"^weights: w: expected float32, .*got torch\.float8_e4m3fn$"):
+        measure_spectra(wrong)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray, Shape
-from slimfast.errors import SlimfastError, did_you_mean
+from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import Attribute, ChannelGraph
 from slimfast.graph.cutting.prediction import Mismatch, check_thin, predicted_shapes, survivors
 from slimfast.graph.recording.module_copies import modules_of, named_tensors
@@ -64,12 +64,12 @@ def check_keeps(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
     sizes = {group.name: group.n for group in graph}
     for name, keep in keeps.items():
         if name not in sizes:
-            raise ValueError(f"keeps: the network has no group {name!r}{did_you_mean(name, sizes)}")
+            raise ArgumentError(f"keeps: the network has no group {name!r}{did_you_mean(name, sizes)}")
         units = np.asarray(keep)
         if units.ndim != 1 or units.size == 0 or not np.issubdtype(units.dtype, np.integer):
-            raise ValueError(f"keeps: expected at least one unit, got {keep!r} ({name})")
+            raise ArgumentError(f"keeps: expected at least one unit, got {keep!r} ({name})")
         if units[0] < 0 or units[-1] >= sizes[name] or bool((np.diff(units) <= 0).any()):
-            raise ValueError(
+            raise ArgumentError(
                 f"keeps: expected sorted, distinct units in 0..{sizes[name] - 1}, "
                 f"got {units.size} in {units.min()}..{units.max()} ({name})"
             )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from slimfast.arrays import Arguments
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
 
 Json = Any
 # A nested argument: a TensorSpec, a plain scalar or None, or a list, tuple or mapping of nested arguments.
@@ -96,9 +96,9 @@ class InputSpec:
     def from_json(cls, obj: Json) -> InputSpec:
         """Raises ValueError for anything :meth:`to_json` cannot have written."""
         if not isinstance(obj, Mapping) or set(obj) != {"args", "kwargs"}:
-            raise ValueError("InputSpec: expected an object with 'args' and 'kwargs'")
+            raise ArgumentError("InputSpec: expected an object with 'args' and 'kwargs'")
         if not isinstance(obj["args"], list) or not isinstance(obj["kwargs"], Mapping):
-            raise ValueError("InputSpec: expected a list 'args' and an object 'kwargs'")
+            raise ArgumentError("InputSpec: expected a list 'args' and an object 'kwargs'")
         return cls(tuple(_decode(a) for a in obj["args"]), {k: _decode(v) for k, v in obj["kwargs"].items()})
 
 
@@ -111,7 +111,7 @@ def arguments(example: Any) -> Arguments:
         return (), {str(name): value for name, value in example.items()}
     if isinstance(example, (tuple, list)):
         return tuple(example), {}
-    raise TypeError(
+    raise ArgumentTypeError(
         f"example: expected a tensor, tuple or dict of the model's arguments, got {type(example).__name__}"
     )
 
@@ -157,7 +157,7 @@ def _to_spec(argument: Any, where: str) -> Nested:
             return TensorSpec.of(leaf)
         if isinstance(leaf, _SCALARS):
             return leaf
-        raise TypeError(
+        raise ArgumentTypeError(
             f"example: {where} holds a {type(leaf).__name__}; expected tensors, numbers, strings or None"
         )
 
@@ -182,20 +182,20 @@ def _encode(nested: Nested) -> Json:
 
 def _decode(obj: Json) -> Nested:
     if not isinstance(obj, Mapping) or len(obj) != 1:
-        raise ValueError(f"InputSpec: expected an object with one key, got {obj!r}")
+        raise ArgumentError(f"InputSpec: expected an object with one key, got {obj!r}")
     ((kind, body),) = obj.items()
     if kind == "tensor" and isinstance(body, Mapping):
         dtype = getattr(torch, str(body.get("dtype")), None)
         shape = body.get("shape")
         if set(body) - {"shape", "dtype", "low", "high"}:
-            raise ValueError(f"InputSpec: expected shape, dtype, low and high, got {sorted(body)}")
+            raise ArgumentError(f"InputSpec: expected shape, dtype, low and high, got {sorted(body)}")
         if not isinstance(shape, list) or not all(_in_int64(s) and s >= 0 for s in shape):
-            raise ValueError(f"InputSpec: not the shape of a tensor: {shape!r}")
+            raise ArgumentError(f"InputSpec: not the shape of a tensor: {shape!r}")
         if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"InputSpec: not a dtype: {body.get('dtype')!r}")
+            raise ArgumentError(f"InputSpec: not a dtype: {body.get('dtype')!r}")
         low, high = body.get("low", 0), body.get("high", 0)
         if not _in_int64(low) or not _in_int64(high) or low > high:
-            raise ValueError(f"InputSpec: low {low!r} and high {high!r} are not a range of integers")
+            raise ArgumentError(f"InputSpec: low {low!r} and high {high!r} are not a range of integers")
         return TensorSpec(tuple(shape), dtype, low, high)
     if kind == "dict" and isinstance(body, Mapping):
         return {key: _decode(value) for key, value in body.items()}
@@ -204,7 +204,7 @@ def _decode(obj: Json) -> Nested:
         return tuple(items) if kind == "tuple" else items
     if kind == "value" and isinstance(body, _SCALARS):
         return body
-    raise ValueError(f"InputSpec: cannot read {kind!r}")
+    raise ArgumentError(f"InputSpec: cannot read {kind!r}")
 
 
 def _in_int64(value: object) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 from slimfast.arrays import IntArray
 from slimfast.calibration.moments import Calibration
+from slimfast.errors import ArgumentError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.pruning.repair.activations import repair_from_activations
 from slimfast.pruning.repair.report import Fit, RepairKind, RepairReport, attach_report, repair_report
@@ -48,10 +49,10 @@ def check_kind(kind: str | None, calibration: Calibration | None, damping: float
     none or not for that kind; None is no repair.
     """
     if kind not in (None, "weights", "activations"):
-        raise ValueError(f"repair: expected 'weights' or 'activations', got {kind!r}")
+        raise ArgumentError(f"repair: expected 'weights' or 'activations', got {kind!r}")
     if kind == "activations" and calibration is None:
-        raise ValueError("repair: from activations it needs a calibration, got none")
+        raise ArgumentError("repair: from activations it needs a calibration, got none")
     if not damping >= 0.0:
-        raise ValueError(f"repair: expected a damping of at least 0, got {damping}")
+        raise ArgumentError(f"repair: expected a damping of at least 0, got {damping}")
     if damping and kind != "activations":
-        raise ValueError(f"repair: a damping is for repair from activations, got {damping} with {kind!r}")
+        raise ArgumentError(f"repair: a damping is for repair from activations, got {damping} with {kind!r}")
