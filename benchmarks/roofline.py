@@ -24,8 +24,13 @@ class Roofline:
     copy: float
 
     def product_seconds(self, flops: float, dtype: torch.dtype) -> float:
-        """At least this long for so many floating point operations in products of this dtype."""
-        return flops / self.products[str(dtype).removeprefix("torch.")]
+        """At least this long for so many floating point operations in products of this dtype.
+
+        A number of 16 bits is one of float32 too: where the machine has no fast products of 16 bits, those of
+        float32 are the bound.
+        """
+        rate = self.products[str(dtype).removeprefix("torch.")]
+        return flops / (max(rate, self.products["float32"]) if dtype.itemsize == 2 else rate)
 
     def copy_seconds(self, nbytes: float) -> float:
         """At least this long for so many bytes, read and written together."""

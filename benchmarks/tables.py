@@ -32,6 +32,8 @@ from benchmarks.zoo import tables as zoo
 
 MARKED = re.compile(r"(<!-- table:(?P<suite>[a-z0-9]+)-(?P<op>[\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 NOT_MEASURED = "not measured"
+NO_BOUND = "no bound"
+"""Of a bound that was passed, because it was taken from a rate that others of the machine exceed."""
 ACCURACY = "accuracy"
 LOST = "lost-"
 BRIEF = "brief-"
@@ -153,9 +155,14 @@ def _number(value: float) -> str:
 
 
 def ratio(found: Mapping[str, Any], name: str) -> float | None:
-    """How many times as long ``name`` took as we did; for the bound, the share of it that we reach."""
+    """How many times as long ``name`` took as we did; for the bound, the share of it that we reach.
+
+    A bound that we passed is none, and has no share.
+    """
     ours, theirs = _seconds(found, OURS), _seconds(found, name)
-    return None if ours is None or theirs is None else theirs / ours
+    if ours is None or theirs is None or (name == BOUND and theirs > ours):
+        return None
+    return theirs / ours
 
 
 def _cell(found: Mapping[str, Any], column: str) -> str:
@@ -164,7 +171,8 @@ def _cell(found: Mapping[str, Any], column: str) -> str:
         return NOT_MEASURED if peak is None else f"{peak / 2**20:.0f} MiB"
     value = ratio(found, column)
     if value is None:
-        return _why(found, column)
+        passed = column == BOUND and None not in (_seconds(found, OURS), _seconds(found, BOUND))
+        return NO_BOUND if passed else _why(found, column)
     return f"{100 * value:.0f} %" if column == BOUND else f"{_number(value)} x"
 
 

@@ -190,6 +190,31 @@ def row_of(seconds, **others):
     }
 
 
+def test_products_of_16_bits_are_bounded_by_those_of_float32_where_these_are_faster():
+    slow = Roofline({"float32": 1e9, "float64": 5e8, "bfloat16": 1e7}, 1e9)
+    fast = Roofline({"float32": 1e9, "float64": 5e8, "bfloat16": 2e9}, 1e9)
+    assert slow.product_seconds(2e9, torch.bfloat16) == 2.0
+    assert fast.product_seconds(2e9, torch.bfloat16) == 1.0
+    assert slow.product_seconds(2e9, torch.float32) == 2.0
+    assert slow.product_seconds(2e9, torch.float64) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "cell", "target"), [(2e-3, "50 %", "missed"), (1e-3, "100 %", "reached")]
+)
+def test_a_table_shows_the_share_of_a_bound(seconds, cell, target):
+    row = timing.Row("row", (), (timing.Target(timing.BOUND, 0.6),))
+    assert tables._cell(row_of(seconds), timing.BOUND) == cell
+    assert tables._targets(row, row_of(seconds)) == f"60 % of the bound: {target}"
+
+
+def test_a_bound_that_was_passed_is_none_and_reaches_no_target():
+    row, found = timing.Row("row", (), (timing.Target(timing.BOUND, 0.6),)), row_of(1e-5)
+    assert tables._cell(found, timing.BOUND) == "no bound"
+    assert tables._targets(row, found) == "60 % of the bound"
+    assert tables._cell({}, timing.BOUND) == "not measured"
+
+
 def test_table_says_what_was_reached():
     names = [row.name for row in run.OPS["spectra"].rows("cpu")]
     plain, best = {"seconds": 0.05}, {"seconds": 0.012}
