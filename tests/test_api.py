@@ -33,6 +33,16 @@ def test_every_public_name_is_there_once_with_a_sentence() -> None:
     assert all(sentence.endswith((".", ":")) for _, sentence in listed)
 
 
+def test_a_call_is_shown_as_it_is_written() -> None:
+    def several(a, b: int, *c: str, d: float | None = None, **e: bool) -> list[int]: ...
+
+    def keywords(a=1, *, b: str = "x", c): ...
+
+    shown = "(a, b: int, *c: str, d: float | None = None, **e: bool) -> list[int]"
+    assert api._arguments(several) == shown
+    assert api._arguments(keywords) == "(a=1, *, b: str = 'x', c)"
+
+
 def test_all_is_sorted_and_typed() -> None:
     assert sorted(slimfast.__all__) == slimfast.__all__
     for name in slimfast.__all__:

@@ -36,17 +36,33 @@ def fill(text: str) -> str:
 
 
 def _arguments(value: Any) -> str:
-    """The names of the parameters, those with a default in the form ``name=``."""
+    """The parameters with their types and defaults, and of a function what it returns."""
+    signature = inspect.signature(value)
     words: list[str] = []
     starred = False
-    for parameter in inspect.signature(value).parameters.values():
+    for parameter in signature.parameters.values():
         if parameter.name.startswith("_"):
             continue
         if parameter.kind is parameter.KEYWORD_ONLY and not starred:
             words.append("*")
-            starred = True
-        words.append(parameter.name + ("" if parameter.default is parameter.empty else "="))
-    return f"({', '.join(words)})"
+        starred = starred or parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_POSITIONAL)
+        words.append(_parameter(parameter))
+    returned = signature.return_annotation
+    returns = "" if inspect.isclass(value) or returned is signature.empty else f" -> {_type(returned)}"
+    return f"({', '.join(words)}){returns}"
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    """One parameter as it is written in Python."""
+    stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    typed = "" if parameter.annotation is parameter.empty else f": {_type(parameter.annotation)}"
+    equals = " = " if typed else "="
+    default = "" if parameter.default is parameter.empty else f"{equals}{parameter.default!r}"
+    return f"{stars}{parameter.name}{typed}{default}"
+
+
+def _type(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
 
 
 def _sentence(value: Any) -> str:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from slimfast.arrays import Progress
+from slimfast.calibration import ErrorCurve
 from slimfast.distributed.team import Team
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph import trace_channels
@@ -64,13 +65,22 @@ def plan_checkpoint(
     progress: Progress | None = None,
     resume: str | os.PathLike[str] | None = None,
     team: Team | None = None,
-    **wishes: Any,
+    explained_variance: float | None = None,
+    params: float | None = None,
+    macs: float | None = None,
+    multiple_of: int = 1,
+    min_width: int = 1,
+    overrides: Mapping[str, int | float] | None = None,
+    include: Iterable[str] | None = None,
+    exclude: Iterable[str] | None = None,
+    curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
     """:func:`slimfast.plan` with the weights read from ``source``, a few layers at a time; the plan is the
     same.
 
-    ``model`` and ``example`` serve the tracing and may be on the meta device. ``wishes`` are the keywords of
-    :func:`slimfast.plan_widths`, the others those of :func:`slimfast.measure_spectra`.
+    ``model`` and ``example`` serve the tracing and may be on the meta device. From ``explained_variance`` on
+    the keywords are those of :func:`slimfast.plan_widths`, before it those of
+    :func:`slimfast.measure_spectra`.
     """
     graph = trace_channels(model, example)
     if spectra is None:
@@ -90,7 +100,19 @@ def plan_checkpoint(
         return measure_again(source, measured, names, graph, backend=backend, resume=resume, team=team)
 
     def solve(measured: Mapping[str, Spectrum]) -> tuple[Plan, list[str]]:
-        plan = plan_widths(graph, measured, **wishes)
+        plan = plan_widths(
+            graph,
+            measured,
+            explained_variance=explained_variance,
+            params=params,
+            macs=macs,
+            multiple_of=multiple_of,
+            min_width=min_width,
+            overrides=overrides,
+            include=include,
+            exclude=exclude,
+            curves=curves,
+        )
         return plan, [group.name for group in plan.groups if not group.certified]
 
     return until_settled(spectra, solve, again)

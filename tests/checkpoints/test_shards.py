@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +77,30 @@ def test_the_plan_is_that_of_the_model_in_memory(
     for resume in (None, tmp_path / "side", tmp_path / "side"):
         found = plan_checkpoint(index, empty, X, resume=resume, **wish)
         assert found.to_json() == expected.to_json()
+
+
+def test_the_keywords_are_those_of_what_it_calls() -> None:
+    own = inspect.signature(plan_checkpoint).parameters
+    for verb in (slimfast.plan_widths, slimfast.measure_spectra):
+        others = {n: p for n, p in inspect.signature(verb).parameters.items() if p.kind is p.KEYWORD_ONLY}
+        assert {n: str(own[n]) for n in others if n != "taus"} == {
+            n: str(p) for n, p in others.items() if n != "taus"
+        }
+    assert all(p.kind is not p.VAR_KEYWORD for p in own.values())
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"params": 0.6, "overrides": {"branch": 3}, "min_width": 2},
+        {"macs": 0.7, "exclude": ["branch"]},
+        {"macs": 0.8, "include": ["expand", "branch"]},
+    ],
+)
+def test_every_wish_reaches_the_widths(
+    index: Path, model: nn.Module, empty: nn.Module, wish: dict[str, Any]
+) -> None:
+    assert plan_checkpoint(index, empty, X, **wish).to_json() == slimfast.plan(model, X, **wish).to_json()
 
 
 @pytest.mark.parametrize("select", ["l1", "l2", "lookahead", "geometric_median", "pivoted_cholesky"])
