@@ -67,12 +67,13 @@ class Axis:
         With w_g of n_g units kept, the length is the sum over terms of count * prod(w_g / n_g); exact where
         every unit of a group has equally many indices, which holds for the axes of parameters.
         """
-        say = np.zeros(self.length, dtype=np.int64)
-        for bit, (_, units) in enumerate(self.parts):
-            say |= (units >= 0).astype(np.int64) << bit
+        if not self.parts:
+            return {(): self.length}
+        say = np.packbits(np.stack([units >= 0 for _, units in self.parts]), axis=0)
         counts: dict[tuple[str, ...], int] = {}
-        for mask, count in zip(*np.unique(say, return_counts=True), strict=True):
-            groups = tuple(name for bit, (name, _) in enumerate(self.parts) if int(mask) >> bit & 1)
+        for bits, count in zip(*np.unique(say.T, axis=0, return_counts=True), strict=True):
+            has_a_say = np.unpackbits(bits, count=len(self.parts))
+            groups = tuple(self.parts[i][0] for i in np.flatnonzero(has_a_say))
             counts[groups] = int(count)
         return counts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import nn
 from slimfast.arrays import FloatArray, IntArray
 from slimfast.errors import ArgumentError, did_you_mean
 from slimfast.graph import Axis, ChannelGraph, trace_channels
+from slimfast.graph.channel_graph import alive_units
 
 Terms = tuple[tuple[tuple[int, ...], int], ...]
 
@@ -32,6 +34,35 @@ def count(graph: ChannelGraph, widths: Mapping[str, int]) -> Cost:
     """The cost of a traced network whose groups have these widths; a group not named keeps all units."""
     model = CostModel(graph)
     return model.cost(model.vector(widths))
+
+
+def count_kept(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> Cost:
+    """Count what is left of a traced network when each group keeps these units, index by index.
+
+    Unlike :func:`count` it looks at every index of every axis instead of at widths, as a cut does; a group
+    not named keeps all units.
+    """
+    masks = {name: alive_units(keep) for name, keep in keeps.items()}
+
+    @functools.cache
+    def length(axis: Axis) -> int:
+        return len(axis.alive(masks))
+
+    sizes = {
+        name: math.prod(length(axis) for axis in axes)
+        for name, axes in graph.axes.items()
+        if name in graph.parameters and name not in graph.tied
+    }
+    macs = (
+        math.prod(length(f) if isinstance(f, Axis) else f for f in op.macs)
+        for op in graph.operations
+        if op.macs
+    )
+    return Cost(
+        params=sum(sizes.values()),
+        macs=sum(macs),
+        bytes=sum(size * graph.itemsize.get(name, 4) for name, size in sizes.items()),
+    )
 
 
 def count_module(model: nn.Module, example: Any) -> Cost:

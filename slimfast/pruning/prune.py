@@ -20,6 +20,7 @@ from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
+from slimfast.plans.costs import count_kept
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
@@ -116,6 +117,7 @@ def prune_channels(
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
     reached("units selected")
+    _check_cost(plan, graph, keeps)
     cuts = cut(graph, keeps)
     kept = survivors(keeps)
     changes = patches_of(model, cuts, [(a, len(kept(a.axis))) for a in graph.attributes or ()])
@@ -210,6 +212,16 @@ def _keeps(
     return keeps | select_units(
         model, graph, open_groups, method=method, calibration=calibration, backend=backend
     )
+
+
+def _check_cost(plan: Plan, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
+    """Refuse a plan whose costs are not those of the network that its units leave."""
+    said, left = plan.cost_after, count_kept(graph, keeps)
+    if (said.params, said.macs) != (left.params, left.macs):
+        raise SlimfastError(
+            f"prune: expected the {said.params:,} parameters and {said.macs:,} MACs that the plan says, got "
+            f"{left.params:,} and {left.macs:,} with the units it keeps; make the plan again"
+        )
 
 
 def _gather(

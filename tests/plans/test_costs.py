@@ -14,7 +14,9 @@ from torch import nn
 
 from slimfast.graph import InputSpec, trace_channels
 from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Operation
-from slimfast.plans.costs import Cost, CostModel, count, count_module
+from slimfast.plans import plan
+from slimfast.plans.costs import Cost, CostModel, count, count_kept, count_module
+from slimfast.pruning import prune_channels
 
 
 def test_chain_by_hand() -> None:
@@ -137,3 +139,57 @@ def test_a_traced_network_at_any_widths_costs_what_a_module_of_them_does(a: int,
     assert sorted(group.n for group in GRAPH) == [6, 8, 12]
     cost = count(GRAPH, {group.name: size[group.n] for group in GRAPH})
     assert (cost.params, cost.macs) == by_hand(a, b, c)
+
+
+@pytest.mark.parametrize("groups", [3, 63, 64, 65, 130])
+def test_an_axis_that_many_groups_share_is_as_long_as_what_they_keep(groups: int) -> None:
+    """A concatenation of groups of different sizes, with some indices that are in none and some in two."""
+    rng = np.random.default_rng(groups)
+    sizes = rng.integers(1, 5, groups)
+    length = int(sizes.sum()) + 3
+    parts, start = [], 0
+    for g, size in enumerate(sizes):
+        units = np.full(length, -1, dtype=np.int64)
+        units[start : start + size] = np.arange(size)
+        parts.append((f"g{g}", units))
+        start += int(size)
+    both = np.full(length, -1, dtype=np.int64)
+    both[:2] = np.arange(2)
+    axis = Axis(length, (*parts, ("both", both)))
+    graph = ChannelGraph(
+        groups=(*(ChannelGroup(f"g{g}", "channel", int(n), ()) for g, n in enumerate(sizes)),
+                ChannelGroup("both", "channel", 2, ())),
+        axes={"w": (axis, Axis(7))},
+        parameters=frozenset({"w"}),
+        operations=(Operation("aten.linear", "", ((axis,),), (axis, Axis(7))),),
+        frozen=(),
+        inputs=InputSpec.of(torch.zeros(1, 7)),
+    )  # fmt: skip
+    widths = {f"g{g}": int(rng.integers(0, n + 1)) for g, n in enumerate(sizes)}
+    # By hand: no unit of `both` goes, and with one of its two gone an index that is in a group as well.
+    left = 3 + sum(widths.values())
+    assert count(graph, widths) == Cost(7 * left, 7 * left, 28 * left)
+    assert count_kept(graph, {n: np.arange(w) for n, w in widths.items()}) == count(graph, widths)
+    assert sum(axis.terms().values()) == length
+
+
+@pytest.mark.parametrize("layers", [60, 66, 90])
+def test_a_dense_block_of_many_layers_reaches_its_budget(layers: int) -> None:
+    class Dense(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(5 + 3 * i, 3) for i in range(layers))
+            self.head = nn.Linear(5 + 3 * layers, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in self.layers:
+                x = torch.cat([x, layer(x).relu()], -1)
+            return self.head(x)
+
+    torch.manual_seed(0)
+    model, x = Dense(), torch.randn(2, 5)
+    made = plan(model, x, params=0.5)
+    thin = prune_channels(model, made)
+    assert count_module(thin, x) == made.cost_after
+    whole = sum(p.numel() for p in model.parameters())
+    assert 0.45 * whole < made.cost_after.params <= 0.5 * whole

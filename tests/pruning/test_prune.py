@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -321,3 +322,11 @@ def test_the_real_resnet56_at_half_its_macs():
     pads = [m for m in thin.modules() if hasattr(m, "pad_before")]
     assert len(pads) == 2
     assert any((m.pad_before, m.pad_after) not in ((8, 8), (16, 16)) for m in pads)
+
+
+def test_a_plan_whose_costs_are_not_its_networks_is_refused():
+    model, x = build("conv")
+    made = random_plan(model, x)
+    wrong = replace(made, cost_after=replace(made.cost_after, params=made.cost_after.params - 1))
+    with pytest.raises(SlimfastError, match=r"^prune: expected the .* parameters and .* MACs that the plan"):
+        prune_channels(model, wrong)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.plans import GroupPlan, Plan
-from slimfast.plans.costs import Cost
+from slimfast.plans.costs import count
 from slimfast.pruning.prune import prune_channels
 
 
@@ -132,9 +132,9 @@ def plan_of(
         width = len(keep) if keep is not None else (widths or {}).get(group.name, group.n)
         kept = tuple(int(i) for i in keep) if keep is not None else None
         groups.append(GroupPlan(group.name, group.kind, group.n, width, 1.0, True, kept))
-    nothing = Cost(0, 0, 0)
+    before, after = count(graph, {}), count(graph, {group.name: group.width for group in groups})
     shapes = {name: tuple(axis.length for axis in axes) for name, axes in graph.axes.items()}
-    return Plan(tuple(groups), None, {}, 1, nothing, nothing, shapes, graph.inputs, graph=graph)
+    return Plan(tuple(groups), None, {}, 1, before, after, shapes, graph.inputs, graph=graph)
 
 
 def random_keeps(graph: ChannelGraph, seed: int, share: float = 0.6) -> dict[str, np.ndarray]:
