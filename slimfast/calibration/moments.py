@@ -108,7 +108,7 @@ def unit_covariance(
     norm of the weights that read it, its part in the consumer's output. ``found`` are the graph's readers by
     weight.
     """
-    total = torch.zeros(group.n, group.n, dtype=torch.float64)
+    total = torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
     read = False
     for member in group.members:
         reading, reader = calibration.readings.get(member.tensor), found.get(member.tensor)
@@ -141,7 +141,7 @@ class _Moments:
         self.count = 0
         self._dtype = dtype
         self._backend = backend
-        self._mean = self._squares = torch.zeros(0)
+        self._mean = self._squares = torch.zeros(0, device="cpu")
 
     def __call__(self, columns: Tensor) -> None:
         """Take in (L, positions)."""

@@ -30,7 +30,9 @@ def sensitivities(model: nn.Module, found: Iterable[Reader], calibration: Calibr
     Raises :class:`SlimfastError` where the output has no values, or none that can be differentiated.
     """
     wanted = [reader for reader in found if reader.weight in calibration.readings]
-    totals = {reader.weight: torch.zeros(reader.length, dtype=torch.float64) for reader in wanted}
+    totals = {
+        reader.weight: torch.zeros(reader.length, dtype=torch.float64, device="cpu") for reader in wanted
+    }
     if not wanted:
         return totals
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +87,7 @@ def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
 
 def _slope(outputs: Iterable[Tensor], generator: torch.Generator) -> Tensor:
     """The outputs with random signs, summed."""
-    signs = [(z, torch.randint(2, z.shape, generator=generator).to(z) * 2 - 1) for z in outputs]
+    signs = [(z, torch.randint(2, z.shape, generator=generator, device="cpu").to(z) * 2 - 1) for z in outputs]
     return torch.stack([(z * sign).sum().float() for z, sign in signs]).sum()
 
 

@@ -309,7 +309,7 @@ def _write_shard(
 def _cut(tensor: Tensor, dims: Mapping[int, Any], name: str, backend: str) -> Tensor:
     left = sorted(dims.items())
     while left:
-        keep = {dim: torch.tensor(index) for dim, index in left[:2]}
+        keep = {dim: torch.tensor(index, device="cpu") for dim, index in left[:2]}
         (tensor,) = grouped_gather([tensor], [keep], names=[name], backend=backend)
         left = left[2:]
     return tensor

@@ -97,12 +97,16 @@ class Scans:
         return len(self.digits) // self.batch if self.shift else -(-len(self.digits) // self.batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.digits)) if self.shift else torch.arange(len(self.digits))
+        order = (
+            torch.randperm(len(self.digits), device="cpu")
+            if self.shift
+            else torch.arange(len(self.digits), device="cpu")
+        )
         for step in range(len(self)):
             chosen = order[step * self.batch : (step + 1) * self.batch]
             images = self.images[chosen]
             if self.shift:
-                down, right = torch.randint(2 * self.shift + 1, (2,)).tolist()
+                down, right = torch.randint(2 * self.shift + 1, (2,), device="cpu").tolist()
                 padded = functional.pad(images, (self.shift,) * 4, value=-1.0)
                 images = padded[:, :, down : down + 8, right : right + 8]
             yield images, self.digits[chosen]
@@ -115,9 +119,9 @@ def load_scans() -> tuple[Scans, Scans, Scans]:
     except ImportError as error:
         raise SlimfastError("the demo needs scikit-learn: pip install 'slimfast[demo]'") from error
     bunch = load_digits()
-    images = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
-    digits = torch.tensor(bunch.target, dtype=torch.int64)
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    images = torch.tensor(bunch.images, dtype=torch.float32, device="cpu")[:, None] / 8 - 1
+    digits = torch.tensor(bunch.target, dtype=torch.int64, device="cpu")
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0), device="cpu")
     train, validation, test = order[:TRAIN], order[TRAIN:-TEST], order[-TEST:]
     return (
         Scans(images[train], digits[train], shift=1),

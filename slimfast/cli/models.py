@@ -165,12 +165,12 @@ def _parse_input(text: str, generator: torch.Generator) -> Tensor:
     if dtype.is_floating_point:
         if match["high"]:
             raise SlimfastError(f"input {text!r}: a bound on the values is for integer inputs, got {high}")
-        return torch.randn(1, *shape, generator=generator).to(dtype)
+        return torch.randn(1, *shape, generator=generator, device="cpu").to(dtype)
     if high < 1 or (dtype is not torch.bool and high - 1 > torch.iinfo(dtype).max):
         raise SlimfastError(f"input {text!r}: expected a bound that {dtype} can hold, got {high}")
     if dtype is torch.bool:
-        return torch.ones(shape, dtype=dtype)
-    values = torch.randint(0, high, shape, generator=generator, dtype=dtype)
+        return torch.ones(shape, dtype=dtype, device="cpu")
+    values = torch.randint(0, high, shape, generator=generator, dtype=dtype, device="cpu")
     # What is recorded of an integer input is the range of its values, which is to be all of it.
     values.view(-1)[-1], values.view(-1)[0] = 0, high - 1
     return values

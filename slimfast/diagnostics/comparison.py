@@ -64,7 +64,7 @@ def weight_matrices(model: nn.Module) -> dict[str, Tensor]:
 def random_layers(shapes: Mapping[str, tuple[int, int]], *, seed: int = 0) -> dict[str, Tensor]:
     """Gaussian matrices (units, positions) of these shapes."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=generator, device="cpu") for name, shape in shapes.items()}
 
 
 def compare_ops(
@@ -129,7 +129,9 @@ def _cases(layers: Mapping[str, Tensor], backend: str) -> Iterator[_Case]:
         xs,
     )
     # Every other unit and position stays: neither one contiguous block nor the whole.
-    keeps = [{dim: torch.arange(0, length, 2) for dim, length in enumerate(x.shape)} for x in xs]
+    keeps = [
+        {dim: torch.arange(0, length, 2, device="cpu") for dim, length in enumerate(x.shape)} for x in xs
+    ]
     on_device = [[index.to(x.device) for index in keep.values()] for x, keep in zip(xs, keeps, strict=True)]
     yield (
         "gather",

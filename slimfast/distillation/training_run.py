@@ -262,7 +262,7 @@ class Training:
         device = self.accelerator.device
         if callable(evaluate):
             with evaluating(self.student):
-                score = torch.tensor(float(evaluate(self.student)), dtype=torch.float64)
+                score = torch.tensor(float(evaluate(self.student)), dtype=torch.float64, device="cpu")
             if self.recipe.processes > 1:
                 score = score.to(device)
                 torch.distributed.broadcast(score, 0)

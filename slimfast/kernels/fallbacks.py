@@ -19,8 +19,8 @@ def joint_covariance(
     if hasattr(module, "joint_covariance"):
         found = module.joint_covariance(layers, rows, dtypes)
         return found
-    matrices: list[Tensor] = [torch.empty(0)] * len(layers)
-    traces: list[Tensor | float] = [0.0] * len(layers)
+    matrices: list[Tensor] = [torch.empty(0, device="cpu")] * len(layers)
+    traces: list[Tensor] = list(matrices)
     # One turn's matrices beside the sums are all that is alive.
     for turn in range(max(len(members) for members in layers)):
         left = [i for i, members in enumerate(layers) if len(members) > turn]
@@ -31,8 +31,8 @@ def joint_covariance(
             d = sum(x.shape[1] for x in layers[i])
             share = max(layers[i][turn].shape[1] - 1, 1) / max(d - 1, 1)
             matrices[i] = term.mul_(share) if turn == 0 else matrices[i].add_(term, alpha=share)
-            traces[i] = traces[i] + trace * share
-    return matrices, torch.stack([torch.as_tensor(trace) for trace in traces])
+            traces[i] = trace * share if turn == 0 else traces[i] + trace * share
+    return matrices, torch.stack(traces)
 
 
 def eigvalsh_stacked(module: ModuleType, mats: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ def grouped_covariance(
     check_covariance_options(side, dtype)
     layers, named = members_of("covariance", xs, names)
     if not xs:
-        return Covariances([], torch.zeros(0, dtype=torch.float64))
+        return Covariances([], torch.zeros(0, dtype=torch.float64, device="cpu"))
     every = [member for members in layers for member in members]
     check_one_device("covariance", every)
     rows = [side == "rows" or len(x) > 1 or x[0].shape[0] <= x[0].shape[1] for x in layers]
@@ -116,8 +116,8 @@ def grouped_covariance(
         wanted: select_backend("covariance", every, backend, in_float64=wanted == torch.float64)
         for wanted in set(dtypes)
     }
-    matrices: list[Tensor] = [torch.empty(0)] * len(layers)
-    traces = torch.zeros(len(layers), dtype=torch.float64)
+    matrices: list[Tensor] = [torch.empty(0, device="cpu")] * len(layers)
+    traces = torch.zeros(len(layers), dtype=torch.float64, device="cpu")
     for module in set(modules.values()):
         mine = [i for i, wanted in enumerate(dtypes) if modules[wanted] is module]
         found, found_traces = joint_covariance(
@@ -265,8 +265,8 @@ def grouped_spectra(
     Equivalent to: ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
     """
     layers, named = members_of("spectra", xs, names)
-    values: list[Tensor] = [torch.empty(0)] * len(xs)
-    traces = torch.zeros(len(xs), dtype=torch.float64)
+    values: list[Tensor] = [torch.empty(0, device="cpu")] * len(xs)
+    traces = torch.zeros(len(xs), dtype=torch.float64, device="cpu")
     sizes = [members[0].shape[0] if len(members) > 1 else min(members[0].shape) for members in layers]
     on_cpu = all(x.is_cpu for members in layers for x in members)
     if workspace_bytes is None:
@@ -284,7 +284,7 @@ def grouped_spectra(
             found = list(torch.split(together, [len(value) for value in eig]))
         for i, value in zip(batch, found, strict=True):
             values[i] = value.double()
-        traces[torch.tensor(batch)] = cov.traces
+        traces[torch.tensor(batch, device="cpu")] = cov.traces
     return SpectraValues(values, traces)
 
 

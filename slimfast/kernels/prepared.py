@@ -41,4 +41,4 @@ def host_table(size: int, device: torch.device) -> Tensor:
             "graph capture: expected calls made ready before it (slimfast.kernels.prepare_*), got one that "
             "copies tables from the host"
         )
-    return torch.empty(size, dtype=torch.int64, pin_memory=on_gpu)
+    return torch.empty(size, dtype=torch.int64, pin_memory=on_gpu, device="cpu")

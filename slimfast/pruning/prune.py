@@ -243,7 +243,7 @@ def _gather_on_device(
     while any(left.values()):
         names = [name for name in wide if left[name]]
         # One pass cuts up to two dims of a tensor, which is all that nearly every tensor needs.
-        keeps = [{dim: torch.tensor(index) for dim, index in left[name][:2]} for name in names]
+        keeps = [{dim: torch.tensor(index, device="cpu") for dim, index in left[name][:2]} for name in names]
         left = {name: dims[2:] for name, dims in left.items()}
         chosen = "reference" if thin[names[0]].is_meta else backend
         gathered = grouped_gather([thin[name] for name in names], keeps, names=names, backend=chosen)

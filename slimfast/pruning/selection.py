@@ -175,7 +175,7 @@ def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str
     """The (n, n) float64 covariance of a group's units over the positions of all its producers."""
     rows = weight_rows(group, tensors)
     if not rows:
-        return torch.zeros(group.n, group.n, dtype=torch.float64)
+        return torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
     try:
         (found,) = grouped_covariance(
             [rows],

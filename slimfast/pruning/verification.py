@@ -137,7 +137,7 @@ def _masked(
         if name in graph.parameters:
             masked = tensors[name].clone()
             for dim, index in dims.items():
-                gone = torch.ones(masked.shape[dim], dtype=torch.bool)
+                gone = torch.ones(masked.shape[dim], dtype=torch.bool, device="cpu")
                 gone[torch.from_numpy(index)] = False
                 masked.index_fill_(dim, gone.nonzero()[:, 0].to(masked.device), fill)
             tensors[name] = masked

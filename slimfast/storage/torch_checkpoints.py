@@ -83,7 +83,7 @@ def stored_tensors(folder: Path, nested: Iterable[str]) -> dict[str, Stored]:
 
 def read_tensor(stored: Stored, name: str) -> Tensor:
     """The whole tensor, put together from its chunks."""
-    whole = torch.empty(stored.shape, dtype=stored.dtype)
+    whole = torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
     for chunk in stored.chunks:
         where = f"cannot read {chunk.path}: {name}"
         try:

@@ -151,12 +151,12 @@ def _outcome(name: str, given: tuple[tuple[str, Any], ...]) -> bool:
 
     def tensor(key: str, kind: Any) -> Any:
         if key in _CHOOSING:
-            return torch.tensor(_EITHER)
+            return torch.tensor(_EITHER, device="cpu")
         if isinstance(kind, tuple):
             return [tensor(key, item) for item in kind]
         if kind is _NOTHING:
-            return torch.zeros(len(_EITHER))
-        return torch.tensor(next(numbers)) if kind is _SOME else kind
+            return torch.zeros(len(_EITHER), device="cpu")
+        return torch.tensor(next(numbers), device="cpu") if kind is _SOME else kind
 
     try:
         result = getattr(torch.ops.aten, name)(**{key: tensor(key, kind) for key, kind in given})

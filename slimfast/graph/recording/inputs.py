@@ -41,11 +41,13 @@ class TensorSpec:
         """A tensor of this kind on the CPU: floats from N(0, 1), integers from [low, high], booleans all
         True."""
         if self.dtype == torch.bool:
-            return torch.ones(self.shape, dtype=torch.bool)
+            return torch.ones(self.shape, dtype=torch.bool, device="cpu")
         if self.dtype.is_floating_point or self.dtype.is_complex:
             wide = torch.complex64 if self.dtype.is_complex else torch.float32
-            return torch.randn(self.shape, generator=generator, dtype=wide).to(self.dtype)
-        return torch.randint(self.low, self.high + 1, self.shape, generator=generator).to(self.dtype)
+            return torch.randn(self.shape, generator=generator, dtype=wide, device="cpu").to(self.dtype)
+        return torch.randint(self.low, self.high + 1, self.shape, generator=generator, device="cpu").to(
+            self.dtype
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,22 +54,22 @@ def joint_covariance(
     matrices, tasks = [], []
     for members, by_rows, dtype in zip(layers, rows, dtypes, strict=True):
         m = members[0].shape[0] if by_rows else members[0].shape[1]
-        out = torch.empty(m, m, dtype=dtype)
+        out = torch.empty(m, m, dtype=dtype, device="cpu")
         matrices.append(out)
         tasks.append(([_view(x) for x in members], by_rows, CODES[dtype], out.data_ptr()))
     traces = _module().covariance(tasks, torch.get_num_threads(), isa)
-    return matrices, torch.tensor(traces, dtype=torch.float64)
+    return matrices, torch.tensor(traces, dtype=torch.float64, device="cpu")
 
 
 def eigvalsh(mats: list[Tensor], *, isa: str = "") -> list[Tensor]:
     """See :func:`slimfast.kernels.ops.grouped_eigvalsh`; NaN for a matrix that is not finite."""
-    values: list[Tensor] = [torch.empty(0)] * len(mats)
+    values: list[Tensor] = [torch.empty(0, device="cpu")] * len(mats)
     matrices = []
     for dtype in {mat.dtype for mat in mats}:
         # One allocation for all of a dtype: small matrices would spend their time on many.
         chosen = [i for i, mat in enumerate(mats) if mat.dtype == dtype]
         sizes = [mats[i].shape[0] for i in chosen]
-        together = torch.empty(sum(sizes), dtype=dtype)
+        together = torch.empty(sum(sizes), dtype=dtype, device="cpu")
         address, step = together.data_ptr(), together.element_size()
         for i, size, out in zip(chosen, sizes, torch.split(together, sizes), strict=True):
             values[i] = out
@@ -83,7 +83,7 @@ def eigvalsh_stacked(mats: Tensor, *, isa: str = "") -> Tensor:
     """The same for a stack (b, m, m), which is looked at once; (b, m)."""
     count, m, _ = mats.shape
     stride, row_stride, col_stride = mats.stride()
-    values = torch.empty(count, m, dtype=mats.dtype)
+    values = torch.empty(count, m, dtype=mats.dtype, device="cpu")
     first = (mats.data_ptr(), CODES[mats.dtype], m, m, row_stride, col_stride)
     _module().eigvalsh_stacked(first, count, stride, values.data_ptr(), torch.get_num_threads(), isa)
     return values
@@ -95,9 +95,9 @@ def pivoted_cholesky(
     """See :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`: (order, factor, residual) of each matrix."""
     outputs = []
     for mat, rank in zip(mats, ranks, strict=True):
-        order = torch.empty(rank, dtype=torch.int64)
-        factor = torch.empty(rank, mat.shape[0], dtype=mat.dtype)
-        outputs.append((order, factor, torch.empty(rank, dtype=mat.dtype)))
+        order = torch.empty(rank, dtype=torch.int64, device="cpu")
+        factor = torch.empty(rank, mat.shape[0], dtype=mat.dtype, device="cpu")
+        outputs.append((order, factor, torch.empty(rank, dtype=mat.dtype, device="cpu")))
     matrices = [
         (_view(mat), rank, order.data_ptr(), factor.data_ptr(), residual.data_ptr())
         for mat, rank, (order, factor, residual) in zip(mats, ranks, outputs, strict=True)
@@ -121,7 +121,7 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
         addresses = [0] * len(shape)
         for dim, index in keep.items():
             shape[dim], addresses[dim] = lengths[id(index)]
-        out = torch.empty(shape, dtype=tensor.dtype)
+        out = torch.empty(shape, dtype=tensor.dtype, device="cpu")
         thin.append(out)
         dims = list(zip(shape, tensor.stride(), addresses, strict=True))
         tasks.append((tensor.data_ptr(), out.data_ptr(), tensor.element_size(), dims))

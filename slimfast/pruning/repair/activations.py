@@ -158,7 +158,7 @@ def _picked(columns: Tensor, count: int) -> Tensor:
     if total <= count:
         return columns
     generator = torch.Generator().manual_seed(total)
-    index = torch.randperm(total, generator=generator)[:count].sort().values
+    index = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values
     return columns.index_select(1, index.to(columns.device))
 
 

@@ -51,7 +51,7 @@ def rectified_moments(
 
 def _or(tensor: Any, value: float, layer: nn.Linear) -> Tensor:
     if tensor is None:
-        return torch.full((layer.in_features,), value, dtype=torch.float64)
+        return torch.full((layer.in_features,), value, dtype=torch.float64, device="cpu")
     found: Tensor = tensor.detach().double().cpu()
     return found
 

@@ -91,7 +91,7 @@ def _combination(
     producers = group.producers()
     if len(producers) == 1 and producers[0].tensor in rectified:
         return _combined(rectified[producers[0].tensor].covariance, keep)
-    gram = torch.zeros(group.n, group.n, dtype=torch.float64)
+    gram = torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
     for member in producers:
         rows = unit_matrix(tensors[member.tensor].detach(), member.dim, member.units).double().cpu()
         scale = norms.get(member.tensor)
@@ -106,8 +106,8 @@ def _combination(
 def _combined(covariance: Tensor, keep: IntArray) -> Tensor:
     """(n, k): each of n variables of this covariance as a combination of the kept ones."""
     kept = torch.from_numpy(keep)
-    plain = torch.zeros(len(covariance), len(keep), dtype=torch.float64)
-    plain[kept, torch.arange(len(keep))] = 1.0
+    plain = torch.zeros(len(covariance), len(keep), dtype=torch.float64, device="cpu")
+    plain[kept, torch.arange(len(keep), device="cpu")] = 1.0
     inner = covariance[kept][:, kept]
     ((_, change),) = changes(inner, covariance[:, kept] - plain @ inner, (DAMPING,))
     return plain + change
@@ -124,8 +124,8 @@ def _change(
     not known.
     """
     length = reader.length // reader.blocks
-    change = torch.zeros(length, len(variables), dtype=torch.float64)
-    change[torch.from_numpy(variables), torch.arange(len(variables))] = 1.0
+    change = torch.zeros(length, len(variables), dtype=torch.float64, device="cpu")
+    change[torch.from_numpy(variables), torch.arange(len(variables), device="cpu")] = 1.0
     place = np.full(length, -1, dtype=np.int64)
     place[variables] = np.arange(len(variables))
     claimed = np.zeros(length, dtype=bool)
@@ -151,7 +151,7 @@ def _change(
 
 def _mean(reader: Reader, means: Mapping[str, Tensor]) -> Tensor:
     """(L,) the means of what the reader reads, 0 where they are not known."""
-    found = torch.zeros(reader.length, dtype=torch.float64)
+    found = torch.zeros(reader.length, dtype=torch.float64, device="cpu")
     for name, units in reader.axis.parts:
         if name in means:
             at = units[:: reader.run]

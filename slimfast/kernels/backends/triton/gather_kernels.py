@@ -190,7 +190,7 @@ def _slabs(source: Tensor, output: Tensor, kept: Mapping[int, Tensor]) -> list[S
         inner = {dim - 1: index for dim, index in kept.items() if dim}
         return _slabs(source[int(kept[0]) if 0 in kept else 0], output[0], inner)
     slabs = []
-    for half in torch.arange(output.shape[0]).tensor_split(2):
+    for half in torch.arange(output.shape[0], device="cpu").tensor_split(2):
         low, high = int(half[0]), int(half[-1]) + 1
         part = source if 0 in kept else source[low:high]
         keep = {dim: index[low:high] if dim == 0 else index for dim, index in kept.items()}
