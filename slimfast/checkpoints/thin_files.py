@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import os
 import warnings
@@ -41,6 +42,8 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
     the first one writes. Raises :class:`SlimfastError` where it cannot be written, or the network holds what
     it cannot store.
     """
+    if not os.fspath(path).endswith(".safetensors"):
+        raise ValueError(f"save: expected a path ending in .safetensors, got {os.fspath(path)}")
     described = manifest(thin)
     present = named_tensors(thin)
     passing = _not_persistent(thin)
@@ -163,7 +166,11 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 def _write_pt2(program: ExportedProgram, path: Path) -> Run:
-    torch.export.save(program, path)
+    # PyTorch's own writer ends the process where the disk is full, instead of raising.
+    archive = io.BytesIO()
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
+    del archive
     loaded = torch.export.load(path).module()
     return lambda args, kwargs: loaded(*args, **kwargs)
 

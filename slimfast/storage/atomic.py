@@ -135,7 +135,18 @@ def _target(path: str | os.PathLike[str]) -> Path:
     # Renaming onto /dev/null or a pipe would put a plain file in its place.
     if os.path.exists(target) and not stat.S_ISREG(target.stat().st_mode):
         raise cannot_write(path, "it is not a regular file")
+    if _is_open_for_output(target):
+        raise cannot_write(path, "this program's own output goes there; name another file")
     return target
+
+
+def _is_open_for_output(target: Path) -> bool:
+    """Whether standard output or error goes to the file of this name: /dev/stdout, or a redirection."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(os.stat(target), os.fstat(descriptor)):
+                return True
+    return False
 
 
 def _beside(target: Path, shown: str | os.PathLike[str]) -> Path:

@@ -241,14 +241,24 @@ def _distributed(folder: Path) -> Weights:
 def _unpickled(path: Path) -> dict[str, Tensor]:
     """The state dict in a pickle of tensors; the pickle runs no code."""
     try:
-        # The zip format maps the file instead of reading all of it.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as error:  # a malformed file can make the reader raise anything
         raise cannot_read(path, _load_error(error)) from None
     tensors = _state_dict(content)
     if not tensors:
         raise cannot_read(path, f"expected a state dict, got {_describe(content)}")
     return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _can_be_mapped(path: Path) -> bool:
+    """Whether a file is an archive whose records lie in it as they are, to be mapped instead of read.
+
+    An archive packed anew may hold them deflated; a map of it would show the deflated bytes as weights.
+    """
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
 
 
 def _state_dict(content: object) -> dict[str, Tensor]:

@@ -119,6 +119,25 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     assert os.listdir(tmp_path) == ["thin.safetensors"]
 
 
+@pytest.mark.usefixtures("small_disk")
+def test_a_full_disk_while_exporting_is_an_error_and_leaves_the_old_file(tmp_path):
+    thin, x = thin_of("conv")
+    path = tmp_path / "thin.pt2"
+    path.write_text("old")
+    with pytest.raises(SlimfastError, match=r"^cannot write .*thin\.pt2: .+"):
+        export(thin, path, x)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["thin.pt2"]
+
+
+@pytest.mark.parametrize("name", ["thin.pth", "thin.onnx", "thin", "thin.safetensors.json"])
+def test_a_name_that_says_another_format_is_refused(tmp_path, name):
+    thin, _ = thin_of("conv")
+    with pytest.raises(ValueError, match=rf"^save: expected a path ending in \.safetensors, got .*{name}$"):
+        save(thin, tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     thin, x = thin_of("conv")
     with pytest.raises(SlimfastError, match=r"cannot write .*nowhere does not exist"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,26 @@ def test_folders_and_devices_are_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(SlimfastError, match="it is not a regular file"):
         check_writable(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "out.txt", "link", "/dev/stderr"])
+def test_what_a_programs_own_output_goes_to_is_not_replaced(tmp_path, name):
+    code = f"""
+from slimfast.storage.atomic import atomic_path
+print("said before", flush=True)
+with atomic_path({name!r}) as temporary:
+    temporary.write_text("new")
+"""
+    (tmp_path / "link").symlink_to(tmp_path / "out.txt")
+    with open(tmp_path / "out.txt", "w") as out, open(tmp_path / "err.txt", "w") as err:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=out, stderr=err, env=environment, check=False
+        )
+    assert done.returncode == 1
+    assert (tmp_path / "out.txt").read_text() == "said before\n"
+    assert f"cannot write {name}: this program's own output goes there" in (tmp_path / "err.txt").read_text()
+    assert sorted(os.listdir(tmp_path)) == ["err.txt", "link", "out.txt"]
 
 
 def test_a_link_keeps_pointing_to_the_file_that_is_replaced(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -83,6 +84,41 @@ def test_pickle_of_the_old_format(tmp_path: Path, tensors: dict[str, Tensor]) ->
     path = tmp_path / "weights.pth"
     torch.save(tensors, path, _use_new_zipfile_serialization=False)
     assert_same(read_tensors(str(path)), tensors)
+
+
+def packed_anew(path: Path, method: int) -> None:
+    """The same archive with its records compressed by this method."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+
+
+@pytest.mark.parametrize("only", ["", "data/0", "data.pkl"])
+def test_pickle_whose_archive_is_deflated(tmp_path: Path, only: str) -> None:
+    path = tmp_path / "w.pth"
+    tensors = {"a.weight": torch.arange(4096.0).reshape(64, 64) % 7, "b.weight": torch.randn(64, 64)}
+    torch.save(tensors, path)
+    if only:
+        with zipfile.ZipFile(path) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, record in records.items():
+                method = zipfile.ZIP_DEFLATED if name.endswith(only) else zipfile.ZIP_STORED
+                archive.writestr(name, record, method)
+    else:
+        packed_anew(path, zipfile.ZIP_DEFLATED)
+    assert_same(read_tensors(path), tensors)
+
+
+def test_pickle_whose_archive_is_compressed_as_torch_cannot_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"a.weight": torch.zeros(64, 64)}, path)
+    packed_anew(path, zipfile.ZIP_BZIP2)
+    with pytest.raises(SlimfastError, match=r"^cannot read .*w\.pth: ") as error:
+        read_tensors(path)
+    one_line(error)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict", "ema", "params_ema"])
