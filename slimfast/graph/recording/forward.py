@@ -202,7 +202,7 @@ def record_hollow(
             where = f"forward failed in {module or 'the model itself'} called with shapes {shapes}"
             message = f"{where}: {one_line(error)}"
             raise ForwardFailed(message, tuple(recorder.calls), module) from error
-    outputs = tuple(recorder.ref(t) for t in tensors_in(output))
+    outputs = tuple(recorder.ref(t) for t in tensors_in(output, strict=True))
     return Recording(tuple(recorder.calls), names, inputs, outputs, place, reads.told)
 
 

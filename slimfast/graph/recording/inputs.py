@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+import functools
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePath
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
-from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
+from slimfast.errors import (ArgumentError, ArgumentTypeError, SlimfastError, one_line, UnsupportedGraph)
 
 Json = Any
 # A nested argument: a TensorSpec, a plain scalar or None, or a list, tuple or mapping of nested arguments.
 Nested = Any
 
 _SCALARS = (bool, int, float, str, type(None))
+# What stands beside the tensors of an output and holds none.
+_WITHOUT_TENSORS = (
+    *(*_SCALARS, complex, bytes, type, ModuleType, Enum, slice, range, PurePath, np.ndarray, np.generic),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.Generator, nn.Module),
+    *(FunctionType, BuiltinFunctionType, MethodType, functools.partial, re.Pattern),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,23 +147,67 @@ def cloned(nest: Any) -> Any:
     return map_leaves(nest, lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf)
 
 
-def tensors_in(nest: Any) -> Iterator[Tensor]:
-    """The tensors of nested lists, tuples, mappings and dataclasses, in order.
+def tensors_in(nest: Any, *, strict: bool = False) -> Iterator[Tensor]:
+    """Yield the tensors of whatever a forward takes or returns, in order, each object once.
 
-    Other objects are not looked into: a decoder's key/value cache shrinks with its heads and is no output to
-    keep.
+    Lists, tuples, mappings and sets are looked into, and so is any other object: its attributes, in
+    ``__dict__`` and slots (a detector's result class, a distribution of :mod:`torch.distributions`, a
+    dataclass). Not so modules, and caches: a class named ``...Cache`` holds what the next call reads, as a
+    decoder's keys and values, which shrink with its heads and are no output to keep.
+
+    Raises:
+        UnsupportedGraph: ``strict``, and an object that cannot be looked into, by its type.
     """
+    yield from _tensors_in(nest, strict, set())
+
+
+def _tensors_in(nest: Any, strict: bool, seen: set[int]) -> Iterator[Tensor]:
     if isinstance(nest, Tensor):
         yield nest
-    elif isinstance(nest, Mapping):
-        for value in nest.values():
-            yield from tensors_in(value)
-    elif isinstance(nest, (list, tuple)):
-        for value in nest:
-            yield from tensors_in(value)
-    elif is_dataclass(nest) and not isinstance(nest, type):
-        for entry in fields(nest):
-            yield from tensors_in(getattr(nest, entry.name))
+        return
+    if isinstance(nest, _WITHOUT_TENSORS) or id(nest) in seen:
+        return
+    seen.add(id(nest))
+    parts = _parts_of(nest)
+    if parts is None and strict:
+        kind = f"{type(nest).__module__}.{type(nest).__qualname__}"
+        raise UnsupportedGraph(
+            f"the forward returns a {kind}, which cannot be looked into for tensors; return tensors, or an "
+            f"object that holds them as attributes"
+        )
+    for value in parts or ():
+        yield from _tensors_in(value, strict, seen)
+
+
+def _parts_of(holder: Any) -> Iterable[Any] | None:
+    """What an object holds: its items where it is a container, and its attributes; None where it shows
+    neither.
+    """
+    bases = type(holder).__mro__
+    if any(base.__name__.endswith("Cache") for base in bases):
+        return ()
+    slots = [name for base in bases for name in _slots_of(base)]
+    attributes = [*vars(holder).values()] if hasattr(holder, "__dict__") else []
+    attributes += [getattr(holder, name) for name in slots if hasattr(holder, name)]
+    if isinstance(holder, Mapping):
+        # A dictionary that shows its items as attributes too, as Hugging Face's outputs do, has them once.
+        items = list(holder.values())
+        return [*items, *(value for value in attributes if not any(value is item for item in items))]
+    if isinstance(holder, (list, tuple, set, frozenset, deque)):
+        return [*holder, *attributes]
+    return attributes if slots or hasattr(holder, "__dict__") else None
+
+
+def _slots_of(kind: type) -> list[str]:
+    """The names under which a class keeps what its ``__slots__`` name."""
+    slots = kind.__dict__.get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else [*slots]
+    private = f"_{kind.__name__.lstrip('_')}"
+    return [
+        private + name if name.startswith("__") and not name.endswith("__") else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    ]
 
 
 def _to_spec(argument: Any, where: str) -> Nested:
