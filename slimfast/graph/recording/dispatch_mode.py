@@ -156,6 +156,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._within = self._composites = 0
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
+        self._made: list[int] = []
 
     @property
     def module(self) -> str:
@@ -176,6 +177,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             value = self._values[id(tensor)] = len(self._alive)
             self._alive.append(tensor)
         return value
+
+    def let_go(self) -> list[Tensor]:
+        """Hold no tensor any longer, and no error that does; returns the tensors that operations made."""
+        made = [self._alive[value] for value in self._made]
+        self._alive, self._failed = [], None
+        self._stack.clear()
+        return made
 
     def give(self, lengths: Given) -> None:
         """The axes that the sizes of the calls from here on were read off."""
@@ -264,11 +272,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
+        known = len(self._alive)
         outputs = (
             (self.ref(output),)
             if isinstance(output, Tensor)
             else tuple(self.ref(t) for t in tensors_in(output))
         )
+        self._made += range(known, len(self._alive))
         sized = operator.sized and len(self._given) == len(outputs[0].shape)
         self.calls.append(
             Call(

@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from slimfast.errors import SlimfastError, UnsupportedGraph, one_line
 from slimfast.graph.recording.dispatch_mode import Call, Enough, Recorder, Ref
 from slimfast.graph.recording.inputs import map_leaves, tensors_in
+from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 from slimfast.graph.recording.module_copies import deep_copy, modules_of, named_tensors
 from slimfast.graph.recording.shape_reads import ShapeReads
 
@@ -129,6 +130,7 @@ class ForwardFailed(Exception):
         self.module = module
 
 
+@leaves_nothing
 def record_at(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -177,7 +179,14 @@ def record_hollow(
     recorder = Recorder(shortcuts=place == "meta", most=most)
     names = {recorder.value_of(tensor): name for name, tensor in named_tensors(hollow).items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
+
+    def let_go() -> None:
+        made = recorder.let_go()
+        if place != "real":
+            note_made(made)
+
     with ExitStack() as stack:
+        stack.callback(let_go)
         stack.enter_context(PROCESS_LOCK)
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.watching(hollow))
@@ -202,8 +211,8 @@ def record_hollow(
             where = f"forward failed in {module or 'the model itself'} called with shapes {shapes}"
             message = f"{where}: {one_line(error)}"
             raise ForwardFailed(message, tuple(recorder.calls), module) from error
-    outputs = tuple(recorder.ref(t) for t in tensors_in(output, strict=True))
-    return Recording(tuple(recorder.calls), names, inputs, outputs, place, reads.told)
+        outputs = tuple(recorder.ref(t) for t in tensors_in(output, strict=True))
+        return Recording(tuple(recorder.calls), names, inputs, outputs, place, reads.told)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
-from slimfast.errors import (ArgumentError, ArgumentTypeError, SlimfastError, one_line, UnsupportedGraph)
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, UnsupportedGraph, one_line
 
 Json = Any
 # A nested argument: a TensorSpec, a plain scalar or None, or a list, tuple or mapping of nested arguments.

@@ -24,6 +24,7 @@ from slimfast.graph.recording.forward import (
     record_at,
     record_hollow,
 )
+from slimfast.graph.recording.leftovers import clear_frames, leaves_nothing
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 
 
@@ -83,6 +84,7 @@ class Probe:
         module = failure.module if first.found == STOPPED else first.module
         return Reach(first.index, module, calls, str(failure))
 
+    @leaves_nothing
     def _record(
         self, attributes: Mapping[Key, Axis], most: int | None
     ) -> tuple[tuple[Call, ...], ForwardFailed | None]:
@@ -94,6 +96,7 @@ class Probe:
                 return record_hollow(thin, self._args, self._kwargs, most=most).calls, None
             return record_at(thin, self._args, self._kwargs, self._place, most=most).calls, None
         except ForwardFailed as failure:
+            clear_frames(failure)
             return failure.calls, failure
 
     def _thin_copy(self) -> nn.Module:
