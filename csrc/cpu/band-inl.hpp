@@ -6,22 +6,18 @@
 // that A is read and written once per `band` columns, at the rate of a matrix product.
 #pragma once
 
+#include "../common/band_panels.hpp"
 #include "kernels.hpp"
 #include "simd.hpp"
 
 namespace slimfast::SLIMFAST_ISA {
 
-constexpr i64 band = 32;
+constexpr i64 band = kBand;
 
-// The lower triangle in panels of `band` columns: panel j holds rows j band..n - 1, row after row. n is a
-// multiple of band; rows beyond the matrix are zero and stay so.
+// Row `row` of a panel, see band_panels.hpp.
 template <class T>
 SLIMFAST_INLINE T* panel_row(T* a, i64 n, i64 panel, i64 row) {
-    return a + band * (n * panel - band * (panel * (panel - 1) / 2) + (row - band * panel));
-}
-
-constexpr i64 panel_elements(i64 n) {
-    return band * (n * (n / band) - band * (n / band * (n / band - 1) / 2));
+    return a + panel_start(n, panel) + (row - band * panel) * band;
 }
 
 // The register tile of products with `band` columns.
@@ -100,10 +96,6 @@ void transpose_block(const T* from, T* to) {
     }
 }
 
-// Where the squares of a vector are too small to be accurate; next to a norm of about one it is nothing.
-template <class T>
-constexpr T negligible_square = sizeof(T) == 4 ? T(1e-30) : T(1e-280);
-
 // QR of a panel x (rows, band) of at least `band` rows: x becomes V, its columns scaled so that every
 // reflector is I - v v^T, and r (band, band) the triangular factor.
 //
@@ -124,7 +116,7 @@ void panel_qr(T* x, i64 rows, T* r) {
             beta = head;
             // Whatever lies below the head: next to a large one its squares are lost in the sum, so that a
             // column with nothing below is reflected too, which turns its sign.
-            if (square > negligible_square<T>) {
+            if (square > Float<T>::kNegligibleSquare) {
                 const double norm = square_root(square);
                 const double reflected = head > 0 ? -norm : norm;
                 beta = static_cast<T>(reflected);

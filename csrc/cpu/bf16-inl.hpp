@@ -102,7 +102,7 @@ SLIMFAST_INLINE void write_sums(const Sums& found, int panels_down, int panels_a
 SLIMFAST_INLINE void multiply_chunk(const CovarianceBlock& block, i64 samples, const std::uint16_t* left,
                                     const std::uint16_t* right, bool add, float* sums, i64 stride) {
     Sums found;
-    const i64 cells = round_up(samples, depth) / depth;
+    const i64 cells = ceil_div(samples, depth);
     for (i64 c = 0; c < block.cols; c += 2 * panel) {
         const int across = block.cols - c > panel ? 2 : 1;
         for (i64 r = 0; r < block.rows; r += 2 * panel) {

@@ -31,7 +31,7 @@ SLIMFAST_INLINE bool first_reflector(T* x, Vec<T> (&u)[band / lanes<T>]) {
     for (int j = 1; j < vectors; ++j) squares += u[j] * u[j];
     const T tail = sum_of<T>(squares);
     for (int j = 1; j < vectors; ++j) store(x + j * lanes<T>, zero);
-    if (tail < negligible_square<T>) {
+    if (tail < Float<T>::kNegligibleSquare) {
         kept[0] = head;
         store(x, kept);
         for (int j = 0; j < vectors; ++j) u[j] = zero;
@@ -197,7 +197,7 @@ template <class T>
 void chase_bulges(T* a, i64 m, i64* progress, const Team& team) {
     constexpr i64 done = i64{1} << 62;
     const i64 sweeps = larger<i64>(m - 2, 0);
-    const i64 groups = (sweeps + sweeps_per_group - 1) / sweeps_per_group;
+    const i64 groups = ceil_div(sweeps, sweeps_per_group);
     for (i64 group = team.rank; group < groups; group += team.size) {
         Sweep<T> sweep[sweeps_per_group];
         const i64 first = group * sweeps_per_group;

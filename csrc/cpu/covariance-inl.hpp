@@ -54,11 +54,11 @@ void row_means_of(const MatrixView& x, i64 first, i64 last, double* mean, double
 
 void row_means(const MatrixView& x, i64 first, i64 last, double* mean, double* rest) {
     switch (x.dtype) {
-        case Dtype::f64:
+        case Dtype::kFloat64:
             return row_means_of<double>(x, first, last, mean, rest);
-        case Dtype::bf16:
+        case Dtype::kBfloat16:
             return row_means_of<bf16_bits>(x, first, last, mean, rest);
-        case Dtype::f16:
+        case Dtype::kFloat16:
             return row_means_of<f16_bits>(x, first, last, mean, rest);
         default:
             return row_means_of<float>(x, first, last, mean, rest);
@@ -224,11 +224,11 @@ void write_block(const CovarianceBlock& block, double scale, void* out, i64 m) {
 template <class T>
 void covariance_block(const CovarianceBlock& block) {
     switch (block.x.dtype) {
-        case Dtype::f64:
+        case Dtype::kFloat64:
             return block_of<double, T>(block);
-        case Dtype::bf16:
+        case Dtype::kBfloat16:
             return block_of<bf16_bits, T>(block);
-        case Dtype::f16:
+        case Dtype::kFloat16:
             return block_of<f16_bits, T>(block);
         default:
             return block_of<float, T>(block);

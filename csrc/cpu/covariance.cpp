@@ -7,15 +7,12 @@
 #include <numeric>
 #include <vector>
 
-#include "../common/check.hpp"
-#include "../common/groups.hpp"
+#include "matrix_checks.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
 
 namespace slimfast {
 namespace {
-
-using i64 = std::int64_t;
 
 // The packed chunk of a block's variables stays in L2.
 constexpr i64 block_bytes = 768 * sizeof(float);
@@ -25,10 +22,6 @@ constexpr i64 split_samples = 4096;
 constexpr i64 most_splits = 16;
 // Rows of x whose means are one work item.
 constexpr i64 mean_rows = 64;
-
-i64 element_size(Dtype dtype) { return dtype == Dtype::f64 ? 8 : dtype == Dtype::f32 ? 4 : 2; }
-
-i64 ceil_div(i64 a, i64 b) { return (a + b - 1) / b; }
 
 // Rows and columns of one work item; see CovarianceBlock.
 struct Piece {
@@ -47,7 +40,7 @@ struct Cut {
     // (splits, panels)
     std::vector<SplitSum> squares;
 
-    i64 in_panels(i64 variables) const { return ceil_div(variables, panel) * panel; }
+    i64 in_panels(i64 variables) const { return round_up(variables, panel); }
     double products() const { return 0.5 * static_cast<double>(m) * m * samples; }
 };
 
@@ -93,16 +86,16 @@ struct MeanItem {
 
 Cut cut_samples(const CovarianceLayer& layer, const CovarianceKernels& kernels) {
     Cut cut{};
-    cut.panel = layer.result == Dtype::f64 ? kernels.panel_f64 : kernels.panel_f32;
+    cut.panel = layer.result == Dtype::kFloat64 ? kernels.panel_f64 : kernels.panel_f32;
     for (const MatrixView& x : layer.members) cut.d += x.cols;
     const i64 n = layer.members[0].rows;
     cut.m = layer.by_rows ? n : cut.d;
     cut.samples = layer.by_rows ? cut.d : n;
     cut.panels = ceil_div(cut.m, cut.panel);
-    const i64 blocks = ceil_div(cut.m, block_bytes / element_size(layer.result));
-    const i64 most = std::max<i64>(most_splits / (blocks * (blocks + 1) / 2), 1);
+    const i64 blocks = ceil_div(cut.m, block_bytes / element_bytes(layer.result));
+    const i64 most = std::max<i64>(most_splits / triangle_size(blocks), 1);
     const i64 wanted = std::min(ceil_div(cut.samples, split_samples), most);
-    cut.split_samples = ceil_div(ceil_div(cut.samples, wanted), kernels.samples) * kernels.samples;
+    cut.split_samples = round_up(ceil_div(cut.samples, wanted), kernels.samples);
     cut.splits = ceil_div(cut.samples, cut.split_samples);
     cut.squares.assign(cut.splits * cut.panels, SplitSum{});
     return cut;
@@ -122,7 +115,7 @@ void cut_triangle(Cut& cut, i64 element_bytes, i64 least) {
             first = last;
         }
     } else {
-        while (blocks * (blocks + 1) / 2 < 2 * least && blocks < cut.panels) ++blocks;
+        while (triangle_size(blocks) < 2 * least && blocks < cut.panels) ++blocks;
         const i64 block = ceil_div(cut.panels, blocks) * cut.panel;
         for (i64 row = 0; row < cut.m; row += block) {
             for (i64 col = 0; col <= row; col += block) {
@@ -164,8 +157,8 @@ void check(const CovarianceLayer& layer, i64 at) {
                 "covariance: expected members of n >= 1 rows and d >= 1 columns, got ", x.rows, " x ", x.cols,
                 " (layer ", at, ")");
     }
-    require(layer.result == Dtype::f32 || layer.result == Dtype::f64,
-            "covariance: expected an f32 or f64 result (layer ", at, ")");
+    require(is_float32_or_float64(layer.result), "covariance: expected an f32 or f64 result (layer ", at,
+            ")");
 }
 
 double sum_of(const std::vector<SplitSum>& parts) {
@@ -198,15 +191,15 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
     for (i64 i = 0; i < count; ++i) {
         const CovarianceLayer& layer = layers[i];
         Cut& cut = cuts[i];
-        const i64 size = element_size(layer.result);
+        const i64 size = element_bytes(layer.result);
         const bool large = 4 * threads * cut.products() > all_products;
         cut_triangle(cut, size, large ? std::max<i64>(threads / cut.splits, 1) : 1);
         const i64 n = layer.members[0].rows, members = static_cast<i64>(layer.members.size());
         mean[i].resize(n * members);
         rest[i].resize(n * members);
         const bool narrow = std::all_of(layer.members.begin(), layer.members.end(),
-                                        [](const MatrixView& x) { return x.dtype == Dtype::bf16; });
-        if (kernel.bf16 && narrow && layer.result == Dtype::f32) squares[i].resize(n * members);
+                                        [](const MatrixView& x) { return x.dtype == Dtype::kBfloat16; });
+        if (kernel.bf16 && narrow && layer.result == Dtype::kFloat32) squares[i].resize(n * members);
         for (i64 member = 0; member < members; ++member) {
             for (i64 row = 0; row < n; row += mean_rows) {
                 mean_items.push_back({i, member, row});
@@ -247,7 +240,7 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
         const CovarianceLayer& layer = layers[item.layer];
         Cut& cut = cuts[item.layer];
         const Piece& piece = cut.pieces[item.piece];
-        const i64 slot = cut.slot * element_size(layer.result);
+        const i64 slot = cut.slot * element_bytes(layer.result);
         CovarianceBlock block{};
         block.by_rows = layer.by_rows;
         block.first_row = piece.first_row;
@@ -263,9 +256,9 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
         // The part's samples, member by member.
         const i64 first = item.split * cut.split_samples;
         const i64 last = std::min(first + cut.split_samples, cut.samples);
-        const auto fill = layer.result == Dtype::f64    ? kernel.block_f64
-                          : squares[item.layer].empty() ? kernel.block_f32
-                                                        : kernel.bf16->block;
+        const auto fill = layer.result == Dtype::kFloat64 ? kernel.block_f64
+                          : squares[item.layer].empty()   ? kernel.block_f32
+                                                          : kernel.bf16->block;
         i64 begin = 0;
         for (std::size_t member = 0; member < layer.members.size() && begin < last; ++member) {
             block.x = layer.members[member];
@@ -284,7 +277,7 @@ void covariance(const std::vector<CovarianceLayer>& layers, double* traces, int 
         if (cut.splits > 1 && cut.missing[item.piece].fetch_sub(1, std::memory_order_acq_rel) != 1) return;
         block.sums = parts;
         const double samples = static_cast<double>(std::max<i64>(cut.d - 1, 1));
-        if (layer.result == Dtype::f64) {
+        if (layer.result == Dtype::kFloat64) {
             add_parts(cut, piece, reinterpret_cast<double*>(parts));
             kernel.write_f64(block, 1.0 / samples, layer.out, cut.m);
         } else {

@@ -13,26 +13,23 @@ namespace slimfast::SLIMFAST_ISA {
 // The largest magnitude of x (n) as its bits, which order like the magnitudes, with those of Inf and NaN on
 // top.
 template <class T>
-SLIMFAST_INLINE typename VectorOf<T>::integer largest_bits(const T* x, i64 n) {
-    using Integer = typename VectorOf<T>::integer;
-    constexpr Integer magnitude = sizeof(T) == 4 ? Integer(0x7fffffff) : Integer(0x7fffffffffffffff);
-    Integer largest = 0;
+SLIMFAST_INLINE BitsOf<T> largest_bits(const T* x, i64 n) {
+    BitsOf<T> largest = 0;
     for (i64 j = 0; j < n; ++j) {
-        Integer bits;
+        BitsOf<T> bits;
         std::memcpy(&bits, x + j, sizeof bits);
-        largest = larger<Integer>(largest, bits & magnitude);
+        largest = larger<BitsOf<T>>(largest, bits & Float<T>::kMagnitude);
     }
     return largest;
 }
 
 // Copies the lower triangle of `view` into packed form; returns its largest magnitude's bits.
 template <class T>
-typename VectorOf<T>::integer pack_lower(const MatrixView& view, T* a) {
-    using Integer = typename VectorOf<T>::integer;
+BitsOf<T> pack_lower(const MatrixView& view, T* a) {
     constexpr i64 v = lanes<T>;
     const T* data = static_cast<const T*>(view.data);
     const i64 m = view.rows;
-    Integer largest = 0;
+    BitsOf<T> largest = 0;
     for (i64 start = 0; start < m; start += v) {
         const i64 stride = start + v;
         T* tile = packed_row(a, start);
@@ -47,7 +44,7 @@ typename VectorOf<T>::integer pack_lower(const MatrixView& view, T* a) {
                 for (i64 j = 0; j < filled; ++j) row[j] = from[j * view.col_stride];
             }
             for (i64 j = filled; j < stride; ++j) row[j] = 0;
-            largest = larger<Integer>(largest, largest_bits(row, filled));
+            largest = larger<BitsOf<T>>(largest, largest_bits(row, filled));
         }
         for (i64 r = 0; r < v; ++r) {
             for (i64 c = r + 1; c < v; ++c) tile[r * stride + start + c] = tile[c * stride + start + r];
@@ -93,11 +90,10 @@ void eigvalsh_one_stage(const SymmetricMatrix& matrix, T* a) {
 // Copies the lower triangle of columns panel band.. of `view` into a panel; returns its largest magnitude's
 // bits.
 template <class T>
-typename VectorOf<T>::integer pack_panel(const MatrixView& view, i64 n, i64 panel, T* a) {
-    using Integer = typename VectorOf<T>::integer;
+BitsOf<T> pack_panel(const MatrixView& view, i64 n, i64 panel, T* a) {
     const T* data = static_cast<const T*>(view.data);
     const i64 first = panel * band, m = view.rows;
-    Integer largest = 0;
+    BitsOf<T> largest = 0;
     T* block = panel_row(a, n, panel, first);
     for (i64 i = first; i < n; ++i) {
         T* row = block + (i - first) * band;
@@ -105,7 +101,7 @@ typename VectorOf<T>::integer pack_panel(const MatrixView& view, i64 n, i64 pane
         const T* from = data + i * view.row_stride + first * view.col_stride;
         for (i64 j = 0; j < filled; ++j) row[j] = from[j * view.col_stride];
         for (i64 j = filled; j < band; ++j) row[j] = 0;
-        largest = larger<Integer>(largest, largest_bits(row, filled));
+        largest = larger<BitsOf<T>>(largest, largest_bits(row, filled));
     }
     for (i64 r = 0; r < band; ++r) {
         for (i64 c = r + 1; c < band; ++c) block[r * band + c] = block[c * band + r];
@@ -135,12 +131,11 @@ constexpr i64 two_stage_elements(i64 m) {
 
 // Flags of the team: one for each panel, then one for each group of sweeps.
 constexpr i64 two_stage_flags(i64 m) {
-    return round_up(larger((m + band - 1) / band, (m + sweeps_per_group - 1) / sweeps_per_group), 8);
+    return round_up(larger(ceil_div(m, band), ceil_div(m, sweeps_per_group)), 8);
 }
 
 template <class T>
 void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
-    using Integer = typename VectorOf<T>::integer;
     const i64 m = matrix.a.rows, n = round_up(m, band), panels = n / band;
     T* values = static_cast<T*>(matrix.values);
     i64* flags = static_cast<i64*>(scratch);
@@ -153,9 +148,9 @@ void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const Team
         flags[panel] = pack_panel(matrix.a, n, panel, work.a);
     }
     team.wait();
-    Integer largest = 0;
+    BitsOf<T> largest = 0;
     for (i64 panel = 0; panel < panels; ++panel) {
-        largest = larger<Integer>(largest, static_cast<Integer>(flags[panel]));
+        largest = larger<BitsOf<T>>(largest, static_cast<BitsOf<T>>(flags[panel]));
     }
     if (is_trivial<T>(largest, values, 0)) {
         if (team.rank == 0) is_trivial<T>(largest, values, m);
@@ -194,7 +189,7 @@ template <class T>
 constexpr i64 two_stage_rows = sizeof(T) == 4 ? 1280 : 1024;
 
 bool shareable(Dtype dtype, i64 m) {
-    return m >= (dtype == Dtype::f64 ? two_stage_rows<double> : two_stage_rows<float>);
+    return m >= (dtype == Dtype::kFloat64 ? two_stage_rows<double> : two_stage_rows<float>);
 }
 
 template <class T>
@@ -207,7 +202,7 @@ void solve_as(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
 }
 
 void solve(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
-    if (matrix.a.dtype == Dtype::f64) {
+    if (matrix.a.dtype == Dtype::kFloat64) {
         solve_as<double>(matrix, scratch, team);
     } else {
         solve_as<float>(matrix, scratch, team);
@@ -216,11 +211,11 @@ void solve(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
 
 i64 many(Dtype dtype, i64 m) {
     if (m > interleaved_rows) return 0;
-    return dtype == Dtype::f64 ? lanes<double> : lanes<float>;
+    return dtype == Dtype::kFloat64 ? lanes<double> : lanes<float>;
 }
 
 void solve_many(const SymmetricMatrix* const* matrices, i64 count, void* scratch) {
-    if (matrices[0]->a.dtype == Dtype::f64) {
+    if (matrices[0]->a.dtype == Dtype::kFloat64) {
         eigvalsh_interleaved(matrices, count, static_cast<double*>(scratch));
     } else {
         eigvalsh_interleaved(matrices, count, static_cast<float*>(scratch));
@@ -236,7 +231,7 @@ i64 bytes_for(i64 m, bool two_stage) {
 
 i64 scratch_bytes(Dtype dtype, i64 m) {
     const bool two_stage = shareable(dtype, m);
-    return dtype == Dtype::f64 ? bytes_for<double>(m, two_stage) : bytes_for<float>(m, two_stage);
+    return dtype == Dtype::kFloat64 ? bytes_for<double>(m, two_stage) : bytes_for<float>(m, two_stage);
 }
 
 constexpr EigvalshKernels eigvalsh_kernels{scratch_bytes, shareable, many, solve_many, solve};

@@ -3,15 +3,12 @@
 #include <algorithm>
 #include <thread>
 
-#include "../common/check.hpp"
-#include "../common/groups.hpp"
+#include "matrix_checks.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
 
 namespace slimfast {
 namespace {
-
-using i64 = std::int64_t;
 
 // What a team loses to waiting for each other, as a share of its threads' time; an estimate.
 constexpr double team_efficiency = 0.8;
@@ -52,11 +49,9 @@ void eigvalsh(const std::vector<SymmetricMatrix>& matrices, int threads, Isa isa
     std::vector<double> costs;
     for (const SymmetricMatrix& matrix : matrices) {
         const MatrixView& a = matrix.a;
-        require(a.rows > 0 && a.rows == a.cols, "eigvalsh: expected a square matrix, got ", a.rows, " x ",
-                a.cols);
-        require(a.dtype == Dtype::f32 || a.dtype == Dtype::f64, "eigvalsh: expected an f32 or f64 matrix");
+        require_symmetric("eigvalsh", a);
         const double m = static_cast<double>(a.rows);
-        costs.push_back(m * m * m * (a.dtype == Dtype::f64 ? 2 : 1));
+        costs.push_back(m * m * m * (a.dtype == Dtype::kFloat64 ? 2 : 1));
     }
     const std::vector<i64> order = largest_first(costs);
     std::vector<double> falling;

@@ -9,8 +9,6 @@
 namespace slimfast {
 namespace {
 
-using i64 = std::int64_t;
-
 // Output bytes of one work item: small enough to share out, large enough to hide the sharing.
 constexpr i64 item_bytes = 256 << 10;
 
@@ -57,24 +55,10 @@ void copy_elements(char* to, const char* from, const GatherDim& dim) {
 
 i64 position(const GatherDim& dim, i64 i) { return (dim.index ? dim.index[i] : i) * dim.stride; }
 
-// Fewest dims that say the same, at least two: single positions become an offset, indices that are one run
-// become plain, and plain dims that follow each other in memory become one.
+// Fewest dims that say the same, at least two.
 void simplify(GatherTask& task) {
-    std::vector<GatherDim> dims;
-    for (GatherDim dim : task.dims) {
-        if (dim.index && dim.size > 0 && dim.index[dim.size - 1] - dim.index[0] == dim.size - 1) {
-            task.data += dim.index[0] * dim.stride * task.element_bytes;
-            dim.index = nullptr;
-        }
-        if (dim.size == 1) continue;
-        if (!dims.empty() && !dims.back().index && !dim.index &&
-            dims.back().stride == dim.size * dim.stride) {
-            dims.back().size *= dim.size;
-            dims.back().stride = dim.stride;
-        } else {
-            dims.push_back(dim);
-        }
-    }
+    auto [offset, dims] = simplified(task.dims);
+    task.data += offset * task.element_bytes;
     const bool runs = !dims.empty() && !dims.back().index && dims.back().stride == 1;
     // A last dim that is no run of elements gets a run of one where it would otherwise stand alone.
     while (dims.size() < 2)

@@ -13,7 +13,7 @@ constexpr i64 interleaved_rows = 32;
 // Entry (i, j <= i) of the interleaved lower triangles.
 template <class T>
 SLIMFAST_INLINE T* entry(T* a, i64 i, i64 j) {
-    return a + (i * (i + 1) / 2 + j) * lanes<T>;
+    return a + (triangle_size(i) + j) * lanes<T>;
 }
 
 SLIMFAST_INLINE Vec<float> square_roots(Vec<float> x) {
@@ -31,7 +31,6 @@ SLIMFAST_INLINE Vec<double> square_roots(Vec<double> x) {
 template <class T>
 void tridiagonalise_interleaved(T* a, i64 m, T* d, T* e, T* work) {
     constexpr i64 v = lanes<T>;
-    constexpr T too_short = sizeof(T) == 4 ? T(1e-30) : T(1e-280);
     T* u = work;
     T* q = work + m * v;
     for (i64 k = m - 1; k > 0; --k) {
@@ -44,7 +43,7 @@ void tridiagonalise_interleaved(T* a, i64 m, T* d, T* e, T* work) {
         }
         Vec<T> total{};
         for (i64 j = 0; j < k; ++j) total += load(row + j * v) * load(row + j * v);
-        const Mask<T> some = total >= too_short;
+        const Mask<T> some = total >= Float<T>::kNegligibleSquare;
         const Vec<T> norm = square_roots(some ? total : splat(T{1}));
         const Vec<T> beta = last > 0 ? -norm : norm;
         const Vec<T> scale = some ? T{1} / square_roots(beta * (beta - last)) : Vec<T>{};
@@ -83,7 +82,7 @@ void tridiagonalise_interleaved(T* a, i64 m, T* d, T* e, T* work) {
 // Elements of scratch for m rows.
 template <class T>
 constexpr i64 interleaved_elements(i64 m) {
-    return lanes<T> * (m * (m + 1) / 2 + 4 * m + 16 * m);
+    return lanes<T> * (triangle_size(m) + 4 * m + 16 * m);
 }
 
 // x (m), ascending: the eigenvalues of the tridiagonal matrices (d, e), all interleaved; e becomes its
@@ -109,8 +108,8 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
         highest = high > highest ? high : highest;
     }
     const Vec<T> norm = -lowest > highest ? -lowest : highest;
-    const Vec<T> margin = 4 * epsilon<T> * norm + T(1e-35);
-    const Vec<T> tolerance = epsilon<T> / 8 * norm;
+    const Vec<T> margin = 4 * Float<T>::kEpsilon * norm + T(1e-35);
+    const Vec<T> tolerance = Float<T>::kEpsilon / 8 * norm;
     const Vec<T> least_square = least_off_diagonal<T> * norm * (least_off_diagonal<T> * norm);
     for (i64 k = 0; k + 1 < m; ++k) {
         const Vec<T> square = load(e + k * v) * load(e + k * v);
@@ -139,7 +138,7 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
         store(brackets.state + at, close ? splat(T(found)) : alone ? splat(T(searched)) : state);
         store(x + at, close ? middle : load(x + at));
     };
-    const Vec<T> unknown = splat(static_cast<T>(__builtin_nan("")));
+    const Vec<T> unknown = splat(Float<T>::kNan);
     for (i64 at = 0; at < m * v; at += v) {
         store(x + at, Vec<T>{});
         store(brackets.a + at, lowest - margin);
@@ -182,10 +181,9 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
 // Up to `lanes` matrices of the same m <= interleaved_rows rows.
 template <class T>
 void eigvalsh_interleaved(const SymmetricMatrix* const* matrices, i64 count, T* a) {
-    using Integer = typename VectorOf<T>::integer;
     constexpr i64 v = lanes<T>;
     const i64 m = matrices[0]->a.rows;
-    const i64 entries = m * (m + 1) / 2;
+    const i64 entries = triangle_size(m);
     T* d = a + entries * v;
     T* e = d + m * v;
     T* x = e + m * v;
@@ -202,10 +200,9 @@ void eigvalsh_interleaved(const SymmetricMatrix* const* matrices, i64 count, T* 
             for (i64 j = 0; j <= i; ++j, to += v) *to = from[j * view.col_stride];
         }
     }
-    constexpr Integer magnitude = sizeof(T) == 4 ? Integer(0x7fffffff) : Integer(0x7fffffffffffffff);
     Mask<T> largest{};
     for (i64 i = 0; i < entries; ++i) {
-        const Mask<T> bits = (Mask<T>)load(a + i * v) & magnitude;
+        const Mask<T> bits = (Mask<T>)load(a + i * v) & Float<T>::kMagnitude;
         largest = bits > largest ? bits : largest;
     }
     Vec<T> scale{};

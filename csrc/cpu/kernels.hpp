@@ -1,10 +1,8 @@
 // The inner loops as tables of functions, one table per instruction set (kernels.cpp fills them).
 #pragma once
 
-#include <cstdint>
-
-#include "../common/view.hpp"
 #include "isa.hpp"
+#include "matrix_view.hpp"
 #include "split_sum.hpp"
 
 namespace slimfast {
@@ -20,9 +18,9 @@ struct CovarianceBlock {
     const double* mean;
     const double* rest;
     // The first ones are multiples of a panel.
-    std::int64_t first_row, rows;
-    std::int64_t first_col, cols;
-    std::int64_t first_sample, last_sample;
+    i64 first_row, rows;
+    i64 first_col, cols;
+    i64 first_sample, last_sample;
     // Scratch for `samples` centred samples of the rows, unless the block ends on the diagonal, and of the
     // columns, in panels of the result's type.
     void* packed_rows;
@@ -39,22 +37,22 @@ struct CovarianceBlock {
 // bfloat16 samples multiplied as they are, where an instruction does it (bf16-inl.hpp).
 struct Bf16Kernels {
     // squares[i]: the sum of squares of row i of x (bf16) about mean[i] + rest[i], for rows first..last - 1.
-    void (*row_squares)(const MatrixView& x, std::int64_t first, std::int64_t last, const double* mean,
-                        const double* rest, double* squares);
+    void (*row_squares)(const MatrixView& x, i64 first, i64 last, const double* mean, const double* rest,
+                        double* squares);
     // As CovarianceKernels::block_f32, block.squares left alone.
     void (*block)(const CovarianceBlock& block);
 };
 
 struct CovarianceKernels {
     // Means of rows first..last - 1 of x over its columns, as CovarianceBlock wants them.
-    void (*row_means)(const MatrixView& x, std::int64_t first, std::int64_t last, double* mean, double* rest);
+    void (*row_means)(const MatrixView& x, i64 first, i64 last, double* mean, double* rest);
     void (*block_f32)(const CovarianceBlock& block);
     void (*block_f64)(const CovarianceBlock& block);
     // Write block.sums, scaled, to both triangles of `out` (m, m).
-    void (*write_f32)(const CovarianceBlock& block, double scale, void* out, std::int64_t m);
-    void (*write_f64)(const CovarianceBlock& block, double scale, void* out, std::int64_t m);
+    void (*write_f32)(const CovarianceBlock& block, double scale, void* out, i64 m);
+    void (*write_f64)(const CovarianceBlock& block, double scale, void* out, i64 m);
     // Variables come in panels of so many; samples are packed `samples` at a time.
-    std::int64_t panel_f32, panel_f64, samples;
+    i64 panel_f32, panel_f64, samples;
     // Null where there is no such instruction.
     const Bf16Kernels* bf16;
 };
@@ -82,13 +80,13 @@ struct Team {
 
 struct EigvalshKernels {
     // Bytes of scratch for one matrix of m rows.
-    std::int64_t (*scratch_bytes)(Dtype dtype, std::int64_t m);
+    i64 (*scratch_bytes)(Dtype dtype, i64 m);
     // Whether a matrix of m rows is one that a team can work on; the rest is for a team of one.
-    bool (*shareable)(Dtype dtype, std::int64_t m);
+    bool (*shareable)(Dtype dtype, i64 m);
     // How many matrices of m rows solve_many takes at a time; 0 where solve takes them one by one.
-    std::int64_t (*many)(Dtype dtype, std::int64_t m);
+    i64 (*many)(Dtype dtype, i64 m);
     // The same for 1 <= `count` <= many matrices of the same m and dtype, on one thread.
-    void (*solve_many)(const SymmetricMatrix* const* matrices, std::int64_t count, void* scratch);
+    void (*solve_many)(const SymmetricMatrix* const* matrices, i64 count, void* scratch);
     // All eigenvalues, ascending; NaN throughout for a matrix that is not finite. The scratch is the team's;
     // the result does not depend on its size.
     void (*solve)(const SymmetricMatrix& matrix, void* scratch, const Team& team);
@@ -97,18 +95,17 @@ struct EigvalshKernels {
 // Column of a pivoted Cholesky step: column -= sum over j < steps of weights[j] * factor[j * n ...], for all
 // n rows.
 struct CholeskyKernels {
-    void (*subtract)(double* column, const double* factor, const double* weights, std::int64_t steps,
-                     std::int64_t n);
+    void (*subtract)(double* column, const double* factor, const double* weights, i64 steps, i64 n);
     // left = max(left - column^2, 0); returns nothing else, the caller zeroes what is picked.
-    void (*reduce)(double* left, const double* column, std::int64_t n);
+    void (*reduce)(double* left, const double* column, i64 n);
     // For large matrices, `block` steps at a time: what is left of the matrix (rest_elements of float64),
     // begun as its lower triangle; one of its columns; and less the products of `block` columns of the
     // factor, with (n rounded up to a block) x block elements of scratch.
-    std::int64_t block;
-    std::int64_t (*rest_elements)(std::int64_t n);
+    i64 block;
+    i64 (*rest_elements)(i64 n);
     void (*copy_lower)(const MatrixView& a, double* rest);
-    void (*read_column)(const double* rest, std::int64_t n, std::int64_t pick, double* column);
-    void (*subtract_block)(double* rest, const double* factor, std::int64_t n, double* work);
+    void (*read_column)(const double* rest, i64 n, i64 pick, double* column);
+    void (*subtract_block)(double* rest, const double* factor, i64 n, double* work);
 };
 
 struct Kernels {

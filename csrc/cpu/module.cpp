@@ -16,8 +16,6 @@ namespace py = pybind11;
 namespace {
 
 using namespace slimfast;
-using i64 = std::int64_t;
-
 // (address, dtype, rows, cols, row stride, column stride)
 using View = std::tuple<i64, int, i64, i64, i64, i64>;
 
@@ -61,7 +59,7 @@ void run_eigvalsh(const std::vector<std::tuple<View, i64>>& matrices, int thread
 void run_eigvalsh_stacked(const View& first, i64 count, i64 stride, i64 values, int threads,
                           const std::string& isa) {
     const MatrixView a = view(first);
-    const i64 bytes = a.dtype == Dtype::f64 ? 8 : 4;
+    const i64 bytes = element_bytes(a.dtype);
     std::vector<SymmetricMatrix> tasks;
     tasks.reserve(count);
     for (i64 i = 0; i < count; ++i) {

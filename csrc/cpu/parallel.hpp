@@ -1,12 +1,13 @@
-// The only place that starts threads.
+// The only place that starts threads, and the order in which they take the work.
 //
 // With OpenMP the threads are those of the runtime that torch has already loaded, so nothing is
 // oversubscribed; without it they are started for the call. Kernels never nest regions and never throw inside
 // one.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
-#include <cstdint>
+#include <numeric>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -14,6 +15,8 @@
 #ifdef SLIMFAST_OPENMP
 #include <omp.h>
 #endif
+
+#include "../common/integers.hpp"
 
 namespace slimfast {
 
@@ -60,14 +63,21 @@ class Barrier {
     std::atomic<int> phase_{0};
 };
 
+// Indices of `costs`, the most expensive first; equal costs keep their order.
+inline std::vector<i64> largest_first(const std::vector<double>& costs) {
+    std::vector<i64> order(costs.size());
+    std::iota(order.begin(), order.end(), i64{0});
+    std::stable_sort(order.begin(), order.end(), [&](i64 a, i64 b) { return costs[a] > costs[b]; });
+    return order;
+}
+
 // Calls body(item, rank) for every item in 0..items-1, in that order as threads become free.
 template <class Body>
-void parallel_for(std::int64_t items, int threads, Body&& body) {
-    std::atomic<std::int64_t> next{0};
+void parallel_for(i64 items, int threads, Body&& body) {
+    std::atomic<i64> next{0};
     const int useful = static_cast<int>(items < threads ? items : threads);
     parallel_run(useful, [&](int rank, int) {
-        for (std::int64_t item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;)
-            body(item, rank);
+        for (i64 item; (item = next.fetch_add(1, std::memory_order_relaxed)) < items;) body(item, rank);
     });
 }
 

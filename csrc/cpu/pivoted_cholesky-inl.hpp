@@ -57,7 +57,7 @@ void copy_lower_of(const MatrixView& view, double* rest) {
 }
 
 void copy_lower(const MatrixView& view, double* rest) {
-    if (view.dtype == Dtype::f64) {
+    if (view.dtype == Dtype::kFloat64) {
         copy_lower_of<double>(view, rest);
     } else {
         copy_lower_of<float>(view, rest);

@@ -4,15 +4,12 @@
 #include <cmath>
 #include <limits>
 
-#include "../common/check.hpp"
-#include "../common/groups.hpp"
+#include "matrix_checks.hpp"
 #include "parallel.hpp"
 #include "scratch.hpp"
 
 namespace slimfast {
 namespace {
-
-using i64 = std::int64_t;
 
 // The first index of the largest element; a NaN counts as the largest, as it does in PyTorch's argmax.
 i64 first_largest(const double* values, i64 n) {
@@ -95,12 +92,9 @@ void pivoted_cholesky(std::vector<CholeskyTask>& tasks, int threads, Isa isa) {
     i64 elements = 0;
     for (const CholeskyTask& task : tasks) {
         const i64 n = task.a.rows;
-        require(n > 0 && n == task.a.cols, "pivoted_cholesky: expected a square matrix, got ", n, " x ",
-                task.a.cols);
+        require_symmetric("pivoted_cholesky", task.a);
         require(0 <= task.rank && task.rank <= n, "pivoted_cholesky: expected a rank in 0..", n, ", got ",
                 task.rank);
-        require(task.a.dtype == Dtype::f32 || task.a.dtype == Dtype::f64,
-                "pivoted_cholesky: expected an f32 or f64 matrix");
         costs.push_back(static_cast<double>(n) * task.rank * task.rank);
         elements = std::max(elements, scratch_elements(task, kernel));
     }
@@ -109,7 +103,7 @@ void pivoted_cholesky(std::vector<CholeskyTask>& tasks, int threads, Isa isa) {
     parallel_for(order.size(), threads, [&](i64 at, int rank) {
         CholeskyTask& task = tasks[order[at]];
         double* memory = reinterpret_cast<double*>(scratch[rank].get());
-        if (task.a.dtype == Dtype::f64) {
+        if (task.a.dtype == Dtype::kFloat64) {
             factorise<double>(task, kernel, memory);
         } else {
             factorise<float>(task, kernel, memory);

@@ -11,11 +11,11 @@ namespace slimfast {
 // transposed factor (rank, n) and residual (rank) in a's dtype, of which the first `picked` are written.
 struct CholeskyTask {
     MatrixView a;
-    std::int64_t rank;
-    std::int64_t* order;
+    i64 rank;
+    i64* order;
     void* factor;
     void* residual;
-    std::int64_t picked;
+    i64 picked;
 };
 
 // Each step picks the largest variance left (ties: the smallest index) and stops where it is at most

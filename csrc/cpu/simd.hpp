@@ -10,9 +10,10 @@
 #include <cstring>
 #include <utility>
 
-namespace slimfast::SLIMFAST_ISA {
+#include "../common/floats.hpp"
+#include "../common/integers.hpp"
 
-using i64 = std::int64_t;
+namespace slimfast::SLIMFAST_ISA {
 
 template <class T>
 struct VectorOf;
@@ -20,13 +21,11 @@ template <>
 struct VectorOf<float> {
     typedef float type __attribute__((vector_size(SLIMFAST_VECTOR_BYTES)));
     typedef std::int32_t mask __attribute__((vector_size(SLIMFAST_VECTOR_BYTES)));
-    using integer = std::int32_t;
 };
 template <>
 struct VectorOf<double> {
     typedef double type __attribute__((vector_size(SLIMFAST_VECTOR_BYTES)));
     typedef std::int64_t mask __attribute__((vector_size(SLIMFAST_VECTOR_BYTES)));
-    using integer = std::int64_t;
 };
 
 template <class T>
@@ -105,7 +104,5 @@ template <class T>
 SLIMFAST_INLINE constexpr T larger(T a, T b) {
     return a < b ? b : a;
 }
-
-SLIMFAST_INLINE constexpr i64 round_up(i64 value, i64 step) { return (value + step - 1) / step * step; }
 
 }  // namespace slimfast::SLIMFAST_ISA

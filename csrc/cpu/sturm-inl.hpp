@@ -6,9 +6,6 @@
 
 namespace slimfast::SLIMFAST_ISA {
 
-template <class T>
-constexpr T epsilon = sizeof(T) == 4 ? T(0x1p-23) : T(0x1p-52);
-
 // A characteristic polynomial's value is mantissa 2^exponent: its own range is far beyond T's.
 template <class T>
 struct SturmPoints {
@@ -31,20 +28,17 @@ struct SturmPoints {
 // sums.
 //
 template <class T>
-constexpr T least_off_diagonal = epsilon<T> / 1024;
+constexpr T least_off_diagonal = Float<T>::kEpsilon / 1024;
 
 // With `counting` the points' counts are filled too; the sign of the mantissa tells whether they are odd.
 // Coefficients are those of one matrix, or `interleaved` of one for each lane.
 template <class T, int vectors, bool counting, bool interleaved = false>
 SLIMFAST_INLINE void sturm_sequence(const T* d, const T* e2, i64 m, const SturmPoints<T>& points, i64 first) {
-    using Integer = typename VectorOf<T>::integer;
-    constexpr int mantissa_bits = sizeof(T) == 4 ? 23 : 52;
-    constexpr Integer bias = sizeof(T) == 4 ? 127 : 1023;
-    constexpr Integer magnitude = sizeof(T) == 4 ? Integer(0x7fffffff) : Integer(0x7fffffffffffffff);
-    constexpr Integer exponent_mask = magnitude >> mantissa_bits << mantissa_bits;
+    constexpr int mantissa_bits = Float<T>::kMantissaBits;
+    constexpr BitsOf<T> bias = Float<T>::kBias, magnitude = Float<T>::kMagnitude;
     constexpr int sign_bit = 8 * sizeof(T) - 1;
     constexpr int steps = sizeof(T) == 4 ? 4 : 8;
-    const Mask<T> tiny = (Mask<T>)splat(sizeof(T) == 4 ? T(1e-30) : T(1e-280));
+    const Mask<T> tiny = (Mask<T>)splat(Float<T>::kNegligibleSquare);
     const auto coefficient = [](const T* from, i64 k) __attribute__((always_inline)) {
         if constexpr (interleaved) {
             return load(from + k * lanes<T>);
@@ -74,7 +68,7 @@ SLIMFAST_INLINE void sturm_sequence(const T* d, const T* e2, i64 m, const SturmP
         for (int i = 0; i < vectors; ++i) {
             const Vec<T> size =
                 (Vec<T>)((Mask<T>)p[i] & magnitude) + (Vec<T>)((Mask<T>)before[i] & magnitude);
-            const Mask<T> exponent = (Mask<T>)size & exponent_mask;
+            const Mask<T> exponent = (Mask<T>)size & Float<T>::kExponent;
             const Vec<T> scale = (Vec<T>)((2 * bias << mantissa_bits) - exponent);
             const Vec<T> carried = (Vec<T>)(((Mask<T>)p[i] & ~magnitude) | tiny);
             p[i] = p[i] * scale + carried;
@@ -143,11 +137,10 @@ constexpr i64 sturm_elements(i64 m) {
 // mantissa 2^exponent for exponents at most zero.
 template <class T>
 SLIMFAST_INLINE Vec<T> scaled(Vec<T> mantissa, Vec<T> exponent) {
-    constexpr int mantissa_bits = sizeof(T) == 4 ? 23 : 52;
-    constexpr T least = sizeof(T) == 4 ? T(-126) : T(-1022);
-    constexpr typename VectorOf<T>::integer bias = sizeof(T) == 4 ? 127 : 1023;
+    constexpr BitsOf<T> bias = Float<T>::kBias;
+    constexpr T least = T{1} - bias;
     const Vec<T> held = exponent < least ? splat(least) : exponent;
-    return mantissa * (Vec<T>)((__builtin_convertvector(held, Mask<T>) + bias) << mantissa_bits);
+    return mantissa * (Vec<T>)((__builtin_convertvector(held, Mask<T>) + bias) << Float<T>::kMantissaBits);
 }
 
 // The next points of the eigenvalues at..at + lanes - 1 into x: by inverse quadratic interpolation where it
@@ -176,7 +169,7 @@ SLIMFAST_INLINE void next_points(const Brackets<T>& brackets, i64 at, Vec<T> tol
     const Vec<T> size = width < 0 ? -width : width;
     const Vec<T> magnitude = a < 0 ? -a : a;
     // A step shorter than the distance of two numbers would not move.
-    Vec<T> nearest = magnitude * epsilon<T>;
+    Vec<T> nearest = magnitude * Float<T>::kEpsilon;
     nearest = nearest > tolerance ? nearest : tolerance;
     const Vec<T> least = nearest / size;
     if (halve) t = half;
@@ -310,15 +303,14 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
         highest = larger(highest, d[k] + radius);
     }
     const T norm = larger(-lowest, highest);
-    const T margin = 4 * epsilon<T> * norm + T(1e-35);
-    const T tolerance = epsilon<T> / 8 * norm;
+    const T margin = 4 * Float<T>::kEpsilon * norm + T(1e-35);
+    const T tolerance = Float<T>::kEpsilon / 8 * norm;
     const T least_square = least_off_diagonal<T> * norm * (least_off_diagonal<T> * norm);
     for (i64 k = 0; k + 1 < m; ++k) e2[k] = larger(e[k] * e[k], least_square);
     for (i64 i = 0; i < padded; ++i) {
         points.x[i] = brackets.a[i] = lowest - margin;
         brackets.b[i] = brackets.c[i] = highest + margin;
-        brackets.a_mantissa[i] = brackets.b_mantissa[i] = brackets.c_mantissa[i] =
-            static_cast<T>(__builtin_nan(""));
+        brackets.a_mantissa[i] = brackets.b_mantissa[i] = brackets.c_mantissa[i] = Float<T>::kNan;
         brackets.a_exponent[i] = brackets.b_exponent[i] = brackets.c_exponent[i] = 0;
         brackets.state[i] = T(i < m ? (m > 1 ? shared : searched) : found);
     }

@@ -15,23 +15,21 @@ template <class T>
 SLIMFAST_INLINE T* packed_row(T* a, i64 i) {
     constexpr i64 v = lanes<T>;
     const i64 tile = i / v;
-    return a + v * v * (tile * (tile + 1) / 2) + (i - tile * v) * (tile + 1) * v;
+    return a + v * v * triangle_size(tile) + (i - tile * v) * (tile + 1) * v;
 }
 
 template <class T>
 constexpr i64 packed_elements(i64 m) {
     constexpr i64 v = lanes<T>;
-    const i64 tiles = (m + v - 1) / v;
-    return v * v * (tiles * (tiles + 1) / 2);
+    return v * v * triangle_size(ceil_div(m, v));
 }
 
 // The lanes below `count`.
 template <class T>
 SLIMFAST_INLINE Mask<T> first_lanes(i64 count) {
-    using Integer = typename VectorOf<T>::integer;
     Mask<T> lane;
     for (int l = 0; l < lanes<T>; ++l) lane[l] = l;
-    return lane < static_cast<Integer>(smaller<i64>(count, lanes<T>));
+    return lane < static_cast<BitsOf<T>>(smaller<i64>(count, lanes<T>));
 }
 
 // Rows of a tile that share a column's y in a register. What they are multiplied by does not fit beside and

@@ -2,6 +2,7 @@
 #include "covariance_mma.cuh"
 #include "elements.cuh"
 #include "reduce.cuh"
+#include "triangle.cuh"
 
 namespace slimfast::cuda {
 namespace {
@@ -29,28 +30,25 @@ struct Tiling {
 
 // One tile of one layer's lower triangle, and one of the parts of its work.
 // As many parts as the layer has splits.
-constexpr std::int64_t kSplits = 0;
+constexpr i64 kSplits = 0;
 
 struct Place {
     int layer;
-    std::int64_t tile, part;
-    std::int64_t tile_row, tile_column;
+    i64 tile, part;
+    i64 tile_row, tile_column;
 };
 
-__device__ inline Place find_place(const std::int64_t* table, int count, std::int64_t parts) {
+__device__ inline Place find_place(const i64* table, int count, i64 parts) {
     Place place;
     place.layer = find_segment(table, count, blockIdx.x);
-    const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
+    const i64* layer = table + count + 1 + i64{place.layer} * kCovFields;
     if (parts == kSplits) parts = layer[kCovSplits];
-    const std::int64_t local = blockIdx.x - table[place.layer];
+    const i64 local = blockIdx.x - table[place.layer];
     place.tile = local / parts;
     place.part = local % parts;
-    // tile = row (row + 1) / 2 + column; the root is corrected for its rounding.
-    auto row = static_cast<std::int64_t>((sqrt(8.0 * static_cast<double>(place.tile) + 1.0) - 1.0) / 2.0);
-    while (row * (row + 1) / 2 > place.tile) --row;
-    while ((row + 1) * (row + 2) / 2 <= place.tile) ++row;
+    const auto [row, column] = triangle_tile<double>(place.tile);
     place.tile_row = row;
-    place.tile_column = place.tile - row * (row + 1) / 2;
+    place.tile_column = column;
     return place;
 }
 
@@ -146,17 +144,17 @@ struct Stage {
 
     // Variables first .. first + kTile of the layer, samples from `sample` on; zero beyond the end.
     template <class X>
-    __device__ void fetch(const X* x, const std::int64_t* layer, const double* means, std::int64_t first,
-                          std::int64_t sample, std::int64_t sample_end) {
+    __device__ void fetch(const X* x, const i64* layer, const double* means, i64 first, i64 sample,
+                          i64 sample_end) {
         const bool by_rows = layer[kCovByRows] != 0;
-        const std::int64_t variables = by_rows ? layer[kCovRows] : layer[kCovColumns];
-        const std::int64_t variable_stride = layer[by_rows ? kCovRowStride : kCovColumnStride];
-        const std::int64_t sample_stride = layer[by_rows ? kCovColumnStride : kCovRowStride];
+        const i64 variables = by_rows ? layer[kCovRows] : layer[kCovColumns];
+        const i64 variable_stride = layer[by_rows ? kCovRowStride : kCovColumnStride];
+        const i64 sample_stride = layer[by_rows ? kCovColumnStride : kCovRowStride];
         const bool along_samples = sample_stride <= variable_stride;
 #pragma unroll
         for (int i = 0; i < Sizes::kLoads; ++i) {
-            const std::int64_t v = first + variable_of(i, along_samples);
-            const std::int64_t s = sample + depth_of(i, along_samples);
+            const i64 v = first + variable_of(i, along_samples);
+            const i64 s = sample + depth_of(i, along_samples);
             values[i] = v < variables && s < sample_end ? centred(x[v * variable_stride + s * sample_stride],
                                                                   __ldg(means + (by_rows ? v : s)), T{})
                                                         : T{0};
@@ -173,11 +171,10 @@ struct Stage {
 // Writes rows first .. first + rows of a tile and their mirror image, from shared memory (rows, kTile + 1),
 // so that both are written along rows.
 template <class T, int kTile>
-__device__ void store_rows(const T* shared, int first, int rows, const std::int64_t* layer,
-                           const Place& place) {
-    const std::int64_t size = layer[kCovByRows] ? layer[kCovRows] : layer[kCovColumns];
-    const std::int64_t row = place.tile_row * kTile + first;
-    const std::int64_t column = place.tile_column * kTile;
+__device__ void store_rows(const T* shared, int first, int rows, const i64* layer, const Place& place) {
+    const i64 size = layer[kCovByRows] ? layer[kCovRows] : layer[kCovColumns];
+    const i64 row = place.tile_row * kTile + first;
+    const i64 column = place.tile_column * kTile;
     const double scale = scale_of(layer);
     const auto write = [&](auto* out) {
         using Out = std::remove_pointer_t<decltype(out)>;
@@ -205,20 +202,20 @@ __device__ void store_rows(const T* shared, int first, int rows, const std::int6
 // Kernels.
 
 template <class T, int kTile>
-__global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __restrict__ table, int count,
-                                                        const double* __restrict__ means, T* workspace) {
+__global__ void __launch_bounds__(kThreads, 1)
+    tiles_of(const i64* __restrict__ table, int count, const double* __restrict__ means, T* workspace) {
     using Sizes = Tiling<T, kTile>;
     auto* shared = reinterpret_cast<T*>(shared_memory());
     const Place place = find_place(table, count, kSplits);
-    const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
+    const i64* layer = table + count + 1 + i64{place.layer} * kCovFields;
     const bool by_rows = layer[kCovByRows] != 0;
-    const std::int64_t samples = by_rows ? layer[kCovColumns] : layer[kCovRows];
+    const i64 samples = by_rows ? layer[kCovColumns] : layer[kCovRows];
     const bool along_samples = layer[by_rows ? kCovColumnStride : kCovRowStride] <=
                                layer[by_rows ? kCovRowStride : kCovColumnStride];
-    const std::int64_t splits = layer[kCovSplits];
-    const std::int64_t chunks = (samples + kCovarianceChunk - 1) / kCovarianceChunk;
-    const std::int64_t begin = chunks * place.part / splits * kCovarianceChunk;
-    const std::int64_t end = min(samples, chunks * (place.part + 1) / splits * kCovarianceChunk);
+    const i64 splits = layer[kCovSplits];
+    const i64 chunks = ceil_div(samples, kCovarianceChunk);
+    const i64 begin = chunks * place.part / splits * kCovarianceChunk;
+    const i64 end = min(samples, chunks * (place.part + 1) / splits * kCovarianceChunk);
     const bool diagonal = place.tile_row == place.tile_column;
     T* const left = shared;
     T* const right = diagonal ? shared : shared + Sizes::kDepth * Sizes::kPitch;
@@ -229,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __re
     Sums<T, kTile> sums;
 #pragma unroll
     for (int i = 0; i < Sizes::kSums; ++i) total[i * kThreads] = sums.at(i) = 0;
-    const auto fetch = [&](std::int64_t sample) {
+    const auto fetch = [&](i64 sample) {
         with_elements(layer, [&](auto* x) {
             const double* mean = means + layer[kCovFirstRow];
             next[0].fetch(x, layer, mean, place.tile_row * kTile, sample, end);
@@ -237,7 +234,7 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __re
         });
     };
     fetch(begin);
-    for (std::int64_t sample = begin; sample < end; sample += Sizes::kDepth) {
+    for (i64 sample = begin; sample < end; sample += Sizes::kDepth) {
         next[0].put(left, along_samples);
         if (!diagonal) next[1].put(right, along_samples);
         __syncthreads();
@@ -274,16 +271,16 @@ __global__ void __launch_bounds__(kThreads, 1) tiles_of(const std::int64_t* __re
 
 template <class T, int kTile>
 __global__ void __launch_bounds__(kThreads)
-    finish_of(const std::int64_t* __restrict__ table, int count, const T* __restrict__ workspace) {
+    finish_of(const i64* __restrict__ table, int count, const T* __restrict__ workspace) {
     auto* shared = reinterpret_cast<double*>(shared_memory());
     const Place place = find_place(table, count, kTile / kCovarianceFinishRows);
-    const std::int64_t* layer = table + count + 1 + std::int64_t{place.layer} * kCovFields;
-    const std::int64_t splits = layer[kCovSplits];
+    const i64* layer = table + count + 1 + i64{place.layer} * kCovFields;
+    const i64 splits = layer[kCovSplits];
     const int first = static_cast<int>(place.part) * kCovarianceFinishRows;
     const T* partial = workspace + layer[kCovPartial] + (place.tile * splits * kTile + first) * kTile;
     for (int e = static_cast<int>(threadIdx.x); e < kCovarianceFinishRows * kTile; e += kThreads) {
         double sum = 0;
-        for (std::int64_t s = 0; s < splits; ++s) sum += partial[s * kTile * kTile + e];
+        for (i64 s = 0; s < splits; ++s) sum += partial[s * kTile * kTile + e];
         shared[e / kTile * (kTile + 1) + e % kTile] = sum;
     }
     __syncthreads();
@@ -293,16 +290,15 @@ __global__ void __launch_bounds__(kThreads)
 // Launch.
 
 template <class T, int kTile>
-void launch_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
-                  const double* means, void* workspace) {
+void launch_tiles(Stream stream, const i64* table, int count, i64 blocks, const double* means,
+                  void* workspace) {
     launch("covariance_tiles", tiles_of<T, kTile>, stream,
            Shape{blocks, kThreads, Tiling<T, kTile>::kSharedBytes}, table, count, means,
            static_cast<T*>(workspace));
 }
 
 template <class T, int kTile>
-void launch_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
-                   const void* workspace) {
+void launch_finish(Stream stream, const i64* table, int count, i64 blocks, const void* workspace) {
     launch("covariance_finish", finish_of<T, kTile>, stream,
            Shape{blocks, kThreads, sizeof(double) * kCovarianceFinishRows * (kTile + 1)}, table, count,
            static_cast<const T*>(workspace));
@@ -312,8 +308,8 @@ void launch_finish(Stream stream, const std::int64_t* table, int count, std::int
 
 // Entry.
 
-void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
-                      bool in_double, int tile, const double* means, void* workspace) {
+void covariance_tiles(Stream stream, const i64* table, int count, i64 blocks, bool in_double, int tile,
+                      const double* means, void* workspace) {
     const bool small = tile == kCovarianceSmallTile;
     const auto run =
         in_double
@@ -323,8 +319,8 @@ void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::
     run(stream, table, count, blocks, means, workspace);
 }
 
-void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
-                       bool in_double, int tile, const void* workspace) {
+void covariance_finish(Stream stream, const i64* table, int count, i64 blocks, bool in_double, int tile,
+                       const void* workspace) {
     const bool small = tile == kCovarianceSmallTile;
     const auto run = in_double ? (small ? launch_finish<double, kCovarianceSmallTile>
                                         : launch_finish<double, kCovarianceLargeTile>)

@@ -1,8 +1,7 @@
 // Covariances of the rows of strided matrices, all layers of a network in three launches.
 #pragma once
 
-#include <cstdint>
-
+#include "../common/dtypes.hpp"
 #include "stream.hpp"
 
 namespace slimfast::cuda {
@@ -12,7 +11,7 @@ namespace slimfast::cuda {
 // a buffer.
 enum CovarianceField {
     kCovX,
-    kCovXType,    // an ElementType
+    kCovXType,    // a Dtype
     kCovRows,     // n
     kCovColumns,  // d
     kCovRowStride,
@@ -26,8 +25,6 @@ enum CovarianceField {
     kCovFields
 };
 
-enum ElementType { kFloat32, kFloat64, kBfloat16, kFloat16 };
-
 inline constexpr int kCovarianceSmallTile = 64;
 inline constexpr int kCovarianceLargeTile = 128;
 // Rows whose means one block computes.
@@ -39,23 +36,21 @@ inline constexpr int kCovarianceFinishRows = 32;
 
 // Tables on the device: starts (count + 1) as in gather.hpp, then kCovFields per layer.
 // Means and sums of squared deviations of every row in float64; starts count blocks of kMomentRows rows.
-void row_moments(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, double* means,
-                 double* squares);
+void row_moments(Stream stream, const i64* table, int count, i64 blocks, double* means, double* squares);
 
 // traces[i] = sum of squares / max(d - 1, 1).
-void covariance_traces(Stream stream, const std::int64_t* layers, int count, const double* squares,
-                       double* traces);
+void covariance_traces(Stream stream, const i64* layers, int count, const double* squares, double* traces);
 
 // The matrices of layers that share the working precision and the tile; starts count tiles of the lower
 // triangle times splits. A layer of one split is finished here, others leave partial sums in `workspace`
 // (elements of the working precision), tile by tile.
-void covariance_tiles(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
-                      bool in_double, int tile, const double* means, void* workspace);
+void covariance_tiles(Stream stream, const i64* table, int count, i64 blocks, bool in_double, int tile,
+                      const double* means, void* workspace);
 
 // Adds the partial sums in the order of the splits, in float64; starts count tiles of the lower triangle
 // times their rows over kCovarianceFinishRows.
-void covariance_finish(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
-                       bool in_double, int tile, const void* workspace);
+void covariance_finish(Stream stream, const i64* table, int count, i64 blocks, bool in_double, int tile,
+                       const void* workspace);
 
 // Shared memory of a block of covariance_tiles.
 std::size_t covariance_shared_bytes(bool in_double, int tile);

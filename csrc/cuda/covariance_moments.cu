@@ -10,16 +10,16 @@ constexpr int kWarps = kThreads / 32;
 
 // A warp to each row where rows are contiguous; else a lane to each row, and the warps share its length.
 __global__ void __launch_bounds__(kThreads)
-    moments(const std::int64_t* __restrict__ table, int count, double* __restrict__ means,
+    moments(const i64* __restrict__ table, int count, double* __restrict__ means,
             double* __restrict__ squares) {
     auto* partial = reinterpret_cast<double*>(shared_memory());
     const int index = find_segment(table, count, blockIdx.x);
-    const std::int64_t* layer = table + count + 1 + std::int64_t{index} * kCovFields;
-    const std::int64_t first = (blockIdx.x - table[index]) * kMomentRows;
-    const std::int64_t rows = min(std::int64_t{kMomentRows}, layer[kCovRows] - first);
-    const std::int64_t length = layer[kCovColumns];
-    const std::int64_t row_stride = layer[kCovRowStride];
-    const std::int64_t stride = layer[kCovColumnStride];
+    const i64* layer = table + count + 1 + i64{index} * kCovFields;
+    const i64 first = (blockIdx.x - table[index]) * kMomentRows;
+    const i64 rows = min(i64{kMomentRows}, layer[kCovRows] - first);
+    const i64 length = layer[kCovColumns];
+    const i64 row_stride = layer[kCovRowStride];
+    const i64 stride = layer[kCovColumnStride];
     double* mean_out = means + layer[kCovFirstRow] + first;
     double* square_out = squares + layer[kCovFirstRow] + first;
     const int lane = lane_index();
@@ -29,11 +29,10 @@ __global__ void __launch_bounds__(kThreads)
         if (stride <= row_stride) {
             for (int r = warp; r < rows; r += kWarps) {
                 double sum = 0;
-                for (std::int64_t i = lane; i < length; i += 32)
-                    sum += to_double(x[r * row_stride + i * stride]);
+                for (i64 i = lane; i < length; i += 32) sum += to_double(x[r * row_stride + i * stride]);
                 const double mean = warp_sum(sum) / static_cast<double>(length);
                 double square = 0;
-                for (std::int64_t i = lane; i < length; i += 32) {
+                for (i64 i = lane; i < length; i += 32) {
                     const double deviation = to_double(x[r * row_stride + i * stride]) - mean;
                     square += deviation * deviation;
                 }
@@ -49,7 +48,7 @@ __global__ void __launch_bounds__(kThreads)
         double mean = 0;
         for (int pass = 0; pass < 2; ++pass) {
             double sum = 0;
-            for (std::int64_t i = warp; lane < rows && i < length; i += kWarps) {
+            for (i64 i = warp; lane < rows && i < length; i += kWarps) {
                 const double value = to_double(x[lane * row_stride + i * stride]) - mean;
                 sum += pass == 0 ? value : value * value;
             }
@@ -66,26 +65,22 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    traces_of(const std::int64_t* __restrict__ layers, const double* __restrict__ squares, double* traces) {
-    const std::int64_t* layer = layers + std::int64_t{blockIdx.x} * kCovFields;
+    traces_of(const i64* __restrict__ layers, const double* __restrict__ squares, double* traces) {
+    const i64* layer = layers + i64{blockIdx.x} * kCovFields;
     double sum = 0;
-    for (std::int64_t r = threadIdx.x; r < layer[kCovRows]; r += kThreads)
-        sum += squares[layer[kCovFirstRow] + r];
+    for (i64 r = threadIdx.x; r < layer[kCovRows]; r += kThreads) sum += squares[layer[kCovFirstRow] + r];
     sum = block_sum(sum, reinterpret_cast<double*>(shared_memory()));
-    if (threadIdx.x == 0)
-        traces[blockIdx.x] = sum / static_cast<double>(max(layer[kCovColumns] - 1, std::int64_t{1}));
+    if (threadIdx.x == 0) traces[blockIdx.x] = sum / static_cast<double>(max(layer[kCovColumns] - 1, i64{1}));
 }
 
 }  // namespace
 
-void row_moments(Stream stream, const std::int64_t* table, int count, std::int64_t blocks, double* means,
-                 double* squares) {
+void row_moments(Stream stream, const i64* table, int count, i64 blocks, double* means, double* squares) {
     launch("row_moments", moments, stream, Shape{blocks, kThreads, kThreads * sizeof(double)}, table, count,
            means, squares);
 }
 
-void covariance_traces(Stream stream, const std::int64_t* layers, int count, const double* squares,
-                       double* traces) {
+void covariance_traces(Stream stream, const i64* layers, int count, const double* squares, double* traces) {
     launch("covariance_traces", traces_of, stream, Shape{count, kThreads, kWarps * sizeof(double)}, layers,
            squares, traces);
 }

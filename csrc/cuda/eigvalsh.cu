@@ -21,7 +21,7 @@ constexpr unsigned kThreads = kWarps * 32;
 template <class T, bool kPeers>
 class Reduction {
   public:
-    __device__ Reduction(const std::int64_t* layer, unsigned cluster)
+    __device__ Reduction(const i64* layer, unsigned cluster)
         : layer_(layer),
           size_(static_cast<int>(layer[kEigSize])),
           padded_(static_cast<int>(row_blocks(size_)) * kBlock),
@@ -33,7 +33,7 @@ class Reduction {
 
     __device__ void run() {
         const double largest = largest_entry();
-        const bool sound = largest <= static_cast<double>(Limits<T>::kMax);
+        const bool sound = largest <= static_cast<double>(Float<T>::kMax);
         const Scale scale(sound ? largest : 0.0);
         const bool leader = rank_ == 0 && threadIdx.x == 0;
         load(scale);
@@ -62,7 +62,7 @@ class Reduction {
         // Entry 0 is used by the thread that wrote it, and the rest was written before the last barrier.
         // The last publish was followed by a barrier of the cluster: no peer reads here any more.
         if (rank_ == 0)
-            normalise_for_sturm(tridiagonal_, size_, sound ? scale.undo() : Limits<double>::kNan,
+            normalise_for_sturm(tridiagonal_, size_, sound ? scale.undo() : Float<double>::kNan,
                                 memory_.norms);
     }
 
@@ -77,8 +77,8 @@ class Reduction {
     __device__ double largest_entry() {
         const T* matrix = reinterpret_cast<const T*>(layer_[kEigMatrix]);
         T largest = 0;
-        for (std::int64_t r = rank_ * kWarps + warp_index(); r < size_; r += cluster_ * kWarps) {
-            for (std::int64_t c = lane_index(); c <= r; c += 32) {
+        for (i64 r = rank_ * kWarps + warp_index(); r < size_; r += cluster_ * kWarps) {
+            for (i64 c = lane_index(); c <= r; c += 32) {
                 const T m = magnitude(matrix[r * layer_[kEigRowStride] + c * layer_[kEigColumnStride]]);
                 largest = m > largest ? m : largest;
             }
@@ -94,14 +94,13 @@ class Reduction {
     // Scaled rows of this block, and zeros wherever a sum of products is read before it was first formed.
     __device__ void load(Scale scale) {
         const T* matrix = reinterpret_cast<const T*>(layer_[kEigMatrix]);
-        for (std::int64_t r = rank_ + cluster_ * warp_index(); r < row_blocks(size_);
-             r += cluster_ * kWarps) {
+        for (i64 r = rank_ + cluster_ * warp_index(); r < row_blocks(size_); r += cluster_ * kWarps) {
             T* block = a_ + row_block_start(r, rank_, cluster_);
-            const std::int64_t length = kBlock * (r + 1);
+            const i64 length = kBlock * (r + 1);
             for (int i = 0; i < kBlock; ++i) {
-                for (std::int64_t c = lane_index(); c < length; c += 32) {
-                    const std::int64_t high = max(c, kBlock * r + i);
-                    const std::int64_t low = min(c, kBlock * r + i);
+                for (i64 c = lane_index(); c < length; c += 32) {
+                    const i64 high = max(c, kBlock * r + i);
+                    const i64 low = min(c, kBlock * r + i);
                     block[i * length + c] =
                         high < size_
                             ? scale.apply(
@@ -273,7 +272,7 @@ class Reduction {
         cluster_barrier();
     }
 
-    const std::int64_t* layer_;
+    const i64* layer_;
     int size_, padded_;
     unsigned cluster_, rank_;
     ReductionMemory<T, kPeers> memory_;
@@ -283,8 +282,8 @@ class Reduction {
 
 template <class T, bool kPeers>
 __global__ void __launch_bounds__(kThreads, 1)
-    reduce_to_tridiagonal(const std::int64_t* __restrict__ layers, unsigned cluster) {
-    const std::int64_t matrix = blockIdx.x / cluster;
+    reduce_to_tridiagonal(const i64* __restrict__ layers, unsigned cluster) {
+    const i64 matrix = blockIdx.x / cluster;
     Reduction<T, kPeers>(layers + matrix * kEigFields, cluster).run();
 }
 
@@ -302,18 +301,18 @@ auto with_kernel(bool is_double, unsigned cluster, Action action) {
 
 // Entry.
 
-std::size_t tridiagonalise_shared_bytes(std::int64_t m, bool is_double, unsigned cluster) {
+std::size_t tridiagonalise_shared_bytes(i64 m, bool is_double, unsigned cluster) {
     return with_kernel(is_double, cluster, [=](auto t, auto peers) {
         return ReductionMemory<decltype(t), decltype(peers)::value>::all_bytes(m, cluster);
     });
 }
 
-void tridiagonalise(Stream stream, const std::int64_t* layers, int count, bool is_double,
-                    std::int64_t largest, unsigned cluster) {
+void tridiagonalise(Stream stream, const i64* layers, int count, bool is_double, i64 largest,
+                    unsigned cluster) {
     const std::size_t shared_bytes = tridiagonalise_shared_bytes(largest, is_double, cluster);
     with_kernel(is_double, cluster, [=](auto t, auto peers) {
         launch("tridiagonalise", reduce_to_tridiagonal<decltype(t), decltype(peers)::value>, stream,
-               Shape{std::int64_t{count} * cluster, kThreads, shared_bytes, cluster}, layers, cluster);
+               Shape{i64{count} * cluster, kThreads, shared_bytes, cluster}, layers, cluster);
     });
 }
 

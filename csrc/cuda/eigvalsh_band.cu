@@ -32,20 +32,20 @@ __device__ void each_entry(int rows, Action action) {
 // Y = A V of kProductRows rows from its parts, and these rows' part of V^T Y.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads)
-    sum_products(const std::int64_t* __restrict__ layers, std::int64_t panel, int groups) {
-    const BandMemory<T> memory(layers + std::int64_t{blockIdx.x / groups} * kEigFields);
-    const std::int64_t group = blockIdx.x % groups;
-    const std::int64_t trailing = (panel + 1) * kBand;
-    const std::int64_t first = trailing + group * kProductRows;
+    sum_products(const i64* __restrict__ layers, i64 panel, int groups) {
+    const BandMemory<T> memory(layers + i64{blockIdx.x / groups} * kEigFields);
+    const i64 group = blockIdx.x % groups;
+    const i64 trailing = (panel + 1) * kBand;
+    const i64 first = trailing + group * kProductRows;
     if (first >= memory.n) return;
     ProductShared<T>& shared = *reinterpret_cast<ProductShared<T>*>(shared_memory());
-    const std::int64_t parts = blocks_of(memory.n - trailing, kSuperTile);
+    const i64 parts = ceil_div(memory.n - trailing, kSuperTile);
     each_entry(kProductRows, [&](int row, int column) {
         shared.v[row][column] = shared.y[row][column] = T{0};
         if (first + row >= memory.n) return;
         T* const y = memory.products + (first + row) * kBand + column;
         T sum = *y;
-        for (std::int64_t part = 1; part < parts; ++part) sum += y[part * memory.n * kBand];
+        for (i64 part = 1; part < parts; ++part) sum += y[part * memory.n * kBand];
         *y = shared.y[row][column] = sum;
         shared.v[row][column] = memory.panel_row(panel, first + row)[column];
     });
@@ -61,22 +61,22 @@ __global__ void __launch_bounds__(kRowThreads)
 // W = Y t - V (t^T V^T Y t) / 2 of kProductRows rows, and with it these rows of the next panel.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads)
-    finish_rows(const std::int64_t* __restrict__ layers, std::int64_t panel, int groups) {
-    const BandMemory<T> memory(layers + std::int64_t{blockIdx.x / groups} * kEigFields);
-    const std::int64_t trailing = (panel + 1) * kBand;
-    const std::int64_t first = trailing + blockIdx.x % groups * kProductRows;
+    finish_rows(const i64* __restrict__ layers, i64 panel, int groups) {
+    const BandMemory<T> memory(layers + i64{blockIdx.x / groups} * kEigFields);
+    const i64 trailing = (panel + 1) * kBand;
+    const i64 first = trailing + blockIdx.x % groups * kProductRows;
     if (first >= memory.n) return;
     CompanionShared<T>& shared = *reinterpret_cast<CompanionShared<T>*>(shared_memory());
-    const std::int64_t parts = blocks_of(memory.n - trailing, kProductRows);
+    const i64 parts = ceil_div(memory.n - trailing, kProductRows);
     each_entry(kBand, [&](int row, int column) {
         const T* gram = memory.grams + row * kBand + column;
         T sum = 0;
-        for (std::int64_t part = 0; part < parts; ++part) sum += gram[part * kBand * kBand];
+        for (i64 part = 0; part < parts; ++part) sum += gram[part * kBand * kBand];
         shared.gram[row][column] = sum;
         shared.factor[row][column] = memory.factor[row * kBand + column];
     });
     each_entry(kCompanionRows, [&](int row, int column) {
-        const std::int64_t source = row < kProductRows ? first + row : trailing + row - kProductRows;
+        const i64 source = row < kProductRows ? first + row : trailing + row - kProductRows;
         const bool inside = source < memory.n;
         shared.y[row][column] = inside ? memory.products[source * kBand + column] : T{0};
         shared.v[row][column] = inside ? memory.panel_row(panel, source)[column] : T{0};
@@ -125,9 +125,9 @@ __global__ void __launch_bounds__(kRowThreads)
 // Launch.
 
 template <class T>
-void launch_finish(const BandLaunch& to, std::int64_t panel) {
-    const std::int64_t rows = padded_size(to.largest) - (panel + 1) * kBand;
-    const std::int64_t groups = blocks_of(rows, kProductRows);
+void launch_finish(const BandLaunch& to, i64 panel) {
+    const i64 rows = padded_size(to.largest) - (panel + 1) * kBand;
+    const i64 groups = ceil_div(rows, kProductRows);
     launch("eigvalsh_sum", sum_products<T>, to.stream,
            Shape{to.count * groups, kRowThreads, sizeof(ProductShared<T>)}, to.layers, panel,
            static_cast<int>(groups));
@@ -138,29 +138,29 @@ void launch_finish(const BandLaunch& to, std::int64_t panel) {
 
 }  // namespace
 
-void finish_panel(const BandLaunch& to, std::int64_t panel) {
+void finish_panel(const BandLaunch& to, i64 panel) {
     to.is_double ? launch_finish<double>(to, panel) : launch_finish<float>(to, panel);
 }
 
 // Entry.
 
-void reduce_to_band(Stream stream, const std::int64_t* layers, const std::vector<std::int64_t>& sizes,
-                    bool is_double, unsigned cluster) {
+void reduce_to_band(Stream stream, const i64* layers, const std::vector<i64>& sizes, bool is_double,
+                    unsigned cluster) {
     // How many of the matrices, the largest first, have more than so many panels.
-    const auto with_more_than = [&](std::int64_t panels) {
-        std::int64_t count = 0;
-        for (const std::int64_t m : sizes) count += padded_size(m) > panels * kBand ? 1 : 0;
+    const auto with_more_than = [&](i64 panels) {
+        i64 count = 0;
+        for (const i64 m : sizes) count += padded_size(m) > panels * kBand ? 1 : 0;
         return BandLaunch{stream, layers, count, sizes.front(), is_double};
     };
     pack_panels(with_more_than(0));
-    for (std::int64_t panel = 0; panel * kBand < padded_size(sizes.front()); ++panel) {
+    for (i64 panel = 0; panel * kBand < padded_size(sizes.front()); ++panel) {
         factor_panel(with_more_than(panel), panel, cluster);
         multiply_trailing(with_more_than(panel + 1), panel);
         finish_panel(with_more_than(panel + 1), panel);
     }
 }
 
-std::size_t band_workspace_bytes(std::int64_t m, bool is_double) {
+std::size_t band_workspace_bytes(i64 m, bool is_double) {
     return is_double ? BandMemory<double>::bytes(m) : BandMemory<float>::bytes(m);
 }
 

@@ -37,11 +37,11 @@ struct ChaseShared {
 template <class T>
 class Sweep {
   public:
-    __device__ Sweep(T* band, ChaseShared<T>& shared, std::int64_t size)
+    __device__ Sweep(T* band, ChaseShared<T>& shared, i64 size)
         : band_(band), shared_(shared), size_(size), row_(size) {}
 
     // The first reflector, from column `column`.
-    __device__ void begin(std::int64_t column) {
+    __device__ void begin(i64 column) {
         T* const x = band_ + column * kBandColumn + 1 + lane_index();
         row_ = clear(x, *x) ? column + 1 : size_;
     }
@@ -127,26 +127,26 @@ class Sweep {
 
     T* const band_;
     ChaseShared<T>& shared_;
-    const std::int64_t size_;
+    const i64 size_;
     // Where the reflector's rows begin; at the matrix' end when the sweep is over.
-    std::int64_t row_;
+    i64 row_;
     T u_ = 0;
 };
 
 template <class T>
 __global__ void __launch_bounds__(kChaseWarps<T> * 32, 1)
-    chase_bulges(const std::int64_t* __restrict__ layers, unsigned cluster) {
-    const std::int64_t* layer = layers + std::int64_t{blockIdx.x / cluster} * kEigFields;
+    chase_bulges(const i64* __restrict__ layers, unsigned cluster) {
+    const i64* layer = layers + i64{blockIdx.x / cluster} * kEigFields;
     const BandMemory<T> memory(layer);
-    const std::int64_t size = layer[kEigSize];
+    const i64 size = layer[kEigSize];
     Sweep<T> sweep(memory.band, reinterpret_cast<ChaseShared<T>*>(shared_memory())[warp_index()], size);
     // Sweep s starts at step s lag, when its warp is done with sweep s - warps.
-    const std::int64_t in_block = blockDim.x / 32;
-    const std::int64_t warps = in_block * cluster;
-    const std::int64_t sweeps = max(size - 2, std::int64_t{0});
-    const std::int64_t lag = max(blocks_of(blocks_of(sweeps, kBand), warps), std::int64_t{2});
-    std::int64_t next = (cluster > 1 ? cluster_rank() * in_block : 0) + warp_index();
-    for (std::int64_t step = 0; step < (sweeps - 1) * lag + 1; ++step) {
+    const i64 in_block = blockDim.x / 32;
+    const i64 warps = in_block * cluster;
+    const i64 sweeps = max(size - 2, i64{0});
+    const i64 lag = max(ceil_div(ceil_div(sweeps, kBand), warps), i64{2});
+    i64 next = (cluster > 1 ? cluster_rank() * in_block : 0) + warp_index();
+    for (i64 step = 0; step < (sweeps - 1) * lag + 1; ++step) {
         if (step == next * lag) {
             sweep.begin(next);
             next += warps;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kChaseWarps<T> * 32, 1)
     }
     if (cluster > 1 && cluster_rank() > 0) return;
     double* const tridiagonal = reinterpret_cast<double*>(layer[kEigTridiagonal]);
-    for (std::int64_t i = threadIdx.x; i < size; i += blockDim.x) {
+    for (i64 i = threadIdx.x; i < size; i += blockDim.x) {
         tridiagonal[i] = static_cast<double>(memory.band_column(i)[0]);
         tridiagonal[size + i] = i > 0 ? static_cast<double>(memory.band_column(i - 1)[1]) : 0.0;
     }
@@ -175,9 +175,9 @@ __global__ void __launch_bounds__(kChaseWarps<T> * 32, 1)
 
 unsigned chase_warps(bool is_double) { return is_double ? kChaseWarps<double> : kChaseWarps<float>; }
 
-void chase_bulges(Stream stream, const std::int64_t* layers, int count, bool is_double, unsigned cluster,
+void chase_bulges(Stream stream, const i64* layers, int count, bool is_double, unsigned cluster,
                   unsigned warps) {
-    const std::int64_t blocks = std::int64_t{count} * cluster;
+    const i64 blocks = i64{count} * cluster;
     if (is_double) {
         launch("eigvalsh_chase", chase_bulges<double>, stream,
                Shape{blocks, warps * 32, warps * sizeof(ChaseShared<double>), cluster}, layers, cluster);

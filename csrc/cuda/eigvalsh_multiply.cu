@@ -3,6 +3,7 @@
 #include "band.cuh"
 #include "mma.cuh"
 #include "packed.cuh"
+#include "triangle.cuh"
 
 namespace slimfast::cuda {
 namespace {
@@ -103,7 +104,7 @@ class SuperTile {
         load_rows(to.v, memory_.panel_row(panel_, first), first);
         if (panel_ == 0) return;
         load_rows(to.old_v, memory_.panel_row(panel_ - 1, first), first);
-        load_rows(to.old_w, memory_.w + std::int64_t{first} * kBand, first);
+        load_rows(to.old_w, memory_.w + i64{first} * kBand, first);
     }
     __device__ void load_rows(T (&to)[kTile<T>][kStride], const T* from, int first) const {
 #pragma unroll
@@ -299,21 +300,17 @@ class SuperTile {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
-    multiply_tiles(const std::int64_t* __restrict__ layers, int panel, int tiles) {
-    const BandMemory<T> memory(layers + std::int64_t{blockIdx.x / tiles} * kEigFields);
-    // Tile number i (i + 1) / 2 + j is (i, j).
-    const int tile = static_cast<int>(blockIdx.x % tiles);
-    int row_block = static_cast<int>((sqrtf(8.0f * static_cast<float>(tile) + 1.0f) - 1.0f) / 2.0f);
-    while ((row_block + 1) * (row_block + 2) / 2 <= tile) ++row_block;
-    while (row_block * (row_block + 1) / 2 > tile) --row_block;
+    multiply_tiles(const i64* __restrict__ layers, int panel, int tiles) {
+    const BandMemory<T> memory(layers + i64{blockIdx.x / tiles} * kEigFields);
+    const auto [row_block, column_block] = triangle_tile<float>(static_cast<int>(blockIdx.x % tiles));
     if ((panel + 1) * kBand + row_block * kSuperTile >= memory.n) return;
-    SuperTile<T>(memory, panel, row_block, tile - row_block * (row_block + 1) / 2).run();
+    SuperTile<T>(memory, panel, row_block, column_block).run();
 }
 
 template <class T>
-void launch_multiply(const BandLaunch& to, std::int64_t panel) {
-    const std::int64_t side = blocks_of(padded_size(to.largest) - (panel + 1) * kBand, kSuperTile);
-    const std::int64_t tiles = side * (side + 1) / 2;
+void launch_multiply(const BandLaunch& to, i64 panel) {
+    const i64 side = ceil_div(padded_size(to.largest) - (panel + 1) * kBand, kSuperTile);
+    const i64 tiles = triangle_size(side);
     launch("eigvalsh_multiply", multiply_tiles<T>, to.stream,
            Shape{to.count * tiles, kThreads, sizeof(MultiplyShared<T>)}, to.layers, static_cast<int>(panel),
            static_cast<int>(tiles));
@@ -323,7 +320,7 @@ void launch_multiply(const BandLaunch& to, std::int64_t panel) {
 
 // Launch.
 
-void multiply_trailing(const BandLaunch& to, std::int64_t panel) {
+void multiply_trailing(const BandLaunch& to, i64 panel) {
     to.is_double ? launch_multiply<double>(to, panel) : launch_multiply<float>(to, panel);
 }
 

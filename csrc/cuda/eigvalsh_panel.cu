@@ -29,17 +29,16 @@ struct PanelShared {
 // Kernels. Copying the matrix into panels.
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1)
-    largest_of_rows(const std::int64_t* __restrict__ layers, int groups) {
-    const std::int64_t* layer = layers + std::int64_t{blockIdx.x / groups} * kEigFields;
-    const std::int64_t group = blockIdx.x % groups;
+__global__ void __launch_bounds__(kThreads, 1) largest_of_rows(const i64* __restrict__ layers, int groups) {
+    const i64* layer = layers + i64{blockIdx.x / groups} * kEigFields;
+    const i64 group = blockIdx.x % groups;
     const BandMemory<T> memory(layer);
     if (group * kBand >= memory.n) return;
     const T* matrix = reinterpret_cast<const T*>(layer[kEigMatrix]);
     T largest = 0;
-    const std::int64_t end = min((group + 1) * kBand, layer[kEigSize]);
-    for (std::int64_t r = group * kBand + warp_index(); r < end; r += kWarps) {
-        for (std::int64_t c = lane_index(); c <= r; c += 32) {
+    const i64 end = min((group + 1) * kBand, layer[kEigSize]);
+    for (i64 r = group * kBand + warp_index(); r < end; r += kWarps) {
+        for (i64 c = lane_index(); c <= r; c += 32) {
             const T m = magnitude(matrix[r * layer[kEigRowStride] + c * layer[kEigColumnStride]]);
             largest = m > largest ? m : largest;
         }
@@ -49,26 +48,24 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 1)
-    copy_to_panels(const std::int64_t* __restrict__ layers, int groups) {
-    const std::int64_t* layer = layers + std::int64_t{blockIdx.x / groups} * kEigFields;
-    const std::int64_t group = blockIdx.x % groups;
+__global__ void __launch_bounds__(kThreads, 1) copy_to_panels(const i64* __restrict__ layers, int groups) {
+    const i64* layer = layers + i64{blockIdx.x / groups} * kEigFields;
+    const i64 group = blockIdx.x % groups;
     const BandMemory<T> memory(layer);
     if (group * kBand >= memory.n) return;
     double largest = 0;
-    for (std::int64_t i = threadIdx.x; i < memory.n / kBand; i += kThreads)
-        largest = fmax(largest, memory.largest[i]);
+    for (i64 i = threadIdx.x; i < memory.n / kBand; i += kThreads) largest = fmax(largest, memory.largest[i]);
     largest = block_max(largest, reinterpret_cast<double*>(shared_memory()));
     // A matrix that is not finite gives NaN in the end; until then anything goes.
-    const bool sound = largest <= static_cast<double>(Limits<T>::kMax);
+    const bool sound = largest <= static_cast<double>(Float<T>::kMax);
     const Scale scale(sound ? largest : 0.0);
-    if (group == 0 && threadIdx.x == 0) *memory.undo = sound ? scale.undo() : Limits<double>::kNan;
+    if (group == 0 && threadIdx.x == 0) *memory.undo = sound ? scale.undo() : Float<double>::kNan;
 
     const T* matrix = reinterpret_cast<const T*>(layer[kEigMatrix]);
-    const std::int64_t size = layer[kEigSize];
-    for (std::int64_t panel = 0; panel <= group; ++panel) {
-        for (std::int64_t row = group * kBand + warp_index(); row < (group + 1) * kBand; row += kWarps) {
-            const std::int64_t column = panel * kBand + lane_index();
+    const i64 size = layer[kEigSize];
+    for (i64 panel = 0; panel <= group; ++panel) {
+        for (i64 row = group * kBand + warp_index(); row < (group + 1) * kBand; row += kWarps) {
+            const i64 column = panel * kBand + lane_index();
             memory.panel_row(panel, row)[lane_index()] =
                 column <= row && row < size
                     ? scale.apply(matrix[row * layer[kEigRowStride] + column * layer[kEigColumnStride]])
@@ -76,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
     }
     // The last group clears what lies beyond the matrix too.
-    const std::int64_t end = (group + 1) * kBand == memory.n ? memory.n + kBandColumn : (group + 1) * kBand;
+    const i64 end = (group + 1) * kBand == memory.n ? memory.n + kBandColumn : (group + 1) * kBand;
     for (T* at = memory.band_column(group * kBand) + threadIdx.x; at < memory.band_column(end);
          at += kThreads)
         *at = T{0};
@@ -92,7 +89,7 @@ class PanelFactor {
     static constexpr int kRows = kRowsOf<T, kResident>;
 
   public:
-    __device__ PanelFactor(const std::int64_t* layer, int panel, unsigned cluster)
+    __device__ PanelFactor(const i64* layer, int panel, unsigned cluster)
         : memory_(layer),
           shared_(*reinterpret_cast<PanelShared<T>*>(shared_memory())),
           panel_(panel),
@@ -101,7 +98,7 @@ class PanelFactor {
           rank_(cluster > 1 ? cluster_rank() : 0) {
         // Whole warps, and the first two of them hold the block on the diagonal and the rows of R.
         const int rows = static_cast<int>(memory_.n - first_);
-        const int share = static_cast<int>(blocks_of(blocks_of(rows, cluster), 2 * kBand)) * 2 * kBand;
+        const int share = static_cast<int>(ceil_div(ceil_div(rows, cluster), 2 * kBand)) * 2 * kBand;
         begin_ = static_cast<int>(rank_) * share;
         end_ = min(begin_ + share, rows);
     }
@@ -285,22 +282,22 @@ class PanelFactor {
 
 template <class T, bool kResident>
 __global__ void __launch_bounds__(kThreads, 1)
-    factor_of_panel(const std::int64_t* __restrict__ layers, int panel, unsigned cluster) {
-    PanelFactor<T, kResident>(layers + std::int64_t{blockIdx.x / cluster} * kEigFields, panel, cluster).run();
+    factor_of_panel(const i64* __restrict__ layers, int panel, unsigned cluster) {
+    PanelFactor<T, kResident>(layers + i64{blockIdx.x / cluster} * kEigFields, panel, cluster).run();
 }
 
 template <class T>
 void launch_pack(const BandLaunch& to) {
-    const std::int64_t groups = padded_size(to.largest) / kBand;
+    const i64 groups = padded_size(to.largest) / kBand;
     const Shape shape{to.count * groups, kThreads, kWarps * sizeof(double)};
     launch("eigvalsh_largest", largest_of_rows<T>, to.stream, shape, to.layers, static_cast<int>(groups));
     launch("eigvalsh_pack", copy_to_panels<T>, to.stream, shape, to.layers, static_cast<int>(groups));
 }
 
 template <class T>
-void launch_factor(const BandLaunch& to, std::int64_t panel, unsigned cluster) {
-    const std::int64_t rows = padded_size(to.largest) - panel * kBand;
-    const bool resident = rows <= std::int64_t{cluster} * panel_rows(to.is_double);
+void launch_factor(const BandLaunch& to, i64 panel, unsigned cluster) {
+    const i64 rows = padded_size(to.largest) - panel * kBand;
+    const bool resident = rows <= i64{cluster} * panel_rows(to.is_double);
     launch("eigvalsh_panel", resident ? factor_of_panel<T, true> : factor_of_panel<T, false>, to.stream,
            Shape{to.count * cluster, kThreads, sizeof(PanelShared<T>), cluster}, to.layers,
            static_cast<int>(panel), cluster);
@@ -310,13 +307,13 @@ void launch_factor(const BandLaunch& to, std::int64_t panel, unsigned cluster) {
 
 // Launch and entry.
 
-std::int64_t panel_rows(bool is_double) {
+i64 panel_rows(bool is_double) {
     return kThreads * (is_double ? kRowsOf<double, true> : kRowsOf<float, true>);
 }
 
 void pack_panels(const BandLaunch& to) { to.is_double ? launch_pack<double>(to) : launch_pack<float>(to); }
 
-void factor_panel(const BandLaunch& to, std::int64_t panel, unsigned cluster) {
+void factor_panel(const BandLaunch& to, i64 panel, unsigned cluster) {
     to.is_double ? launch_factor<double>(to, panel, cluster) : launch_factor<float>(to, panel, cluster);
 }
 

@@ -21,13 +21,13 @@ struct Shared {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    eigenvalues_of(const std::int64_t* __restrict__ table, int count, bool staged) {
+    eigenvalues_of(const i64* __restrict__ table, int count, bool staged) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
     const int index = find_segment(table, count, blockIdx.x);
-    const std::int64_t* layer = table + count + 1 + std::int64_t{index} * kEigFields;
+    const i64* layer = table + count + 1 + i64{index} * kEigFields;
     const int size = static_cast<int>(layer[kEigSize]);
     const double* tridiagonal = reinterpret_cast<const double*>(layer[kEigTridiagonal]);
-    const double factor = tridiagonal[2 * std::int64_t{size}];
+    const double factor = tridiagonal[2 * i64{size}];
     if (staged) {
         double* copy = reinterpret_cast<double*>(&shared + 1);
         for (int i = static_cast<int>(threadIdx.x); i < 2 * size; i += kThreads) copy[i] = tridiagonal[i];
@@ -67,8 +67,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // Launch and entry.
 
-void sturm_eigenvalues(Stream stream, const std::int64_t* table, int count, std::int64_t blocks,
-                       bool is_double, std::int64_t largest) {
+void sturm_eigenvalues(Stream stream, const i64* table, int count, i64 blocks, bool is_double, i64 largest) {
     const std::size_t with_matrix = sizeof(Shared) + 2 * sizeof(double) * static_cast<std::size_t>(largest);
     const bool staged = with_matrix <= device_limits(stream.device).shared_bytes;
     const Shape shape{blocks, kThreads, staged ? with_matrix : sizeof(Shared)};

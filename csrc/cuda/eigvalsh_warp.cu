@@ -20,16 +20,15 @@ struct WarpShared {
 // Kernel: lane i keeps row i in registers; whatever all lanes need goes through shared memory.
 
 template <class T>
-__global__ void __launch_bounds__(kWarps * 32, 1)
-    warp_per_matrix(const std::int64_t* __restrict__ layers, int count) {
+__global__ void __launch_bounds__(kWarps * 32, 1) warp_per_matrix(const i64* __restrict__ layers, int count) {
     const int index = static_cast<int>(blockIdx.x) * kWarps + warp_index();
     if (index >= count) return;
     WarpShared<T>& shared = reinterpret_cast<WarpShared<T>*>(shared_memory())[warp_index()];
-    const std::int64_t* layer = layers + std::int64_t{index} * kEigFields;
+    const i64* layer = layers + i64{index} * kEigFields;
     const T* matrix = reinterpret_cast<const T*>(layer[kEigMatrix]);
     const int size = static_cast<int>(layer[kEigSize]);
-    const std::int64_t row_stride = layer[kEigRowStride];
-    const std::int64_t column_stride = layer[kEigColumnStride];
+    const i64 row_stride = layer[kEigRowStride];
+    const i64 column_stride = layer[kEigColumnStride];
     T* out = reinterpret_cast<T*>(layer[kEigOut]);
     const int lane = lane_index();
 
@@ -44,8 +43,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
         largest = m > largest ? m : largest;
     }
     largest = warp_max(largest);
-    if (largest > Limits<T>::kMax) {
-        if (lane < size) out[lane] = Limits<T>::kNan;
+    if (largest > Float<T>::kMax) {
+        if (lane < size) out[lane] = Float<T>::kNan;
         return;
     }
     const Scale scale(largest);
@@ -100,8 +99,8 @@ __global__ void __launch_bounds__(kWarps * 32, 1)
 
 // Launch and entry.
 
-void eigvalsh_warp(Stream stream, const std::int64_t* layers, int count, bool is_double) {
-    const std::int64_t blocks = (count + kWarps - 1) / kWarps;
+void eigvalsh_warp(Stream stream, const i64* layers, int count, bool is_double) {
+    const i64 blocks = ceil_div(count, kWarps);
     if (is_double) {
         launch("eigvalsh_warp", warp_per_matrix<double>, stream,
                Shape{blocks, kWarps * 32, kWarps * sizeof(WarpShared<double>)}, layers, count);

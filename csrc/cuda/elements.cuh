@@ -29,21 +29,21 @@ __device__ inline double centred(X x, double mean, double) {
 
 // Calls action(pointer) with the layer's data in its own type.
 template <class Action>
-__device__ inline void with_elements(const std::int64_t* layer, Action action) {
-    switch (layer[kCovXType]) {
-        case kFloat32:
+__device__ inline void with_elements(const i64* layer, Action action) {
+    switch (static_cast<Dtype>(layer[kCovXType])) {
+        case Dtype::kFloat32:
             return action(reinterpret_cast<const float*>(layer[kCovX]));
-        case kFloat64:
+        case Dtype::kFloat64:
             return action(reinterpret_cast<const double*>(layer[kCovX]));
-        case kBfloat16:
+        case Dtype::kBfloat16:
             return action(reinterpret_cast<const __nv_bfloat16*>(layer[kCovX]));
         default:
             return action(reinterpret_cast<const __half*>(layer[kCovX]));
     }
 }
 
-__device__ inline double scale_of(const std::int64_t* layer) {
-    return 1.0 / static_cast<double>(max(layer[kCovColumns] - 1, std::int64_t{1}));
+__device__ inline double scale_of(const i64* layer) {
+    return 1.0 / static_cast<double>(max(layer[kCovColumns] - 1, i64{1}));
 }
 
 }  // namespace slimfast::cuda

@@ -9,19 +9,17 @@ constexpr int kColumns = kGatherColumnsPerThread;
 // n / d as a multiplication and a shift, for 0 <= n < 2^31 and 1 <= d < 2^31 (Granlund and Montgomery, 1994):
 // with shift = ceil(log2 d), the multiplier is floor(2^32 (2^shift - d) / d) + 1. A table entry packs shift
 // << 32 over it.
-__device__ inline unsigned divide(unsigned n, std::int64_t packed) {
+__device__ inline unsigned divide(unsigned n, i64 packed) {
     return (__umulhi(n, static_cast<unsigned>(packed)) + n) >> static_cast<unsigned>(packed >> 32);
 }
 
 // Where position i of one dim lies in the source, in units.
-__device__ inline std::int64_t offset_of(const std::int64_t* fields, const std::int64_t* table, int dim,
-                                         unsigned i) {
-    const std::int64_t place = fields[kGatherIndices + dim];
+__device__ inline i64 offset_of(const i64* fields, const i64* table, int dim, unsigned i) {
+    const i64 place = fields[kGatherIndices + dim];
     return (place < 0 ? i : __ldg(table + place + i)) * fields[kGatherStrides + dim];
 }
 
-__device__ inline std::int64_t row_offset(const std::int64_t* fields, const std::int64_t* table,
-                                          unsigned row) {
+__device__ inline i64 row_offset(const i64* fields, const i64* table, unsigned row) {
     const auto size1 = static_cast<unsigned>(fields[kGatherSizes + 1]);
     const auto size2 = static_cast<unsigned>(fields[kGatherSizes + 2]);
     const unsigned above = divide(row, fields[kGatherDivisors + 1]);
@@ -30,8 +28,7 @@ __device__ inline std::int64_t row_offset(const std::int64_t* fields, const std:
            offset_of(fields, table, 2, row - above * size2);
 }
 
-__device__ inline std::int64_t column_offset(const std::int64_t* fields, const std::int64_t* table,
-                                             unsigned column) {
+__device__ inline i64 column_offset(const i64* fields, const i64* table, unsigned column) {
     const auto size = static_cast<unsigned>(fields[kGatherSizes + 4]);
     const unsigned above = divide(column, fields[kGatherDivisors + 2]);
     return offset_of(fields, table, 3, above) + offset_of(fields, table, 4, column - above * size);
@@ -41,8 +38,7 @@ __device__ inline std::int64_t column_offset(const std::int64_t* fields, const s
 // indices are looked up and positions divided once for many units; neighbours along a row are neighbouring
 // threads.
 template <class Unit>
-__device__ void copy_tile(const std::int64_t* fields, const std::int64_t* table, unsigned tile,
-                          std::int64_t* row_offsets) {
+__device__ void copy_tile(const i64* fields, const i64* table, unsigned tile, i64* row_offsets) {
     constexpr int kInFlight = kGatherRowsInFlight;
     const auto lanes = static_cast<unsigned>(fields[kGatherLanes]);
     const auto rows_of_thread = static_cast<unsigned>(fields[kGatherRowsOfThread]);
@@ -65,8 +61,8 @@ __device__ void copy_tile(const std::int64_t* fields, const std::int64_t* table,
         from[c] = reinterpret_cast<const Unit*>(fields[kGatherSource]) +
                   (inside[c] ? column_offset(fields, table, column) : 0);
     }
-    Unit* const target = reinterpret_cast<Unit*>(fields[kGatherTarget]) +
-                         static_cast<std::int64_t>(first_row) * columns + first_column;
+    Unit* const target =
+        reinterpret_cast<Unit*>(fields[kGatherTarget]) + static_cast<i64>(first_row) * columns + first_column;
     __syncthreads();
     for (unsigned first = threadIdx.x / lanes; first < rows; first += kInFlight * step) {
         Unit moved[kInFlight][kColumns] = {};
@@ -83,7 +79,7 @@ __device__ void copy_tile(const std::int64_t* fields, const std::int64_t* table,
         for (int r = 0; r < kInFlight; ++r) {
             const unsigned row = first + r * step;
             if (row >= rows) continue;
-            Unit* to = target + static_cast<std::int64_t>(row) * columns;
+            Unit* to = target + static_cast<i64>(row) * columns;
 #pragma unroll
             for (int c = 0; c < kColumns; ++c) {
                 if (inside[c]) to[c * lanes] = moved[r][c];
@@ -92,12 +88,11 @@ __device__ void copy_tile(const std::int64_t* fields, const std::int64_t* table,
     }
 }
 
-__global__ void __launch_bounds__(kGatherThreads)
-    gather_tiles(const std::int64_t* __restrict__ table, int count) {
+__global__ void __launch_bounds__(kGatherThreads) gather_tiles(const i64* __restrict__ table, int count) {
     const int tensor = find_segment(table, count, blockIdx.x);
-    const std::int64_t* fields = table + count + 1 + std::int64_t{tensor} * kGatherFields;
+    const i64* fields = table + count + 1 + i64{tensor} * kGatherFields;
     const auto tile = static_cast<unsigned>(blockIdx.x - table[tensor]);
-    auto* row_offsets = reinterpret_cast<std::int64_t*>(shared_memory());
+    auto* row_offsets = reinterpret_cast<i64*>(shared_memory());
     switch (fields[kGatherUnitBytes]) {
         case 16:
             return copy_tile<uint4>(fields, table, tile, row_offsets);
@@ -114,11 +109,11 @@ __global__ void __launch_bounds__(kGatherThreads)
 
 }  // namespace
 
-void gather(Stream stream, const std::int64_t* table, int count, std::int64_t tiles) {
+void gather(Stream stream, const i64* table, int count, i64 tiles) {
     // A tile has at most this many rows: where a row is one unit long.
     constexpr std::size_t rows = kGatherThreads * kGatherMostRowsOfThread;
-    launch("gather_tiles", gather_tiles, stream, Shape{tiles, kGatherThreads, rows * sizeof(std::int64_t)},
-           table, count);
+    launch("gather_tiles", gather_tiles, stream, Shape{tiles, kGatherThreads, rows * sizeof(i64)}, table,
+           count);
 }
 
 }  // namespace slimfast::cuda

@@ -1,9 +1,9 @@
 // Copies of strided tensors cut to kept indices, all tensors of a network in one launch.
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
+#include "../common/gather_dims.hpp"
 #include "stream.hpp"
 
 namespace slimfast::cuda {
@@ -34,10 +34,9 @@ inline constexpr int kGatherColumnsPerThread = 4;
 inline constexpr int kGatherRowsInFlight = 2;
 inline constexpr int kGatherMostRowsOfThread = 8;
 
-// One dim of a result: `size` positions, read at index[i] * stride or, where `kept` is -1, at i * stride
-// (elements); `kept` counts the call's lists of indices.
-struct GatherDim {
-    std::int64_t size, stride;
+// A dim of a tensor as in GatherDim; `kept` counts the call's lists of indices, -1 for a dim kept whole.
+struct KeptDim {
+    i64 size, stride;
     int kept;
 };
 
@@ -45,28 +44,28 @@ struct GatherDim {
 // are kept.
 struct GatherTensor {
     std::uintptr_t source, target;
-    std::int64_t element_bytes;
-    std::vector<GatherDim> dims;
+    i64 element_bytes;
+    std::vector<KeptDim> dims;
 };
 
 // Indices of a kept dim on the host, ascending.
 struct GatherIndices {
-    const std::int64_t* first;
-    std::int64_t count;
+    const i64* first;
+    i64 count;
 };
 
 // The table of a call: starts (count + 1), the first tile of each entry and their number in all; then
 // kGatherFields per entry; then the kept indices. A tensor is one entry, or several where it has more rows or
 // columns than the kernel counts in 31 bits.
 struct GatherTable {
-    std::vector<std::int64_t> numbers;
+    std::vector<i64> numbers;
     int count;
-    std::int64_t tiles;
+    i64 tiles;
 };
 
 GatherTable gather_table(const std::vector<GatherTensor>& tensors, const std::vector<GatherIndices>& indices);
 
 // `table`: its numbers on the device.
-void gather(Stream stream, const std::int64_t* table, int count, std::int64_t tiles);
+void gather(Stream stream, const i64* table, int count, i64 tiles);
 
 }  // namespace slimfast::cuda

@@ -1,22 +1,21 @@
 // How tensors are cut into tiles of rows and columns: numbers alone, on the host.
 #include <algorithm>
 #include <array>
-#include <stdexcept>
-#include <string>
+#include <utility>
 
+#include "../common/check.hpp"
 #include "gather.hpp"
 
 namespace slimfast::cuda {
 namespace {
 
-using i64 = std::int64_t;
-
 constexpr int kDims = 5;
 // A last dim with fewer units than this shares the columns with the one before it.
 constexpr i64 kShortRow = 128;
 
-struct Dim {
-    i64 size, stride, place;
+// `place` is where the indices are in the table, counted from the first of all.
+struct Dim : GatherDim {
+    i64 place;
 };
 
 struct View {
@@ -25,35 +24,22 @@ struct View {
     std::vector<Dim> dims;
 };
 
-// The fewest dims that say the same: single positions and indices that are one run become offsets, and whole
-// dims that follow each other in memory become one.
-View simplified(const GatherTensor& tensor, const std::vector<GatherIndices>& indices,
-                const std::vector<i64>& places) {
-    View view{tensor.source, tensor.element_bytes, {}};
-    for (const GatherDim& dim : tensor.dims) {
-        i64 place = dim.kept < 0 ? -1 : places[dim.kept];
-        if (place >= 0 && dim.size > 0) {
-            const GatherIndices& kept = indices[dim.kept];
-            if (kept.first[dim.size - 1] - kept.first[0] == dim.size - 1) {
-                view.source += kept.first[0] * dim.stride * tensor.element_bytes;
-                place = -1;
-            }
-        }
-        if (dim.size == 1 && place < 0) continue;
-        Dim* last = view.dims.empty() ? nullptr : &view.dims.back();
-        if (last && last->place < 0 && place < 0 && last->stride == dim.size * dim.stride) {
-            last->size *= dim.size;
-            last->stride = dim.stride;
-        } else {
-            view.dims.push_back({dim.size, dim.stride, place});
-        }
+View view_of(const GatherTensor& tensor, const std::vector<GatherIndices>& indices,
+             const std::vector<i64>& places) {
+    std::vector<Dim> dims;
+    for (const KeptDim& dim : tensor.dims) {
+        const bool whole = dim.kept < 0;
+        dims.push_back({{dim.size, dim.stride, whole ? nullptr : indices[dim.kept].first},
+                        whole ? 0 : places[dim.kept]});
     }
-    return view;
+    SimplifiedDims<Dim> simple = simplified(dims);
+    return {tensor.source + simple.offset * tensor.element_bytes, tensor.element_bytes,
+            std::move(simple.dims)};
 }
 
 // Counts in the widest unit at whose multiples every run of the last dim starts and ends.
 void widen(View& view, std::uintptr_t target) {
-    if (view.dims.empty() || view.dims.back().place >= 0 || view.dims.back().stride != 1) return;
+    if (view.dims.empty() || view.dims.back().index || view.dims.back().stride != 1) return;
     Dim& run = view.dims.back();
     const auto fits = [&](i64 factor) {
         const auto bytes = static_cast<std::uintptr_t>(factor * view.unit_bytes);
@@ -87,7 +73,7 @@ struct Entries {
 void add(Entries& entries, const View& view, std::uintptr_t target) {
     // Room for what a tile counts beyond the end.
     constexpr i64 most = (i64{1} << 31) - (1 << 16);
-    const Dim whole{1, 0, -1};
+    const Dim whole{{1, 0, nullptr}, 0};
     std::vector<Dim> dims = view.dims;
     if (dims.empty()) dims.push_back(whole);
     if (dims.size() < kDims && dims.back().size >= kShortRow) dims.insert(dims.end() - 1, whole);
@@ -103,7 +89,8 @@ void add(Entries& entries, const View& view, std::uintptr_t target) {
         split.size /= 2;
         add(entries, half, target);
         target += static_cast<std::uintptr_t>(rows * columns / at->size * split.size * view.unit_bytes);
-        if (split.place >= 0) {
+        if (split.index) {
+            split.index += split.size;
             split.place += split.size;
         } else {
             half.source += static_cast<std::uintptr_t>(split.size * split.stride * view.unit_bytes);
@@ -126,17 +113,17 @@ void add(Entries& entries, const View& view, std::uintptr_t target) {
     fields[kGatherColumns] = columns;
     fields[kGatherLanes] = lanes;
     fields[kGatherRowsOfThread] = rows_of_thread;
-    fields[kGatherTilesAcross] = (columns + across - 1) / across;
+    fields[kGatherTilesAcross] = ceil_div(columns, across);
     for (int i = 0; i < kDims; ++i) {
         fields[kGatherSizes + i] = dims[i].size;
         fields[kGatherStrides + i] = dims[i].stride;
-        fields[kGatherIndices + i] = dims[i].place;
+        fields[kGatherIndices + i] = dims[i].index ? dims[i].place : -1;
     }
     const int divided[] = {1, 2, 4};
     for (int i = 0; i < 3; ++i)
         fields[kGatherDivisors + i] = divisor(std::max<i64>(dims[divided[i]].size, 1));
     entries.fields.push_back(fields);
-    entries.tiles.push_back((rows + down - 1) / down * fields[kGatherTilesAcross]);
+    entries.tiles.push_back(ceil_div(rows, down) * fields[kGatherTilesAcross]);
 }
 
 }  // namespace
@@ -148,12 +135,10 @@ GatherTable gather_table(const std::vector<GatherTensor>& tensors,
     for (const GatherIndices& kept : indices) places.push_back(places.back() + kept.count);
     Entries entries;
     for (const GatherTensor& tensor : tensors) {
-        View view = simplified(tensor, indices, places);
+        View view = view_of(tensor, indices, places);
         widen(view, tensor.target);
-        if (view.dims.size() > kDims) {
-            throw std::invalid_argument("gather: expected at most 5 dims after merging, got " +
-                                        std::to_string(view.dims.size()));
-        }
+        require(view.dims.size() <= kDims, "gather: expected at most 5 dims after merging, got ",
+                view.dims.size());
         add(entries, view, tensor.target);
     }
     const auto count = static_cast<i64>(entries.fields.size());

@@ -11,32 +11,23 @@
 #include <cuda_runtime.h>
 #endif
 
-#include <limits>
 #include <stdexcept>
 #include <string>
 
+#include "../common/floats.hpp"
 #include "stream.hpp"
 
 namespace slimfast::cuda {
 
 // A one-dimensional grid. `cluster` blocks in a row share their memory; it divides `blocks`.
 struct Shape {
-    std::int64_t blocks;
+    i64 blocks;
     unsigned threads;
     std::size_t shared_bytes = 0;
     unsigned cluster = 1;
 };
 
 inline constexpr unsigned kAllLanes = 0xffffffffu;
-
-// std::numeric_limits as values, which device code may use where it may not call.
-template <class T>
-struct Limits {
-    static constexpr T kMax = std::numeric_limits<T>::max();
-    static constexpr T kEpsilon = std::numeric_limits<T>::epsilon();
-    static constexpr T kInfinity = std::numeric_limits<T>::infinity();
-    static constexpr T kNan = std::numeric_limits<T>::quiet_NaN();
-};
 
 #ifdef SLIMFAST_CUDA_EMULATION
 

@@ -21,6 +21,7 @@
 
 namespace py = pybind11;
 namespace cuda = slimfast::cuda;
+using slimfast::i64;
 
 namespace {
 
@@ -32,13 +33,13 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-const std::int64_t* table_at(Address address) { return pointer<const std::int64_t>(address); }
+const i64* table_at(Address address) { return pointer<const i64>(address); }
 
 // (size, stride, number of the indices or -1) of a dim; (source, target, bytes of an element, dims); (first
 // index, count).
-using PyGatherDim = std::tuple<std::int64_t, std::int64_t, int>;
-using PyGatherTensor = std::tuple<Address, Address, std::int64_t, std::vector<PyGatherDim>>;
-using PyGatherIndices = std::tuple<Address, std::int64_t>;
+using PyGatherDim = std::tuple<i64, i64, int>;
+using PyGatherTensor = std::tuple<Address, Address, i64, std::vector<PyGatherDim>>;
+using PyGatherIndices = std::tuple<Address, i64>;
 
 cuda::GatherTable gather_table(const std::vector<PyGatherTensor>& tensors,
                                const std::vector<PyGatherIndices>& indices) {
@@ -49,7 +50,7 @@ cuda::GatherTable gather_table(const std::vector<PyGatherTensor>& tensors,
         for (const auto& [size, stride, kept] : dims) described.back().dims.push_back({size, stride, kept});
     }
     std::vector<cuda::GatherIndices> kept;
-    for (const auto& [first, count] : indices) kept.push_back({pointer<const std::int64_t>(first), count});
+    for (const auto& [first, count] : indices) kept.push_back({pointer<const i64>(first), count});
     return cuda::gather_table(described, kept);
 }
 
@@ -107,18 +108,17 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         .def_readonly("tiles", &cuda::GatherTable::tiles)
         .def("__len__", [](const cuda::GatherTable& table) { return table.numbers.size(); })
         .def("write", [](const cuda::GatherTable& table, Address to) {
-            std::copy(table.numbers.begin(), table.numbers.end(), pointer<std::int64_t>(to));
+            std::copy(table.numbers.begin(), table.numbers.end(), pointer<i64>(to));
         });
     module.def(
         "gather",
-        [](int device, Address stream, Address table, int count, std::int64_t tiles) {
+        [](int device, Address stream, Address table, int count, i64 tiles) {
             cuda::gather({device, stream}, table_at(table), count, tiles);
         },
         Free());
     module.def(
         "row_moments",
-        [](int device, Address stream, Address table, int count, std::int64_t blocks, Address means,
-           Address squares) {
+        [](int device, Address stream, Address table, int count, i64 blocks, Address means, Address squares) {
             cuda::row_moments({device, stream}, table_at(table), count, blocks, pointer<double>(means),
                               pointer<double>(squares));
         },
@@ -132,16 +132,16 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         Free());
     module.def(
         "covariance_tiles",
-        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double,
-           int tile, Address means, Address workspace) {
+        [](int device, Address stream, Address table, int count, i64 blocks, bool in_double, int tile,
+           Address means, Address workspace) {
             cuda::covariance_tiles({device, stream}, table_at(table), count, blocks, in_double, tile,
                                    pointer<const double>(means), pointer<void>(workspace));
         },
         Free());
     module.def(
         "covariance_finish",
-        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool in_double,
-           int tile, Address workspace) {
+        [](int device, Address stream, Address table, int count, i64 blocks, bool in_double, int tile,
+           Address workspace) {
             cuda::covariance_finish({device, stream}, table_at(table), count, blocks, in_double, tile,
                                     pointer<const void>(workspace));
         },
@@ -155,14 +155,14 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         Free());
     module.def(
         "tridiagonalise",
-        [](int device, Address stream, Address layers, int count, bool is_double, std::int64_t largest,
+        [](int device, Address stream, Address layers, int count, bool is_double, i64 largest,
            unsigned cluster) {
             cuda::tridiagonalise({device, stream}, table_at(layers), count, is_double, largest, cluster);
         },
         Free());
     module.def(
         "reduce_to_band",
-        [](int device, Address stream, Address layers, const std::vector<std::int64_t>& sizes, bool is_double,
+        [](int device, Address stream, Address layers, const std::vector<i64>& sizes, bool is_double,
            unsigned cluster) {
             cuda::reduce_to_band({device, stream}, table_at(layers), sizes, is_double, cluster);
         },
@@ -176,8 +176,7 @@ PYBIND11_MODULE(SLIMFAST_MODULE, module) {
         Free());
     module.def(
         "sturm_eigenvalues",
-        [](int device, Address stream, Address table, int count, std::int64_t blocks, bool is_double,
-           std::int64_t largest) {
+        [](int device, Address stream, Address table, int count, i64 blocks, bool is_double, i64 largest) {
             cuda::sturm_eigenvalues({device, stream}, table_at(table), count, blocks, is_double, largest);
         },
         Free());

@@ -19,17 +19,16 @@ struct alignas(16) Quad {
 
 // Row blocks R = rank, rank + cluster, ... belong to one block of the cluster; this is where R starts in its
 // memory.
-__host__ __device__ inline std::int64_t row_block_start(std::int64_t row_block, unsigned rank,
-                                                        unsigned cluster) {
-    const std::int64_t before = row_block / cluster;
+SLIMFAST_COMMON i64 row_block_start(i64 row_block, unsigned rank, unsigned cluster) {
+    const i64 before = row_block / cluster;
     return kBlock * kBlock * (cluster * before * (before - 1) / 2 + before * (rank + 1));
 }
 
-__host__ __device__ inline std::int64_t row_blocks(std::int64_t size) { return (size + kBlock - 1) / kBlock; }
+SLIMFAST_COMMON i64 row_blocks(i64 size) { return ceil_div(size, kBlock); }
 
 // The most entries a block of the cluster stores: the last rank owns the longest rows.
-__host__ __device__ inline std::int64_t storage_elements(std::int64_t size, unsigned cluster) {
-    const std::int64_t owned = (row_blocks(size) + cluster - 1) / cluster;
+SLIMFAST_COMMON i64 storage_elements(i64 size, unsigned cluster) {
+    const i64 owned = ceil_div(row_blocks(size), cluster);
     return row_block_start(owned * cluster, cluster - 1, cluster);
 }
 
@@ -50,7 +49,7 @@ struct ReductionMemory {
     T* columns;       // (warps, padded) A u by columns
     T* storage;       // the packed rows
 
-    __device__ ReductionMemory(unsigned char* memory, std::int64_t padded)
+    __device__ ReductionMemory(unsigned char* memory, i64 padded)
         : norms(reinterpret_cast<double*>(memory)),
           dots(norms + kReductionWarps),
           sent(dots + kReductionWarps),
@@ -66,11 +65,11 @@ struct ReductionMemory {
     // A multiple of 16.
     static constexpr std::size_t kScalarBytes = (2 * kReductionWarps + 4) * sizeof(double);
 
-    __host__ __device__ static std::size_t vector_bytes(std::int64_t padded) {
+    SLIMFAST_COMMON static std::size_t vector_bytes(i64 padded) {
         return kScalarBytes + (kPeers ? 8 : 4) * static_cast<std::size_t>(padded) * sizeof(T);
     }
-    __host__ __device__ static std::size_t all_bytes(std::int64_t size, unsigned cluster) {
-        const std::int64_t padded = row_blocks(size) * kBlock;
+    SLIMFAST_COMMON static std::size_t all_bytes(i64 size, unsigned cluster) {
+        const i64 padded = row_blocks(size) * kBlock;
         return vector_bytes(padded) +
                static_cast<std::size_t>(kReductionWarps * padded + storage_elements(size, cluster)) *
                    sizeof(T);

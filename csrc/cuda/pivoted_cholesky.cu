@@ -15,12 +15,12 @@ constexpr double kPicked = -1.0;
 
 struct Candidate {
     double left;
-    std::int64_t row;
+    i64 row;
     double sum;  // of the variance left to all rows seen; not finite where one is not
 };
 
 // A row of this variance: below zero is rounding, and what is no number is never the best.
-__device__ inline Candidate candidate(double variance, std::int64_t row) {
+__device__ inline Candidate candidate(double variance, i64 row) {
     const bool positive = variance > 0.0;
     return {positive ? variance : 0.0, row, positive ? variance : 0.0 * variance};
 }
@@ -65,25 +65,25 @@ __device__ Candidate best_row(Candidate mine, Shared& shared, unsigned blocks, i
 
 // One matrix by a block alone or by all `blocks` of its cluster.
 template <class T>
-__device__ void factorise(const std::int64_t* layer, unsigned blocks) {
+__device__ void factorise(const i64* layer, unsigned blocks) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
     const T* matrix = reinterpret_cast<const T*>(layer[kPivotMatrix]);
-    const std::int64_t size = layer[kPivotSize];
-    const std::int64_t rank = layer[kPivotRank];
-    const std::int64_t row_stride = layer[kPivotRowStride];
-    const std::int64_t column_stride = layer[kPivotColumnStride];
+    const i64 size = layer[kPivotSize];
+    const i64 rank = layer[kPivotRank];
+    const i64 row_stride = layer[kPivotRowStride];
+    const i64 column_stride = layer[kPivotColumnStride];
     double* left = reinterpret_cast<double*>(layer[kPivotLeft]);
     double* columns = reinterpret_cast<double*>(layer[kPivotColumns]);
     T* factor = reinterpret_cast<T*>(layer[kPivotFactor]);
     T* residual = reinterpret_cast<T*>(layer[kPivotResidual]);
-    auto* order = reinterpret_cast<std::int64_t*>(layer[kPivotOrder]);
+    auto* order = reinterpret_cast<i64*>(layer[kPivotOrder]);
     const bool leader = threadIdx.x == 0 && (blocks == 1 || cluster_rank() == 0);
-    const std::int64_t first = (blocks == 1 ? 0 : cluster_rank()) * kThreads + threadIdx.x;
-    const std::int64_t stride = std::int64_t{blocks} * kThreads;
+    const i64 first = (blocks == 1 ? 0 : cluster_rank()) * kThreads + threadIdx.x;
+    const i64 stride = i64{blocks} * kThreads;
     const Candidate none{-1.0, size, 0.0};
 
     Candidate mine = none;
-    for (std::int64_t i = first; i < size; i += stride) {
+    for (i64 i = first; i < size; i += stride) {
         const auto variance = static_cast<double>(matrix[i * (row_stride + column_stride)]);
         const Candidate row = candidate(variance, i);
         left[i] = row.left;
@@ -91,26 +91,26 @@ __device__ void factorise(const std::int64_t* layer, unsigned blocks) {
     }
     double floor = 0;
     double unexplained = 0;
-    std::int64_t step = 0;
+    i64 step = 0;
     for (; step <= rank; ++step) {
         const Candidate pick = best_row(mine, shared, blocks, static_cast<int>(step % 2));
         unexplained = pick.sum;
         if (step == 0) {
-            floor = static_cast<double>(size) * static_cast<double>(Limits<T>::kEpsilon) * pick.left;
+            floor = static_cast<double>(size) * static_cast<double>(Float<T>::kEpsilon) * pick.left;
         } else if (leader) {
             residual[step - 1] = static_cast<T>(unexplained);
         }
-        if (step == rank || pick.left <= floor || !(unexplained <= Limits<double>::kMax)) break;
+        if (step == rank || pick.left <= floor || !(unexplained <= Float<double>::kMax)) break;
         const double root = sqrt(pick.left);
         double* column = columns + step * size;
         mine = none;
         // The rows a thread owns, in turns of the staged entries so that long factors fit.
-        for (std::int64_t i = first; i - first % kThreads < size; i += stride) {
+        for (i64 i = first; i - first % kThreads < size; i += stride) {
             const bool live = i < size && left[i] != kPicked;
             double value =
                 live ? static_cast<double>(matrix[pick.row * row_stride + i * column_stride]) : 0.0;
-            for (std::int64_t begin = 0; begin < step; begin += kStaged) {
-                const int staged = static_cast<int>(min(std::int64_t{kStaged}, step - begin));
+            for (i64 begin = 0; begin < step; begin += kStaged) {
+                const int staged = static_cast<int>(min(i64{kStaged}, step - begin));
                 __syncthreads();
                 for (int j = static_cast<int>(threadIdx.x); j < staged; j += kThreads) {
                     // Another block may have written it: past the first-level cache.
@@ -134,8 +134,8 @@ __device__ void factorise(const std::int64_t* layer, unsigned blocks) {
         if (leader) order[step] = pick.row;
     }
     // Beyond the picks: no row, nothing explained.
-    for (std::int64_t padded = step; padded < rank; ++padded) {
-        for (std::int64_t i = first; i < size; i += stride) {
+    for (i64 padded = step; padded < rank; ++padded) {
+        for (i64 i = first; i < size; i += stride) {
             if (factor != nullptr) {
                 factor[padded * size + i] = T{0};
             } else {
@@ -147,21 +147,21 @@ __device__ void factorise(const std::int64_t* layer, unsigned blocks) {
             residual[padded] = static_cast<T>(unexplained);
         }
     }
-    if (leader) *reinterpret_cast<std::int64_t*>(layer[kPivotPicked]) = step;
+    if (leader) *reinterpret_cast<i64*>(layer[kPivotPicked]) = step;
     // Peers may still read this block's candidate.
     if (blocks > 1) cluster_barrier();
 }
 
 // Kernel.
 __global__ void __launch_bounds__(kThreads, 1)
-    factorise_all(const std::int64_t* __restrict__ layers, int count, int shared, unsigned cluster) {
+    factorise_all(const i64* __restrict__ layers, int count, int shared, unsigned cluster) {
     const auto block = static_cast<int>(blockIdx.x);
     const int in_clusters = shared * static_cast<int>(cluster);
     const bool whole = block < in_clusters;
     const int index = whole ? block / static_cast<int>(cluster) : shared + block - in_clusters;
     // The last cluster has more blocks than there are matrices left.
     if (index >= count) return;
-    const std::int64_t* layer = layers + std::int64_t{index} * kPivotFields;
+    const i64* layer = layers + i64{index} * kPivotFields;
     const unsigned blocks = whole ? cluster : 1;
     if (layer[kPivotIsDouble]) {
         factorise<double>(layer, blocks);
@@ -174,9 +174,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // Launch and entry.
 
-void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, int shared, unsigned cluster) {
-    const std::int64_t alone = count - shared;
-    const std::int64_t clusters = shared + (alone + cluster - 1) / cluster;
+void pivoted_cholesky(Stream stream, const i64* layers, int count, int shared, unsigned cluster) {
+    const i64 alone = count - shared;
+    const i64 clusters = shared + ceil_div(alone, cluster);
     launch("pivoted_cholesky", factorise_all, stream,
            Shape{clusters * cluster, kThreads, sizeof(Shared), cluster}, layers, count, shared, cluster);
 }

@@ -28,6 +28,6 @@ enum PivotField {
 
 // `layers` (on the device) holds kPivotFields per matrix. Blocks come in clusters of `cluster`: the first
 // `shared` matrices get a whole one each, the others a block.
-void pivoted_cholesky(Stream stream, const std::int64_t* layers, int count, int shared, unsigned cluster);
+void pivoted_cholesky(Stream stream, const i64* layers, int count, int shared, unsigned cluster);
 
 }  // namespace slimfast::cuda

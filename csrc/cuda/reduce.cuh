@@ -63,7 +63,7 @@ __device__ inline T block_max(T value, T* scratch) {
 }
 
 // The last i < count with starts[i] <= at; starts is ascending and starts[0] <= at. One warp searches 32-way.
-__device__ inline int find_segment(const std::int64_t* starts, int count, std::int64_t at) {
+__device__ inline int find_segment(const i64* starts, int count, i64 at) {
     int low = 0;
     int span = count;
     while (span > 1) {

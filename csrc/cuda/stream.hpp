@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/integers.hpp"
+
 namespace slimfast::cuda {
 
 struct Stream {

@@ -10,7 +10,7 @@ namespace slimfast::cuda {
 template <class T>
 __device__ inline T magnitude(T x) {
     const T positive = x < T{0} ? -x : x;
-    return positive <= Limits<T>::kMax ? positive : Limits<T>::kInfinity;
+    return positive <= Float<T>::kMax ? positive : Float<T>::kInfinity;
 }
 
 // The power of two that brings a largest magnitude into [1, 2); the eigenvalues are multiplied back by
@@ -37,7 +37,7 @@ struct Reflection {
     // the floor is far below the rounding of the matrix and is left out, which keeps t within the range of T.
     template <class T>
     __device__ static Reflection of(double alpha, double rest, T) {
-        const double negligible = 1e-4 * static_cast<double>(Limits<T>::kEpsilon);
+        const double negligible = 1e-4 * static_cast<double>(Float<T>::kEpsilon);
         if (!(rest > negligible * negligible)) return {0.0, 0.0, alpha};
         const double beta = alpha > 0.0 ? -sqrt(alpha * alpha + rest) : sqrt(alpha * alpha + rest);
         return {1.0 / (beta * (beta - alpha)), alpha - beta, beta};
@@ -52,7 +52,7 @@ struct ScaledReflection {
 
     // `tail` is the sum of squares of x; where these are too small to be accurate, they are left out.
     __device__ static ScaledReflection of(T head, T tail) {
-        if (!(tail > (sizeof(T) == 8 ? T(1e-280) : T(1e-30)))) return {head, T{0}, T{0}};
+        if (!(tail > (Float<T>::kNegligibleSquare))) return {head, T{0}, T{0}};
         const double from = static_cast<double>(head);
         const double norm = sqrt(from * from + static_cast<double>(tail));
         const double beta = from > 0.0 ? -norm : norm;

@@ -52,7 +52,8 @@ class Report(NamedTuple):
 
 def compile_report(source: str, architecture: str) -> str:
     """ptxas -v for one file; kept beside the system's temporary files until a source changes."""
-    texts = [path.read_bytes() for path in sorted(SOURCES.glob("*")) if path.is_file()]
+    folders = (SOURCES, SOURCES.parent / "common")
+    texts = [path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
     key = hashlib.sha256(b"\0".join([source.encode(), architecture.encode(), *texts])).hexdigest()[:20]
     kept = Path(tempfile.gettempdir()) / f"slimfast-ptxas-{key}.txt"
     if kept.exists():

@@ -14,8 +14,6 @@
 #include "../../csrc/cpu/pivoted_cholesky.hpp"
 
 using namespace slimfast;
-using i64 = std::int64_t;
-
 namespace {
 
 std::vector<float> normal(i64 count, unsigned seed) {
@@ -38,8 +36,8 @@ std::vector<double> everything(const std::vector<std::vector<float>>& layers,
         grams.emplace_back(n * n);
         values.emplace_back(n);
         covariances.push_back(
-            {{{layers[i].data(), Dtype::f32, n, d, d, 1}}, true, Dtype::f32, grams[i].data()});
-        matrices.push_back({{grams[i].data(), Dtype::f32, n, n, n, 1}, values[i].data()});
+            {{{layers[i].data(), Dtype::kFloat32, n, d, d, 1}}, true, Dtype::kFloat32, grams[i].data()});
+        matrices.push_back({{grams[i].data(), Dtype::kFloat32, n, n, n, 1}, values[i].data()});
     }
     covariance(covariances, traces.data(), threads, default_isa());
     eigvalsh(matrices, threads, default_isa());
