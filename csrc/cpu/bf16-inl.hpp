@@ -6,15 +6,23 @@
 // r_j the sum of mean x_j and g that of mean^2. covariance.cpp says when this loses nothing.
 #pragma once
 
-#include "bf16_dot-inl.hpp"
+#include "bf16_panels-inl.hpp"
+#include "halves-inl.hpp"
 #include "kernels.hpp"
 
 namespace slimfast::SLIMFAST_ISA {
 
+// `Products` are the instruction's: multiply(a, b, stride, cells, rows, cols, sums) sets sums.of[r][c] to
+// left panel r times right panel c over `cells` cells, for r < rows and c < cols (1 or 2), the panels
+// `stride` elements apart; a Setup lives around its calls; and kChainCells cells' products are one sum from
+// zero. In float32 a sum has 128 roundings in a row. Here it has fewer, which pays for the means that are
+// still in it.
+
 // What is packed of a block's rows or columns stays in L2, and fits where as much is of float32.
-constexpr i64 chunk_samples = chain_cells * depth;
+template <class Products>
+constexpr i64 chunk_samples = Products::kChainCells * kDepth;
 // Columns of a block's sums are padded to a multiple of this, as those of the float32 kernel.
-constexpr i64 sums_panel = 3 * panel;
+constexpr i64 sums_panel = 3 * kPanel;
 
 void row_squares(const MatrixView& x, i64 first, i64 last, const double* mean, const double* rest,
                  double* squares) {
@@ -29,7 +37,7 @@ void row_squares(const MatrixView& x, i64 first, i64 last, const double* mean, c
             const i64 count = smaller(group, x.cols - j);
             float values[group];
             for (i64 l = 0; l < group; ++l) values[l] = high;
-            for (i64 l = 0; l < count; ++l) values[l] = widened(row[(j + l) * x.col_stride]);
+            for (i64 l = 0; l < count; ++l) values[l] = widened(bf16_bits{row[(j + l) * x.col_stride]});
             for (i64 l = 0; l < group; ++l) {
                 const double deviation = l < count ? values[l] - high - low : 0.0f;
                 sums[l] += deviation * deviation;
@@ -40,44 +48,44 @@ void row_squares(const MatrixView& x, i64 first, i64 last, const double* mean, c
     }
 }
 
-// Packs `count` variables from `first` on, `samples` from first_sample on, as cells [panel][chain_cells] of
+// Packs `count` variables from `first` on, `samples` from first_sample on, as cells [panel][cell] of
 // the left or the right factor; what is beyond is zero.
-template <bool is_left>
+template <class Products, bool kIsLeft>
 SLIMFAST_INLINE void pack(const CovarianceBlock& block, i64 first, i64 count, i64 first_sample, i64 samples,
                           std::uint16_t* packed) {
     const MatrixView& x = block.x;
     const i64 variable_stride = block.by_rows ? x.row_stride : x.col_stride;
     const i64 sample_stride = block.by_rows ? x.col_stride : x.row_stride;
     const std::uint16_t* data = static_cast<const std::uint16_t*>(x.data);
-    for (i64 p = 0; p < count; p += panel) {
-        const i64 width = smaller(panel, count - p);
-        for (i64 k = 0; k < samples; k += depth) {
-            const i64 length = smaller(depth, samples - k);
+    for (i64 p = 0; p < count; p += kPanel) {
+        const i64 width = smaller(kPanel, count - p);
+        for (i64 k = 0; k < samples; k += kDepth) {
+            const i64 length = smaller(kDepth, samples - k);
             const std::uint16_t* from =
                 data + (first + p) * variable_stride + (first_sample + k) * sample_stride;
-            std::uint16_t* to = packed + p * chunk_samples + k * panel;
-            if (width < panel || length < depth) std::memset(to, 0, cell * sizeof *to);
+            std::uint16_t* to = packed + p * chunk_samples<Products> + k * kPanel;
+            if (width < kPanel || length < kDepth) std::memset(to, 0, kCell * sizeof *to);
             const bool by_pairs = variable_stride == 1;
             if (by_pairs) {
                 for (i64 s = 0; s < length; ++s) {
                     const std::uint16_t* run = from + s * sample_stride;
-                    std::uint16_t* at = to + s / 2 * depth + s % 2;
+                    std::uint16_t* at = to + s / 2 * kDepth + s % 2;
                     for (i64 v = 0; v < width; ++v) at[2 * v] = run[v];
                 }
             } else if (sample_stride == 1) {
                 for (i64 v = 0; v < width; ++v) {
-                    std::memcpy(to + v * depth, from + v * variable_stride, length * sizeof *to);
+                    std::memcpy(to + v * kDepth, from + v * variable_stride, length * sizeof *to);
                 }
             } else {
                 for (i64 v = 0; v < width; ++v) {
                     for (i64 s = 0; s < length; ++s) {
-                        to[v * depth + s] = from[v * variable_stride + s * sample_stride];
+                        to[v * kDepth + s] = from[v * variable_stride + s * sample_stride];
                     }
                 }
             }
-            if (by_pairs == is_left) {
+            if (by_pairs == kIsLeft) {
                 // One factor's cell is the other's with pairs and variables exchanged.
-                Vec<float> square[panel];
+                Vec<float> square[kPanel];
                 std::memcpy(square, to, sizeof square);
                 transpose<float>(square);
                 std::memcpy(to, square, sizeof square);
@@ -86,32 +94,33 @@ SLIMFAST_INLINE void pack(const CovarianceBlock& block, i64 first, i64 count, i6
     }
 }
 
-SLIMFAST_INLINE void write_sums(const Sums& found, int panels_down, int panels_across, bool add, float* sums,
-                                i64 stride) {
+SLIMFAST_INLINE void write_sums(const PanelSums& products, int panels_down, int panels_across, bool add,
+                                float* sums, i64 stride) {
     for (int r = 0; r < panels_down; ++r) {
         for (int c = 0; c < panels_across; ++c) {
-            for (i64 i = 0; i < panel; ++i) {
-                float* at = sums + (r * panel + i) * stride + c * panel;
-                const Vec<float> value = load(&found.of[r][c][i * panel]);
+            for (i64 i = 0; i < kPanel; ++i) {
+                float* at = sums + (r * kPanel + i) * stride + c * kPanel;
+                const Vec<float> value = load(&products.of[r][c][i * kPanel]);
                 store(at, add ? load(at) + value : value);
             }
         }
     }
 }
 
+template <class Products>
 SLIMFAST_INLINE void multiply_chunk(const CovarianceBlock& block, i64 samples, const std::uint16_t* left,
                                     const std::uint16_t* right, bool add, float* sums, i64 stride) {
-    Sums found;
-    const i64 cells = ceil_div(samples, depth);
-    for (i64 c = 0; c < block.cols; c += 2 * panel) {
-        const int across = block.cols - c > panel ? 2 : 1;
-        for (i64 r = 0; r < block.rows; r += 2 * panel) {
+    PanelSums products;
+    const i64 cells = ceil_div(samples, kDepth);
+    for (i64 c = 0; c < block.cols; c += 2 * kPanel) {
+        const int across = block.cols - c > kPanel ? 2 : 1;
+        for (i64 r = 0; r < block.rows; r += 2 * kPanel) {
             // Above the diagonal.
-            if (block.first_row + r + 2 * panel <= block.first_col + c) continue;
-            const int down = block.rows - r > panel ? 2 : 1;
-            panels_product(left + r * chunk_samples, right + c * chunk_samples, panel * chunk_samples, cells,
-                           down, across, found);
-            write_sums(found, down, across, add, sums + r * stride + c, stride);
+            if (block.first_row + r + 2 * kPanel <= block.first_col + c) continue;
+            const int down = block.rows - r > kPanel ? 2 : 1;
+            Products::multiply(left + r * chunk_samples<Products>, right + c * chunk_samples<Products>,
+                               kPanel * chunk_samples<Products>, cells, down, across, products);
+            write_sums(products, down, across, add, sums + r * stride + c, stride);
         }
     }
 }
@@ -129,7 +138,7 @@ SLIMFAST_INLINE void mean_terms(const CovarianceBlock& block, i64 first, i64 cou
     for (i64 s = block.first_sample; s < block.last_sample; ++s) {
         const std::uint16_t* row = data + s * x.row_stride + first * x.col_stride;
         const double mean = block.mean[s] + block.rest[s];
-        for (i64 v = 0; v < count; ++v) terms[v] += mean * widened(row[v * x.col_stride]);
+        for (i64 v = 0; v < count; ++v) terms[v] += mean * widened(bf16_bits{row[v * x.col_stride]});
     }
 }
 
@@ -152,19 +161,20 @@ SLIMFAST_INLINE void centre(const CovarianceBlock& block, const double* of_rows,
     }
 }
 
+template <class Products>
 void bf16_block(const CovarianceBlock& block) {
     const i64 stride = round_up(block.cols, sums_panel);
     std::uint16_t* left = static_cast<std::uint16_t*>(block.packed_rows);
     std::uint16_t* right = static_cast<std::uint16_t*>(block.packed_cols);
     float* sums = static_cast<float*>(block.sums);
     {
-        [[maybe_unused]] const Tiles tiles;
+        [[maybe_unused]] const typename Products::Setup setup;
         bool add = block.add;
-        for (i64 k = block.first_sample; k < block.last_sample; k += chunk_samples, add = true) {
-            const i64 samples = smaller(chunk_samples, block.last_sample - k);
-            pack<true>(block, block.first_row, block.rows, k, samples, left);
-            pack<false>(block, block.first_col, block.cols, k, samples, right);
-            multiply_chunk(block, samples, left, right, add, sums, stride);
+        for (i64 k = block.first_sample; k < block.last_sample; k += chunk_samples<Products>, add = true) {
+            const i64 samples = smaller(chunk_samples<Products>, block.last_sample - k);
+            pack<Products, true>(block, block.first_row, block.rows, k, samples, left);
+            pack<Products, false>(block, block.first_col, block.cols, k, samples, right);
+            multiply_chunk<Products>(block, samples, left, right, add, sums, stride);
         }
     }
     // The packed samples are done with.
@@ -174,8 +184,5 @@ void bf16_block(const CovarianceBlock& block) {
     mean_terms(block, block.first_col, block.cols, of_cols);
     centre(block, of_rows, of_cols, sums, stride);
 }
-
-extern const Bf16Kernels bf16_kernels;
-const Bf16Kernels bf16_kernels{row_squares, bf16_block};
 
 }  // namespace slimfast::SLIMFAST_ISA

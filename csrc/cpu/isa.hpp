@@ -6,8 +6,10 @@
 
 namespace slimfast {
 
-// The last two are AVX-512 with one of the instructions that multiply bfloat16 numbers.
-enum class Isa { baseline, avx2, avx512, avx512_bf16, amx };
+enum class Isa {
+#define ISA(name, source, base, bytes, registers, probe, flags) name,
+#include "isas.def"
+};
 
 const char* name(Isa isa);
 

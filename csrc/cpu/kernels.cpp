@@ -1,4 +1,4 @@
-// Compiled once per instruction set, see CMakeLists.txt: the table of that set's kernels.
+// All kernels of one instruction set, see isas.def.
 #include "kernels.hpp"
 
 #include "covariance-inl.hpp"
@@ -7,7 +7,9 @@
 
 namespace slimfast::SLIMFAST_ISA {
 
-extern const Kernels table;
-const Kernels table{covariance_kernels, eigvalsh_kernels, cholesky_kernels};
+constexpr Kernels table{covariance_kernels, eigvalsh_kernels, cholesky_kernels};
+
+extern const IsaKernels own;
+const IsaKernels own{&table, nullptr};
 
 }  // namespace slimfast::SLIMFAST_ISA

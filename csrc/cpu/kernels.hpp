@@ -1,4 +1,5 @@
-// The inner loops as tables of functions, one table per instruction set (kernels.cpp fills them).
+// The inner loops as tables of functions, one table per instruction set: what kernels.cpp has, and
+// bf16_*.cpp.
 #pragma once
 
 #include "isa.hpp"
@@ -112,6 +113,13 @@ struct Kernels {
     CovarianceKernels covariance;
     EigvalshKernels eigvalsh;
     CholeskyKernels cholesky;
+};
+
+// What is compiled for one row of isas.def: all kernels, or only those of bfloat16, which go with its base's
+// other ones, or nothing. Each row has one, called `own`, in its namespace.
+struct IsaKernels {
+    const Kernels* all;
+    const Bf16Kernels* bf16;
 };
 
 const Kernels& kernels(Isa isa);

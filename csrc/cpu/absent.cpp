@@ -1,0 +1,9 @@
+// In place of an instruction set that the compiler or the machine it compiles for does not know.
+#include "kernels.hpp"
+
+namespace slimfast::SLIMFAST_ISA {
+
+extern const IsaKernels own;
+const IsaKernels own{nullptr, nullptr};
+
+}  // namespace slimfast::SLIMFAST_ISA
