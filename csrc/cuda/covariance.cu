@@ -1,6 +1,6 @@
 #include "covariance.hpp"
-#include "covariance_mma.cuh"
 #include "elements.cuh"
+#include "mma_instructions.cuh"
 #include "reduce.cuh"
 #include "triangle.cuh"
 

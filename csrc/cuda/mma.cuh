@@ -7,8 +7,7 @@
 // summed over them is the same.
 #pragma once
 
-#include "covariance_mma.cuh"
-#include "launch.cuh"
+#include "mma_instructions.cuh"
 #include "reduce.cuh"
 
 namespace slimfast::cuda {
@@ -25,52 +24,6 @@ struct MmaSum {
 
 __device__ inline int mma_group() { return lane_index() / 4; }
 __device__ inline int mma_pair() { return lane_index() % 4 * 2; }
-
-// Operands as in covariance_mma.cuh; of each only the 11 leading bits count.
-#ifdef SLIMFAST_CUDA_EMULATION
-// Rounded to nearest, ties away from zero.
-inline float to_tf32(float x) {
-    const auto bits = static_cast<std::uint32_t>(emulation::to_bits(x));
-    return emulation::from_bits<float>((bits + 0x1000u) & 0xffffe000u);
-}
-// Products exact, their sum cut off to float32.
-inline void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2], EMULATION_SITE) {
-    struct Operands {
-        const float (&a)[4];
-        const float (&b)[2];
-    };
-    const Operands mine{a, b};
-    const std::uint64_t* all = emulation::exchange(emulation::to_bits<const Operands*>(&mine), {file, line});
-    const auto of_lane = [all](int lane) { return emulation::from_bits<const Operands*>(all[lane]); };
-    for (int i = 0; i < 4; ++i) {
-        const int row = mma_group() + 8 * (i / 2);
-        double exact = static_cast<double>(sum[i]);
-        for (int k = 0; k < kMmaDepth; ++k) {
-            const float left = of_lane(row % 8 * 4 + k % 4)->a[row / 8 + k / 4 * 2];
-            exact += static_cast<double>(left) *
-                     static_cast<double>(of_lane((mma_pair() + i % 2) * 4 + k % 4)->b[k / 4]);
-        }
-        const float near = static_cast<float>(exact);
-        const bool away = std::fabs(static_cast<double>(near)) > std::fabs(exact);
-        sum[i] = away ? std::nextafter(near, 0.0f) : near;
-    }
-    // Nobody leaves with its operands before all have read them.
-    emulation::exchange(0, {file, line});
-}
-#else
-__device__ inline float to_tf32(float x) {
-    unsigned bits;
-    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
-    return __uint_as_float(bits);
-}
-__device__ inline void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-        "{%0, %1, %2, %3};"
-        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
-          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
-}
-#endif
 
 // Factors as multiply_add takes them: in float32 split into a leading half and the leading half of what is
 // left.

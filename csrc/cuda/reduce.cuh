@@ -1,9 +1,12 @@
 // Sums, maxima and searches of a warp or a block. Every lane takes part and every lane gets the result.
 #pragma once
 
+#include "../common/floats.hpp"
 #include "launch.cuh"
 
 namespace slimfast::cuda {
+
+inline constexpr unsigned kAllLanes = 0xffffffffu;
 
 __device__ inline int lane_index() { return static_cast<int>(threadIdx.x & 31); }
 __device__ inline int warp_index() { return static_cast<int>(threadIdx.x >> 5); }

@@ -15,7 +15,7 @@ import pytest
 from support.paths import ROOT
 
 SOURCES = ROOT / "csrc" / "cuda"
-KERNELS = sorted(p.name for p in SOURCES.glob("*.cu") if p.name != "launch.cu")
+KERNELS = sorted(p.name for p in SOURCES.glob("*.cu"))
 # Threads of a block, as each kernel launches it; with it goes the limit of 65536 registers a multiprocessor.
 THREADS = {
     "moments": 256,
@@ -37,6 +37,7 @@ THREADS = {
     "factorise_all": 512,
 }
 NVCC = shutil.which("nvcc")
+COMPILER = [str(NVCC), "-std=c++17", "-O3", "-I", str(SOURCES / "device")]
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc is not on PATH")
 
@@ -59,7 +60,7 @@ def compile_report(source: str, architecture: str) -> str:
     if kept.exists():
         return kept.read_text()
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(NVCC), "-std=c++17", "-O3", f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
+        command = [*COMPILER, f"-arch={architecture}", "-cubin", "-Xptxas", "-v"]
         done = subprocess.run(
             [*command, "-o", f"{folder}/out.cubin", str(SOURCES / source)], capture_output=True, text=True
         )
@@ -130,16 +131,7 @@ def test_matrices_in_shared_memory_are_read_by_its_instructions() -> None:
     """The compiler must see where the pointers lead, or it pays for generic addresses."""
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder) / "eigvalsh.ptx"
-        command = [
-            str(NVCC),
-            "-std=c++17",
-            "-O3",
-            "-arch=sm_90",
-            "-ptx",
-            "-o",
-            str(ptx),
-            str(SOURCES / "eigvalsh.cu"),
-        ]
+        command = [*COMPILER, "-arch=sm_90", "-ptx", "-o", str(ptx), str(SOURCES / "eigvalsh.cu")]
         subprocess.run(command, check=True, capture_output=True)
         text = ptx.read_text()
     entries = text.split(".entry ")[1:]

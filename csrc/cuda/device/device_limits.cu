@@ -1,11 +1,9 @@
+// What a GPU allows a launch.
 #include "launch.cuh"
 
 namespace slimfast::cuda {
 
-DeviceLimits device_limits([[maybe_unused]] int device) {
-#ifdef SLIMFAST_CUDA_EMULATION
-    return {emulation::settings().shared_limit, emulation::settings().clusters};
-#else
+DeviceLimits device_limits(int device) {
     const Shape none{0, 0};
     int shared_bytes = 0;
     int major = 0;
@@ -13,7 +11,6 @@ DeviceLimits device_limits([[maybe_unused]] int device) {
           "device_limits", none);
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "device_limits", none);
     return {static_cast<std::size_t>(shared_bytes), major >= 9};
-#endif
 }
 
 }  // namespace slimfast::cuda

@@ -1,60 +1,14 @@
-// The one way to start a kernel: on a stream, with every error checked and named. Also what the CUDA build
-// and the CPU build (SLIMFAST_CUDA_EMULATION) each say in their own words: shared memory, clusters, copies to
-// registers.
+// The one way to start a kernel: on a stream, with every error checked and named. Also what a kernel asks of
+// the machine: the memory of its block and of its cluster.
 #pragma once
-
-#ifdef SLIMFAST_CUDA_EMULATION
-#include "emulation/cuda_on_cpu.hpp"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#endif
 
 #include <stdexcept>
 #include <string>
 
-#include "../common/floats.hpp"
-#include "stream.hpp"
+#include "../stream.hpp"
+#include "language.cuh"
 
 namespace slimfast::cuda {
-
-// A one-dimensional grid. `cluster` blocks in a row share their memory; it divides `blocks`.
-struct Shape {
-    i64 blocks;
-    unsigned threads;
-    std::size_t shared_bytes = 0;
-    unsigned cluster = 1;
-};
-
-inline constexpr unsigned kAllLanes = 0xffffffffu;
-
-#ifdef SLIMFAST_CUDA_EMULATION
-
-__device__ inline unsigned char* shared_memory() { return emulation::shared_memory(); }
-
-__device__ inline unsigned cluster_rank() { return emulation::cluster_rank(); }
-
-template <class T>
-__device__ const T* peer_shared(const T* mine, unsigned rank) {
-    const auto offset = reinterpret_cast<const unsigned char*>(mine) - emulation::shared_memory();
-    return reinterpret_cast<const T*>(emulation::peer_shared_memory(rank) + offset);
-}
-
-inline void cluster_barrier(EMULATION_SITE) { emulation::sync_cluster({file, line}); }
-
-template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), Stream, Shape shape, Arguments... arguments) {
-    if (shape.blocks == 0) return;
-    if (shape.shared_bytes > emulation::settings().shared_limit ||
-        (shape.cluster > 1 && !emulation::settings().clusters)) {
-        throw std::runtime_error(std::string(name) + ": the launch is beyond the emulated device");
-    }
-    emulation::run_grid(name, static_cast<unsigned>(shape.blocks), shape.threads, shape.shared_bytes,
-                        shape.cluster, [=] { kernel(arguments...); });
-}
-
-#else
 
 __device__ inline unsigned char* shared_memory() {
     extern __shared__ __align__(16) unsigned char block_memory[];
@@ -122,7 +76,5 @@ void launch(const char* name, void (*kernel)(Parameters...), Stream stream, Shap
     config.numAttrs = shape.cluster > 1 ? 1 : 0;
     check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name, shape);
 }
-
-#endif
 
 }  // namespace slimfast::cuda

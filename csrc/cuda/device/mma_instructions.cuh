@@ -1,33 +1,12 @@
-// Products of small matrices by the lanes of a warp together, in float64 on the tensor cores.
+// Products of small matrices on the tensor cores, by the lanes of a warp together.
 #pragma once
 
-#include "reduce.cuh"
+#include "../reduce.cuh"
 
 namespace slimfast::cuda {
 
 // sum (16, 8) += a (16, 8) b (8, 8), of which lane 4 g + t holds a[g + 8 (i % 2)][t + 4 (i / 2)],
 // b[t + 4 i][g] and sum[g + 8 (i / 2)][2 t + i % 2] (PTX ISA, mma.m16n8k8 with .f64).
-#ifdef SLIMFAST_CUDA_EMULATION
-inline void multiply_add(double (&sum)[4], const double (&a)[4], const double (&b)[2], EMULATION_SITE) {
-    struct Operands {
-        double a[4], b[2];
-    };
-    const Operands mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-    const std::uint64_t* all = emulation::exchange(emulation::to_bits<const Operands*>(&mine), {file, line});
-    const Operands* lanes[32];
-    for (int lane = 0; lane < 32; ++lane) lanes[lane] = emulation::from_bits<const Operands*>(all[lane]);
-    for (int i = 0; i < 4; ++i) {
-        const int row = lane_index() / 4 + 8 * (i / 2);
-        const int column = 2 * (lane_index() % 4) + i % 2;
-        for (int k = 0; k < 8; ++k) {
-            sum[i] +=
-                lanes[row % 8 * 4 + k % 4]->a[row / 8 + k / 4 * 2] * lanes[column * 4 + k % 4]->b[k / 4];
-        }
-    }
-    // Nobody leaves with its operands before all have read them.
-    emulation::exchange(0, {file, line});
-}
-#else
 __device__ inline void multiply_add(double (&sum)[4], const double (&a)[4], const double (&b)[2]) {
 #if __CUDA_ARCH__ >= 900
     asm("mma.sync.aligned.m16n8k8.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -45,6 +24,21 @@ __device__ inline void multiply_add(double (&sum)[4], const double (&a)[4], cons
     }
 #endif
 }
-#endif
+
+// The 11 leading bits of x, rounded.
+__device__ inline float to_tf32(float x) {
+    unsigned bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+    return __uint_as_float(bits);
+}
+
+// As above; of the operands only the 11 leading bits count.
+__device__ inline void multiply_add(float (&sum)[4], const float (&a)[4], const float (&b)[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+        : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])),
+          "r"(__float_as_uint(a[3])), "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+}
 
 }  // namespace slimfast::cuda
