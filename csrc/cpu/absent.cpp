@@ -3,7 +3,7 @@
 
 namespace slimfast::SLIMFAST_ISA {
 
-extern const IsaKernels own;
-const IsaKernels own{nullptr, nullptr};
+extern const IsaKernels kOwn;
+const IsaKernels kOwn{nullptr, nullptr};
 
 }  // namespace slimfast::SLIMFAST_ISA

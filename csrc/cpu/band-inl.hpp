@@ -1,9 +1,9 @@
 // Stage one of two for large matrices: reduction of a symmetric matrix to a band by blocks of reflectors.
 //
-// A block of `band` reflectors Q = I - V T V^T changes the trailing matrix A to A - V W^T - W V^T, where
+// A block of kBand reflectors Q = I - V T V^T changes the trailing matrix A to A - V W^T - W V^T, where
 // W = A V T - V T^T V^T A V T / 2 (Bischof, Lang, Sun, "A framework for symmetric band reduction", ACM TOMS
 // 26, 2000). A V of one block and the update by the block before go over A in the same pass, tile by tile, so
-// that A is read and written once per `band` columns, at the rate of a matrix product.
+// that A is read and written once per kBand columns, at the rate of a matrix product.
 #pragma once
 
 #include "../common/band_panels.hpp"
@@ -12,107 +12,105 @@
 
 namespace slimfast::SLIMFAST_ISA {
 
-constexpr i64 band = kBand;
-
 // Row `row` of a panel, see band_panels.hpp.
 template <class T>
 SLIMFAST_INLINE T* panel_row(T* a, i64 n, i64 panel, i64 row) {
-    return a + panel_start(n, panel) + (row - band * panel) * band;
+    return a + panel_start(n, panel) + (row - kBand * panel) * kBand;
 }
 
-// The register tile of products with `band` columns.
+// The register tile of products with kBand columns.
 template <class T>
 struct BandTile {
-    static constexpr int all = band / lanes<T>;
-    static constexpr int vectors = all < 4 ? all : 4;
-    static constexpr int rows = (SLIMFAST_REGISTERS - 4) / vectors;
+    static constexpr int kAll = kBand / kLanes<T>;
+    static constexpr int kVectors = kAll < 4 ? kAll : 4;
+    static constexpr int kRows = (SLIMFAST_REGISTERS - 4) / kVectors;
 };
 
-// c (rows, vectors lanes) += sign sum over k of a[row, k] b[k, :]; b and c have `band` columns.
-template <class T, int rows, int sign>
+// c (rows, vectors lanes) += sign sum over k of a[row, k] b[k, :]; b and c have kBand columns.
+template <class T, int kRows, int kSign>
 SLIMFAST_INLINE void band_tile(i64 terms, const T* a, i64 row_stride, i64 term_stride, const T* b, T* c) {
-    constexpr int vectors = BandTile<T>::vectors;
-    Vec<T> sum[rows][vectors];
-    for (int r = 0; r < rows; ++r) {
+    constexpr int vectors = BandTile<T>::kVectors;
+    Vec<T> sum[kRows][vectors];
+    for (int r = 0; r < kRows; ++r) {
         for (int j = 0; j < vectors; ++j) sum[r][j] = Vec<T>{};
     }
     for (i64 k = 0; k < terms; ++k) {
-        Vec<T> factor[rows];
-        for (int r = 0; r < rows; ++r) factor[r] = splat(a[r * row_stride + k * term_stride]);
+        Vec<T> factor[kRows];
+        for (int r = 0; r < kRows; ++r) factor[r] = splat(a[r * row_stride + k * term_stride]);
         for (int j = 0; j < vectors; ++j) {
-            const Vec<T> value = load(b + k * band + j * lanes<T>);
-            for (int r = 0; r < rows; ++r) sum[r][j] += factor[r] * value;
+            const Vec<T> value = load(b + k * kBand + j * kLanes<T>);
+            for (int r = 0; r < kRows; ++r) sum[r][j] += factor[r] * value;
         }
     }
-    for (int r = 0; r < rows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
         for (int j = 0; j < vectors; ++j) {
-            T* at = c + r * band + j * lanes<T>;
-            store(at, sign > 0 ? load(at) + sum[r][j] : load(at) - sum[r][j]);
+            T* at = c + r * kBand + j * kLanes<T>;
+            store(at, kSign > 0 ? load(at) + sum[r][j] : load(at) - sum[r][j]);
         }
     }
 }
 
-template <class T, int rows, int sign>
+template <class T, int kRows, int kSign>
 void band_rows(i64 count, i64 terms, const T* a, i64 row_stride, i64 term_stride, const T* b, T* c) {
-    constexpr int width = BandTile<T>::vectors * lanes<T>;
+    constexpr int width = BandTile<T>::kVectors * kLanes<T>;
     i64 r = 0;
-    for (; r + rows <= count; r += rows) {
-        for (i64 j = 0; j < band; j += width) {
-            band_tile<T, rows, sign>(terms, a + r * row_stride, row_stride, term_stride, b + j,
-                                     c + r * band + j);
+    for (; r + kRows <= count; r += kRows) {
+        for (i64 j = 0; j < kBand; j += width) {
+            band_tile<T, kRows, kSign>(terms, a + r * row_stride, row_stride, term_stride, b + j,
+                                       c + r * kBand + j);
         }
     }
-    if constexpr (rows > 1) {
+    if constexpr (kRows > 1) {
         if (r < count) {
-            band_rows<T, rows / 2, sign>(count - r, terms, a + r * row_stride, row_stride, term_stride, b,
-                                         c + r * band);
+            band_rows<T, kRows / 2, kSign>(count - r, terms, a + r * row_stride, row_stride, term_stride, b,
+                                           c + r * kBand);
         }
     }
 }
 
-// c (count, band) += sign a b, where a is (count, terms) with any strides and b (terms, band).
-template <class T, int sign>
+// c (count, kBand) += sign a b, where a is (count, terms) with any strides and b (terms, kBand).
+template <class T, int kSign>
 SLIMFAST_INLINE void add_product(i64 count, i64 terms, const T* a, i64 row_stride, i64 term_stride,
                                  const T* b, T* c) {
     // A short sum at a time: many terms one after another would lose more.
-    constexpr i64 most = 3 * band;
+    constexpr i64 most = 3 * kBand;
     for (i64 k = 0; k < terms; k += most) {
-        band_rows<T, BandTile<T>::rows, sign>(count, smaller(most, terms - k), a + k * term_stride,
-                                              row_stride, term_stride, b + k * band, c);
+        band_rows<T, BandTile<T>::kRows, kSign>(count, smaller(most, terms - k), a + k * term_stride,
+                                                row_stride, term_stride, b + k * kBand, c);
     }
 }
 
-// to (band, band) = from^T.
+// to (kBand, kBand) = from^T.
 template <class T>
 void transpose_block(const T* from, T* to) {
-    constexpr i64 v = lanes<T>;
-    for (i64 r = 0; r < band; r += v) {
-        for (i64 c = 0; c < band; c += v) {
+    constexpr i64 v = kLanes<T>;
+    for (i64 r = 0; r < kBand; r += v) {
+        for (i64 c = 0; c < kBand; c += v) {
             Vec<T> rows[v];
-            for (i64 i = 0; i < v; ++i) rows[i] = load(from + (r + i) * band + c);
+            for (i64 i = 0; i < v; ++i) rows[i] = load(from + (r + i) * kBand + c);
             transpose<T>(rows);
-            for (i64 i = 0; i < v; ++i) store(to + (c + i) * band + r, rows[i]);
+            for (i64 i = 0; i < v; ++i) store(to + (c + i) * kBand + r, rows[i]);
         }
     }
 }
 
-// QR of a panel x (rows, band) of at least `band` rows: x becomes V, its columns scaled so that every
-// reflector is I - v v^T, and r (band, band) the triangular factor.
+// QR of a panel x (rows, kBand) of at least kBand rows: x becomes V, its columns scaled so that every
+// reflector is I - v v^T, and r (kBand, kBand) the triangular factor.
 //
 // One pass a column: it applies the reflector of the column before and sums the products that the next one
 // needs, sixteen rows at a time and those in turn, so that long sums lose no more than short ones.
 template <class T>
 void panel_qr(T* x, i64 rows, T* r) {
-    constexpr int vectors = band / lanes<T>;
+    constexpr int vectors = kBand / kLanes<T>;
     constexpr i64 group = 16;
-    T products[band], weights[band];
+    T products[kBand], weights[kBand];
     double square = 0;
-    for (i64 i = 0; i < band * band; ++i) r[i] = 0;
-    for (i64 c = -1; c < band; ++c) {
+    for (i64 i = 0; i < kBand * kBand; ++i) r[i] = 0;
+    for (i64 c = -1; c < kBand; ++c) {
         // The reflector of column c from the products of that column with itself and those to its right.
         T beta = 0, scale = 0, head = 0;
         if (c >= 0) {
-            head = x[c * band + c];
+            head = x[c * kBand + c];
             beta = head;
             // Whatever lies below the head: next to a large one its squares are lost in the sum, so that a
             // column with nothing below is reflected too, which turns its sign.
@@ -122,23 +120,23 @@ void panel_qr(T* x, i64 rows, T* r) {
                 beta = static_cast<T>(reflected);
                 scale = static_cast<T>(1.0 / square_root(reflected * (reflected - head)));
             }
-            T* row = x + c * band;
+            T* row = x + c * kBand;
             const T first = (head - beta) * scale;
-            for (i64 j = 0; j < band; ++j) {
+            for (i64 j = 0; j < kBand; ++j) {
                 weights[j] = j > c ? scale * (products[j] - beta * row[j]) : T{0};
-                r[c * band + j] = j < c ? T{0} : j == c ? beta : row[j] - first * weights[j];
+                r[c * kBand + j] = j < c ? T{0} : j == c ? beta : row[j] - first * weights[j];
                 if (j >= c) row[j] = j == c ? first : T{0};
             }
         } else {
-            for (i64 j = 0; j < band; ++j) weights[j] = 0;
+            for (i64 j = 0; j < kBand; ++j) weights[j] = 0;
         }
         const i64 next = c + 1;
         Vec<T> total[vectors], weight[vectors];
         Mask<T> own[vectors] = {};
         for (int j = 0; j < vectors; ++j) {
             total[j] = Vec<T>{};
-            weight[j] = load(weights + j * lanes<T>);
-            for (int l = 0; l < lanes<T>; ++l) own[j][l] = j * lanes<T> + l == c ? -1 : 0;
+            weight[j] = load(weights + j * kLanes<T>);
+            for (int l = 0; l < kLanes<T>; ++l) own[j][l] = j * kLanes<T> + l == c ? -1 : 0;
         }
         square = 0;
         for (i64 begin = next; begin < rows; begin += group) {
@@ -146,44 +144,44 @@ void panel_qr(T* x, i64 rows, T* r) {
             for (int j = 0; j < vectors; ++j) sum[j] = Vec<T>{};
             const i64 end = smaller(begin + group, rows);
             for (i64 i = begin; i < end; ++i) {
-                T* row = x + i * band;
+                T* row = x + i * kBand;
                 Vec<T> value[vectors];
-                for (int j = 0; j < vectors; ++j) value[j] = load(row + j * lanes<T>);
+                for (int j = 0; j < vectors; ++j) value[j] = load(row + j * kLanes<T>);
                 if (c >= 0) {
                     const Vec<T> u = splat(row[c] * scale);
                     for (int j = 0; j < vectors; ++j) {
                         value[j] = own[j] ? u : value[j] - u * weight[j];
-                        store(row + j * lanes<T>, value[j]);
+                        store(row + j * kLanes<T>, value[j]);
                     }
                 }
-                if (next == band) continue;
+                if (next == kBand) continue;
                 const T lead = row[next];
                 for (int j = 0; j < vectors; ++j) sum[j] += lead * value[j];
             }
             for (int j = 0; j < vectors; ++j) {
                 total[j] += sum[j];
-                store(products + j * lanes<T>, sum[j]);
+                store(products + j * kLanes<T>, sum[j]);
             }
-            if (next < band) square += products[next];
+            if (next < kBand) square += products[next];
         }
-        for (int j = 0; j < vectors; ++j) store(products + j * lanes<T>, total[j]);
+        for (int j = 0; j < vectors; ++j) store(products + j * kLanes<T>, total[j]);
     }
 }
 
-// t (band, band) such that the product of the reflectors is I - V t V^T, for reflectors I - v v^T: the
+// t (kBand, kBand) such that the product of the reflectors is I - V t V^T, for reflectors I - v v^T: the
 // inverse of the unit upper triangle of V^T V.
 template <class T>
 void block_factor(const T* v, i64 rows, T* t) {
-    T gram[band * band] = {};
-    add_product<T, 1>(band, rows, v, 1, band, v, gram);
-    for (i64 i = 0; i < band * band; ++i) t[i] = 0;
-    for (i64 j = 0; j < band; ++j) {
+    T gram[kBand * kBand] = {};
+    add_product<T, 1>(kBand, rows, v, 1, kBand, v, gram);
+    for (i64 i = 0; i < kBand * kBand; ++i) t[i] = 0;
+    for (i64 j = 0; j < kBand; ++j) {
         for (i64 i = 0; i < j; ++i) {
             T sum = 0;
-            for (i64 k = i; k < j; ++k) sum += t[i * band + k] * gram[k * band + j];
-            t[i * band + j] = -sum;
+            for (i64 k = i; k < j; ++k) sum += t[i * kBand + k] * gram[k * kBand + j];
+            t[i * kBand + j] = -sum;
         }
-        t[j * band + j] = 1;
+        t[j * kBand + j] = 1;
     }
 }
 
@@ -191,23 +189,23 @@ void block_factor(const T* v, i64 rows, T* t) {
 template <class T>
 struct BandWork {
     T* a;         // panel_elements(n)
-    T* w;         // (n, band)
-    T* v_blocks;  // (n / band) blocks (band, band): V^T of the block of reflectors before, and W^T
+    T* w;         // (n, kBand)
+    T* v_blocks;  // (n / kBand) blocks (kBand, kBand): V^T of the block of reflectors before, and W^T
     T* w_blocks;
-    T* y;      // (band_slices, n, band): parts of A V
-    T* grams;  // (band_slices, band, band): parts of V^T A V
-    T* r;      // (n / band) blocks: the triangular factors below the diagonal
-    T* t;      // (band, band)
+    T* y;      // (kBandSlices, n, kBand): parts of A V
+    T* grams;  // (kBandSlices, kBand, kBand): parts of V^T A V
+    T* r;      // (n / kBand) blocks: the triangular factors below the diagonal
+    T* t;      // (kBand, kBand)
 };
 
 // Parts of a sum that threads form at once; fixed, so that the result does not depend on how many there are.
-constexpr i64 band_slices = 8;
+constexpr i64 kBandSlices = 8;
 // Rows of a tile of A: with what it is multiplied by, it stays in L2.
-constexpr i64 band_rows_per_tile = 3 * band;
+constexpr i64 kBandRowsPerTile = 3 * kBand;
 
 template <class T>
 constexpr i64 band_work_elements(i64 n) {
-    return panel_elements(n) + n * band * (4 + band_slices) + (band_slices + 1) * band * band;
+    return panel_elements(n) + n * kBand * (4 + kBandSlices) + (kBandSlices + 1) * kBand * kBand;
 }
 
 template <class T>
@@ -215,12 +213,12 @@ BandWork<T> band_work(T* memory, i64 n) {
     BandWork<T> work;
     work.a = memory;
     work.w = work.a + panel_elements(n);
-    work.v_blocks = work.w + n * band;
-    work.w_blocks = work.v_blocks + n * band;
-    work.r = work.w_blocks + n * band;
-    work.y = work.r + n * band;
-    work.grams = work.y + band_slices * n * band;
-    work.t = work.grams + band_slices * band * band;
+    work.v_blocks = work.w + n * kBand;
+    work.w_blocks = work.v_blocks + n * kBand;
+    work.r = work.w_blocks + n * kBand;
+    work.y = work.r + n * kBand;
+    work.grams = work.y + kBandSlices * n * kBand;
+    work.t = work.grams + kBandSlices * kBand * kBand;
     return work;
 }
 
@@ -229,9 +227,9 @@ BandWork<T> band_work(T* memory, i64 n) {
 template <class T>
 void update_tile(const BandWork<T>& work, i64 n, i64 panel, i64 target, i64 first, i64 rows) {
     T* tile = panel_row(work.a, n, target, first);
-    add_product<T, -1>(rows, band, panel_row(work.a, n, panel, first), band, 1,
-                       work.w_blocks + target * band * band, tile);
-    add_product<T, -1>(rows, band, work.w + first * band, band, 1, work.v_blocks + target * band * band,
+    add_product<T, -1>(rows, kBand, panel_row(work.a, n, panel, first), kBand, 1,
+                       work.w_blocks + target * kBand * kBand, tile);
+    add_product<T, -1>(rows, kBand, work.w + first * kBand, kBand, 1, work.v_blocks + target * kBand * kBand,
                        tile);
 }
 
@@ -239,23 +237,23 @@ void update_tile(const BandWork<T>& work, i64 n, i64 panel, i64 target, i64 firs
 // what they add to A V in y.
 template <class T>
 void update_and_multiply_rows(const BandWork<T>& work, i64 n, i64 panel, i64 first, i64 last, T* y) {
-    for (i64 target = panel + 1; target * band < last; ++target) {
-        const i64 diagonal = target * band;
+    for (i64 target = panel + 1; target * kBand < last; ++target) {
+        const i64 diagonal = target * kBand;
         const i64 from = larger(first, diagonal);
         if (panel > 0) update_tile(work, n, panel - 1, target, from, last - from);
         const T* v = panel_row(work.a, n, panel, diagonal);
         i64 below = from;
         if (diagonal >= first) {
             // A block on the diagonal is full and symmetric.
-            add_product<T, 1>(band, band, panel_row(work.a, n, target, diagonal), band, 1, v,
-                              y + diagonal * band);
-            below += band;
+            add_product<T, 1>(kBand, kBand, panel_row(work.a, n, target, diagonal), kBand, 1, v,
+                              y + diagonal * kBand);
+            below += kBand;
         }
         if (below == last) continue;
         const T* tile = panel_row(work.a, n, target, below);
-        add_product<T, 1>(last - below, band, tile, band, 1, v, y + below * band);
-        add_product<T, 1>(band, last - below, tile, 1, band, panel_row(work.a, n, panel, below),
-                          y + diagonal * band);
+        add_product<T, 1>(last - below, kBand, tile, kBand, 1, v, y + below * kBand);
+        add_product<T, 1>(kBand, last - below, tile, 1, kBand, panel_row(work.a, n, panel, below),
+                          y + diagonal * kBand);
     }
 }
 
@@ -263,38 +261,38 @@ void update_and_multiply_rows(const BandWork<T>& work, i64 n, i64 panel, i64 fir
 template <class T>
 void finish_rows(const BandWork<T>& work, i64 n, i64 panel, i64 first, i64 last) {
     // m = t^T (V^T A V) t / 2
-    T gram[band * band] = {}, half[band * band] = {}, m[band * band] = {};
-    for (i64 s = 0; s < band_slices; ++s) {
-        for (i64 i = 0; i < band * band; ++i) gram[i] += work.grams[s * band * band + i];
+    T gram[kBand * kBand] = {}, half[kBand * kBand] = {}, m[kBand * kBand] = {};
+    for (i64 s = 0; s < kBandSlices; ++s) {
+        for (i64 i = 0; i < kBand * kBand; ++i) gram[i] += work.grams[s * kBand * kBand + i];
     }
-    add_product<T, 1>(band, band, gram, band, 1, work.t, half);
-    add_product<T, 1>(band, band, work.t, 1, band, half, m);
-    for (i64 i = 0; i < band * band; ++i) m[i] /= 2;
-    for (i64 i = first * band; i < last * band; ++i) work.w[i] = 0;
-    add_product<T, 1>(last - first, band, work.y + first * band, band, 1, work.t, work.w + first * band);
-    add_product<T, -1>(last - first, band, panel_row(work.a, n, panel, first), band, 1, m,
-                       work.w + first * band);
-    for (i64 block = first / band; block < last / band; ++block) {
-        transpose_block(panel_row(work.a, n, panel, block * band), work.v_blocks + block * band * band);
-        transpose_block(work.w + block * band * band, work.w_blocks + block * band * band);
+    add_product<T, 1>(kBand, kBand, gram, kBand, 1, work.t, half);
+    add_product<T, 1>(kBand, kBand, work.t, 1, kBand, half, m);
+    for (i64 i = 0; i < kBand * kBand; ++i) m[i] /= 2;
+    for (i64 i = first * kBand; i < last * kBand; ++i) work.w[i] = 0;
+    add_product<T, 1>(last - first, kBand, work.y + first * kBand, kBand, 1, work.t, work.w + first * kBand);
+    add_product<T, -1>(last - first, kBand, panel_row(work.a, n, panel, first), kBand, 1, m,
+                       work.w + first * kBand);
+    for (i64 block = first / kBand; block < last / kBand; ++block) {
+        transpose_block(panel_row(work.a, n, panel, block * kBand), work.v_blocks + block * kBand * kBand);
+        transpose_block(work.w + block * kBand * kBand, work.w_blocks + block * kBand * kBand);
     }
 }
 
 // Reduces the panels in work.a (n rows) to a band: its diagonal blocks stay where they are, their lower
 // triangles valid, and the blocks below them are work.r. Called by every thread of the team.
 template <class T>
-void reduce_to_band(const BandWork<T>& work, i64 n, const Team& team) {
-    const i64 panels = n / band;
+void reduce_to_band(const BandWork<T>& work, i64 n, const ThreadTeam& team) {
+    const i64 panels = n / kBand;
     // Slices of the rows, and of the tiles of rows dealt out in turn.
     const auto each_slice = [&](auto&& body) {
-        for (i64 s = team.rank; s < band_slices; s += team.size) body(s);
+        for (i64 s = team.rank; s < kBandSlices; s += team.size) body(s);
     };
     const auto rows_of = [&](i64 s, i64 first) {
-        const i64 blocks = n / band - first / band;
-        return first + band * (blocks * s / band_slices);
+        const i64 blocks = n / kBand - first / kBand;
+        return first + kBand * (blocks * s / kBandSlices);
     };
     for (i64 panel = 0; panel < panels; ++panel) {
-        const i64 first = panel * band, trailing = first + band;
+        const i64 first = panel * kBand, trailing = first + kBand;
         if (panel > 0) {
             each_slice([&](i64 s) {
                 const i64 begin = rows_of(s, first), end = rows_of(s + 1, first);
@@ -304,30 +302,30 @@ void reduce_to_band(const BandWork<T>& work, i64 n, const Team& team) {
         }
         if (trailing == n) break;
         if (team.rank == 0) {
-            panel_qr(panel_row(work.a, n, panel, trailing), n - trailing, work.r + panel * band * band);
+            panel_qr(panel_row(work.a, n, panel, trailing), n - trailing, work.r + panel * kBand * kBand);
             block_factor(panel_row(work.a, n, panel, trailing), n - trailing, work.t);
         }
         team.wait();
         each_slice([&](i64 s) {
-            T* y = work.y + s * n * band;
-            for (i64 i = trailing * band; i < n * band; ++i) y[i] = 0;
-            for (i64 begin = trailing + s * band_rows_per_tile; begin < n;
-                 begin += band_slices * band_rows_per_tile) {
-                update_and_multiply_rows(work, n, panel, begin, smaller(begin + band_rows_per_tile, n), y);
+            T* y = work.y + s * n * kBand;
+            for (i64 i = trailing * kBand; i < n * kBand; ++i) y[i] = 0;
+            for (i64 begin = trailing + s * kBandRowsPerTile; begin < n;
+                 begin += kBandSlices * kBandRowsPerTile) {
+                update_and_multiply_rows(work, n, panel, begin, smaller(begin + kBandRowsPerTile, n), y);
             }
         });
         team.wait();
         each_slice([&](i64 s) {
             const i64 begin = rows_of(s, trailing), end = rows_of(s + 1, trailing);
-            for (i64 part = 1; part < band_slices; ++part) {
-                const T* y = work.y + part * n * band;
-                for (i64 i = begin * band; i < end * band; ++i) work.y[i] += y[i];
+            for (i64 part = 1; part < kBandSlices; ++part) {
+                const T* y = work.y + part * n * kBand;
+                for (i64 i = begin * kBand; i < end * kBand; ++i) work.y[i] += y[i];
             }
-            T* gram = work.grams + s * band * band;
-            for (i64 i = 0; i < band * band; ++i) gram[i] = 0;
+            T* gram = work.grams + s * kBand * kBand;
+            for (i64 i = 0; i < kBand * kBand; ++i) gram[i] = 0;
             if (begin == end) return;
-            add_product<T, 1>(band, end - begin, panel_row(work.a, n, panel, begin), 1, band,
-                              work.y + begin * band, gram);
+            add_product<T, 1>(kBand, end - begin, panel_row(work.a, n, panel, begin), 1, kBand,
+                              work.y + begin * kBand, gram);
         });
         team.wait();
         each_slice([&](i64 s) {

@@ -20,9 +20,9 @@ namespace slimfast::SLIMFAST_ISA {
 
 // What is packed of a block's rows or columns stays in L2, and fits where as much is of float32.
 template <class Products>
-constexpr i64 chunk_samples = Products::kChainCells * kDepth;
+constexpr i64 kChunkSamples = Products::kChainCells * kDepth;
 // Columns of a block's sums are padded to a multiple of this, as those of the float32 kernel.
-constexpr i64 sums_panel = 3 * kPanel;
+constexpr i64 kSumsPanel = 3 * kPanel;
 
 void row_squares(const MatrixView& x, i64 first, i64 last, const double* mean, const double* rest,
                  double* squares) {
@@ -63,7 +63,7 @@ SLIMFAST_INLINE void pack(const CovarianceBlock& block, i64 first, i64 count, i6
             const i64 length = smaller(kDepth, samples - k);
             const std::uint16_t* from =
                 data + (first + p) * variable_stride + (first_sample + k) * sample_stride;
-            std::uint16_t* to = packed + p * chunk_samples<Products> + k * kPanel;
+            std::uint16_t* to = packed + p * kChunkSamples<Products> + k * kPanel;
             if (width < kPanel || length < kDepth) std::memset(to, 0, kCell * sizeof *to);
             const bool by_pairs = variable_stride == 1;
             if (by_pairs) {
@@ -118,8 +118,8 @@ SLIMFAST_INLINE void multiply_chunk(const CovarianceBlock& block, i64 samples, c
             // Above the diagonal.
             if (block.first_row + r + 2 * kPanel <= block.first_col + c) continue;
             const int down = block.rows - r > kPanel ? 2 : 1;
-            Products::multiply(left + r * chunk_samples<Products>, right + c * chunk_samples<Products>,
-                               kPanel * chunk_samples<Products>, cells, down, across, products);
+            Products::multiply(left + r * kChunkSamples<Products>, right + c * kChunkSamples<Products>,
+                               kPanel * kChunkSamples<Products>, cells, down, across, products);
             write_sums(products, down, across, add, sums + r * stride + c, stride);
         }
     }
@@ -163,15 +163,15 @@ SLIMFAST_INLINE void centre(const CovarianceBlock& block, const double* of_rows,
 
 template <class Products>
 void bf16_block(const CovarianceBlock& block) {
-    const i64 stride = round_up(block.cols, sums_panel);
+    const i64 stride = round_up(block.cols, kSumsPanel);
     std::uint16_t* left = static_cast<std::uint16_t*>(block.packed_rows);
     std::uint16_t* right = static_cast<std::uint16_t*>(block.packed_cols);
     float* sums = static_cast<float*>(block.sums);
     {
         [[maybe_unused]] const typename Products::Setup setup;
         bool add = block.add;
-        for (i64 k = block.first_sample; k < block.last_sample; k += chunk_samples<Products>, add = true) {
-            const i64 samples = smaller(chunk_samples<Products>, block.last_sample - k);
+        for (i64 k = block.first_sample; k < block.last_sample; k += kChunkSamples<Products>, add = true) {
+            const i64 samples = smaller(kChunkSamples<Products>, block.last_sample - k);
             pack<Products, true>(block, block.first_row, block.rows, k, samples, left);
             pack<Products, false>(block, block.first_col, block.cols, k, samples, right);
             multiply_chunk<Products>(block, samples, left, right, add, sums, stride);

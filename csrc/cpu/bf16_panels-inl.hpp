@@ -12,7 +12,7 @@ namespace slimfast::SLIMFAST_ISA {
 constexpr i64 kPanel = 16, kPairs = 16, kDepth = 2 * kPairs;
 constexpr i64 kCell = kPanel * kDepth;
 
-static_assert(lanes<float> == kPanel);
+static_assert(kLanes<float> == kPanel);
 
 // A vector of pairs, as bits: nothing is to be computed with them as floats.
 using Pairs = Mask<float>;

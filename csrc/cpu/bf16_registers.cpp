@@ -34,22 +34,22 @@ struct RegisterProducts {
 
     SLIMFAST_INLINE static void multiply(const std::uint16_t* a, const std::uint16_t* b, i64 stride,
                                          i64 cells, int rows, int cols, PanelSums& sums) {
-        constexpr int kStep = 8;
-        for (int r = 0; r < rows * kPanel; r += kStep) {
+        constexpr int step = 8;
+        for (int r = 0; r < rows * kPanel; r += step) {
             const std::uint16_t* left = a + r / kPanel * stride + r % kPanel * kDepth;
             const auto at = [&](int c) { return sums.of[r / kPanel][c] + r % kPanel * kPanel; };
             if (cols == 2) {
-                registers_product<kStep, 2>(left, b, stride, cells, {at(0), at(1)});
+                registers_product<step, 2>(left, b, stride, cells, {at(0), at(1)});
             } else {
-                registers_product<kStep, 1>(left, b, stride, cells, {at(0), nullptr});
+                registers_product<step, 1>(left, b, stride, cells, {at(0), nullptr});
             }
         }
     }
 };
 
-constexpr Bf16Kernels bf16_kernels{row_squares, bf16_block<RegisterProducts>};
+constexpr Bf16Kernels kBf16Kernels{row_squares, bf16_block<RegisterProducts>};
 
-extern const IsaKernels own;
-const IsaKernels own{nullptr, &bf16_kernels};
+extern const IsaKernels kOwn;
+const IsaKernels kOwn{nullptr, &kBf16Kernels};
 
 }  // namespace slimfast::SLIMFAST_ISA

@@ -15,9 +15,9 @@ struct TileProducts {
     }
 };
 
-constexpr Bf16Kernels bf16_kernels{row_squares, bf16_block<TileProducts>};
+constexpr Bf16Kernels kBf16Kernels{row_squares, bf16_block<TileProducts>};
 
-extern const IsaKernels own;
-const IsaKernels own{nullptr, &bf16_kernels};
+extern const IsaKernels kOwn;
+const IsaKernels kOwn{nullptr, &kBf16Kernels};
 
 }  // namespace slimfast::SLIMFAST_ISA

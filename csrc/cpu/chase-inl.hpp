@@ -1,4 +1,4 @@
-// Stage two of two: a band of `band` subdiagonals to a tridiagonal matrix, by chasing bulges down it.
+// Stage two of two: a band of kBand subdiagonals to a tridiagonal matrix, by chasing bulges down it.
 //
 // Sweep s takes the column s: a reflector on the rows below it leaves one subdiagonal entry and fills a block
 // further down, whose first column the next reflector of the sweep clears, and so on to the end (Lang, "A
@@ -11,26 +11,26 @@
 namespace slimfast::SLIMFAST_ISA {
 
 // A column of the band: the diagonal, 2 band - 1 entries below it, and zeros that a vector which begins above
-// the diagonal reads. Element (i, j) is at j band_stride + i - j, so that a block is a dense one whose
-// columns are band_stride - 1 apart.
-constexpr i64 band_stride = 2 * band + 16;
+// the diagonal reads. Element (i, j) is at j kBandStride + i - j, so that a block is a dense one whose
+// columns are kBandStride - 1 apart.
+constexpr i64 kBandStride = 2 * kBand + 16;
 
-constexpr i64 band_elements(i64 m) { return (m + 3 * band) * band_stride; }
+constexpr i64 band_elements(i64 m) { return (m + 3 * kBand) * kBandStride; }
 
-// The reflector I - u u^T that maps x (band) onto (beta, 0, ..., 0): x becomes that. False where x is of that
-// form already, to rounding.
+// The reflector I - u u^T that maps x (kBand) onto (beta, 0, ..., 0): x becomes that. False where x is of
+// that form already, to rounding.
 template <class T>
-SLIMFAST_INLINE bool first_reflector(T* x, Vec<T> (&u)[band / lanes<T>]) {
-    constexpr int vectors = band / lanes<T>;
+SLIMFAST_INLINE bool first_reflector(T* x, Vec<T> (&u)[kBand / kLanes<T>]) {
+    constexpr int vectors = kBand / kLanes<T>;
     const T head = x[0];
-    for (int j = 0; j < vectors; ++j) u[j] = load(x + j * lanes<T>);
+    for (int j = 0; j < vectors; ++j) u[j] = load(x + j * kLanes<T>);
     const Vec<T> zero{};
     Vec<T> kept = zero;
     u[0][0] = 0;
     Vec<T> squares = u[0] * u[0];
     for (int j = 1; j < vectors; ++j) squares += u[j] * u[j];
     const T tail = sum_of<T>(squares);
-    for (int j = 1; j < vectors; ++j) store(x + j * lanes<T>, zero);
+    for (int j = 1; j < vectors; ++j) store(x + j * kLanes<T>, zero);
     if (tail < Float<T>::kNegligibleSquare) {
         kept[0] = head;
         store(x, kept);
@@ -49,10 +49,10 @@ SLIMFAST_INLINE bool first_reflector(T* x, Vec<T> (&u)[band / lanes<T>]) {
 
 // Lane l of the result is the sum over the lanes of rows[l].
 template <class T>
-SLIMFAST_INLINE Vec<T> sums_of(Vec<T> (&rows)[lanes<T>]) {
+SLIMFAST_INLINE Vec<T> sums_of(Vec<T> (&rows)[kLanes<T>]) {
     transpose<T>(rows);
     Vec<T> sum = rows[0];
-    for (int l = 1; l < lanes<T>; ++l) sum += rows[l];
+    for (int l = 1; l < kLanes<T>; ++l) sum += rows[l];
     return sum;
 }
 
@@ -60,17 +60,17 @@ SLIMFAST_INLINE Vec<T> sums_of(Vec<T> (&rows)[lanes<T>]) {
 template <class T>
 SLIMFAST_INLINE Mask<T> lanes_above(int l) {
     Mask<T> above;
-    for (int i = 0; i < lanes<T>; ++i) above[i] = i > l ? -1 : 0;
+    for (int i = 0; i < kLanes<T>; ++i) above[i] = i > l ? -1 : 0;
     return above;
 }
 
-// a -= u q^T + q u^T for the lower triangle of a (band, band) symmetric block on the diagonal, where
+// a -= u q^T + q u^T for the lower triangle of a (kBand, kBand) symmetric block on the diagonal, where
 // q = a u - (u^T a u) u / 2: the reflector I - u u^T from both sides.
 template <class T>
 SLIMFAST_INLINE void reflect_diagonal(T* a, const T* u) {
-    constexpr int v = lanes<T>, vectors = band / v;
-    constexpr i64 stride = band_stride - 1;
-    alignas(64) T q[band];
+    constexpr int v = kLanes<T>, vectors = kBand / v;
+    constexpr i64 stride = kBandStride - 1;
+    alignas(64) T q[kBand];
     Vec<T> product[vectors], reflected[vectors];
     for (int j = 0; j < vectors; ++j) {
         product[j] = Vec<T>{};
@@ -118,16 +118,16 @@ SLIMFAST_INLINE void reflect_diagonal(T* a, const T* u) {
     }
 }
 
-// The block b (band, band) below: from the right the reflector u of its columns, then from the left the one
+// The block b (kBand, kBand) below: from the right the reflector u of its columns, then from the left the one
 // that clears its first column, which replaces u. False where none is needed.
 template <class T>
 SLIMFAST_INLINE bool reflect_below(T* b, T* u) {
-    constexpr i64 v = lanes<T>, stride = band_stride - 1;
-    constexpr int vectors = band / v;
+    constexpr i64 v = kLanes<T>, stride = kBandStride - 1;
+    constexpr int vectors = kBand / v;
     // Two sums, so that one need not wait for the other.
     Vec<T> w[vectors], other[vectors];
     for (int j = 0; j < vectors; ++j) w[j] = other[j] = Vec<T>{};
-    for (i64 c = 0; c < band; c += 2) {
+    for (i64 c = 0; c < kBand; c += 2) {
         for (int j = 0; j < vectors; ++j) {
             w[j] += load(b + c * stride + j * v) * u[c];
             other[j] += load(b + (c + 1) * stride + j * v) * u[c + 1];
@@ -139,11 +139,11 @@ SLIMFAST_INLINE bool reflect_below(T* b, T* u) {
     }
     Vec<T> next[vectors];
     const bool more = first_reflector(b, next);
-    alignas(64) T z[band];
+    alignas(64) T z[kBand];
     Vec<T> both{};
     for (int j = 0; j < vectors; ++j) both += next[j] * w[j];
     const T overlap = sum_of<T>(both);
-    for (i64 c = 0; c < band; c += v) {
+    for (i64 c = 0; c < kBand; c += v) {
         Vec<T> dots[v];
 #pragma GCC unroll 16
         for (int l = 0; l < v; ++l) {
@@ -153,7 +153,7 @@ SLIMFAST_INLINE bool reflect_below(T* b, T* u) {
         }
         store(z + c, sums_of<T>(dots) - overlap * load(u + c));
     }
-    for (i64 c = 1; c < band; ++c) {
+    for (i64 c = 1; c < kBand; ++c) {
         const T uc = u[c], zc = z[c];
         for (int j = 0; j < vectors; ++j) {
             T* at = b + c * stride + j * v;
@@ -165,12 +165,12 @@ SLIMFAST_INLINE bool reflect_below(T* b, T* u) {
 }
 
 // Sweeps that one thread runs as a group, two hops behind each other, so that what they share stays in cache.
-constexpr i64 sweeps_per_group = 8;
+constexpr i64 kSweepsPerGroup = 8;
 
 // One sweep's place on its way down.
 template <class T>
 struct Sweep {
-    alignas(64) T u[band];
+    alignas(64) T u[kBand];
     i64 column, row;
     bool active;
 };
@@ -179,29 +179,29 @@ template <class T>
 void hop(T* a, i64 m, Sweep<T>& sweep) {
     if (!sweep.active) return;
     if (sweep.row == sweep.column + 1) {
-        Vec<T> u[band / lanes<T>];
-        sweep.active = first_reflector(a + sweep.column * band_stride + 1, u);
+        Vec<T> u[kBand / kLanes<T>];
+        sweep.active = first_reflector(a + sweep.column * kBandStride + 1, u);
         if (!sweep.active) return;
-        for (int j = 0; j < band / lanes<T>; ++j) store(sweep.u + j * lanes<T>, u[j]);
+        for (int j = 0; j < kBand / kLanes<T>; ++j) store(sweep.u + j * kLanes<T>, u[j]);
     }
-    T* diagonal = a + sweep.row * band_stride;
+    T* diagonal = a + sweep.row * kBandStride;
     reflect_diagonal(diagonal, sweep.u);
-    sweep.active = reflect_below(diagonal + band, sweep.u);
-    sweep.row += band;
+    sweep.active = reflect_below(diagonal + kBand, sweep.u);
+    sweep.row += kBand;
     sweep.active = sweep.active && sweep.row < m - 1;
 }
 
 // Reduces the band a (m columns, band_elements) to its diagonal and first subdiagonal. Called by every thread
 // of the team; `progress` holds a zero for each of the groups of sweeps.
 template <class T>
-void chase_bulges(T* a, i64 m, i64* progress, const Team& team) {
+void chase_bulges(T* a, i64 m, i64* progress, const ThreadTeam& team) {
     constexpr i64 done = i64{1} << 62;
     const i64 sweeps = larger<i64>(m - 2, 0);
-    const i64 groups = ceil_div(sweeps, sweeps_per_group);
+    const i64 groups = ceil_div(sweeps, kSweepsPerGroup);
     for (i64 group = team.rank; group < groups; group += team.size) {
-        Sweep<T> sweep[sweeps_per_group];
-        const i64 first = group * sweeps_per_group;
-        const i64 count = smaller(sweeps_per_group, sweeps - first);
+        Sweep<T> sweep[kSweepsPerGroup];
+        const i64 first = group * kSweepsPerGroup;
+        const i64 count = smaller(kSweepsPerGroup, sweeps - first);
         for (i64 s = 0; s < count; ++s) {
             sweep[s].column = first + s;
             sweep[s].row = first + s + 1;

@@ -67,39 +67,39 @@ void row_means(const MatrixView& x, i64 first, i64 last, double* mean, double* r
 
 // sums[r][c] (+)= sum over k of a[k][r] * b[k][c] for one register tile of rows x vectors; `a` and `b` point
 // into packed panels.
-template <class T, bool add, int rows, int vectors>
+template <class T, bool kAdd, int kRows, int kVectors>
 SLIMFAST_INLINE void tile_product(i64 samples, const T* a, const T* b, T* sums, i64 sums_stride) {
-    Vec<T> tile[rows][vectors] = {};
+    Vec<T> tile[kRows][kVectors] = {};
     for (i64 k = 0; k < samples; ++k) {
-        Vec<T> right[vectors];
-        for (int c = 0; c < vectors; ++c) right[c] = load(b + c * lanes<T>);
-        for (int r = 0; r < rows; ++r) {
+        Vec<T> right[kVectors];
+        for (int c = 0; c < kVectors; ++c) right[c] = load(b + c * kLanes<T>);
+        for (int r = 0; r < kRows; ++r) {
             const Vec<T> left = splat(a[r]);
-            for (int c = 0; c < vectors; ++c) tile[r][c] += left * right[c];
+            for (int c = 0; c < kVectors; ++c) tile[r][c] += left * right[c];
         }
-        a += Tile<T>::panel;
-        b += Tile<T>::panel;
+        a += Tile<T>::kPanel;
+        b += Tile<T>::kPanel;
     }
-    for (int r = 0; r < rows; ++r) {
-        for (int c = 0; c < vectors; ++c) {
-            T* at = sums + r * sums_stride + c * lanes<T>;
-            store(at, add ? load(at) + tile[r][c] : tile[r][c]);
+    for (int r = 0; r < kRows; ++r) {
+        for (int c = 0; c < kVectors; ++c) {
+            T* at = sums + r * sums_stride + c * kLanes<T>;
+            store(at, kAdd ? load(at) + tile[r][c] : tile[r][c]);
         }
     }
 }
 
 // The tiles on the diagonal of a panel, in `down` rows from its first column on: of each only the vectors
 // that reach below the diagonal are summed. Returns the row behind them.
-template <class T, bool add, int vectors = 1>
+template <class T, bool kAdd, int kVectors = 1>
 SLIMFAST_INLINE i64 diagonal_tiles(i64 samples, i64 down, const T* a, const T* b, T* sums, i64 sums_stride,
                                    i64 row = 0) {
     // One vector a row is too few sums to keep the multipliers busy, unless there are more rows.
-    constexpr int rows = vectors == 1 && lanes<T> > Tile<T>::rows ? lanes<T> : Tile<T>::rows;
-    for (; row < down && row + rows <= vectors * lanes<T>; row += rows) {
-        tile_product<T, add, rows, vectors>(samples, a + row, b, sums + row * sums_stride, sums_stride);
+    constexpr int rows = kVectors == 1 && kLanes<T> > Tile<T>::kRows ? kLanes<T> : Tile<T>::kRows;
+    for (; row < down && row + rows <= kVectors * kLanes<T>; row += rows) {
+        tile_product<T, kAdd, rows, kVectors>(samples, a + row, b, sums + row * sums_stride, sums_stride);
     }
-    if constexpr (vectors < Tile<T>::vectors) {
-        return diagonal_tiles<T, add, vectors + 1>(samples, down, a, b, sums, sums_stride, row);
+    if constexpr (kVectors < Tile<T>::kVectors) {
+        return diagonal_tiles<T, kAdd, kVectors + 1>(samples, down, a, b, sums, sums_stride, row);
     } else {
         return row;
     }
@@ -133,35 +133,36 @@ void add_squares(const T* values, i64 count, SplitSum& to) {
 
 // Rows times columns, of which column `diagonal` is that of row 0: what is above the diagonal may be left
 // out.
-template <class T, bool add>
+template <class T, bool kAdd>
 void multiply_packed(i64 diagonal, i64 rows, i64 cols, i64 samples, const T* packed_rows,
                      const T* packed_cols, T* sums) {
-    constexpr i64 panel = Tile<T>::panel;
+    constexpr i64 panel = Tile<T>::kPanel;
     for (i64 c = 0; c < cols; c += panel) {
         const T* b = packed_cols + c * samples;
         i64 r = larger<i64>(c - diagonal, 0);
         if (c >= diagonal) {
-            r += diagonal_tiles<T, add>(samples, rows - r, packed_rows + r * samples, b, sums + r * cols + c,
-                                        cols);
+            r += diagonal_tiles<T, kAdd>(samples, rows - r, packed_rows + r * samples, b, sums + r * cols + c,
+                                         cols);
         }
-        for (; r < rows; r += Tile<T>::rows) {
+        for (; r < rows; r += Tile<T>::kRows) {
             const T* a = packed_rows + r / panel * panel * samples + r % panel;
-            tile_product<T, add, Tile<T>::rows, Tile<T>::vectors>(samples, a, b, sums + r * cols + c, cols);
+            tile_product<T, kAdd, Tile<T>::kRows, Tile<T>::kVectors>(samples, a, b, sums + r * cols + c,
+                                                                     cols);
         }
     }
 }
 
 template <class Source, class T>
 void block_of(const CovarianceBlock& block) {
-    constexpr i64 panel = Tile<T>::panel;
+    constexpr i64 panel = Tile<T>::kPanel;
     // Where the block's last column is its last row, its rows are among its columns.
     const bool lower = block.first_row + block.rows == block.first_col + block.cols;
     const i64 diagonal = block.first_row - block.first_col;
     const i64 cols = round_up(block.cols, panel);
     T* packed_cols = static_cast<T*>(block.packed_cols);
     T* sums = static_cast<T*>(block.sums);
-    for (i64 k = block.first_sample; k < block.last_sample; k += chunk_samples) {
-        const i64 samples = smaller(chunk_samples, block.last_sample - k);
+    for (i64 k = block.first_sample; k < block.last_sample; k += kChunkSamples) {
+        const i64 samples = smaller(kChunkSamples, block.last_sample - k);
         T* packed_rows = lower ? packed_cols + diagonal * samples : static_cast<T*>(block.packed_rows);
         pack<Source, T>(block, block.first_col, block.cols, k, samples, packed_cols);
         if (lower) {
@@ -180,11 +181,11 @@ void block_of(const CovarianceBlock& block) {
 }
 
 // rows x cols sums, scaled, to `out` and mirrored to `mirrored`, both of row stride m; with `diagonal` less
-// than lanes<T> only what is in columns <= row + diagonal.
+// than kLanes<T> only what is in columns <= row + diagonal.
 template <class T>
 void write_square(const T* sums, i64 stride, i64 rows, i64 cols, i64 diagonal, T scale, T* out, T* mirrored,
                   i64 m) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     if (rows == v && cols == v && diagonal >= v) {
         Vec<T> square[v];
         for (i64 r = 0; r < v; ++r) {
@@ -205,8 +206,8 @@ void write_square(const T* sums, i64 stride, i64 rows, i64 cols, i64 diagonal, T
 template <class T>
 void write_block(const CovarianceBlock& block, double scale, void* out, i64 m) {
     // Two squares below each other, so that a line of the mirrored side is written at once.
-    constexpr i64 v = lanes<T>, together = 2 * v;
-    const i64 stride = round_up(block.cols, Tile<T>::panel);
+    constexpr i64 v = kLanes<T>, together = 2 * v;
+    const i64 stride = round_up(block.cols, Tile<T>::kPanel);
     const i64 below = block.first_row - block.first_col;
     T* corner = static_cast<T*>(out) + block.first_row * m + block.first_col;
     T* mirrored = static_cast<T*>(out) + block.first_col * m + block.first_row;
@@ -235,9 +236,14 @@ void covariance_block(const CovarianceBlock& block) {
     }
 }
 
-constexpr CovarianceKernels covariance_kernels{
-    row_means,           covariance_block<float>, covariance_block<double>,
-    write_block<float>,  write_block<double>,     Tile<float>::panel,
-    Tile<double>::panel, chunk_samples,           nullptr};
+constexpr CovarianceKernels kCovarianceKernels{row_means,
+                                               covariance_block<float>,
+                                               covariance_block<double>,
+                                               write_block<float>,
+                                               write_block<double>,
+                                               Tile<float>::kPanel,
+                                               Tile<double>::kPanel,
+                                               kChunkSamples,
+                                               nullptr};
 
 }  // namespace slimfast::SLIMFAST_ISA

@@ -26,7 +26,7 @@ SLIMFAST_INLINE BitsOf<T> largest_bits(const T* x, i64 n) {
 // Copies the lower triangle of `view` into packed form; returns its largest magnitude's bits.
 template <class T>
 BitsOf<T> pack_lower(const MatrixView& view, T* a) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     const T* data = static_cast<const T*>(view.data);
     const i64 m = view.rows;
     BitsOf<T> largest = 0;
@@ -55,7 +55,7 @@ BitsOf<T> pack_lower(const MatrixView& view, T* a) {
 
 template <class T>
 constexpr i64 eigvalsh_elements(i64 m) {
-    return packed_elements<T>(m) + 2 * m + larger(4 * round_up(m, lanes<T>), sturm_elements<T>(m));
+    return packed_elements<T>(m) + 2 * m + larger(4 * round_up(m, kLanes<T>), sturm_elements<T>(m));
 }
 
 // The eigenvalues of the tridiagonal (d, e), whose trace is known better than d is, times 2^exponent.
@@ -92,19 +92,19 @@ void eigvalsh_one_stage(const SymmetricMatrix& matrix, T* a) {
 template <class T>
 BitsOf<T> pack_panel(const MatrixView& view, i64 n, i64 panel, T* a) {
     const T* data = static_cast<const T*>(view.data);
-    const i64 first = panel * band, m = view.rows;
+    const i64 first = panel * kBand, m = view.rows;
     BitsOf<T> largest = 0;
     T* block = panel_row(a, n, panel, first);
     for (i64 i = first; i < n; ++i) {
-        T* row = block + (i - first) * band;
-        const i64 filled = i < m ? smaller(i - first + 1, band) : 0;
+        T* row = block + (i - first) * kBand;
+        const i64 filled = i < m ? smaller<i64>(i - first + 1, kBand) : 0;
         const T* from = data + i * view.row_stride + first * view.col_stride;
         for (i64 j = 0; j < filled; ++j) row[j] = from[j * view.col_stride];
-        for (i64 j = filled; j < band; ++j) row[j] = 0;
+        for (i64 j = filled; j < kBand; ++j) row[j] = 0;
         largest = larger<BitsOf<T>>(largest, largest_bits(row, filled));
     }
-    for (i64 r = 0; r < band; ++r) {
-        for (i64 c = r + 1; c < band; ++c) block[r * band + c] = block[c * band + r];
+    for (i64 r = 0; r < kBand; ++r) {
+        for (i64 c = r + 1; c < kBand; ++c) block[r * kBand + c] = block[c * kBand + r];
     }
     return largest;
 }
@@ -114,29 +114,30 @@ template <class T>
 void gather_band(const BandWork<T>& work, i64 n, i64 m, T* a) {
     for (i64 i = 0; i < band_elements(m); ++i) a[i] = 0;
     for (i64 j = 0; j < m; ++j) {
-        const i64 panel = j / band, c = j % band;
-        const T* block = panel_row(work.a, n, panel, panel * band);
-        const T* below = work.r + panel * band * band;
-        T* column = a + j * band_stride;
-        for (i64 i = c; i < band && panel * band + i < m; ++i) column[i - c] = block[i * band + c];
-        for (i64 i = 0; i <= c && (panel + 1) * band + i < m; ++i) column[band + i - c] = below[i * band + c];
+        const i64 panel = j / kBand, c = j % kBand;
+        const T* block = panel_row(work.a, n, panel, panel * kBand);
+        const T* below = work.r + panel * kBand * kBand;
+        T* column = a + j * kBandStride;
+        for (i64 i = c; i < kBand && panel * kBand + i < m; ++i) column[i - c] = block[i * kBand + c];
+        for (i64 i = 0; i <= c && (panel + 1) * kBand + i < m; ++i)
+            column[kBand + i - c] = below[i * kBand + c];
     }
 }
 
 template <class T>
 constexpr i64 two_stage_elements(i64 m) {
-    const i64 n = round_up(m, band);
+    const i64 n = round_up(m, kBand);
     return band_work_elements<T>(n) + band_elements(m) + 2 * m + sturm_elements<T>(m);
 }
 
 // Flags of the team: one for each panel, then one for each group of sweeps.
 constexpr i64 two_stage_flags(i64 m) {
-    return round_up(larger(ceil_div(m, band), ceil_div(m, sweeps_per_group)), 8);
+    return round_up(larger(ceil_div(m, kBand), ceil_div(m, kSweepsPerGroup)), 8);
 }
 
 template <class T>
-void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
-    const i64 m = matrix.a.rows, n = round_up(m, band), panels = n / band;
+void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const ThreadTeam& team) {
+    const i64 m = matrix.a.rows, n = round_up(m, kBand), panels = n / kBand;
     T* values = static_cast<T*>(matrix.values);
     i64* flags = static_cast<i64*>(scratch);
     T* memory = reinterpret_cast<T*>(flags + two_stage_flags(m));
@@ -159,14 +160,14 @@ void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const Team
     const i64 exponent = scaling_exponent<T>(largest);
     const T scale = power_of_two<T>(-exponent);
     for (i64 panel = team.rank; panel < panels; panel += team.size) {
-        T* block = panel_row(work.a, n, panel, panel * band);
-        for (i64 i = 0; i < (n - panel * band) * band; ++i) block[i] *= scale;
+        T* block = panel_row(work.a, n, panel, panel * kBand);
+        for (i64 i = 0; i < (n - panel * kBand) * kBand; ++i) block[i] *= scale;
     }
     team.wait();
     double trace = 0, trace_lost = 0;
     if (team.rank == 0) {
         for (i64 i = 0; i < m; ++i) {
-            add_exactly(panel_row(work.a, n, i / band, i)[i % band], trace, trace_lost);
+            add_exactly(panel_row(work.a, n, i / kBand, i)[i % kBand], trace, trace_lost);
         }
         for (i64 i = 0; i < two_stage_flags(m); ++i) flags[i] = 0;
     }
@@ -178,22 +179,22 @@ void eigvalsh_two_stage(const SymmetricMatrix& matrix, void* scratch, const Team
     team.wait();
     if (team.rank != 0) return;
     for (i64 i = 0; i < m; ++i) {
-        d[i] = a[i * band_stride];
-        if (i + 1 < m) e[i] = a[i * band_stride + 1];
+        d[i] = a[i * kBandStride];
+        if (i + 1 < m) e[i] = a[i * kBandStride + 1];
     }
     finish(d, e, m, trace, trace_lost, exponent, values, e + m);
 }
 
 // Rows from which two stages are faster.
 template <class T>
-constexpr i64 two_stage_rows = sizeof(T) == 4 ? 1280 : 1024;
+constexpr i64 kTwoStageRows = sizeof(T) == 4 ? 1280 : 1024;
 
 bool shareable(Dtype dtype, i64 m) {
-    return m >= (dtype == Dtype::kFloat64 ? two_stage_rows<double> : two_stage_rows<float>);
+    return m >= (dtype == Dtype::kFloat64 ? kTwoStageRows<double> : kTwoStageRows<float>);
 }
 
 template <class T>
-void solve_as(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
+void solve_as(const SymmetricMatrix& matrix, void* scratch, const ThreadTeam& team) {
     if (shareable(matrix.a.dtype, matrix.a.rows)) {
         eigvalsh_two_stage<T>(matrix, scratch, team);
     } else if (team.rank == 0) {
@@ -201,7 +202,7 @@ void solve_as(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
     }
 }
 
-void solve(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
+void solve(const SymmetricMatrix& matrix, void* scratch, const ThreadTeam& team) {
     if (matrix.a.dtype == Dtype::kFloat64) {
         solve_as<double>(matrix, scratch, team);
     } else {
@@ -210,8 +211,8 @@ void solve(const SymmetricMatrix& matrix, void* scratch, const Team& team) {
 }
 
 i64 many(Dtype dtype, i64 m) {
-    if (m > interleaved_rows) return 0;
-    return dtype == Dtype::kFloat64 ? lanes<double> : lanes<float>;
+    if (m > kInterleavedRows) return 0;
+    return dtype == Dtype::kFloat64 ? kLanes<double> : kLanes<float>;
 }
 
 void solve_many(const SymmetricMatrix* const* matrices, i64 count, void* scratch) {
@@ -224,7 +225,7 @@ void solve_many(const SymmetricMatrix* const* matrices, i64 count, void* scratch
 
 template <class T>
 i64 bytes_for(i64 m, bool two_stage) {
-    if (m <= interleaved_rows) return sizeof(T) * interleaved_elements<T>(m);
+    if (m <= kInterleavedRows) return sizeof(T) * interleaved_elements<T>(m);
     if (!two_stage) return sizeof(T) * eigvalsh_elements<T>(m);
     return sizeof(i64) * two_stage_flags(m) + sizeof(T) * two_stage_elements<T>(m);
 }
@@ -234,6 +235,6 @@ i64 scratch_bytes(Dtype dtype, i64 m) {
     return dtype == Dtype::kFloat64 ? bytes_for<double>(m, two_stage) : bytes_for<float>(m, two_stage);
 }
 
-constexpr EigvalshKernels eigvalsh_kernels{scratch_bytes, shareable, many, solve_many, solve};
+constexpr EigvalshKernels kEigvalshKernels{scratch_bytes, shareable, many, solve_many, solve};
 
 }  // namespace slimfast::SLIMFAST_ISA

@@ -11,13 +11,13 @@ namespace slimfast {
 namespace {
 
 // What a team loses to waiting for each other, as a share of its threads' time; an estimate.
-constexpr double team_efficiency = 0.8;
+constexpr double kTeamEfficiency = 0.8;
 
 void wait_at(void* barrier, int threads) { static_cast<Barrier*>(barrier)->wait(threads); }
 
 void yield() { std::this_thread::yield(); }
 
-Team alone() { return {0, 1, nullptr, wait_at, yield}; }
+ThreadTeam alone() { return {0, 1, nullptr, wait_at, yield}; }
 
 // How many of the largest matrices are best solved by all threads together, one after another, before the
 // rest is dealt out: the number that ends soonest. `costs` fall; the first `shareable` of them can be shared.
@@ -36,7 +36,7 @@ i64 solved_together(const std::vector<double>& costs, i64 shareable, int threads
             best = together;
         }
         // What is left gains nothing more.
-        if (together < shareable) before += costs[together] / (threads * team_efficiency);
+        if (together < shareable) before += costs[together] / (threads * kTeamEfficiency);
         if (before > least) break;
     }
     return best;

@@ -10,15 +10,15 @@ namespace slimfast {
 namespace {
 
 // Output bytes of one work item: small enough to share out, large enough to hide the sharing.
-constexpr i64 item_bytes = 256 << 10;
+constexpr i64 kItemBytes = 256 << 10;
 
 struct Item {
     i64 task, first, last;
 };
 
-template <int bytes>
+template <int kBytes>
 inline void move_bytes(char* to, const char* from) {
-    std::memcpy(to, from, bytes);
+    std::memcpy(to, from, kBytes);
 }
 
 // memcpy for short runs of any length: whole chunks, then one that overlaps them and ends where the run ends.
@@ -89,8 +89,8 @@ void prefetch(const char* from, i64 bytes) {
 
 // Kept rows lie far apart, so the machine does not see the next ones coming: the beginning of the row so many
 // further on, and of the first row at the next position of the outer dims, are asked for ahead.
-constexpr i64 rows_ahead = 4;
-constexpr i64 bytes_ahead = 1024;
+constexpr i64 kRowsAhead = 4;
+constexpr i64 kBytesAhead = 1024;
 
 // Rows first..last - 1 of the output, a row being its last dim.
 void copy_rows(const GatherTask& task, i64 first, i64 last) {
@@ -111,13 +111,13 @@ void copy_rows(const GatherTask& task, i64 first, i64 last) {
         first += stop - start;
         if (near && dims.size() > 2 && first < last) {
             const i64 next = outer_offset(dims, first) + position(middle, 0);
-            prefetch(task.data + next * task.element_bytes, bytes_ahead);
+            prefetch(task.data + next * task.element_bytes, kBytesAhead);
         }
         for (i64 row = start; row < stop; ++row, to += row_bytes) {
             const char* from = base + position(middle, row) * task.element_bytes;
-            if (ask && row + rows_ahead < stop) {
-                prefetch(base + position(middle, row + rows_ahead) * task.element_bytes,
-                         std::min(span, bytes_ahead));
+            if (ask && row + kRowsAhead < stop) {
+                prefetch(base + position(middle, row + kRowsAhead) * task.element_bytes,
+                         std::min(span, kBytesAhead));
             }
             if (!inner.index && inner.stride == 1) {
                 copy_run(to, from, row_bytes);
@@ -154,7 +154,7 @@ void gather(std::vector<GatherTask> tasks, int threads) {
         if (empty) continue;
         simplify(task);
         const i64 rows = rows_of(task);
-        const i64 step = std::max<i64>(item_bytes / (task.dims.back().size * bytes), 1);
+        const i64 step = std::max<i64>(kItemBytes / (task.dims.back().size * bytes), 1);
         for (i64 row = 0; row < rows; row += step) items.push_back({i, row, std::min(row + step, rows)});
     }
     parallel_for(items.size(), threads, [&](i64 at, int) {

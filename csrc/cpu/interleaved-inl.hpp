@@ -8,20 +8,20 @@
 namespace slimfast::SLIMFAST_ISA {
 
 // The largest matrices that are solved so: their triangles stay in L1 together.
-constexpr i64 interleaved_rows = 32;
+constexpr i64 kInterleavedRows = 32;
 
 // Entry (i, j <= i) of the interleaved lower triangles.
 template <class T>
 SLIMFAST_INLINE T* entry(T* a, i64 i, i64 j) {
-    return a + (triangle_size(i) + j) * lanes<T>;
+    return a + (triangle_size(i) + j) * kLanes<T>;
 }
 
 SLIMFAST_INLINE Vec<float> square_roots(Vec<float> x) {
-    for (int l = 0; l < lanes<float>; ++l) x[l] = square_root(x[l]);
+    for (int l = 0; l < kLanes<float>; ++l) x[l] = square_root(x[l]);
     return x;
 }
 SLIMFAST_INLINE Vec<double> square_roots(Vec<double> x) {
-    for (int l = 0; l < lanes<double>; ++l) x[l] = square_root(x[l]);
+    for (int l = 0; l < kLanes<double>; ++l) x[l] = square_root(x[l]);
     return x;
 }
 
@@ -30,7 +30,7 @@ SLIMFAST_INLINE Vec<double> square_roots(Vec<double> x) {
 // up.
 template <class T>
 void tridiagonalise_interleaved(T* a, i64 m, T* d, T* e, T* work) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     T* u = work;
     T* q = work + m * v;
     for (i64 k = m - 1; k > 0; --k) {
@@ -82,14 +82,14 @@ void tridiagonalise_interleaved(T* a, i64 m, T* d, T* e, T* work) {
 // Elements of scratch for m rows.
 template <class T>
 constexpr i64 interleaved_elements(i64 m) {
-    return lanes<T> * (triangle_size(m) + 4 * m + 16 * m);
+    return kLanes<T> * (triangle_size(m) + 4 * m + 16 * m);
 }
 
 // x (m), ascending: the eigenvalues of the tridiagonal matrices (d, e), all interleaved; e becomes its
 // squares. As in tridiagonal_eigenvalues, but an eigenvalue that shares its bracket halves it.
 template <class T>
 void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     T* arrays[15];
     for (int i = 0; i < 15; ++i) arrays[i] = work + i * m * v;
     const SturmPoints<T> points{x, arrays[0], arrays[1], arrays[2]};
@@ -110,7 +110,7 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
     const Vec<T> norm = -lowest > highest ? -lowest : highest;
     const Vec<T> margin = 4 * Float<T>::kEpsilon * norm + T(1e-35);
     const Vec<T> tolerance = Float<T>::kEpsilon / 8 * norm;
-    const Vec<T> least_square = least_off_diagonal<T> * norm * (least_off_diagonal<T> * norm);
+    const Vec<T> least_square = kLeastOffDiagonal<T> * norm * (kLeastOffDiagonal<T> * norm);
     for (i64 k = 0; k + 1 < m; ++k) {
         const Vec<T> square = load(e + k * v) * load(e + k * v);
         store(e + k * v, square > least_square ? square : least_square);
@@ -120,13 +120,13 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
     const auto take = [&](i64 i, bool counting) {
         const i64 at = i * v;
         const Vec<T> state = load(brackets.state + at);
-        const Mask<T> shares = state == T(shared);
+        const Mask<T> shares = state == T(kShared);
         // An odd number of eigenvalues below x turns the sign.
         const Mask<T> odd = load(points.mantissa + at) < 0;
         Mask<T> above = i & 1 ? ~odd : odd;
         const Vec<T> count = counting ? load(points.count + at) : Vec<T>{};
         if (counting) above = shares ? (Mask<T>)(count > static_cast<T>(i)) : above;
-        const Mask<T> same = take_points<T>(brackets, at, points, state != T(found), above);
+        const Mask<T> same = take_points<T>(brackets, at, points, state != T(kFound), above);
         if (!counting) return;
         const Vec<T> below_b = same ? load(b_count + at) : load(a_count + at);
         store(a_count + at, count);
@@ -135,7 +135,7 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
         const Vec<T> a = load(brackets.a + at), b = load(brackets.b + at), middle = a + (b - a) / 2;
         const Mask<T> close = shares & ((magnitude(b - a) <= tolerance) | (middle == a) | (middle == b));
         const Mask<T> alone = shares & (magnitude(below_b - count) == T{1});
-        store(brackets.state + at, close ? splat(T(found)) : alone ? splat(T(searched)) : state);
+        store(brackets.state + at, close ? splat(T(kFound)) : alone ? splat(T(kSearched)) : state);
         store(x + at, close ? middle : load(x + at));
     };
     const Vec<T> unknown = splat(Float<T>::kNan);
@@ -151,24 +151,24 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
         }
         store(b_count + at, splat(static_cast<T>(m)));
         // A matrix of zeros has them for eigenvalues.
-        store(brackets.state + at, norm > 0 ? splat(T(m > 1 ? shared : searched)) : splat(T(found)));
+        store(brackets.state + at, norm > 0 ? splat(T(m > 1 ? kShared : kSearched)) : splat(T(kFound)));
     }
-    for (int pass = 0; pass < most_passes<T>; ++pass) {
+    for (int pass = 0; pass < kMostPasses<T>; ++pass) {
         for (i64 at = 0; at < m * v; at += v) {
-            next_points(brackets, at, tolerance, pass >= interpolated_passes<T>, x);
+            next_points(brackets, at, tolerance, pass >= kInterpolatedPasses<T>, x);
         }
         bool finished = true;
         for (i64 first = 0, last; first < m * v; first = last) {
             const State least = least_of(brackets, first);
             for (last = first + v; last < m * v && least_of(brackets, last) == least;) last += v;
-            if (least == found) continue;
+            if (least == kFound) continue;
             finished = false;
-            if (least == shared) {
+            if (least == kShared) {
                 sturm_sequences<T, true, true>(d, e, m, points, first, last);
             } else {
                 sturm_sequences<T, false, true>(d, e, m, points, first, last);
             }
-            for (i64 at = first; at < last; at += v) take(at / v, least == shared);
+            for (i64 at = first; at < last; at += v) take(at / v, least == kShared);
         }
         if (finished) break;
     }
@@ -178,10 +178,10 @@ void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
     }
 }
 
-// Up to `lanes` matrices of the same m <= interleaved_rows rows.
+// Up to kLanes<T> matrices of the same m <= kInterleavedRows rows.
 template <class T>
 void eigvalsh_interleaved(const SymmetricMatrix* const* matrices, i64 count, T* a) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     const i64 m = matrices[0]->a.rows;
     const i64 entries = triangle_size(m);
     T* d = a + entries * v;

@@ -11,7 +11,7 @@ namespace slimfast {
 
 #define ISA(name, source, base, bytes, registers, probe, flags) \
     namespace name {                                            \
-    extern const IsaKernels own;                                \
+    extern const IsaKernels kOwn;                               \
     }
 #include "isas.def"
 
@@ -26,7 +26,7 @@ struct Row {
 
 // In the order of Isa.
 const Row kRows[] = {
-#define ISA(name, source, base, bytes, registers, probe, flags) {#name, base::own, name::own, probe},
+#define ISA(name, source, base, bytes, registers, probe, flags) {#name, base::kOwn, name::kOwn, probe},
 #include "isas.def"
 };
 

@@ -7,9 +7,9 @@
 
 namespace slimfast::SLIMFAST_ISA {
 
-constexpr Kernels table{covariance_kernels, eigvalsh_kernels, cholesky_kernels};
+constexpr Kernels kTable{kCovarianceKernels, kEigvalshKernels, kCholeskyKernels};
 
-extern const IsaKernels own;
-const IsaKernels own{&table, nullptr};
+extern const IsaKernels kOwn;
+const IsaKernels kOwn{&kTable, nullptr};
 
 }  // namespace slimfast::SLIMFAST_ISA

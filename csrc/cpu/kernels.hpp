@@ -65,7 +65,7 @@ struct SymmetricMatrix {
 };
 
 // The threads that work on one thing together: each calls the same function with its own rank.
-struct Team {
+struct ThreadTeam {
     int rank, size;
     void* barrier;
     void (*wait_at)(void* barrier, int size);
@@ -90,7 +90,7 @@ struct EigvalshKernels {
     void (*solve_many)(const SymmetricMatrix* const* matrices, i64 count, void* scratch);
     // All eigenvalues, ascending; NaN throughout for a matrix that is not finite. The scratch is the team's;
     // the result does not depend on its size.
-    void (*solve)(const SymmetricMatrix& matrix, void* scratch, const Team& team);
+    void (*solve)(const SymmetricMatrix& matrix, void* scratch, const ThreadTeam& team);
 };
 
 // Column of a pivoted Cholesky step: column -= sum over j < steps of weights[j] * factor[j * n ...], for all
@@ -116,7 +116,7 @@ struct Kernels {
 };
 
 // What is compiled for one row of isas.def: all kernels, or only those of bfloat16, which go with its base's
-// other ones, or nothing. Each row has one, called `own`, in its namespace.
+// other ones, or nothing. Each row has one, called kOwn, in its namespace.
 struct IsaKernels {
     const Kernels* all;
     const Bf16Kernels* bf16;

@@ -53,12 +53,12 @@ class Barrier {
             return;
         }
         for (int looks = 0; phase_.load(std::memory_order_acquire) == phase; ++looks) {
-            if (looks > spins) std::this_thread::yield();
+            if (looks > kSpins) std::this_thread::yield();
         }
     }
 
   private:
-    static constexpr int spins = 4096;
+    static constexpr int kSpins = 4096;
     std::atomic<int> arrived_{0};
     std::atomic<int> phase_{0};
 };

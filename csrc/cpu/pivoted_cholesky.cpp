@@ -23,10 +23,10 @@ i64 first_largest(const double* values, i64 n) {
 
 // Rows from which the columns picked so far no longer stay in cache: then every block of steps is taken out
 // of the whole matrix by products, and a step subtracts only those of its own block.
-constexpr i64 blocked_rows = 384;
+constexpr i64 kBlockedRows = 384;
 
 bool is_blocked(const CholeskyTask& task, const CholeskyKernels& kernel) {
-    return task.a.rows >= blocked_rows && task.rank > kernel.block;
+    return task.a.rows >= kBlockedRows && task.rank > kernel.block;
 }
 
 // float64 elements of scratch: left, column, weights and the transposed factor; what is left, and a block.

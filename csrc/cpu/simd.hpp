@@ -34,7 +34,7 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 using Mask = typename VectorOf<T>::mask;
 template <class T>
-inline constexpr int lanes = SLIMFAST_VECTOR_BYTES / sizeof(T);
+inline constexpr int kLanes = SLIMFAST_VECTOR_BYTES / sizeof(T);
 
 #define SLIMFAST_INLINE inline __attribute__((always_inline))
 
@@ -56,40 +56,40 @@ SLIMFAST_INLINE Vec<T> splat(T value) {
 }
 
 // Lane l is lane l ^ bit of v.
-template <class T, int bit, int... lane>
-SLIMFAST_INLINE Vec<T> swapped(Vec<T> v, std::integer_sequence<int, lane...>) {
-    return __builtin_shufflevector(v, v, (lane ^ bit)...);
+template <class T, int kBit, int... kLane>
+SLIMFAST_INLINE Vec<T> swapped(Vec<T> v, std::integer_sequence<int, kLane...>) {
+    return __builtin_shufflevector(v, v, (kLane ^ kBit)...);
 }
 
-template <class T, int bit = lanes<T> / 2>
+template <class T, int kBit = kLanes<T> / 2>
 SLIMFAST_INLINE T sum_of(Vec<T> v) {
-    v += swapped<T, bit>(v, std::make_integer_sequence<int, lanes<T>>{});
-    if constexpr (bit > 1) {
-        return sum_of<T, bit / 2>(v);
+    v += swapped<T, kBit>(v, std::make_integer_sequence<int, kLanes<T>>{});
+    if constexpr (kBit > 1) {
+        return sum_of<T, kBit / 2>(v);
     } else {
         return v[0];
     }
 }
 
-// Lane l of a, or where l has `bit` (or has not, for `high`) lane l ^ bit of the other vector.
-template <class T, int bit, bool high, int... lane>
-SLIMFAST_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b, std::integer_sequence<int, lane...>) {
+// Lane l of a, or where l has `kBit` (or has not, for `kHigh`) lane l ^ bit of the other vector.
+template <class T, int kBit, bool kHigh, int... kLane>
+SLIMFAST_INLINE Vec<T> exchanged(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
     return __builtin_shufflevector(a, b,
-                                   (high ? (lane & bit ? lane + lanes<T> : lane ^ bit)
-                                         : (lane & bit ? (lane ^ bit) + lanes<T> : lane))...);
+                                   (kHigh ? (kLane & kBit ? kLane + kLanes<T> : kLane ^ kBit)
+                                          : (kLane & kBit ? (kLane ^ kBit) + kLanes<T> : kLane))...);
 }
 
 // rows[r][c] becomes rows[c][r]: each step swaps one bit of the two indices.
-template <class T, int bit = lanes<T> / 2>
-SLIMFAST_INLINE void transpose(Vec<T> (&rows)[lanes<T>]) {
-    constexpr auto all = std::make_integer_sequence<int, lanes<T>>{};
-    for (int i = 0; i < lanes<T>; ++i) {
-        if (i & bit) continue;
-        const Vec<T> a = rows[i], b = rows[i | bit];
-        rows[i] = exchanged<T, bit, false>(a, b, all);
-        rows[i | bit] = exchanged<T, bit, true>(a, b, all);
+template <class T, int kBit = kLanes<T> / 2>
+SLIMFAST_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+    constexpr auto all = std::make_integer_sequence<int, kLanes<T>>{};
+    for (int i = 0; i < kLanes<T>; ++i) {
+        if (i & kBit) continue;
+        const Vec<T> a = rows[i], b = rows[i | kBit];
+        rows[i] = exchanged<T, kBit, false>(a, b, all);
+        rows[i | kBit] = exchanged<T, kBit, true>(a, b, all);
     }
-    if constexpr (bit > 1) transpose<T, bit / 2>(rows);
+    if constexpr (kBit > 1) transpose<T, kBit / 2>(rows);
 }
 
 SLIMFAST_INLINE float square_root(float x) { return __builtin_sqrtf(x); }

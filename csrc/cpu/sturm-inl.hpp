@@ -23,16 +23,16 @@ struct SturmPoints {
 //
 // Both terms are multiplied by a power of two every few steps. Neither can overflow: the norm is at most m
 // and x within it. Nor do both vanish: where x hits the diagonal a pair falls by e^2 in two steps, the
-// squares `e2` are at least (least_off_diagonal norm)^2, and where chance still brings both to zero the last
+// squares `e2` are at least (kLeastOffDiagonal norm)^2, and where chance still brings both to zero the last
 // sign is carried on. The bound is far below a rounding: it moves every eigenvalue of a cluster, and so their
 // sums.
 //
 template <class T>
-constexpr T least_off_diagonal = Float<T>::kEpsilon / 1024;
+constexpr T kLeastOffDiagonal = Float<T>::kEpsilon / 1024;
 
-// With `counting` the points' counts are filled too; the sign of the mantissa tells whether they are odd.
-// Coefficients are those of one matrix, or `interleaved` of one for each lane.
-template <class T, int vectors, bool counting, bool interleaved = false>
+// With `kCounting` the points' counts are filled too; the sign of the mantissa tells whether they are odd.
+// Coefficients are those of one matrix, or `kInterleaved` of one for each lane.
+template <class T, int kVectors, bool kCounting, bool kInterleaved = false>
 SLIMFAST_INLINE void sturm_sequence(const T* d, const T* e2, i64 m, const SturmPoints<T>& points, i64 first) {
     constexpr int mantissa_bits = Float<T>::kMantissaBits;
     constexpr BitsOf<T> bias = Float<T>::kBias, magnitude = Float<T>::kMagnitude;
@@ -40,32 +40,32 @@ SLIMFAST_INLINE void sturm_sequence(const T* d, const T* e2, i64 m, const SturmP
     constexpr int steps = sizeof(T) == 4 ? 4 : 8;
     const Mask<T> tiny = (Mask<T>)splat(Float<T>::kNegligibleSquare);
     const auto coefficient = [](const T* from, i64 k) __attribute__((always_inline)) {
-        if constexpr (interleaved) {
-            return load(from + k * lanes<T>);
+        if constexpr (kInterleaved) {
+            return load(from + k * kLanes<T>);
         } else {
             return splat(from[k]);
         }
     };
-    Vec<T> x[vectors], p[vectors], before[vectors];
-    Mask<T> changes[vectors], exponents[vectors];
-    for (int i = 0; i < vectors; ++i) {
-        x[i] = load(points.x + first + i * lanes<T>);
+    Vec<T> x[kVectors], p[kVectors], before[kVectors];
+    Mask<T> changes[kVectors], exponents[kVectors];
+    for (int i = 0; i < kVectors; ++i) {
+        x[i] = load(points.x + first + i * kLanes<T>);
         p[i] = coefficient(d, 0) - x[i];
         before[i] = splat(T{1});
-        if constexpr (counting) changes[i] = (Mask<T>)p[i] >> sign_bit;
+        if constexpr (kCounting) changes[i] = (Mask<T>)p[i] >> sign_bit;
         exponents[i] = Mask<T>{};
     }
     const auto step = [&](i64 k) __attribute__((always_inline)) {
         const Vec<T> dk = coefficient(d, k), ek = coefficient(e2, k - 1);
-        for (int i = 0; i < vectors; ++i) {
+        for (int i = 0; i < kVectors; ++i) {
             const Vec<T> next = (dk - x[i]) * p[i] - ek * before[i];
-            if constexpr (counting) changes[i] += ((Mask<T>)next ^ (Mask<T>)p[i]) >> sign_bit;
+            if constexpr (kCounting) changes[i] += ((Mask<T>)next ^ (Mask<T>)p[i]) >> sign_bit;
             before[i] = p[i];
             p[i] = next;
         }
     };
     const auto rescale = [&]() __attribute__((always_inline)) {
-        for (int i = 0; i < vectors; ++i) {
+        for (int i = 0; i < kVectors; ++i) {
             const Vec<T> size =
                 (Vec<T>)((Mask<T>)p[i] & magnitude) + (Vec<T>)((Mask<T>)before[i] & magnitude);
             const Mask<T> exponent = (Mask<T>)size & Float<T>::kExponent;
@@ -84,9 +84,9 @@ SLIMFAST_INLINE void sturm_sequence(const T* d, const T* e2, i64 m, const SturmP
     }
     for (; k < m; ++k) step(k);
     rescale();
-    for (int i = 0; i < vectors; ++i) {
-        const i64 at = first + i * lanes<T>;
-        if constexpr (counting) store(points.count + at, __builtin_convertvector(-changes[i], Vec<T>));
+    for (int i = 0; i < kVectors; ++i) {
+        const i64 at = first + i * kLanes<T>;
+        if constexpr (kCounting) store(points.count + at, __builtin_convertvector(-changes[i], Vec<T>));
         store(points.mantissa + at, p[i]);
         store(points.exponent + at,
               __builtin_convertvector(exponents[i], Vec<T>) - static_cast<T>(scalings * bias));
@@ -94,18 +94,18 @@ SLIMFAST_INLINE void sturm_sequence(const T* d, const T* e2, i64 m, const SturmP
 }
 
 // The points first..last - 1, multiples of lanes apart.
-template <class T, bool counting, bool interleaved = false>
+template <class T, bool kCounting, bool kInterleaved = false>
 void sturm_sequences(const T* d, const T* e2, i64 m, const SturmPoints<T>& points, i64 first, i64 last) {
-    constexpr int most = SLIMFAST_REGISTERS == 32 ? 4 : counting ? 2 : 3;
-    constexpr i64 v = lanes<T>;
+    constexpr int most = SLIMFAST_REGISTERS == 32 ? 4 : kCounting ? 2 : 3;
+    constexpr i64 v = kLanes<T>;
     for (; first + most * v <= last; first += most * v) {
-        sturm_sequence<T, most, counting, interleaved>(d, e2, m, points, first);
+        sturm_sequence<T, most, kCounting, kInterleaved>(d, e2, m, points, first);
     }
     if (most > 2 && first + 2 * v <= last) {
-        sturm_sequence<T, 2, counting, interleaved>(d, e2, m, points, first);
+        sturm_sequence<T, 2, kCounting, kInterleaved>(d, e2, m, points, first);
         first += 2 * v;
     }
-    if (first < last) sturm_sequence<T, 1, counting, interleaved>(d, e2, m, points, first);
+    if (first < last) sturm_sequence<T, 1, kCounting, kInterleaved>(d, e2, m, points, first);
 }
 
 // Where an eigenvalue is: between a and b, whichever is larger, with the polynomial's values there and at c,
@@ -115,23 +115,23 @@ struct Brackets {
     T *a, *a_mantissa, *a_exponent;
     T *b, *b_mantissa, *b_exponent;
     T *c, *c_mantissa, *c_exponent;
-    // How far the eigenvalue is: `shared`, `searched` or `found`.
+    // How far the eigenvalue is: kShared, kSearched or kFound.
     T* state;
 };
 // It shares its bracket with others; it is alone in it; its value is in the points' x.
-enum State { shared, searched, found };
+enum State { kShared, kSearched, kFound };
 
 // Interpolation takes about ten passes, whatever the spectrum; after these the brackets are halved, which
 // ends.
 template <class T>
-constexpr int interpolated_passes = 4 * sizeof(T) + 8;
+constexpr int kInterpolatedPasses = 4 * sizeof(T) + 8;
 template <class T>
-constexpr int most_passes = interpolated_passes<T> + 16 * sizeof(T);
+constexpr int kMostPasses = kInterpolatedPasses<T> + 16 * sizeof(T);
 
 // Elements of scratch for tridiagonal_eigenvalues.
 template <class T>
 constexpr i64 sturm_elements(i64 m) {
-    return m + 14 * round_up(m, lanes<T>);
+    return m + 14 * round_up(m, kLanes<T>);
 }
 
 // mantissa 2^exponent for exponents at most zero.
@@ -146,7 +146,7 @@ SLIMFAST_INLINE Vec<T> scaled(Vec<T> mantissa, Vec<T> exponent) {
 // The next points of the eigenvalues at..at + lanes - 1 into x: by inverse quadratic interpolation where it
 // can be trusted, else the middle (Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the
 // zero of a nonlinear function without using derivatives", 1997). Those whose bracket is within the tolerance
-// become `found`, and x is where the chord is zero.
+// become kFound, and x is where the chord is zero.
 template <class T>
 SLIMFAST_INLINE void next_points(const Brackets<T>& brackets, i64 at, Vec<T> tolerance, bool halve, T* x) {
     const Vec<T> a = load(brackets.a + at), b = load(brackets.b + at), c = load(brackets.c + at);
@@ -165,7 +165,7 @@ SLIMFAST_INLINE void next_points(const Brackets<T>& brackets, i64 at, Vec<T> tol
     const Vec<T> one = splat(T{1}), half = splat(T(0.5));
     const Mask<T> trusted = (phi * phi < xi) & ((one - phi) * (one - phi) < one - xi);
     const Vec<T> state = load(brackets.state + at);
-    Vec<T> t = trusted & (state == T(searched)) ? quadratic : half;
+    Vec<T> t = trusted & (state == T(kSearched)) ? quadratic : half;
     const Vec<T> size = width < 0 ? -width : width;
     const Vec<T> magnitude = a < 0 ? -a : a;
     // A step shorter than the distance of two numbers would not move.
@@ -175,11 +175,11 @@ SLIMFAST_INLINE void next_points(const Brackets<T>& brackets, i64 at, Vec<T> tol
     if (halve) t = half;
     t = t > least ? t : least;
     t = t < one - least ? t : one - least;
-    const Mask<T> ends = (size <= 2 * nearest) & (state == T(searched));
+    const Mask<T> ends = (size <= 2 * nearest) & (state == T(kSearched));
     const Vec<T> inside = (chord >= 0) & (chord <= one) ? chord : half;
     const Vec<T> next = a + width * (ends ? inside : t);
-    store(x + at, state == T(found) ? load(x + at) : next);
-    store(brackets.state + at, ends ? splat(T(found)) : state);
+    store(x + at, state == T(kFound) ? load(x + at) : next);
+    store(brackets.state + at, ends ? splat(T(kFound)) : state);
 }
 
 // Takes the polynomial at x into the brackets at..at + lanes - 1, where `takes`; x is above the eigenvalue
@@ -209,7 +209,7 @@ SLIMFAST_INLINE Mask<T> take_points(const Brackets<T>& brackets, i64 at, const S
 template <class T>
 SLIMFAST_INLINE i64 shared_end(const Brackets<T>& brackets, i64 i, i64 m) {
     i64 end = i + 1;
-    while (end < m && brackets.state[end] == T(shared) && brackets.a[end] == brackets.a[i] &&
+    while (end < m && brackets.state[end] == T(kShared) && brackets.a[end] == brackets.a[i] &&
            brackets.b[end] == brackets.b[i])
         ++end;
     return end;
@@ -219,7 +219,7 @@ SLIMFAST_INLINE i64 shared_end(const Brackets<T>& brackets, i64 i, i64 m) {
 template <class T>
 SLIMFAST_INLINE State least_of(const Brackets<T>& brackets, i64 at) {
     T least = brackets.state[at];
-    for (i64 l = 1; l < lanes<T>; ++l) least = smaller(least, brackets.state[at + l]);
+    for (i64 l = 1; l < kLanes<T>; ++l) least = smaller(least, brackets.state[at + l]);
     return static_cast<State>(static_cast<int>(least));
 }
 
@@ -229,7 +229,7 @@ template <class T>
 void share_points(const Brackets<T>& brackets, i64 m, T tolerance, T* x) {
     for (i64 i = 0, end; i < m; i = end) {
         end = i + 1;
-        if (brackets.state[i] != T(shared)) continue;
+        if (brackets.state[i] != T(kShared)) continue;
         end = shared_end(brackets, i, m);
         const T low = brackets.a[i], width = brackets.b[i] - low;
         const T middle = low + width / 2;
@@ -237,7 +237,7 @@ void share_points(const Brackets<T>& brackets, i64 m, T tolerance, T* x) {
         const T step = width / static_cast<T>(end - i + 1);
         for (i64 r = i; r < end; ++r) {
             x[r] = narrow ? middle : low + step * static_cast<T>(r - i + 1);
-            if (narrow) brackets.state[r] = T(found);
+            if (narrow) brackets.state[r] = T(kFound);
         }
     }
 }
@@ -248,7 +248,7 @@ bool part_shared(const Brackets<T>& brackets, i64 m, const SturmPoints<T>& point
     bool left = false;
     for (i64 i = 0, end; i < m; i = end) {
         end = i + 1;
-        if (brackets.state[i] != T(shared)) continue;
+        if (brackets.state[i] != T(kShared)) continue;
         end = shared_end(brackets, i, m);
         const T low[] = {brackets.a[i], brackets.a_mantissa[i], brackets.a_exponent[i]};
         const T high[] = {brackets.b[i], brackets.b_mantissa[i], brackets.b_exponent[i]};
@@ -271,8 +271,8 @@ bool part_shared(const Brackets<T>& brackets, i64 m, const SturmPoints<T>& point
             brackets.c_exponent[index] = brackets.b_exponent[index] = last ? high[2] : points.exponent[r];
             alone = r != before;
             before = r;
-            brackets.state[index] = T(alone ? searched : shared);
-            if (!alone) brackets.state[index - 1] = T(shared);
+            brackets.state[index] = T(alone ? kSearched : kShared);
+            if (!alone) brackets.state[index - 1] = T(kShared);
             left = left || !alone;
         }
     }
@@ -286,7 +286,7 @@ bool part_shared(const Brackets<T>& brackets, i64 m, const SturmPoints<T>& point
 // it into c + 1 parts; one that is alone is searched for, and its last digits come several at a time.
 template <class T>
 void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     const i64 padded = round_up(m, v);
     T* e2 = work;
     T* arrays[14];
@@ -305,30 +305,30 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
     const T norm = larger(-lowest, highest);
     const T margin = 4 * Float<T>::kEpsilon * norm + T(1e-35);
     const T tolerance = Float<T>::kEpsilon / 8 * norm;
-    const T least_square = least_off_diagonal<T> * norm * (least_off_diagonal<T> * norm);
+    const T least_square = kLeastOffDiagonal<T> * norm * (kLeastOffDiagonal<T> * norm);
     for (i64 k = 0; k + 1 < m; ++k) e2[k] = larger(e[k] * e[k], least_square);
     for (i64 i = 0; i < padded; ++i) {
         points.x[i] = brackets.a[i] = lowest - margin;
         brackets.b[i] = brackets.c[i] = highest + margin;
         brackets.a_mantissa[i] = brackets.b_mantissa[i] = brackets.c_mantissa[i] = Float<T>::kNan;
         brackets.a_exponent[i] = brackets.b_exponent[i] = brackets.c_exponent[i] = 0;
-        brackets.state[i] = T(i < m ? (m > 1 ? shared : searched) : found);
+        brackets.state[i] = T(i < m ? (m > 1 ? kShared : kSearched) : kFound);
     }
     Mask<T> odd;
-    for (int l = 0; l < lanes<T>; ++l) odd[l] = -(l & 1);
+    for (int l = 0; l < kLanes<T>; ++l) odd[l] = -(l & 1);
     bool any_shared = m > 1;
-    for (int pass = 0; pass < most_passes<T>; ++pass) {
+    for (int pass = 0; pass < kMostPasses<T>; ++pass) {
         for (i64 at = 0; at < padded; at += v) {
-            next_points(brackets, at, splat(tolerance), pass >= interpolated_passes<T>, points.x);
+            next_points(brackets, at, splat(tolerance), pass >= kInterpolatedPasses<T>, points.x);
         }
         if (any_shared) share_points(brackets, m, tolerance, points.x);
         bool finished = true;
         for (i64 first = 0, last; first < padded; first = last) {
             const State least = least_of(brackets, first);
             for (last = first + v; last < padded && least_of(brackets, last) == least;) last += v;
-            if (least == found) continue;
+            if (least == kFound) continue;
             finished = false;
-            if (least == shared) {
+            if (least == kShared) {
                 sturm_sequences<T, true>(d, e2, m, points, first, last);
             } else {
                 sturm_sequences<T, false>(d, e2, m, points, first, last);
@@ -336,7 +336,7 @@ void tridiagonal_eigenvalues(const T* d, const T* e, i64 m, T* values, T* work) 
             for (i64 at = first; at < last; at += v) {
                 // Below the i-th eigenvalue lie i, above it i + 1 and the sign is the other one; `at` is
                 // even.
-                take_points<T>(brackets, at, points, load(brackets.state + at) == T(searched),
+                take_points<T>(brackets, at, points, load(brackets.state + at) == T(kSearched),
                                (load(points.mantissa + at) < 0) ^ odd);
             }
         }

@@ -9,18 +9,18 @@
 
 namespace slimfast::SLIMFAST_ISA {
 
-// Row i of a packed lower triangle: rows come in tiles of lanes<T>, each padded to whole tiles, and the tiles
-// on the diagonal are full and symmetric, so that no loop has a masked end.
+// Row i of a packed lower triangle: rows come in tiles of kLanes<T>, each padded to whole tiles, and the
+// tiles on the diagonal are full and symmetric, so that no loop has a masked end.
 template <class T>
 SLIMFAST_INLINE T* packed_row(T* a, i64 i) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     const i64 tile = i / v;
     return a + v * v * triangle_size(tile) + (i - tile * v) * (tile + 1) * v;
 }
 
 template <class T>
 constexpr i64 packed_elements(i64 m) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     return v * v * triangle_size(ceil_div(m, v));
 }
 
@@ -28,22 +28,22 @@ constexpr i64 packed_elements(i64 m) {
 template <class T>
 SLIMFAST_INLINE Mask<T> first_lanes(i64 count) {
     Mask<T> lane;
-    for (int l = 0; l < lanes<T>; ++l) lane[l] = l;
-    return lane < static_cast<BitsOf<T>>(smaller<i64>(count, lanes<T>));
+    for (int l = 0; l < kLanes<T>; ++l) lane[l] = l;
+    return lane < static_cast<BitsOf<T>>(smaller<i64>(count, kLanes<T>));
 }
 
 // Rows of a tile that share a column's y in a register. What they are multiplied by does not fit beside and
 // is read as an operand, which costs less than more passes over y.
 template <class T>
-constexpr int fused_rows = smaller<int>(lanes<T>, 8);
+constexpr int kFusedRows = smaller<int>(kLanes<T>, 8);
 
-// For fused_rows rows of the tile that starts at column `start`: a -= p q^T + q p^T, y += a^T u for the
+// For kFusedRows rows of the tile that starts at column `start`: a -= p q^T + q p^T, y += a^T u for the
 // columns below `start`, and the vectors whose sums are the rows' products a u into sums.
 template <class T>
 SLIMFAST_INLINE void update_rows(T* tile, i64 start, i64 first, const T* p, const T* q, const T* u, T* y,
                                  Vec<T>* sums) {
-    constexpr int count = fused_rows<T>;
-    const i64 stride = start + lanes<T>;
+    constexpr int count = kFusedRows<T>;
+    const i64 stride = start + kLanes<T>;
     Vec<T> pr[count], qr[count], ur[count], sum[count];
     for (int r = 0; r < count; ++r) {
         pr[r] = splat(p[start + first + r]);
@@ -52,7 +52,7 @@ SLIMFAST_INLINE void update_rows(T* tile, i64 start, i64 first, const T* p, cons
         sum[r] = Vec<T>{};
     }
     T* rows = tile + first * stride;
-    for (i64 j = 0; j < start; j += lanes<T>) {
+    for (i64 j = 0; j < start; j += kLanes<T>) {
         const Vec<T> pj = load(p + j), qj = load(q + j), uj = load(u + j);
         Vec<T> yj = load(y + j);
         for (int r = 0; r < count; ++r) {
@@ -77,11 +77,11 @@ SLIMFAST_INLINE void update_rows(T* tile, i64 start, i64 first, const T* p, cons
 // not.
 template <class T>
 void update_and_multiply(T* a, i64 n, const T* p, const T* q, const T* u, T* y) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     for (i64 start = 0; start < n; start += v) {
         Vec<T> sums[v] = {};
         T* tile = packed_row(a, start);
-        for (i64 r = 0; r < v && start + r < n; r += fused_rows<T>) {
+        for (i64 r = 0; r < v && start + r < n; r += kFusedRows<T>) {
             update_rows(tile, start, r, p, q, u, y, sums);
         }
         transpose<T>(sums);
@@ -95,7 +95,7 @@ void update_and_multiply(T* a, i64 n, const T* p, const T* q, const T* u, T* y) 
 template <class T>
 SLIMFAST_INLINE T dot(const T* a, const T* b, i64 padded) {
     Vec<T> sum{};
-    for (i64 j = 0; j < padded; j += lanes<T>) sum += load(a + j) * load(b + j);
+    for (i64 j = 0; j < padded; j += kLanes<T>) sum += load(a + j) * load(b + j);
     return sum_of<T>(sum);
 }
 
@@ -107,7 +107,7 @@ SLIMFAST_INLINE T dot(const T* a, const T* b, i64 padded) {
 // norm, which is about one, it is far below a rounding.
 template <class T>
 void tridiagonalise(T* a, i64 m, T* d, T* e, T* work) {
-    constexpr i64 v = lanes<T>;
+    constexpr i64 v = kLanes<T>;
     constexpr T too_short = sizeof(T) == 4 ? T(1e-24) : T(1e-200);
     const i64 padded = round_up(m, v);
     T* p = work;

@@ -37,12 +37,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     const double* squares = tridiagonal + size;
 
     // Points -1 + width (i + 1/2): the eigenvalues between two of them are those the counts tell apart.
-    constexpr double kWidth = 2.0 / kGrid;
+    constexpr double width = 2.0 / kGrid;
     double x[kShifts];
     int below[kShifts];
 #pragma unroll
     for (int j = 0; j < kShifts; ++j)
-        x[j] = -1.0 + kWidth * (static_cast<int>(threadIdx.x) + j * static_cast<int>(kThreads));
+        x[j] = -1.0 + width * (static_cast<int>(threadIdx.x) + j * static_cast<int>(kThreads));
     sturm_counts<kShifts>(tridiagonal, squares, size, x, below);
 #pragma unroll
     for (int j = 0; j < kShifts; ++j)
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     const int passes = (sturm_bits<T>() + 2 - kGridBits) / 2;
     const double value =
-        quarter_interval(tridiagonal, squares, size, rank, -1.0 + kWidth * point, kWidth, passes);
+        quarter_interval(tridiagonal, squares, size, rank, -1.0 + width * point, width, passes);
     reinterpret_cast<T*>(layer[kEigOut])[rank] = static_cast<T>(value * factor);
 }
 

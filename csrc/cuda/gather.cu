@@ -39,7 +39,7 @@ __device__ inline i64 column_offset(const i64* fields, const i64* table, unsigne
 // threads.
 template <class Unit>
 __device__ void copy_tile(const i64* fields, const i64* table, unsigned tile, i64* row_offsets) {
-    constexpr int kInFlight = kGatherRowsInFlight;
+    constexpr int in_flight = kGatherRowsInFlight;
     const auto lanes = static_cast<unsigned>(fields[kGatherLanes]);
     const auto rows_of_thread = static_cast<unsigned>(fields[kGatherRowsOfThread]);
     const auto columns = static_cast<unsigned>(fields[kGatherColumns]);
@@ -64,10 +64,10 @@ __device__ void copy_tile(const i64* fields, const i64* table, unsigned tile, i6
     Unit* const target =
         reinterpret_cast<Unit*>(fields[kGatherTarget]) + static_cast<i64>(first_row) * columns + first_column;
     __syncthreads();
-    for (unsigned first = threadIdx.x / lanes; first < rows; first += kInFlight * step) {
-        Unit moved[kInFlight][kColumns] = {};
+    for (unsigned first = threadIdx.x / lanes; first < rows; first += in_flight * step) {
+        Unit moved[in_flight][kColumns] = {};
 #pragma unroll
-        for (int r = 0; r < kInFlight; ++r) {
+        for (int r = 0; r < in_flight; ++r) {
             const unsigned row = first + r * step;
             if (row >= rows) continue;
 #pragma unroll
@@ -76,7 +76,7 @@ __device__ void copy_tile(const i64* fields, const i64* table, unsigned tile, i6
             }
         }
 #pragma unroll
-        for (int r = 0; r < kInFlight; ++r) {
+        for (int r = 0; r < in_flight; ++r) {
             const unsigned row = first + r * step;
             if (row >= rows) continue;
             Unit* to = target + static_cast<i64>(row) * columns;

@@ -37,11 +37,11 @@ bool has_avx512_bf16() { return has_avx512() && (extended_features(1).a >> 5 & 1
 
 // The tiles' state is large: Linux saves it only for a process that has asked.
 bool has_amx() {
-    constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-    if (!has_avx512() || (extended_features(0).d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
+    constexpr unsigned bf16 = 1u << 22, tile = 1u << 24;
+    if (!has_avx512() || (extended_features(0).d & (bf16 | tile)) != (bf16 | tile)) return false;
 #ifdef __linux__
-    constexpr long kRequestPermission = 0x1023, kTileData = 18;
-    return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+    constexpr long request_permission = 0x1023, tile_data = 18;
+    return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
     return false;
 #endif
