@@ -1,8 +1,8 @@
-"""The compiled CPU kernels (``csrc/cpu/module.cpp``): addresses are ``data_ptr()``, strides in elements."""
+"""The compiled CPU kernels (``csrc/cpu/bind_*.cpp``): addresses are ``data_ptr()``, strides in elements."""
 
 from collections.abc import Sequence
 
-# (address, dtype code, rows, columns, row stride, column stride); dtype codes as in backends/cpu.py
+# (address, dtype code, rows, columns, row stride, column stride); dtype codes as in ``csrc/common/dtypes.hpp``
 _View = tuple[int, int, int, int, int, int]
 
 def isa() -> str:

@@ -94,77 +94,86 @@ void transpose_block(const T* from, T* to) {
     }
 }
 
-// QR of a panel x (rows, kBand) of at least kBand rows: x becomes V, its columns scaled so that every
-// reflector is I - v v^T, and r (kBand, kBand) the triangular factor.
-//
-// One pass a column: it applies the reflector of the column before and sums the products that the next one
-// needs, sixteen rows at a time and those in turn, so that long sums lose no more than short ones.
+// The reflector of column c of a panel x, from the products of that column with itself (below its head:
+// `square`) and with those to its right: row c of r, that of V, and the weights of the columns that the
+// reflector is applied to. Returns what the column is multiplied by in its vector.
 template <class T>
-void panel_qr(T* x, i64 rows, T* r) {
+SLIMFAST_INLINE T form_reflector(T* x, i64 c, const T* products, double square, T* weights, T* r) {
+    const T head = x[c * kBand + c];
+    T beta = head, scale = 0;
+    // Whatever lies below the head: next to a large one its squares are lost in the sum, so that a
+    // column with nothing below is reflected too, which turns its sign.
+    if (square > Float<T>::kNegligibleSquare) {
+        const double norm = square_root(square);
+        const double reflected = head > 0 ? -norm : norm;
+        beta = static_cast<T>(reflected);
+        scale = static_cast<T>(1.0 / square_root(reflected * (reflected - head)));
+    }
+    T* row = x + c * kBand;
+    const T first = (head - beta) * scale;
+    for (i64 j = 0; j < kBand; ++j) {
+        weights[j] = j > c ? scale * (products[j] - beta * row[j]) : T{0};
+        r[c * kBand + j] = j < c ? T{0} : j == c ? beta : row[j] - first * weights[j];
+        if (j >= c) row[j] = j == c ? first : T{0};
+    }
+    return scale;
+}
+
+// Applies the reflector of column c, of which there is none for -1, and sums the products of the next column
+// with itself and those to its right, sixteen rows at a time and those in turn, so that long sums lose no
+// more than short ones. Returns the next column's product with itself.
+template <class T>
+SLIMFAST_INLINE double apply_and_sum(T* x, i64 rows, i64 c, T scale, const T* weights, T* products) {
     constexpr int vectors = kBand / kLanes<T>;
     constexpr i64 group = 16;
-    T products[kBand], weights[kBand];
+    const i64 next = c + 1;
+    Vec<T> total[vectors], weight[vectors];
+    Mask<T> own[vectors] = {};
+    for (int j = 0; j < vectors; ++j) {
+        total[j] = Vec<T>{};
+        weight[j] = load(weights + j * kLanes<T>);
+        for (int l = 0; l < kLanes<T>; ++l) own[j][l] = j * kLanes<T> + l == c ? -1 : 0;
+    }
     double square = 0;
-    for (i64 i = 0; i < kBand * kBand; ++i) r[i] = 0;
-    for (i64 c = -1; c < kBand; ++c) {
-        // The reflector of column c from the products of that column with itself and those to its right.
-        T beta = 0, scale = 0, head = 0;
-        if (c >= 0) {
-            head = x[c * kBand + c];
-            beta = head;
-            // Whatever lies below the head: next to a large one its squares are lost in the sum, so that a
-            // column with nothing below is reflected too, which turns its sign.
-            if (square > Float<T>::kNegligibleSquare) {
-                const double norm = square_root(square);
-                const double reflected = head > 0 ? -norm : norm;
-                beta = static_cast<T>(reflected);
-                scale = static_cast<T>(1.0 / square_root(reflected * (reflected - head)));
-            }
-            T* row = x + c * kBand;
-            const T first = (head - beta) * scale;
-            for (i64 j = 0; j < kBand; ++j) {
-                weights[j] = j > c ? scale * (products[j] - beta * row[j]) : T{0};
-                r[c * kBand + j] = j < c ? T{0} : j == c ? beta : row[j] - first * weights[j];
-                if (j >= c) row[j] = j == c ? first : T{0};
-            }
-        } else {
-            for (i64 j = 0; j < kBand; ++j) weights[j] = 0;
-        }
-        const i64 next = c + 1;
-        Vec<T> total[vectors], weight[vectors];
-        Mask<T> own[vectors] = {};
-        for (int j = 0; j < vectors; ++j) {
-            total[j] = Vec<T>{};
-            weight[j] = load(weights + j * kLanes<T>);
-            for (int l = 0; l < kLanes<T>; ++l) own[j][l] = j * kLanes<T> + l == c ? -1 : 0;
-        }
-        square = 0;
-        for (i64 begin = next; begin < rows; begin += group) {
-            Vec<T> sum[vectors];
-            for (int j = 0; j < vectors; ++j) sum[j] = Vec<T>{};
-            const i64 end = smaller(begin + group, rows);
-            for (i64 i = begin; i < end; ++i) {
-                T* row = x + i * kBand;
-                Vec<T> value[vectors];
-                for (int j = 0; j < vectors; ++j) value[j] = load(row + j * kLanes<T>);
-                if (c >= 0) {
-                    const Vec<T> u = splat(row[c] * scale);
-                    for (int j = 0; j < vectors; ++j) {
-                        value[j] = own[j] ? u : value[j] - u * weight[j];
-                        store(row + j * kLanes<T>, value[j]);
-                    }
+    for (i64 begin = next; begin < rows; begin += group) {
+        Vec<T> sum[vectors];
+        for (int j = 0; j < vectors; ++j) sum[j] = Vec<T>{};
+        const i64 end = smaller(begin + group, rows);
+        for (i64 i = begin; i < end; ++i) {
+            T* row = x + i * kBand;
+            Vec<T> value[vectors];
+            for (int j = 0; j < vectors; ++j) value[j] = load(row + j * kLanes<T>);
+            if (c >= 0) {
+                const Vec<T> u = splat(row[c] * scale);
+                for (int j = 0; j < vectors; ++j) {
+                    value[j] = own[j] ? u : value[j] - u * weight[j];
+                    store(row + j * kLanes<T>, value[j]);
                 }
-                if (next == kBand) continue;
-                const T lead = row[next];
-                for (int j = 0; j < vectors; ++j) sum[j] += lead * value[j];
             }
-            for (int j = 0; j < vectors; ++j) {
-                total[j] += sum[j];
-                store(products + j * kLanes<T>, sum[j]);
-            }
-            if (next < kBand) square += products[next];
+            if (next == kBand) continue;
+            const T lead = row[next];
+            for (int j = 0; j < vectors; ++j) sum[j] += lead * value[j];
         }
-        for (int j = 0; j < vectors; ++j) store(products + j * kLanes<T>, total[j]);
+        for (int j = 0; j < vectors; ++j) {
+            total[j] += sum[j];
+            store(products + j * kLanes<T>, sum[j]);
+        }
+        if (next < kBand) square += products[next];
+    }
+    for (int j = 0; j < vectors; ++j) store(products + j * kLanes<T>, total[j]);
+    return square;
+}
+
+// QR of a panel x (rows, kBand) of at least kBand rows: x becomes V, its columns scaled so that every
+// reflector is I - v v^T, and r (kBand, kBand) the triangular factor. One pass a column.
+template <class T>
+void panel_qr(T* x, i64 rows, T* r) {
+    T products[kBand], weights[kBand] = {};
+    for (i64 i = 0; i < kBand * kBand; ++i) r[i] = 0;
+    double square = apply_and_sum(x, rows, -1, T{0}, weights, products);
+    for (i64 c = 0; c < kBand; ++c) {
+        const T scale = form_reflector(x, c, products, square, weights, r);
+        square = apply_and_sum(x, rows, c, scale, weights, products);
     }
 }
 

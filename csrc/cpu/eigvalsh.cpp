@@ -1,3 +1,4 @@
+// Which threads solve which matrices, and in what order.
 #include "eigvalsh.hpp"
 
 #include <algorithm>
@@ -21,7 +22,7 @@ ThreadTeam alone() { return {0, 1, nullptr, wait_at, yield}; }
 
 // How many of the largest matrices are best solved by all threads together, one after another, before the
 // rest is dealt out: the number that ends soonest. `costs` fall; the first `shareable` of them can be shared.
-i64 solved_together(const std::vector<double>& costs, i64 shareable, int threads) {
+i64 count_together(const std::vector<double>& costs, i64 shareable, int threads) {
     if (threads <= 1) return 0;
     i64 best = 0;
     double least = 0, before = 0;
@@ -42,28 +43,10 @@ i64 solved_together(const std::vector<double>& costs, i64 shareable, int threads
     return best;
 }
 
-}  // namespace
-
-void eigvalsh(const std::vector<SymmetricMatrix>& matrices, int threads, Isa isa) {
-    const EigvalshKernels& kernel = kernels(isa).eigvalsh;
-    std::vector<double> costs;
-    for (const SymmetricMatrix& matrix : matrices) {
-        const MatrixView& a = matrix.a;
-        require_symmetric("eigvalsh", a);
-        const double m = static_cast<double>(a.rows);
-        costs.push_back(m * m * m * (a.dtype == Dtype::kFloat64 ? 2 : 1));
-    }
-    const std::vector<i64> order = largest_first(costs);
-    std::vector<double> falling;
-    i64 shareable = 0;
-    for (i64 at : order) {
-        const MatrixView& a = matrices[at].a;
-        falling.push_back(costs[at]);
-        if (shareable + 1 == static_cast<i64>(falling.size()) && kernel.shareable(a.dtype, a.rows))
-            ++shareable;
-    }
-    const i64 together = solved_together(falling, shareable, threads);
-    for (i64 i = 0; i < together; ++i) {
+// The first `count` matrices of `order`, each by all threads together.
+void solve_together(const std::vector<SymmetricMatrix>& matrices, const std::vector<i64>& order, i64 count,
+                    const EigvalshKernels& kernel, int threads) {
+    for (i64 i = 0; i < count; ++i) {
         const SymmetricMatrix& matrix = matrices[order[i]];
         const Scratch scratch = allocate_scratch(kernel.scratch_bytes(matrix.a.dtype, matrix.a.rows));
         Barrier barrier;
@@ -71,14 +54,19 @@ void eigvalsh(const std::vector<SymmetricMatrix>& matrices, int threads, Isa isa
             kernel.solve(matrix, scratch.get(), {rank, size, &barrier, wait_at, yield});
         });
     }
-    // What is left, one by one or small ones of a size several at a time; equal costs are equal sizes.
+}
+
+// The matrices of `order` from `begin` on, one by one, or small ones of a size several at a time; equal costs
+// are equal sizes.
+void solve_alone(const std::vector<SymmetricMatrix>& matrices, const std::vector<i64>& order, i64 begin,
+                 const EigvalshKernels& kernel, int threads) {
     struct Item {
         i64 first, count, many;
     };
     std::vector<Item> items;
     std::vector<const SymmetricMatrix*> rest;
     i64 bytes = 0;
-    for (i64 i = together; i < static_cast<i64>(order.size()); ++i) {
+    for (i64 i = begin; i < static_cast<i64>(order.size()); ++i) {
         const SymmetricMatrix& matrix = matrices[order[i]];
         const i64 many = kernel.many(matrix.a.dtype, matrix.a.rows);
         const SymmetricMatrix* before = rest.empty() ? nullptr : rest.back();
@@ -100,6 +88,30 @@ void eigvalsh(const std::vector<SymmetricMatrix>& matrices, int threads, Isa isa
             kernel.solve(*rest[item.first], scratch[rank].get(), alone());
         }
     });
+}
+
+}  // namespace
+
+void eigvalsh(const std::vector<SymmetricMatrix>& matrices, int threads, Isa isa) {
+    const EigvalshKernels& kernel = kernels(isa).eigvalsh;
+    std::vector<double> costs;
+    for (const SymmetricMatrix& matrix : matrices) {
+        require_symmetric("eigvalsh", matrix.a);
+        const double m = static_cast<double>(matrix.a.rows);
+        costs.push_back(m * m * m * (matrix.a.dtype == Dtype::kFloat64 ? 2 : 1));
+    }
+    const std::vector<i64> order = largest_first(costs);
+    std::vector<double> falling;
+    i64 shareable = 0;
+    for (i64 at : order) {
+        const MatrixView& a = matrices[at].a;
+        falling.push_back(costs[at]);
+        if (shareable + 1 == static_cast<i64>(falling.size()) && kernel.shareable(a.dtype, a.rows))
+            ++shareable;
+    }
+    const i64 together = count_together(falling, shareable, threads);
+    solve_together(matrices, order, together, kernel, threads);
+    solve_alone(matrices, order, together, kernel, threads);
 }
 
 }  // namespace slimfast

@@ -1,3 +1,4 @@
+// Rows of the output copied by threads, the next ones asked for ahead.
 #include "gather.hpp"
 
 #include <algorithm>

@@ -85,90 +85,135 @@ constexpr i64 interleaved_elements(i64 m) {
     return kLanes<T> * (triangle_size(m) + 4 * m + 16 * m);
 }
 
+template <class T>
+SLIMFAST_INLINE Vec<T> magnitude(Vec<T> value) {
+    return value < 0 ? -value : value;
+}
+
+// What the search for the eigenvalues of interleaved matrices works with; all arrays hold m vectors.
+template <class T>
+struct InterleavedSearch {
+    SturmPoints<T> points;
+    Brackets<T> brackets;
+    // How many eigenvalues lie below a and below b.
+    T *a_count, *b_count;
+};
+
+template <class T>
+SLIMFAST_INLINE InterleavedSearch<T> interleaved_search(T* x, i64 m, T* work) {
+    T* arrays[15];
+    for (int i = 0; i < 15; ++i) arrays[i] = work + i * m * kLanes<T>;
+    return {{x, arrays[0], arrays[1], arrays[2]},
+            {arrays[3], arrays[4], arrays[5], arrays[6], arrays[7], arrays[8], arrays[9], arrays[10],
+             arrays[11], arrays[12]},
+            arrays[13],
+            arrays[14]};
+}
+
+// Between which numbers all eigenvalues of each matrix lie (Gershgorin), and the larger magnitude of the two.
+template <class T>
+struct SpectrumBounds {
+    Vec<T> lowest, highest, norm;
+};
+
+template <class T>
+SLIMFAST_INLINE SpectrumBounds<T> interleaved_bounds(const T* d, const T* e, i64 m) {
+    constexpr i64 v = kLanes<T>;
+    Vec<T> lowest = load(d), highest = lowest;
+    for (i64 k = 0; k < m; ++k) {
+        const Vec<T> before = k > 0 ? magnitude<T>(load(e + (k - 1) * v)) : Vec<T>{};
+        const Vec<T> after = k + 1 < m ? magnitude<T>(load(e + k * v)) : Vec<T>{};
+        const Vec<T> low = load(d + k * v) - before - after, high = load(d + k * v) + before + after;
+        lowest = low < lowest ? low : lowest;
+        highest = high > highest ? high : highest;
+    }
+    return {lowest, highest, -lowest > highest ? -lowest : highest};
+}
+
+// Every bracket holds all eigenvalues.
+template <class T>
+SLIMFAST_INLINE void start_interleaved(const InterleavedSearch<T>& search, i64 m,
+                                       const SpectrumBounds<T>& bounds) {
+    const Brackets<T>& brackets = search.brackets;
+    const Vec<T> margin = 4 * Float<T>::kEpsilon * bounds.norm + T(1e-35);
+    const Vec<T> unknown = splat(Float<T>::kNan);
+    for (i64 at = 0; at < m * kLanes<T>; at += kLanes<T>) {
+        store(search.points.x + at, Vec<T>{});
+        store(brackets.a + at, bounds.lowest - margin);
+        store(brackets.b + at, bounds.highest + margin);
+        store(brackets.c + at, bounds.highest + margin);
+        for (T* value : {brackets.a_mantissa, brackets.b_mantissa, brackets.c_mantissa})
+            store(value + at, unknown);
+        for (T* value : {brackets.a_exponent, brackets.b_exponent, brackets.c_exponent, search.a_count}) {
+            store(value + at, Vec<T>{});
+        }
+        store(search.b_count + at, splat(static_cast<T>(m)));
+        // A matrix of zeros has them for eigenvalues.
+        store(brackets.state + at,
+              bounds.norm > 0 ? splat(T(m > 1 ? kShared : kSearched)) : splat(T(kFound)));
+    }
+}
+
+// The points of the i-th eigenvalue of every matrix into its brackets. No lane looks at what the others need,
+// so that a matrix's eigenvalues do not depend on its neighbours.
+template <class T>
+SLIMFAST_INLINE void take_interleaved(const InterleavedSearch<T>& search, i64 i, bool counting,
+                                      Vec<T> tolerance) {
+    const Brackets<T>& brackets = search.brackets;
+    const i64 at = i * kLanes<T>;
+    const Vec<T> state = load(brackets.state + at);
+    const Mask<T> shares = state == T(kShared);
+    // An odd number of eigenvalues below x turns the sign.
+    const Mask<T> odd = load(search.points.mantissa + at) < 0;
+    Mask<T> above = i & 1 ? ~odd : odd;
+    const Vec<T> count = counting ? load(search.points.count + at) : Vec<T>{};
+    if (counting) above = shares ? (Mask<T>)(count > static_cast<T>(i)) : above;
+    const Mask<T> same = take_points<T>(brackets, at, search.points, state != T(kFound), above);
+    if (!counting) return;
+    const Vec<T> below_b = same ? load(search.b_count + at) : load(search.a_count + at);
+    store(search.a_count + at, count);
+    store(search.b_count + at, below_b);
+    // Several that no number parts are found together.
+    const Vec<T> a = load(brackets.a + at), b = load(brackets.b + at), middle = a + (b - a) / 2;
+    const Mask<T> close = shares & ((magnitude<T>(b - a) <= tolerance) | (middle == a) | (middle == b));
+    const Mask<T> alone = shares & (magnitude<T>(below_b - count) == T{1});
+    store(brackets.state + at, close ? splat(T(kFound)) : alone ? splat(T(kSearched)) : state);
+    T* const x = search.points.x + at;
+    store(x, close ? middle : load(x));
+}
+
 // x (m), ascending: the eigenvalues of the tridiagonal matrices (d, e), all interleaved; e becomes its
 // squares. As in tridiagonal_eigenvalues, but an eigenvalue that shares its bracket halves it.
 template <class T>
 void interleaved_eigenvalues(const T* d, T* e, i64 m, T* x, T* work) {
     constexpr i64 v = kLanes<T>;
-    T* arrays[15];
-    for (int i = 0; i < 15; ++i) arrays[i] = work + i * m * v;
-    const SturmPoints<T> points{x, arrays[0], arrays[1], arrays[2]};
-    const Brackets<T> brackets{arrays[3], arrays[4], arrays[5],  arrays[6],  arrays[7],
-                               arrays[8], arrays[9], arrays[10], arrays[11], arrays[12]};
-    // How many eigenvalues lie below a and below b.
-    T* a_count = arrays[13];
-    T* b_count = arrays[14];
-    const auto magnitude = [](Vec<T> value) { return value < 0 ? -value : value; };
-    Vec<T> lowest = load(d), highest = lowest;
-    for (i64 k = 0; k < m; ++k) {
-        const Vec<T> before = k > 0 ? magnitude(load(e + (k - 1) * v)) : Vec<T>{};
-        const Vec<T> after = k + 1 < m ? magnitude(load(e + k * v)) : Vec<T>{};
-        const Vec<T> low = load(d + k * v) - before - after, high = load(d + k * v) + before + after;
-        lowest = low < lowest ? low : lowest;
-        highest = high > highest ? high : highest;
-    }
-    const Vec<T> norm = -lowest > highest ? -lowest : highest;
-    const Vec<T> margin = 4 * Float<T>::kEpsilon * norm + T(1e-35);
-    const Vec<T> tolerance = Float<T>::kEpsilon / 8 * norm;
-    const Vec<T> least_square = kLeastOffDiagonal<T> * norm * (kLeastOffDiagonal<T> * norm);
+    const InterleavedSearch<T> search = interleaved_search(x, m, work);
+    const SpectrumBounds<T> bounds = interleaved_bounds(d, e, m);
+    const Vec<T> tolerance = Float<T>::kEpsilon / 8 * bounds.norm;
+    const Vec<T> least_square = kLeastOffDiagonal<T> * bounds.norm * (kLeastOffDiagonal<T> * bounds.norm);
     for (i64 k = 0; k + 1 < m; ++k) {
         const Vec<T> square = load(e + k * v) * load(e + k * v);
         store(e + k * v, square > least_square ? square : least_square);
     }
-    // The points of the i-th eigenvalue of every matrix into its brackets. No lane looks at what the others
-    // need, so that a matrix's eigenvalues do not depend on its neighbours.
-    const auto take = [&](i64 i, bool counting) {
-        const i64 at = i * v;
-        const Vec<T> state = load(brackets.state + at);
-        const Mask<T> shares = state == T(kShared);
-        // An odd number of eigenvalues below x turns the sign.
-        const Mask<T> odd = load(points.mantissa + at) < 0;
-        Mask<T> above = i & 1 ? ~odd : odd;
-        const Vec<T> count = counting ? load(points.count + at) : Vec<T>{};
-        if (counting) above = shares ? (Mask<T>)(count > static_cast<T>(i)) : above;
-        const Mask<T> same = take_points<T>(brackets, at, points, state != T(kFound), above);
-        if (!counting) return;
-        const Vec<T> below_b = same ? load(b_count + at) : load(a_count + at);
-        store(a_count + at, count);
-        store(b_count + at, below_b);
-        // Several that no number parts are found together.
-        const Vec<T> a = load(brackets.a + at), b = load(brackets.b + at), middle = a + (b - a) / 2;
-        const Mask<T> close = shares & ((magnitude(b - a) <= tolerance) | (middle == a) | (middle == b));
-        const Mask<T> alone = shares & (magnitude(below_b - count) == T{1});
-        store(brackets.state + at, close ? splat(T(kFound)) : alone ? splat(T(kSearched)) : state);
-        store(x + at, close ? middle : load(x + at));
-    };
-    const Vec<T> unknown = splat(Float<T>::kNan);
-    for (i64 at = 0; at < m * v; at += v) {
-        store(x + at, Vec<T>{});
-        store(brackets.a + at, lowest - margin);
-        store(brackets.b + at, highest + margin);
-        store(brackets.c + at, highest + margin);
-        for (T* value : {brackets.a_mantissa, brackets.b_mantissa, brackets.c_mantissa})
-            store(value + at, unknown);
-        for (T* value : {brackets.a_exponent, brackets.b_exponent, brackets.c_exponent, a_count}) {
-            store(value + at, Vec<T>{});
-        }
-        store(b_count + at, splat(static_cast<T>(m)));
-        // A matrix of zeros has them for eigenvalues.
-        store(brackets.state + at, norm > 0 ? splat(T(m > 1 ? kShared : kSearched)) : splat(T(kFound)));
-    }
+    start_interleaved(search, m, bounds);
     for (int pass = 0; pass < kMostPasses<T>; ++pass) {
         for (i64 at = 0; at < m * v; at += v) {
-            next_points(brackets, at, tolerance, pass >= kInterpolatedPasses<T>, x);
+            next_points(search.brackets, at, tolerance, pass >= kInterpolatedPasses<T>, x);
         }
         bool finished = true;
         for (i64 first = 0, last; first < m * v; first = last) {
-            const State least = least_of(brackets, first);
-            for (last = first + v; last < m * v && least_of(brackets, last) == least;) last += v;
+            const State least = least_of(search.brackets, first);
+            for (last = first + v; last < m * v && least_of(search.brackets, last) == least;) last += v;
             if (least == kFound) continue;
             finished = false;
             if (least == kShared) {
-                sturm_sequences<T, true, true>(d, e, m, points, first, last);
+                sturm_sequences<T, true, true>(d, e, m, search.points, first, last);
             } else {
-                sturm_sequences<T, false, true>(d, e, m, points, first, last);
+                sturm_sequences<T, false, true>(d, e, m, search.points, first, last);
             }
-            for (i64 at = first; at < last; at += v) take(at / v, least == kShared);
+            for (i64 at = first; at < last; at += v) {
+                take_interleaved<T>(search, at / v, least == kShared, tolerance);
+            }
         }
         if (finished) break;
     }

@@ -1,3 +1,4 @@
+// The steps of pivoted Cholesky, a thread to each matrix; the loops over rows are in the kernels.
 #include "pivoted_cholesky.hpp"
 
 #include <algorithm>

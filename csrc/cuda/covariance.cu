@@ -1,3 +1,4 @@
+// The products of covariance: tiles of the lower triangle, summed in chunks of the samples.
 #include "covariance.hpp"
 #include "elements.cuh"
 #include "mma_instructions.cuh"
@@ -28,10 +29,10 @@ struct Tiling {
     static_assert(kCovarianceChunk % kDepth == 0, "a chunk is whole stages");
 };
 
-// One tile of one layer's lower triangle, and one of the parts of its work.
-// As many parts as the layer has splits.
+// For find_place: as many parts as the layer has splits.
 constexpr i64 kSplits = 0;
 
+// One tile of one layer's lower triangle, and one of the parts of its work.
 struct Place {
     int layer;
     i64 tile, part;
@@ -168,6 +169,20 @@ struct Stage {
     }
 };
 
+// The sums of a tile into shared memory (kTile, kTile + 1).
+template <class T, int kTile>
+__device__ inline void put_sums(Sums<T, kTile>& sums, bool diagonal, T* shared) {
+#pragma unroll
+    for (int i = 0; i < Tiling<T, kTile>::kSums; ++i) {
+        const int r = sums.row_of(i);
+        const int c = sums.column_of(i);
+        // A diagonal tile takes its upper half from its lower one: exact symmetry.
+        if (diagonal && c > r) continue;
+        shared[r * (kTile + 1) + c] = sums.at(i);
+        if (diagonal) shared[c * (kTile + 1) + r] = sums.at(i);
+    }
+}
+
 // Writes rows first .. first + rows of a tile and their mirror image, from shared memory (rows, kTile + 1),
 // so that both are written along rows.
 template <class T, int kTile>
@@ -252,15 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
     for (int i = 0; i < Sizes::kSums; ++i) sums.at(i) += total[i * kThreads];
     __syncthreads();
-#pragma unroll
-    for (int i = 0; i < Sizes::kSums; ++i) {
-        const int r = sums.row_of(i);
-        const int c = sums.column_of(i);
-        // A diagonal tile takes its upper half from its lower one: exact symmetry.
-        if (diagonal && c > r) continue;
-        shared[r * (kTile + 1) + c] = sums.at(i);
-        if (diagonal) shared[c * (kTile + 1) + r] = sums.at(i);
-    }
+    put_sums(sums, diagonal, shared);
     __syncthreads();
     if (splits == 1) return store_rows<T, kTile>(shared, 0, kTile, layer, place);
     T* partial = workspace + layer[kCovPartial] + (place.tile * splits + place.part) * kTile * kTile;

@@ -1,3 +1,4 @@
+// The means and the sums of squares of all rows, which covariance centres by and traces are made of.
 #include "covariance.hpp"
 #include "elements.cuh"
 #include "reduce.cuh"

@@ -1,3 +1,4 @@
+// Reduction to tridiagonal form in one stage, of matrices that fit into shared memory.
 #include <type_traits>
 
 #include "eigvalsh.hpp"

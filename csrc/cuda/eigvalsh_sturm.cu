@@ -1,3 +1,4 @@
+// Eigenvalues of tridiagonal matrices, by counting how many lie below a point.
 #include "eigvalsh.hpp"
 #include "sturm.cuh"
 

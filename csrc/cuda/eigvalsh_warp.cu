@@ -1,3 +1,4 @@
+// Eigenvalues of small matrices from beginning to end, a warp to each.
 #include "eigvalsh.hpp"
 #include "sturm.cuh"
 #include "tridiagonal.cuh"
@@ -19,20 +20,14 @@ struct WarpShared {
 
 // Kernel: lane i keeps row i in registers; whatever all lanes need goes through shared memory.
 
+// Row `lane` of the matrix into `a`, with zeros beyond it; returns the largest magnitude of all rows.
 template <class T>
-__global__ void __launch_bounds__(kWarps * 32, 1) warp_per_matrix(const i64* __restrict__ layers, int count) {
-    const int index = static_cast<int>(blockIdx.x) * kWarps + warp_index();
-    if (index >= count) return;
-    WarpShared<T>& shared = reinterpret_cast<WarpShared<T>*>(shared_memory())[warp_index()];
-    const i64* layer = layers + i64{index} * kEigFields;
+__device__ inline T load_row(const i64* layer, T (&a)[kM]) {
     const T* matrix = reinterpret_cast<const T*>(layer[kEigMatrix]);
     const int size = static_cast<int>(layer[kEigSize]);
     const i64 row_stride = layer[kEigRowStride];
     const i64 column_stride = layer[kEigColumnStride];
-    T* out = reinterpret_cast<T*>(layer[kEigOut]);
     const int lane = lane_index();
-
-    T a[kM];
     T largest = 0;
 #pragma unroll
     for (int c = 0; c < kM; ++c) {
@@ -42,17 +37,18 @@ __global__ void __launch_bounds__(kWarps * 32, 1) warp_per_matrix(const i64* __r
         const T m = magnitude(a[c]);
         largest = m > largest ? m : largest;
     }
-    largest = warp_max(largest);
-    if (largest > Float<T>::kMax) {
-        if (lane < size) out[lane] = Float<T>::kNan;
-        return;
-    }
-    const Scale scale(largest);
-#pragma unroll
-    for (int c = 0; c < kM; ++c) a[c] = scale.apply(a[c]);
+    return warp_max(largest);
+}
 
-    double diagonal = 0;
-    double below = 0;  // the off-diagonal entry (lane, lane - 1)
+// Row `lane` of the tridiagonal form: its diagonal entry, and the one before that.
+struct TridiagonalRow {
+    double diagonal, below;
+};
+
+template <class T>
+__device__ inline TridiagonalRow reduce_rows(T (&a)[kM], int size, WarpShared<T>& shared) {
+    const int lane = lane_index();
+    TridiagonalRow mine{0.0, 0.0};
     for (int s = size - 1; s >= 0; --s) {
         if (lane == s) {
 #pragma unroll
@@ -61,10 +57,10 @@ __global__ void __launch_bounds__(kWarps * 32, 1) warp_per_matrix(const i64* __r
         __syncwarp();
         const T x = lane < s ? shared.row[lane] : T{0};
         const double alpha = s > 0 ? static_cast<double>(shared.row[s - 1]) : 0.0;
-        if (lane == s) diagonal = static_cast<double>(shared.row[s]);
+        if (lane == s) mine.diagonal = static_cast<double>(shared.row[s]);
         const double rest = warp_sum(lane < s - 1 ? static_cast<double>(x) * static_cast<double>(x) : 0.0);
         const Reflection reflection = Reflection::of(alpha, rest, T{});
-        if (lane == s) below = reflection.beta;
+        if (lane == s) mine.below = reflection.beta;
         const T u = lane == s - 1 ? static_cast<T>(reflection.head) : x;
         shared.u[lane] = u;
         __syncwarp();
@@ -79,20 +75,49 @@ __global__ void __launch_bounds__(kWarps * 32, 1) warp_per_matrix(const i64* __r
 #pragma unroll
         for (int c = 0; c < kM; ++c) a[c] -= u * shared.w[c] + w * shared.u[c];
     }
+    return mine;
+}
 
-    const double next_below = __shfl_down_sync(kAllLanes, below, 1);
-    double reach =
-        lane < size ? fabs(diagonal) + fabs(below) + (lane + 1 < size ? fabs(next_below) : 0.0) : 0.0;
+// The eigenvalue of rank `lane`.
+template <class T>
+__device__ inline double eigenvalue_of_lane(const TridiagonalRow& mine, int size, WarpShared<T>& shared) {
+    const int lane = lane_index();
+    const double next_below = __shfl_down_sync(kAllLanes, mine.below, 1);
+    double reach = lane < size
+                       ? fabs(mine.diagonal) + fabs(mine.below) + (lane + 1 < size ? fabs(next_below) : 0.0)
+                       : 0.0;
     reach = warp_max(reach);
     const double unit = sturm_unit(reach);
-    shared.d[lane] = diagonal / unit;
-    shared.squares[lane] = square_for_sturm(below / unit);
+    shared.d[lane] = mine.diagonal / unit;
+    shared.squares[lane] = square_for_sturm(mine.below / unit);
     __syncwarp();
-    if (lane < size) {
-        const double value =
-            quarter_interval(shared.d, shared.squares, size, lane, -1.0, 2.0, (sturm_bits<T>() + 2) / 2);
-        out[lane] = static_cast<T>(reach == 0.0 ? 0.0 : value * unit * scale.undo());
+    if (lane >= size || reach == 0.0) return 0.0;
+    return quarter_interval(shared.d, shared.squares, size, lane, -1.0, 2.0, (sturm_bits<T>() + 2) / 2) *
+           unit;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kWarps * 32, 1) warp_per_matrix(const i64* __restrict__ layers, int count) {
+    const int index = static_cast<int>(blockIdx.x) * kWarps + warp_index();
+    if (index >= count) return;
+    WarpShared<T>& shared = reinterpret_cast<WarpShared<T>*>(shared_memory())[warp_index()];
+    const i64* layer = layers + i64{index} * kEigFields;
+    const int size = static_cast<int>(layer[kEigSize]);
+    T* out = reinterpret_cast<T*>(layer[kEigOut]);
+    const int lane = lane_index();
+
+    T a[kM];
+    const T largest = load_row(layer, a);
+    if (largest > Float<T>::kMax) {
+        if (lane < size) out[lane] = Float<T>::kNan;
+        return;
     }
+    const Scale scale(largest);
+#pragma unroll
+    for (int c = 0; c < kM; ++c) a[c] = scale.apply(a[c]);
+    const TridiagonalRow mine = reduce_rows(a, size, shared);
+    const double value = eigenvalue_of_lane(mine, size, shared);
+    if (lane < size) out[lane] = static_cast<T>(value * scale.undo());
 }
 
 }  // namespace

@@ -1,3 +1,4 @@
+// Tiles of the gathered tensors, a block to each.
 #include "gather.hpp"
 #include "reduce.cuh"
 

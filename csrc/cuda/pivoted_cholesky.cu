@@ -1,3 +1,4 @@
+// Pivoted Cholesky, a block or the blocks of a cluster to each matrix.
 #include "pivoted_cholesky.hpp"
 #include "reduce.cuh"
 
@@ -38,7 +39,44 @@ struct Shared {
     double pick[kStaged];
 };
 
-// Each thread owns the rows i, i + threads, ... of the matrix in its blocks' count of threads.
+// A matrix and where its results go, see PivotField.
+template <class T>
+struct PivotTask {
+    const T* matrix;
+    i64 size, rank, row_stride, column_stride;
+    double *left, *columns;
+    T *factor, *residual;
+    i64 *order, *picked;
+
+    __device__ explicit PivotTask(const i64* layer)
+        : matrix(reinterpret_cast<const T*>(layer[kPivotMatrix])),
+          size(layer[kPivotSize]),
+          rank(layer[kPivotRank]),
+          row_stride(layer[kPivotRowStride]),
+          column_stride(layer[kPivotColumnStride]),
+          left(reinterpret_cast<double*>(layer[kPivotLeft])),
+          columns(reinterpret_cast<double*>(layer[kPivotColumns])),
+          factor(reinterpret_cast<T*>(layer[kPivotFactor])),
+          residual(reinterpret_cast<T*>(layer[kPivotResidual])),
+          order(reinterpret_cast<i64*>(layer[kPivotOrder])),
+          picked(reinterpret_cast<i64*>(layer[kPivotPicked])) {}
+
+    // What no row is better than.
+    __device__ Candidate none() const { return {-1.0, size, 0.0}; }
+};
+
+// The rows of a matrix that a thread owns: first, first + stride, ... of all rows of its `blocks` blocks.
+struct RowShare {
+    unsigned blocks;
+    i64 first, stride;
+    bool leader;
+
+    __device__ explicit RowShare(unsigned blocks)
+        : blocks(blocks),
+          first((blocks == 1 ? 0 : cluster_rank()) * kThreads + threadIdx.x),
+          stride(i64{blocks} * kThreads),
+          leader(threadIdx.x == 0 && (blocks == 1 || cluster_rank() == 0)) {}
+};
 
 // The best row of the matrix's blocks and the sum over all rows, known to every thread.
 __device__ Candidate best_row(Candidate mine, Shared& shared, unsigned blocks, int step) {
@@ -63,91 +101,99 @@ __device__ Candidate best_row(Candidate mine, Shared& shared, unsigned blocks, i
     return best;
 }
 
+// The variances, and the best of this thread's rows.
+template <class T>
+__device__ inline Candidate load_variances(const PivotTask<T>& task, const RowShare& rows) {
+    Candidate mine = task.none();
+    for (i64 i = rows.first; i < task.size; i += rows.stride) {
+        const auto variance = static_cast<double>(task.matrix[i * (task.row_stride + task.column_stride)]);
+        const Candidate row = candidate(variance, i);
+        task.left[i] = row.left;
+        mine = better(mine, row);
+    }
+    return mine;
+}
+
+// The factor's column of the picked row, taken out of the variances; the best of this thread's rows then.
+template <class T>
+__device__ inline Candidate take_out(const PivotTask<T>& task, const RowShare& rows, const Candidate& pick,
+                                     i64 step, Shared& shared) {
+    const double root = sqrt(pick.left);
+    double* column = task.columns + step * task.size;
+    Candidate mine = task.none();
+    // The rows a thread owns, in turns of the staged entries so that long factors fit.
+    for (i64 i = rows.first; i - rows.first % kThreads < task.size; i += rows.stride) {
+        const bool live = i < task.size && task.left[i] != kPicked;
+        double value =
+            live ? static_cast<double>(task.matrix[pick.row * task.row_stride + i * task.column_stride])
+                 : 0.0;
+        for (i64 begin = 0; begin < step; begin += kStaged) {
+            const int staged = static_cast<int>(min(i64{kStaged}, step - begin));
+            __syncthreads();
+            for (int j = static_cast<int>(threadIdx.x); j < staged; j += kThreads) {
+                // Another block may have written it: past the first-level cache.
+                shared.pick[j] = __ldcg(task.columns + (begin + j) * task.size + pick.row);
+            }
+            __syncthreads();
+            if (!live) continue;
+            const double* entries = task.columns + begin * task.size + i;
+#pragma unroll 4
+            for (int j = 0; j < staged; ++j) value -= entries[j * task.size] * shared.pick[j];
+        }
+        if (i >= task.size) continue;
+        value = live ? value / root : 0.0;
+        column[i] = value;
+        if (task.factor != nullptr) task.factor[step * task.size + i] = static_cast<T>(value);
+        if (!live) continue;
+        const Candidate row = candidate(task.left[i] - value * value, i);
+        task.left[i] = i == pick.row ? kPicked : row.left;
+        if (i != pick.row) mine = better(mine, row);
+    }
+    return mine;
+}
+
+// Beyond the picks: no row, nothing explained.
+template <class T>
+__device__ inline void pad(const PivotTask<T>& task, const RowShare& rows, i64 picked, double unexplained) {
+    for (i64 step = picked; step < task.rank; ++step) {
+        for (i64 i = rows.first; i < task.size; i += rows.stride) {
+            if (task.factor != nullptr) {
+                task.factor[step * task.size + i] = T{0};
+            } else {
+                task.columns[step * task.size + i] = 0.0;
+            }
+        }
+        if (rows.leader) {
+            task.order[step] = -1;
+            task.residual[step] = static_cast<T>(unexplained);
+        }
+    }
+}
+
 // One matrix by a block alone or by all `blocks` of its cluster.
 template <class T>
 __device__ void factorise(const i64* layer, unsigned blocks) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
-    const T* matrix = reinterpret_cast<const T*>(layer[kPivotMatrix]);
-    const i64 size = layer[kPivotSize];
-    const i64 rank = layer[kPivotRank];
-    const i64 row_stride = layer[kPivotRowStride];
-    const i64 column_stride = layer[kPivotColumnStride];
-    double* left = reinterpret_cast<double*>(layer[kPivotLeft]);
-    double* columns = reinterpret_cast<double*>(layer[kPivotColumns]);
-    T* factor = reinterpret_cast<T*>(layer[kPivotFactor]);
-    T* residual = reinterpret_cast<T*>(layer[kPivotResidual]);
-    auto* order = reinterpret_cast<i64*>(layer[kPivotOrder]);
-    const bool leader = threadIdx.x == 0 && (blocks == 1 || cluster_rank() == 0);
-    const i64 first = (blocks == 1 ? 0 : cluster_rank()) * kThreads + threadIdx.x;
-    const i64 stride = i64{blocks} * kThreads;
-    const Candidate none{-1.0, size, 0.0};
-
-    Candidate mine = none;
-    for (i64 i = first; i < size; i += stride) {
-        const auto variance = static_cast<double>(matrix[i * (row_stride + column_stride)]);
-        const Candidate row = candidate(variance, i);
-        left[i] = row.left;
-        mine = better(mine, row);
-    }
+    const PivotTask<T> task(layer);
+    const RowShare rows(blocks);
+    Candidate mine = load_variances(task, rows);
     double floor = 0;
     double unexplained = 0;
     i64 step = 0;
-    for (; step <= rank; ++step) {
+    for (; step <= task.rank; ++step) {
         const Candidate pick = best_row(mine, shared, blocks, static_cast<int>(step % 2));
         unexplained = pick.sum;
         if (step == 0) {
-            floor = static_cast<double>(size) * static_cast<double>(Float<T>::kEpsilon) * pick.left;
-        } else if (leader) {
-            residual[step - 1] = static_cast<T>(unexplained);
+            floor = static_cast<double>(task.size) * static_cast<double>(Float<T>::kEpsilon) * pick.left;
+        } else if (rows.leader) {
+            task.residual[step - 1] = static_cast<T>(unexplained);
         }
-        if (step == rank || pick.left <= floor || !(unexplained <= Float<double>::kMax)) break;
-        const double root = sqrt(pick.left);
-        double* column = columns + step * size;
-        mine = none;
-        // The rows a thread owns, in turns of the staged entries so that long factors fit.
-        for (i64 i = first; i - first % kThreads < size; i += stride) {
-            const bool live = i < size && left[i] != kPicked;
-            double value =
-                live ? static_cast<double>(matrix[pick.row * row_stride + i * column_stride]) : 0.0;
-            for (i64 begin = 0; begin < step; begin += kStaged) {
-                const int staged = static_cast<int>(min(i64{kStaged}, step - begin));
-                __syncthreads();
-                for (int j = static_cast<int>(threadIdx.x); j < staged; j += kThreads) {
-                    // Another block may have written it: past the first-level cache.
-                    shared.pick[j] = __ldcg(columns + (begin + j) * size + pick.row);
-                }
-                __syncthreads();
-                if (!live) continue;
-                const double* rows = columns + begin * size + i;
-#pragma unroll 4
-                for (int j = 0; j < staged; ++j) value -= rows[j * size] * shared.pick[j];
-            }
-            if (i >= size) continue;
-            value = live ? value / root : 0.0;
-            column[i] = value;
-            if (factor != nullptr) factor[step * size + i] = static_cast<T>(value);
-            if (!live) continue;
-            const Candidate row = candidate(left[i] - value * value, i);
-            left[i] = i == pick.row ? kPicked : row.left;
-            if (i != pick.row) mine = better(mine, row);
-        }
-        if (leader) order[step] = pick.row;
+        if (step == task.rank || pick.left <= floor || !(unexplained <= Float<double>::kMax)) break;
+        mine = take_out(task, rows, pick, step, shared);
+        if (rows.leader) task.order[step] = pick.row;
     }
-    // Beyond the picks: no row, nothing explained.
-    for (i64 padded = step; padded < rank; ++padded) {
-        for (i64 i = first; i < size; i += stride) {
-            if (factor != nullptr) {
-                factor[padded * size + i] = T{0};
-            } else {
-                columns[padded * size + i] = 0.0;
-            }
-        }
-        if (leader) {
-            order[padded] = -1;
-            residual[padded] = static_cast<T>(unexplained);
-        }
-    }
-    if (leader) *reinterpret_cast<i64*>(layer[kPivotPicked]) = step;
+    pad(task, rows, step, unexplained);
+    if (rows.leader) *task.picked = step;
     // Peers may still read this block's candidate.
     if (blocks > 1) cluster_barrier();
 }

@@ -52,7 +52,7 @@ struct ScaledReflection {
 
     // `tail` is the sum of squares of x; where these are too small to be accurate, they are left out.
     __device__ static ScaledReflection of(T head, T tail) {
-        if (!(tail > (Float<T>::kNegligibleSquare))) return {head, T{0}, T{0}};
+        if (!(tail > Float<T>::kNegligibleSquare)) return {head, T{0}, T{0}};
         const double from = static_cast<double>(head);
         const double norm = sqrt(from * from + static_cast<double>(tail));
         const double beta = from > 0.0 ? -norm : norm;

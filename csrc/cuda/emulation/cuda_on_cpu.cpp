@@ -1,3 +1,4 @@
+// The fibers that a grid's threads run as, and what their barriers do.
 #include "cuda_on_cpu.hpp"
 
 #include <sys/mman.h>
