@@ -1,4 +1,4 @@
-// What the bindings of slimfast._cpu share: each op's is a function here and a file bind_<op>.cpp.
+// What the bindings of slimfast._cpu share; each op has its own in bind_<op>.cpp.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,10 +11,8 @@
 namespace slimfast {
 
 void bind_isa(pybind11::module_& module);
-void bind_covariance(pybind11::module_& module);
-void bind_eigvalsh(pybind11::module_& module);
-void bind_pivoted_cholesky(pybind11::module_& module);
-void bind_gather(pybind11::module_& module);
+#define OP(name) void bind_##name(pybind11::module_& module);
+#include "ops.def"
 
 // (address, dtype, rows, columns, row stride, column stride)
 using PyMatrix = std::tuple<i64, int, i64, i64, i64, i64>;

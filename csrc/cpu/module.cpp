@@ -4,8 +4,6 @@
 PYBIND11_MODULE(SLIMFAST_MODULE, module) {
     module.doc() = "The C++ CPU kernels of slimfast; called by slimfast.kernels.backends.cpu only.";
     slimfast::bind_isa(module);
-    slimfast::bind_covariance(module);
-    slimfast::bind_eigvalsh(module);
-    slimfast::bind_pivoted_cholesky(module);
-    slimfast::bind_gather(module);
+#define OP(name) slimfast::bind_##name(module);
+#include "ops.def"
 }

@@ -1,4 +1,4 @@
-// What the bindings of slimfast._cuda share: each op's is a function here and a file bind_<op>.cpp.
+// What the bindings of slimfast._cuda share; each op has its own in bind_<op>.cpp.
 //
 // Pointers and places are integers, a stream is (device, handle), and what a table holds is said in the op's
 // header.
@@ -13,14 +13,11 @@ namespace slimfast::cuda {
 
 namespace py = pybind11;
 
-// All of the below, for the module of a GPU and the emulated one.
+// All that the module of a GPU and the emulated one have in common: what a device allows, and the ops.
 void bind_kernels(py::module_& module);
 
-void bind_device(py::module_& module);
-void bind_covariance(py::module_& module);
-void bind_eigvalsh(py::module_& module);
-void bind_pivoted_cholesky(py::module_& module);
-void bind_gather(py::module_& module);
+#define OP(name) void bind_##name(py::module_& module);
+#include "ops.def"
 
 using Address = std::uintptr_t;
 using FreeGil = py::call_guard<py::gil_scoped_release>;

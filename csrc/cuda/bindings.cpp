@@ -4,11 +4,12 @@
 namespace slimfast::cuda {
 
 void bind_kernels(py::module_& module) {
-    bind_device(module);
-    bind_covariance(module);
-    bind_eigvalsh(module);
-    bind_pivoted_cholesky(module);
-    bind_gather(module);
+    module.def("device_limits", [](int device) {
+        const DeviceLimits limits = device_limits(device);
+        return py::make_tuple(limits.shared_bytes, limits.clusters);
+    });
+#define OP(name) bind_##name(module);
+#include "ops.def"
 }
 
 }  // namespace slimfast::cuda

@@ -36,6 +36,8 @@ THREADS = {
     "gather_tiles": 256,
     "factorise_all": 512,
 }
+# What nvcc compiles, and what that includes.
+LANGUAGE = (".cu", ".cuh", ".hpp")
 NVCC = shutil.which("nvcc")
 COMPILER = [str(NVCC), "-std=c++17", "-O3", "-I", str(SOURCES / "device")]
 
@@ -53,8 +55,8 @@ class Report(NamedTuple):
 
 def compile_report(source: str, architecture: str) -> str:
     """ptxas -v for one file; kept beside the system's temporary files until a source changes."""
-    folders = (SOURCES, SOURCES.parent / "common")
-    texts = [path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    folders = (SOURCES, SOURCES / "device", SOURCES.parent / "common")
+    texts = [path.read_bytes() for f in folders for path in sorted(f.iterdir()) if path.suffix in LANGUAGE]
     key = hashlib.sha256(b"\0".join([source.encode(), architecture.encode(), *texts])).hexdigest()[:20]
     kept = Path(tempfile.gettempdir()) / f"slimfast-ptxas-{key}.txt"
     if kept.exists():
