@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -34,7 +36,8 @@ def write_onnx(program: ExportedProgram, path: Path) -> Run:
             f"export: an .onnx file holds up to 2 GB, got {size / 1e9:.1f} GB of weights; use .pt2"
         )
     _write_out_attention(program.graph)
-    converted = torch.onnx.export(program, dynamo=True, verbose=False)
+    with _quiet_about_torchvision():
+        converted = torch.onnx.export(program, dynamo=True, verbose=False)
     if converted is None:
         raise SlimfastError("export: the ONNX exporter returned nothing")
     converted.save(path, external_data=False)
@@ -48,6 +51,25 @@ def write_onnx(program: ExportedProgram, path: Path) -> Run:
         ]
 
     return run
+
+
+@contextmanager
+def _quiet_about_torchvision() -> Iterator[None]:
+    """Drop PyTorch's warnings that torchvision is not installed, which come with every network (2.13).
+
+    Its exporter looks up the operators of torchvision before it looks at the network, and a network that was
+    captured without torchvision has none of them.
+    """
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("torchvision is not installed")
+
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _write_out_attention(graph: Graph) -> None:

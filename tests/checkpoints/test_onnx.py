@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,3 +60,12 @@ def test_weights_beyond_a_file_of_onnx_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("slimfast.checkpoints.exporting._ONNX_BYTES", 100)
     with pytest.raises(SlimfastError, match=r"holds up to 2 GB, got .* GB of weights; use \.pt2"):
         export(nn.Linear(6, 18), tmp_path / "a.onnx", torch.randn(2, 6))
+
+
+def test_a_missing_torchvision_is_no_news(tmp_path, monkeypatch, caplog):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "torchvision" else there(name, *rest)
+    )
+    export(nn.Linear(6, 18), tmp_path / "a.onnx", torch.randn(2, 6))
+    assert [record.getMessage() for record in caplog.records if "torchvision" in record.getMessage()] == []
