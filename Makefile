@@ -2,24 +2,33 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
-BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt \
-    $(shell find csrc -type f \( -name '*.cpp' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt \))
-CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(BUILD_INPUTS)) tests/threads/threads.cpp
+PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+SOURCES := CMakeLists.txt $(shell find csrc -type f)
+CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(SOURCES)) tests/threads/threads.cpp
 
-.PHONY: demo test coverage check format bench sanitize sanitize-threads sanitize-gpu fuzz dist wheels clean
+# The CUDA kernels: ON, OFF, or AUTO, which builds them where a GPU can run them. The tests want them wherever nvcc is.
+DEMO_CUDA := $(or $(SLIMFAST_CUDA),AUTO)
+TEST_CUDA := $(or $(SLIMFAST_CUDA),$(if $(shell command -v nvcc 2>/dev/null),ON,AUTO))
+# Stamps of what is installed, named by what was asked for, so that asking for something else installs anew.
+DEMO := $(VENV)/.demo-$(DEMO_CUDA)
+TEST := $(VENV)/.test-$(TEST_CUDA)
 
-demo: $(VENV)/.demo
+.PHONY: demo test build coverage check format bench sanitize sanitize-threads sanitize-gpu fuzz dist wheels clean
+
+demo: $(DEMO)
 	$(BIN)/slimfast demo -o demo
 
 # One process a core; plain `pytest` runs the same tests one after another.
-test: $(VENV)/.test
+test: build
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
-coverage: $(VENV)/.test
+# All that the tests need. Incremental: a changed .cpp compiles that file alone.
+build: $(TEST)
+
+coverage: build
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov=slimfast --cov-report=term-missing:skip-covered --cov-fail-under=90
 
-check: $(VENV)/.test
+check: build
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -27,18 +36,18 @@ check: $(VENV)/.test
 	$(BIN)/python -m benchmarks.tables --check
 	$(BIN)/python tools/api.py --check
 
-format: $(VENV)/.test
+format: build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 # Without an earlier run there is nothing to compare with, and the plugin warns.
-bench: $(VENV)/.test
+bench: build
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-autosave --benchmark-compare \
 	    -W ignore::pytest_benchmark.logger.PytestBenchmarkWarning
 
 # The sanitised module stands in for the plain one while the tests run.
-sanitize: $(VENV)/.test
+sanitize: build
 	$(BIN)/cmake -S . -B build/sanitize -DSLIMFAST_CUDA=OFF -DSLIMFAST_SANITIZE=address,undefined \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/sanitize --target _cpu
@@ -52,12 +61,12 @@ sanitize: $(VENV)/.test
 
 # A million executions take hours; EXECUTIONS is for each target. Guided by atheris, where its wheel installs.
 EXECUTIONS ?= 100000
-fuzz: $(VENV)/.test
-	$(PIP) -e '.[fuzz]'
+fuzz: build
+	$(PIP) 'slimfast[fuzz]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --executions $(EXECUTIONS) --folder build/fuzz
 
 # Started threads instead of OpenMP's, whose runtime the sanitizer does not know.
-sanitize-threads: $(VENV)/.test
+sanitize-threads: build
 	$(BIN)/cmake -S . -B build/sanitize-threads -DSLIMFAST_CUDA=OFF -DSLIMFAST_SANITIZE=thread -DSLIMFAST_OPENMP=OFF \
 	    -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir)
 	$(BIN)/cmake --build build/sanitize-threads --target threads
@@ -65,13 +74,13 @@ sanitize-threads: $(VENV)/.test
 
 # On a machine with an NVIDIA GPU, under compute-sanitizer, which is some hundred times slower: small cases of every
 # kernel of slimfast._cuda. racecheck sees shared memory alone.
-sanitize-gpu: $(VENV)/.test
+sanitize-gpu: build
 	for tool in memcheck racecheck synccheck; do \
 	    compute-sanitizer --tool $$tool --error-exitcode 1 \
 	        $(BIN)/pytest tests/kernels/test_cuda_small.py -m gpu -p no:cacheprovider || exit 1; \
 	done
 
-dist: $(VENV)/.test
+dist: build
 	$(BIN)/python -m build
 
 # The CPU wheel, checked in a fresh environment, and its list of parts.
@@ -81,13 +90,28 @@ wheels:
 clean:
 	rm -rf build dist demo $(VENV)
 
-$(BIN)/pip:
+# What builds slimfast stays in the environment: pip's isolated builds have new paths each time and start from nothing.
+$(VENV)/.tools: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-
-$(VENV)/.demo: $(BUILD_INPUTS) | $(BIN)/pip
-	$(PIP) -e '.[demo]'
+	$(PIP) 'pip>=23.1' scikit-build-core pybind11 cmake ninja
 	touch $@
 
-$(VENV)/.test: $(BUILD_INPUTS) | $(BIN)/pip
-	$(PIP) -e '.[test,check]' -C cmake.define.SLIMFAST_CUDA_EMULATION=ON -C cmake.define.SLIMFAST_CPU_EMULATION=ON
-	touch $@ $(VENV)/.demo
+# $(call install,CUDA,EMULATION): the objects stay in one folder under build/, whatever is asked for. --verbose shows progress.
+define install
+	rm -f $(VENV)/.demo-* $(VENV)/.test-*
+	SLIMFAST_CUDA=$(1) $(PIP) --verbose --no-deps --no-build-isolation --check-build-dependencies \
+	    -C cmake.define.SLIMFAST_CUDA_EMULATION=$(2) -C cmake.define.SLIMFAST_CPU_EMULATION=$(2) -e .
+endef
+
+# $(call needs,EXTRAS): what slimfast, installed before, needs; a changed source needs nothing new.
+needs = $(if $(filter-out $(SOURCES),$?),$(PIP) 'slimfast[$(1)]')
+
+$(DEMO): pyproject.toml constraints.txt $(SOURCES) | $(VENV)/.tools
+	$(call install,$(DEMO_CUDA),OFF)
+	$(call needs,demo)
+	touch $@
+
+$(TEST): pyproject.toml constraints.txt $(SOURCES) | $(VENV)/.tools
+	$(call install,$(TEST_CUDA),ON)
+	$(call needs,dev)
+	touch $@ $(DEMO)

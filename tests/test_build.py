@@ -1,8 +1,9 @@
-"""Check what CMake decides to build; nothing is compiled here."""
+"""Check what `make` and CMake decide to build, and when; nothing is compiled here."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
+MAKE = shutil.which("make")
 # The environment's own comes first: it is what builds slimfast.
 CMAKE = shutil.which("cmake", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 
+Make = Callable[..., str]
 Configure = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -22,6 +25,70 @@ def write_program(path: Path, status: int) -> None:
     """Write a program that does nothing and ends with that status."""
     path.write_text(f"#!/bin/sh\nexit {status}\n")
     path.chmod(0o755)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Return a function that tells what `make` would run in an empty environment, with an nvcc or without."""
+    if MAKE is None:
+        pytest.skip("make is not on PATH")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "find").symlink_to(shutil.which("find") or "find")
+
+    def run(*arguments: str, nvcc: bool = False, **settings: str) -> str:
+        if nvcc:
+            write_program(programs / "nvcc", 0)
+        command = [MAKE, "-n", f"VENV={tmp_path}", *arguments]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={"PATH": str(programs), **settings},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.replace("\\\n", " ")
+
+    return run
+
+
+def options(commands: str) -> dict[str, str]:
+    """Return the options with which slimfast is installed, once."""
+    (line,) = [line for line in commands.splitlines() if " -e " in line]
+    assert "--no-build-isolation" in line
+    assert "--verbose" in line
+    return dict(re.findall(r"SLIMFAST_(\w+)=(\w+)", line))
+
+
+def test_the_demo_compiles_what_runs_here(make: Make) -> None:
+    found = options(make("demo", nvcc=True))
+    assert found == {"CUDA": "AUTO", "CUDA_EMULATION": "OFF", "CPU_EMULATION": "OFF"}
+
+
+def test_the_tests_compile_all_that_nvcc_allows(make: Make) -> None:
+    found = {"CUDA_EMULATION": "ON", "CPU_EMULATION": "ON"}
+    assert options(make("test")) == {"CUDA": "AUTO", **found}
+    assert options(make("test", nvcc=True)) == {"CUDA": "ON", **found}
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+@pytest.mark.parametrize("wish", ["ON", "OFF"])
+def test_a_wish_for_the_cuda_kernels_is_passed_on(make: Make, target: str, wish: str) -> None:
+    assert options(make(target, nvcc=True, SLIMFAST_CUDA=wish))["CUDA"] == wish
+    assert options(make(target, f"SLIMFAST_CUDA={wish}", nvcc=True))["CUDA"] == wish
+
+
+def test_what_is_installed_is_installed_again_only_for_a_change(make: Make, tmp_path: Path) -> None:
+    for name in (".tools", ".test-AUTO", ".demo-AUTO"):
+        (tmp_path / name).touch()
+    source, dependencies = ("-W", "csrc/cpu/CMakeLists.txt"), ("-W", "pyproject.toml")
+    for target in ("build", "demo"):
+        assert "pip install" not in make(target)
+        assert options(make(target, "SLIMFAST_CUDA=ON"))["CUDA"] == "ON"
+        assert options(make(target, *source))
+        assert "slimfast[" not in make(target, *source)
+        assert "slimfast[" in make(target, *source, *dependencies)
 
 
 @pytest.fixture
