@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 import threading
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
+from support.tools import load_tool
 from torch import nn
 
 import slimfast
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "api.md"
-
-spec = importlib.util.spec_from_file_location("api", ROOT / "tools" / "api.py")
-assert spec is not None
-assert spec.loader is not None
-api = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(api)
+api = load_tool("api")
 
 
 def test_the_page_is_made_from_the_package() -> None:
