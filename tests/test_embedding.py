@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.embedded import EXAMPLE, network
 from torch import nn
 
 import slimfast
@@ -22,21 +23,6 @@ from slimfast import Cancelled, Plan, SlimfastError
 from slimfast.distillation.resume import FILE
 
 ROOT = Path(slimfast.__file__).parents[1]
-EXAMPLE = torch.zeros(1, 3, 8, 8)
-
-
-def network(seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 24, 3, padding=1),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(24, 5),
-    )
 
 
 def batches(count: int = 4) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -219,7 +205,7 @@ def test_threads_get_what_one_alone_gets() -> None:
 PROGRAM = """
 import hashlib, sys, torch, slimfast
 sys.path.insert(0, "tests")
-from test_embedding import EXAMPLE, network
+from support.embedded import EXAMPLE, network
 torch.set_num_threads(int(sys.argv[2]))
 model = network()
 plan = slimfast.plan(model, EXAMPLE, macs=0.5, multiple_of=2)

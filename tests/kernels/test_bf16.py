@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from support import kernels_cases as cases
+from support.covariances import JOINT, exact_covariance, plain_covariance
 from support.cpu_fixtures import emulated_isas, native_isas, use_emulated
-from test_covariance import JOINT, exact_covariance, plain_covariance
 from torch import Tensor
 
 from slimfast.kernels.backends import cpu

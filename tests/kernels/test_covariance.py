@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-import numpy as np
 import pytest
 import torch
 from support import kernels_cases as cases
+from support.covariances import JOINT, exact_covariance, plain_covariance
 from torch import Tensor
 
 from slimfast.kernels.backends import cpu, reference
@@ -18,22 +18,6 @@ from slimfast.kernels.ops import grouped_covariance
 BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 Threads = Callable[[int], AbstractContextManager[None]]
-
-
-def exact_covariance(x: Tensor, by_rows: bool, *, extended: bool | None = None) -> Tensor:
-    """(m, m) float64, computed in float64 or in extended precision (the default for float64)."""
-    extended = x.dtype == torch.float64 if extended is None else extended
-    wide = x.double().numpy().astype(np.longdouble if extended else np.float64)
-    centred = wide - wide.mean(1, keepdims=True)
-    left = centred if by_rows else centred.T
-    return torch.from_numpy((left @ left.T / max(x.shape[1] - 1, 1)).astype(np.float64))
-
-
-def plain_covariance(x: Tensor, by_rows: bool) -> Tensor:
-    """What a PyTorch user writes, in x's own dtype."""
-    centred = x - x.mean(1, keepdim=True)
-    left = centred if by_rows else centred.T
-    return left @ left.T / max(x.shape[1] - 1, 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -69,17 +53,6 @@ def test_rows_side_equals_torch_cov(dtype: torch.dtype, backend: str) -> None:
     for x, matrix in zip(xs, ours.matrices, strict=True):
         expected = torch.cov(x).reshape(x.shape[0], x.shape[0])
         cases.assert_as_accurate_as_torch(matrix, expected, exact_covariance(x, True))
-
-
-# Rows and the members' columns: several chunks of samples, parts that end within a member, one position.
-JOINT = [
-    (1, (1, 1)),
-    (5, (3, 1, 8)),
-    (33, (64, 200, 7)),
-    (70, (576, 64, 256, 130)),
-    (40, (3, 2)),
-    (16, (9000, 9, 20000)),
-]
 
 
 @pytest.fixture(params=["reference", "cpu", "one at a time"])

@@ -13,9 +13,9 @@ import pytest
 import scipy.linalg
 import torch
 from support import kernels_cases as cases
+from support.covariances import JOINT, exact_covariance, plain_covariance
 from support.cpu_fixtures import emulated_isas
-from test_covariance import JOINT, exact_covariance, plain_covariance
-from test_eigvalsh import assert_group_as_accurate, torch_and_float64
+from support.eigenvalues import assert_group_as_accurate, torch_and_float64
 
 from slimfast.kernels import ops
 
