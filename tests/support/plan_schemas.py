@@ -1,4 +1,4 @@
-"""The published JSON Schemas of plans, as validators."""
+"""The published JSON Schemas of plans, as validators, and a fixture that holds every plan to them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 from functools import cache
 from typing import Any
 
+import pytest
 from jsonschema import Draft202012Validator
 
+from slimfast import Plan
 from support.paths import ROOT
 
 SCHEMAS = ROOT / "docs" / "schemas"
@@ -26,3 +28,16 @@ def check(text: str) -> None:
     """Raise unless a document follows the schema of the version it names."""
     document = json.loads(text)
     validator(document["schema"]).validate(document)
+
+
+@pytest.fixture(autouse=True)
+def plans_follow_their_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every plan that a test writes as JSON follows the published schema."""
+    to_json = Plan.to_json
+
+    def checked(plan: Plan) -> str:
+        text = to_json(plan)
+        check(text)
+        return text
+
+    monkeypatch.setattr(Plan, "to_json", checked)
