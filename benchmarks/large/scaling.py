@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.large.backbone import FITS, Decoder, generate
+from benchmarks.large.decoder import FITS, Decoder, generate
+from benchmarks.markdown import Table
 from benchmarks.stamp import ROOT, stamp
 from slimfast.checkpoints.shards import plan_checkpoint
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
@@ -171,6 +172,9 @@ def table(result: dict[str, Any]) -> str:
             "",
         ]
     )
+
+
+TABLES = (Table("scaling-processes", ("scaling.json",), table),)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.markdown import Table
 from benchmarks.stamp import ROOT, stamp
 from slimfast.spectra import Spectrum, measure_spectra
 from slimfast.storage.atomic import atomic_path
@@ -74,6 +75,9 @@ def table(result: Mapping[str, Any]) -> str:
     if len(lines) == 2:
         return "not measured\n"
     return "\n".join(lines) + "\n"
+
+
+TABLES = (Table("widths-real", ("widths.json",), table),)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from benchmarks.markdown import NOT_MEASURED, NOT_YET, Table, rows_of
 from benchmarks.zoo.networks import ZOOS
 from benchmarks.zoo.stages import PARAMS
 
-NOT_MEASURED = "not measured"
 # How far below the budget a plan may stay.
 NEAR = 0.02
 # A peer's network counts as slimmed when it runs and has lost at least this share of its parameters.
@@ -37,9 +38,9 @@ def table(zoo: str, results: Mapping[str, Row]) -> str:
     names = ZOOS[zoo]
     lines: list[Sequence[str]] = [_HEAD, ["---", *["--:"] * 3, *["---"] * 5, "--:", "---", "--:"]]
     lines += [_line(name, results.get(name)) for name in names]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     rows = {name: results[name] for name in names if name in results}
-    return f"{text}\n\n{_counts(len(names), rows)}\n\n{_failures(rows)}{_where(list(rows.values()))}\n"
+    counts, failures, where = _counts(len(names), rows), _failures(rows), _where(list(rows.values()))
+    return f"{rows_of(lines)}\n\n{counts}\n\n{failures}{where}\n"
 
 
 def times(zoo: str, results: Mapping[str, Row]) -> str:
@@ -55,8 +56,7 @@ def times(zoo: str, results: Mapping[str, Row]) -> str:
         checked = stages.get("verify", {}).get("seconds")
         shown = "-" if checked is None else f"{checked:.2f}"
         lines.append([name.partition(":")[2], *spent, f"{done[name]:.2f}", shown])
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"{text}\n\n{_where(list(rows.values()))}\n"
+    return f"{rows_of(lines)}\n\n{_where(list(rows.values()))}\n"
 
 
 def _line(name: str, row: Row | None) -> list[str]:
@@ -175,7 +175,7 @@ def _plain(text: str) -> str:
 def _where(rows: Sequence[Row]) -> str:
     made = [row["stamp"] for row in rows]
     if not made:
-        return "Not measured yet."
+        return NOT_YET
     limits = sorted({f"{row['limit_s']:g} s and {row['limit_gb']:g} GB" for row in rows})
     commits = sorted({stamp["commit"] or "no commit" for stamp in made})
     threads = sorted({str(stamp["machine"]["threads"]) for stamp in made})
@@ -189,3 +189,9 @@ def _where(rows: Sequence[Row]) -> str:
         f"torch-pruning {versions['torch-pruning']}, {max(stamp['date'] for stamp in made)}, "
         f"commit {', '.join(commits)}."
     )
+
+
+TABLES = (
+    *(Table(f"zoo-{zoo}", ("zoo.json",), partial(table, zoo)) for zoo in ZOOS),
+    Table("zoo-times", ("zoo.json",), partial(times, "families")),
+)

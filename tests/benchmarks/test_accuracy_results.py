@@ -9,10 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import tables as all_tables
+from benchmarks import tables
 from benchmarks.accuracy.data.cifar10_data import Images
 from benchmarks.accuracy.networks.resnet_cifar import ResNet
-from benchmarks.accuracy.studies import brief, contenders, plots, recovery, tables
+from benchmarks.accuracy.studies import (
+    contenders,
+    minilm_tables,
+    oneshot_tables,
+    plots,
+    recovery,
+    recovery_tables,
+)
 from slimfast.distillation.resume import load_training
 from slimfast.errors import SlimfastError
 
@@ -65,7 +72,7 @@ def one_shot() -> dict[str, Any]:
 
 
 def test_recovery_has_mean_and_deviation_over_the_seeds_that_were_trained() -> None:
-    lines = tables.table(recovered()).splitlines()
+    lines = recovery_tables.table(recovered()).splitlines()
     assert lines[2] == "| default | 85.00 % ± 1.41 | 2 | 30.00 % | 80.00 % | 2.600 | 1,234 | 5,678 | 11 s |"
     assert lines[3] == "| uniform, L1 (control) | 80.00 % | 1 | 30.00 % | 80.00 % |  | 1,234 | 5,678 | 10 s |"
     assert "2 epochs on 5,000 images" in lines[-1]
@@ -73,24 +80,24 @@ def test_recovery_has_mean_and_deviation_over_the_seeds_that_were_trained() -> N
 
 
 def test_what_did_not_help_is_compared_with_what_it_was_tried_instead_of() -> None:
-    lines = tables.lost(one_shot()).splitlines()
+    lines = oneshot_tables.lost(one_shot()).splitlines()
     assert lines[2:4] == [
         "| unit scaling, one tau | 79.00 % | the paper's | 80.00 % | -1.00 |",
         "| weights' repair, uniform | 25.00 % | no repair | 20.00 % | +5.00 |",
     ]
-    assert tables.lost({}).splitlines()[-1] == "Not measured yet."
+    assert oneshot_tables.lost({}).splitlines()[-1] == "Not measured yet."
 
 
 def test_a_table_of_losses_is_filled_from_the_result_it_names(tmp_path: Path) -> None:
     (tmp_path / "oneshot-x.json").write_text(json.dumps(one_shot()))
     marks = "<!-- table:accuracy-lost-oneshot-x -->\n<!-- /table -->"
-    assert "| unit scaling, one tau | 79.00 % |" in all_tables.fill(marks, tmp_path)
+    assert "| unit scaling, one tau | 79.00 % |" in tables.fill(marks, tmp_path)
 
 
 def test_brief_tables_have_a_column_for_each_network_and_say_what_is_missing(tmp_path: Path) -> None:
     other = one_shot() | {"dense": {"test": 0.9}}
     other["rows"] = [*other["rows"], {**other["rows"][0], "share": 0.3, "test": 0.6}]
-    lines = brief.oneshot([other]).splitlines()
+    lines = oneshot_tables.brief(other).splitlines()
     assert lines[0] == "| widths | units | repair | resnet20, 0.5 | resnet20, 0.3 |"
     assert lines[2] == "| original |  |  | 90.00 % | 90.00 % |"
     assert "| explained variance (paper) | l1 | activations | 80.00 % | 60.00 % |" in lines
@@ -98,18 +105,18 @@ def test_brief_tables_have_a_column_for_each_network_and_say_what_is_missing(tmp
     assert "| noise null | l1 | activations | not measured | not measured |" in lines
     assert lines[-1].endswith("test images: resnet20 2,000.")
     both = [recovered(), recovered() | {"settings": recovered()["settings"] | {"network": "b", "lr": 0.02}}]
-    lines = brief.recovery(both).splitlines()
+    lines = recovery_tables.brief(*both).splitlines()
     assert lines[0] == "| thin network | resnet20, from 0.05 | b, from 0.02 |"
     assert lines[2] == "| default | 85.00 % ± 1.41 (2) | 85.00 % ± 1.41 (2) |"
     assert "| uniform, L1 (control) | 80.00 % (1) | 80.00 % (1) |" in lines
     assert "| torch-pruning | not measured | not measured |" in lines
     for kind in ("oneshot", "recovery"):
         marks = f"<!-- table:accuracy-brief-{kind} -->\n<!-- /table -->"
-        assert "Not measured yet." in all_tables.fill(marks, tmp_path)
+        assert "Not measured yet." in tables.fill(marks, tmp_path)
     (tmp_path / "recovery-resnet20.json").write_text(json.dumps(recovered()))
-    assert "| default | 85.00 % ± 1.41 (2) |" in all_tables.fill(marks, tmp_path)
-    with pytest.raises(ValueError, match="accuracy-brief-x: expected oneshot or recovery"):
-        all_tables.fill("<!-- table:accuracy-brief-x -->\n<!-- /table -->", tmp_path)
+    assert "| default | 85.00 % ± 1.41 (2) |" in tables.fill(marks, tmp_path)
+    with pytest.raises(ValueError, match=r"accuracy-brief-x: expected one of .*, accuracy-brief-oneshot,"):
+        tables.fill("<!-- table:accuracy-brief-x -->\n<!-- /table -->", tmp_path)
 
 
 def test_minilm_has_the_cut_networks_and_then_the_distilled_ones() -> None:
@@ -135,7 +142,7 @@ def test_minilm_has_the_cut_networks_and_then_the_distilled_ones() -> None:
             row("default, activations", "activations", None, 0.8),
         ],
     }
-    lines = tables.table(result).splitlines()
+    lines = minilm_tables.table(result).splitlines()
     assert lines[2:6] == [
         "| original |  |  | 82.00 | 86.00 |  | 1 |",
         "| default | activations |  | 80.00 | 80.00 |  | 0.600 |",

@@ -10,39 +10,40 @@ import pytest
 import torch
 
 from benchmarks.large import backbone
+from benchmarks.large.decoder import SIZES, Decoder, generate
 from benchmarks.tables import fill
 from slimfast.storage.weights import open_weights, read_tensors
 
 
-def count(decoder: backbone.Decoder) -> int:
+def count(decoder: Decoder) -> int:
     return sum(math.prod(shape) for shard in decoder.shards() for shape in shard.values())
 
 
 def test_the_decoder_has_the_parameters_of_llama_3_8b() -> None:
     # The model card's 8.03 billion, to the last one.
-    assert count(backbone.SIZES["8b"]) == 8_030_261_248
-    assert 1.4e9 < 2 * count(backbone.SIZES["1b"]) < 1.6e9
+    assert count(SIZES["8b"]) == 8_030_261_248
+    assert 1.4e9 < 2 * count(SIZES["1b"]) < 1.6e9
 
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return backbone.generate(backbone.SIZES["tiny"], tmp_path_factory.mktemp("tiny"))
+    return generate(SIZES["tiny"], tmp_path_factory.mktemp("tiny"))
 
 
 def test_shards_are_generated_once_and_the_same_everywhere(index: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in index.parent.glob("*.safetensors")}
     (index.parent / "model-00001.safetensors").write_bytes(b"half")
-    backbone.generate(backbone.SIZES["tiny"], index.parent)
+    generate(SIZES["tiny"], index.parent)
     changed = [path.name for path, time in before.items() if path.stat().st_mtime_ns != time]
     assert changed == ["model-00001.safetensors"]
-    other = read_tensors(backbone.generate(backbone.SIZES["tiny"], tmp_path))
+    other = read_tensors(generate(SIZES["tiny"], tmp_path))
     found = read_tensors(index)
     assert list(found) == list(other)
     for name, tensor in found.items():
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, other[name])
     infos = {name: info.shape for name, info in open_weights(index).infos.items()}
-    assert infos == {n: s for shard in backbone.SIZES["tiny"].shards() for n, s in shard.items()}
+    assert infos == {n: s for shard in SIZES["tiny"].shards() for n, s in shard.items()}
 
 
 def test_the_bound_is_that_of_the_largest_layer(index: Path) -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from benchmarks import run, tables, timing
-from benchmarks.accuracy.studies import tables as accuracy_tables
+from benchmarks.accuracy.studies import cifar10_tables
 from benchmarks.ops import cases, cusolver, eigvalsh, gather
+from benchmarks.ops import tables as op_tables
 from benchmarks.roofline import Roofline
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 
@@ -204,15 +205,15 @@ def test_products_of_16_bits_are_bounded_by_those_of_float32_where_these_are_fas
 )
 def test_a_table_shows_the_share_of_a_bound(seconds, cell, target):
     row = timing.Row("row", (), (timing.Target(timing.BOUND, 0.6),))
-    assert tables._cell(row_of(seconds), timing.BOUND) == cell
-    assert tables._targets(row, row_of(seconds)) == f"60 % of the bound: {target}"
+    assert op_tables._cell(row_of(seconds), timing.BOUND) == cell
+    assert op_tables._targets(row, row_of(seconds)) == f"60 % of the bound: {target}"
 
 
 def test_a_bound_that_was_passed_is_none_and_reaches_no_target():
     row, found = timing.Row("row", (), (timing.Target(timing.BOUND, 0.6),)), row_of(1e-5)
-    assert tables._cell(found, timing.BOUND) == "no bound"
-    assert tables._targets(row, found) == "60 % of the bound"
-    assert tables._cell({}, timing.BOUND) == "not measured"
+    assert op_tables._cell(found, timing.BOUND) == "no bound"
+    assert op_tables._targets(row, found) == "60 % of the bound"
+    assert op_tables._cell({}, timing.BOUND) == "not measured"
 
 
 def test_table_says_what_was_reached():
@@ -226,7 +227,7 @@ def test_table_says_what_was_reached():
         "machine": {"cpu": "Some CPU", "isa": "avx2", "threads": 2, "gpu": None, "load": 0.1},
     }
     made |= {"versions": {"torch": "2.13"}, "date": "2026-01-01", "commit": "abc"}
-    text = tables.table("cpu", "spectra", {"stamp": made, "quick": False, "rows": rows})
+    text = op_tables.table("cpu", "spectra", {"stamp": made, "quick": False, "rows": rows})
     lines = text.splitlines()
     assert lines[2] == (
         f"| {names[0]} | 4.00 ms (3.60 to 5.00) | 12.5 x | 3.00 x | 25 % | 3 MiB "
@@ -239,8 +240,8 @@ def test_table_says_what_was_reached():
 
 def test_a_target_in_seconds_is_missed_by_a_slow_run():
     row = timing.Row("row", (), (timing.Target("torch", 8.0, seconds=10.0),))
-    assert tables._targets(row, row_of(9.0, torch={"seconds": 90.0})).endswith("under 10 s: reached")
-    assert tables._targets(row, row_of(11.0, torch={"seconds": 110.0})).endswith("under 10 s: missed")
+    assert op_tables._targets(row, row_of(9.0, torch={"seconds": 90.0})).endswith("under 10 s: reached")
+    assert op_tables._targets(row, row_of(11.0, torch={"seconds": 110.0})).endswith("under 10 s: missed")
 
 
 def test_the_accuracy_table_gives_mean_and_deviation_over_seeds():
@@ -258,12 +259,12 @@ def test_the_accuracy_table_gives_mean_and_deviation_over_seeds():
             row("plan", "distilled", 1, 0.92),
         ],
     }
-    lines = accuracy_tables.table(result).splitlines()
+    lines = cifar10_tables.table(result).splitlines()
     assert lines[2] == "| original | 92.50 % | 1,234 | 5,678 |"
     assert lines[3] == "| thin, pruned | not measured | not measured | not measured |"
     assert lines[4] == "| thin, distilled | 91.00 % ± 1.41 | 1,234 | 5,678 |"
     assert "1 epoch of distillation on 5,000 images, 2 seeds, 2,000 test images read once; 61 s" in lines[-1]
-    assert accuracy_tables.table({}).splitlines()[-1] == "Not measured yet."
+    assert cifar10_tables.table({}).splitlines()[-1] == "Not measured yet."
 
 
 def test_tables_of_the_second_machine_are_of_its_own_results(tmp_path):
@@ -272,7 +273,7 @@ def test_tables_of_the_second_machine_are_of_its_own_results(tmp_path):
     assert "Not measured yet." in tables.fill(marks, tmp_path)
     (tmp_path / "avx512").mkdir()
     shutil.move(tmp_path / "cpu-gather.json", tmp_path / "avx512")
-    made = tables.table("cpu", "gather", json.loads((tmp_path / "avx512" / "cpu-gather.json").read_text()))
+    made = op_tables.table("cpu", "gather", json.loads((tmp_path / "avx512" / "cpu-gather.json").read_text()))
     assert made in tables.fill(marks, tmp_path)
 
 

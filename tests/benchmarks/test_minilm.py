@@ -12,7 +12,7 @@ import torch
 from benchmarks.accuracy.data import stsb_data
 from benchmarks.accuracy.data.stsb_data import SentenceEncoder, TokenBatches, padded, spearman
 from benchmarks.accuracy.studies import allocations, minilm
-from benchmarks.accuracy.studies.allocations import Study
+from benchmarks.accuracy.studies.study import Study
 from slimfast.errors import SlimfastError
 from slimfast.pruning.prune import prune_channels
 

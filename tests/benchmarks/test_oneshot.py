@@ -16,8 +16,9 @@ from torch import nn
 from benchmarks.accuracy.data.cifar10_data import Images
 from benchmarks.accuracy.networks.resnet_cifar import ResNet
 from benchmarks.accuracy.networks.vgg_cifar import VGG
-from benchmarks.accuracy.studies import allocations, contenders, oneshot, peer, tables
-from benchmarks.accuracy.studies.allocations import ALLOCATIONS, CONTROLS, Study
+from benchmarks.accuracy.studies import allocations, contenders, oneshot, oneshot_tables, other_spectra, peer
+from benchmarks.accuracy.studies.allocations import ALLOCATIONS, CONTROLS
+from benchmarks.accuracy.studies.study import Study
 from benchmarks.accuracy.studies.trainings import training_folder
 from slimfast.errors import SlimfastError
 from slimfast.plans.costs import count_module
@@ -74,7 +75,7 @@ def test_random_widths_differ_by_seed(study: Study) -> None:
 
 def test_the_noise_null_has_the_layers_shape_and_variance(study: Study) -> None:
     for old in study.spectra.values():
-        null = allocations.noise_like(old, seed=0)
+        null = other_spectra.noise_like(old, seed=0)
         assert (null.n, null.d) == (old.n, old.d)
         assert null.trace == pytest.approx(old.trace)
         assert float(null.eigenvalues.sum()) == pytest.approx(old.trace)
@@ -82,8 +83,8 @@ def test_the_noise_null_has_the_layers_shape_and_variance(study: Study) -> None:
 
 def test_what_is_above_the_noise() -> None:
     flat = Spectrum("a", 4, 9, np.array([9.0, 1.0, 1.0, 1.0]), 12.0, 0.0, "float64")
-    rest = allocations.above_noise(flat, seed=0)
-    noise = allocations.noise_like(flat, seed=0).eigenvalues
+    rest = other_spectra.above_noise(flat, seed=0)
+    noise = other_spectra.noise_like(flat, seed=0).eigenvalues
     expected = np.maximum(flat.eigenvalues - noise * min(1.0, 1.0 / noise[2]), 0.0)
     assert rest.eigenvalues == pytest.approx(np.sort(expected)[::-1])
     assert rest.eigenvalues[0] / rest.trace > flat.eigenvalues[0] / flat.trace
@@ -91,7 +92,7 @@ def test_what_is_above_the_noise() -> None:
 
 def test_filters_are_folded_by_the_norm_that_follows() -> None:
     model = network()
-    folded = allocations.folded_weights(model)
+    folded = other_spectra.folded_weights(model)
     norm = model.get_submodule("layer1.0.bn2")
     expected = model.get_submodule("layer1.0.conv2").weight * (
         norm.weight / (norm.running_var + norm.eps).sqrt()
@@ -106,7 +107,7 @@ def test_filters_of_a_plain_network_are_folded_too() -> None:
     norm = plain.get_submodule("features.4")
     nn.init.uniform_(norm.weight, 0.5, 2.0)
     nn.init.uniform_(norm.running_var, 0.5, 2.0)
-    folded = allocations.folded_weights(plain)
+    folded = other_spectra.folded_weights(plain)
     expected = plain.get_submodule("features.3").weight * (
         norm.weight / (norm.running_var + norm.eps).sqrt()
     ).view(-1, 1, 1, 1)
@@ -134,7 +135,7 @@ def test_a_run_goes_on_where_it_stopped(
     assert all(row["macs"] <= 0.5 * result["dense"]["macs"] for row in result["rows"])
     with pytest.raises(SlimfastError, match="has results of other settings"):
         oneshot.main(network="resnet8", macs=[0.5], calibration=4, output=path, full=False, telling=False)
-    lines = tables.table(result).splitlines()
+    lines = oneshot_tables.table(result).splitlines()
     assert lines[0] == "| MACs | widths | units | repair | test accuracy | parameters | MACs reached |"
     assert sum("uniform (control) | l1 | none" in line for line in lines) == 1
 

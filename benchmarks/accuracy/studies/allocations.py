@@ -8,73 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from benchmarks.accuracy.studies.other_spectra import above_noise, folded_weights, noise_like
 from benchmarks.accuracy.studies.peer import kept_units, torch_pruned
-from slimfast.calibration import ErrorCurve, error_curves
+from benchmarks.accuracy.studies.study import Allocation, Study
+from slimfast.calibration import ErrorCurve
 from slimfast.calibration.consumers import readers
 from slimfast.calibration.curves import felt_by_reader
-from slimfast.calibration.moments import Calibration, calibrate, unit_covariance
+from slimfast.calibration.moments import unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
-from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels import grouped_eigvalsh
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.controls import uniform_like
-from slimfast.plans.costs import CostModel
-from slimfast.spectra import Spectrum, measure_spectra
-
-Budget: TypeAlias = Literal["macs", "params"]
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A network with all that the allocations look at."""
-
-    model: nn.Module
-    graph: ChannelGraph
-    spectra: Mapping[str, Spectrum]
-    calibration: Calibration
-    curves: Mapping[str, ErrorCurve]
-    budget: Budget = "macs"
-
-    @staticmethod
-    def of(
-        model: nn.Module,
-        example: Any,
-        batches: Any,
-        samples: int,
-        *,
-        budget: Budget = "macs",
-        include: Sequence[str] | None = None,
-    ) -> Study:
-        """Everything measured once; only groups of ``include`` are cut."""
-        graph = trace_channels(model, example, include=include)
-        calibration = calibrate(model, graph, batches, samples=samples)
-        curves = error_curves(model, graph, calibration)
-        return Study(model, graph, measure_spectra(model, graph), calibration, curves, budget)
-
-    def plan(self, spectra: Mapping[str, Spectrum], share: float, **options: Any) -> Plan:
-        """The plan of these spectra within that share of the budget."""
-        limit: dict[str, Any] = {self.budget: share}
-        return plan_widths(self.graph, spectra, **limit, **options)
-
-    def within(self, share: float) -> Callable[[Any], bool]:
-        """Whether widths are within that share of the budget."""
-        costs = CostModel(self.graph)
-        limit = share * getattr(costs.cost(costs.full), self.budget)
-        return lambda widths: bool(getattr(costs.cost(widths), self.budget) <= limit)
-
-
-Allocation: TypeAlias = Callable[[Study, float], Plan]
+from slimfast.spectra import measure_spectra
 
 
 def explained_variance(study: Study, share: float) -> Plan:
@@ -290,48 +243,6 @@ def _with_units(plan: Plan, keep: Mapping[str, Sequence[int]]) -> Plan:
 def _by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
     overrides = {glob.escape(name): width for name, width in widths.items()}
     return plan_widths(study.graph, study.spectra, overrides=overrides)
-
-
-def folded_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors, each convolution's filters times the scale of the batch norm that is the next
-    module defined.
-    """
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    layers = [(name, module) for name, module in model.named_modules() if not [*module.children()]]
-    for (conv, before), (norm, after) in pairwise(layers):
-        if isinstance(before, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
-            variance = tensors[f"{norm}.running_var"]
-            scale = tensors[f"{norm}.weight"] / (variance + after.eps).sqrt()
-            tensors[f"{conv}.weight"] = tensors[f"{conv}.weight"] * scale.view(-1, 1, 1, 1)
-    return tensors
-
-
-def noise_like(spectrum: Spectrum, *, seed: int) -> Spectrum:
-    """The spectrum of Gaussian noise of a layer's shape and total variance."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(spectrum.n, spectrum.d, generator=generator, dtype=torch.float64)
-    (found,) = measure_spectra({"x": x}).values()
-    factor = spectrum.trace / found.trace
-    return dataclasses.replace(
-        spectrum,
-        eigenvalues=found.eigenvalues * factor,
-        trace=found.trace * factor,
-        error=0.0,
-        dtype="float64",
-    )
-
-
-def above_noise(spectrum: Spectrum, *, seed: int) -> Spectrum:
-    """Each eigenvalue less that of noise whose median eigenvalue is the spectrum's, and not below zero."""
-    noise = noise_like(spectrum, seed=seed).eigenvalues
-    median = len(noise) // 2
-    factor = min(1.0, float(spectrum.eigenvalues[median] / max(noise[median], 1e-300)))
-    rest = np.maximum(spectrum.eigenvalues - factor * noise, 0.0)
-    rest = np.sort(rest)[::-1].copy()
-    rest[0] = max(rest[0], 1e-12)
-    return dataclasses.replace(
-        spectrum, eigenvalues=rest, trace=float(rest.sum()), error=0.0, dtype="float64"
-    )
 
 
 ALLOCATIONS: dict[str, Allocation] = {

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from benchmarks.accuracy.studies import allocations
-from benchmarks.accuracy.studies.allocations import Study
 from benchmarks.accuracy.studies.peer import torch_pruned
+from benchmarks.accuracy.studies.study import Allocation, Study
 from slimfast.plans import Plan
 from slimfast.pruning.prune import prune_channels
 
@@ -31,7 +31,7 @@ class Contender:
     most: float = 1.0
 
 
-def _of(allocation: allocations.Allocation) -> Callable[[Study, float, int], Plan]:
+def _of(allocation: Allocation) -> Callable[[Study, float, int], Plan]:
     """An allocation that does not depend on the seed."""
     return lambda study, macs, seed: allocation(study, macs)
 
@@ -94,7 +94,7 @@ RECOVERY = (TELLING, OTHERS)
 
 def _starts(
     label: str,
-    allocation: allocations.Allocation,
+    allocation: Allocation,
     select: str,
     *dampings: float | None,
     control: bool = False,

@@ -32,7 +32,7 @@ from benchmarks.accuracy.data.stsb_data import (
     similarity,
 )
 from benchmarks.accuracy.studies import allocations
-from benchmarks.accuracy.studies.allocations import Study
+from benchmarks.accuracy.studies.study import Study
 from benchmarks.accuracy.studies.trainings import training_folder
 from benchmarks.stamp import ROOT, stamp
 from slimfast.distillation import CachedTeacher, distill

@@ -20,14 +20,9 @@ import torch
 import typer
 
 from benchmarks.accuracy.data.cifar10_data import data_folder, load_split
-from benchmarks.accuracy.studies.allocations import (
-    ALLOCATIONS,
-    CONTROLS,
-    Study,
-    explained_variance,
-    noise_null,
-)
+from benchmarks.accuracy.studies.allocations import ALLOCATIONS, CONTROLS, explained_variance, noise_null
 from benchmarks.accuracy.studies.cifar10 import load_network
+from benchmarks.accuracy.studies.study import Study
 from benchmarks.stamp import ROOT, stamp
 from slimfast.distillation import accuracy
 from slimfast.errors import SlimfastError

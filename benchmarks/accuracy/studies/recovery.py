@@ -25,9 +25,9 @@ import torch
 import typer
 
 from benchmarks.accuracy.data.cifar10_data import data_folder, load_split
-from benchmarks.accuracy.studies.allocations import Study
 from benchmarks.accuracy.studies.cifar10 import Settings, held_out, load_network, seconds_of, train_thin
 from benchmarks.accuracy.studies.contenders import RECOVERY, STARTS, Contender, thin_network, wanted
+from benchmarks.accuracy.studies.study import Study
 from benchmarks.accuracy.studies.trainings import training_folder
 from benchmarks.stamp import ROOT, stamp
 from slimfast.distillation import CachedTeacher, accuracy
