@@ -5,66 +5,21 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
-import os
-import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from support.paths import ROOT
 from support.pruning_cases import ConvNet
-from torch import Tensor, nn
+from support.shard_cases import X, assert_same, write_shards
+from torch import nn
 
 import slimfast
-from slimfast.checkpoints import shards
-from slimfast.checkpoints.shards import INDEX, load_checkpoint, plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shards import load_checkpoint, plan_checkpoint, prune_checkpoint
 from slimfast.errors import SlimfastError
 from slimfast.pruning.manifests import manifest
-from slimfast.storage.safetensors_writer import write_tensors
-from slimfast.storage.weights import open_weights
-
-X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def write_shards(folder: Path, tensors: dict[str, Tensor], count: int = 3) -> Path:
-    names = list(tensors)
-    files = {name: f"part{i * count // len(names)}.safetensors" for i, name in enumerate(names)}
-    for file in set(files.values()):
-        save_file({n: tensors[n].contiguous() for n in names if files[n] == file}, folder / file)
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": files}))
-    return index
-
-
-@pytest.fixture
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    model = ConvNet()
-    model.norm.running_mean.uniform_()
-    return model.eval()
-
-
-@pytest.fixture
-def index(tmp_path: Path, model: nn.Module) -> Path:
-    (tmp_path / "wide").mkdir()
-    return write_shards(tmp_path / "wide", model.state_dict())
-
-
-@pytest.fixture
-def empty() -> nn.Module:
-    with torch.device("meta"):
-        return ConvNet().eval()
-
-
-def assert_same(found: nn.Module, expected: nn.Module) -> None:
-    a, b = found.state_dict(), expected.state_dict()
-    assert list(a) == list(b)
-    for name in a:
-        assert a[name].dtype == b[name].dtype
-        assert torch.equal(a[name], b[name]), name
 
 
 @pytest.mark.parametrize(
@@ -179,121 +134,6 @@ def test_a_single_file_and_a_wrapper_s_prefix(model: nn.Module, empty: nn.Module
         assert_same(load_checkpoint(tmp_path / "thin", empty), slimfast.prune_channels(model, plan))
 
 
-# What stops a run
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.mark.parametrize("at", [0, 1, 2, 3])
-def test_a_run_that_dies_at_any_file_goes_on(
-    index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    plan = slimfast.plan(model, X, macs=0.4)
-    prune_checkpoint(index, plan, tmp_path / "whole", model=empty)
-    thin, real, calls = tmp_path / "thin", os.replace, []
-
-    def replace(source: str, target: str) -> None:
-        calls.append(Path(target).name)
-        if len(calls) == at + 1:
-            # As a killed process leaves it: the temporary file stays.
-            Path(f"{source}".replace(".part", ".x.part")).write_bytes(Path(source).read_bytes()[:50])
-            raise KeyboardInterrupt
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(KeyboardInterrupt):
-        prune_checkpoint(index, plan, thin, model=empty)
-    assert not (thin / INDEX).exists()
-    with pytest.raises(SlimfastError, match="no such file"):
-        load_checkpoint(thin, empty)
-    before = list(calls)
-    prune_checkpoint(index, plan, thin, model=empty)
-    assert calls[len(before) :] == before[-1:] + sorted(contents(tmp_path / "whole"))[at:-1][1:] + (
-        [INDEX] if at < 3 else []
-    )
-    assert contents(thin) == contents(tmp_path / "whole")
-
-
-def test_a_disk_that_fills_up(index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path) -> None:
-    plan = slimfast.plan(model, X, macs=0.4)
-    prune_checkpoint(index, plan, tmp_path / "whole", model=empty)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    thin = tmp_path / "thin"
-    sizes = sorted({len(content) for content in contents(tmp_path / "whole").values()})
-    for limit in sizes:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit - 1, before[1]))
-        try:
-            with pytest.raises(SlimfastError, match=r"^cannot write .*: File too large$"):
-                prune_checkpoint(index, plan, thin, model=empty)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert INDEX not in contents(thin)
-        assert not any(".part" in name for name in contents(thin))
-    prune_checkpoint(index, plan, thin, model=empty)
-    assert contents(thin) == contents(tmp_path / "whole")
-
-
-def test_another_plan_leaves_nothing_of_the_old_one(
-    index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    thin = tmp_path / "thin"
-    prune_checkpoint(index, slimfast.plan(model, X, macs=0.6), thin, model=empty)
-    plan = slimfast.plan(model, X, macs=0.4)
-
-    def no_shard(*args: object) -> None:
-        assert not (thin / INDEX).exists()
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(shards, "_write_shard", no_shard)
-        with pytest.raises(KeyboardInterrupt):
-            prune_checkpoint(index, plan, thin, model=empty)
-    prune_checkpoint(index, plan, thin, model=empty)
-    assert_same(load_checkpoint(thin, empty), slimfast.prune_channels(model, plan))
-
-
-def test_changed_weights_are_cut_again(
-    index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path
-) -> None:
-    described = manifest(slimfast.prune_channels(model, slimfast.plan(model, X, macs=0.4)))
-    prune_checkpoint(index, described, tmp_path / "thin")
-    changed = {name: t + 1 if t.is_floating_point() else t for name, t in model.state_dict().items()}
-    write_shards(index.parent, changed)
-    prune_checkpoint(index, described, tmp_path / "thin")
-    other = ConvNet().eval()
-    other.load_state_dict(changed)
-    prune_checkpoint(index, described, tmp_path / "again")
-    assert_same(load_checkpoint(tmp_path / "thin", empty), load_checkpoint(tmp_path / "again", empty))
-    wide = load_checkpoint(tmp_path / "thin", empty).classifier.bias
-    assert torch.equal(wide, other.classifier.bias)
-
-
-def test_a_folder_of_something_else_is_not_written_to(index: Path, model: nn.Module, tmp_path: Path) -> None:
-    described = manifest(slimfast.prune_channels(model, slimfast.plan(model, X, macs=0.4)))
-    before = contents(index.parent)
-    with pytest.raises(SlimfastError, match=r"cannot write .*index\.json: another checkpoint is there"):
-        prune_checkpoint(index, described, index.parent)
-    assert contents(index.parent) == before
-    other = tmp_path / "other"
-    other.mkdir()
-    save_file({"a": torch.ones(2)}, other / "model-00002-of-00003.safetensors")
-    with pytest.raises(SlimfastError, match=r"model-00002-of-00003\.safetensors: a file of something else"):
-        prune_checkpoint(index, described, other)
-    assert list(contents(other)) == ["model-00002-of-00003.safetensors"]
-
-
-def test_two_runs_on_one_folder(index: Path, model: nn.Module, tmp_path: Path) -> None:
-    described = manifest(slimfast.prune_channels(model, slimfast.plan(model, X, macs=0.4)))
-    prune_checkpoint(index, described, tmp_path / "thin")
-    with (
-        shards._alone(tmp_path / "thin"),
-        pytest.raises(SlimfastError, match="thin: another run writes to it"),
-    ):
-        prune_checkpoint(index, described, tmp_path / "thin")
-
-
 def test_checkpoints_and_models_of_something_else(
     index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path
 ) -> None:
@@ -314,53 +154,6 @@ def test_checkpoints_and_models_of_something_else(
         load_checkpoint(tmp_path / "thin", nn.Linear(2, 2))
     with pytest.raises(SlimfastError, match="expected a wide model, got one that is already thin"):
         prune_checkpoint(index, plan, tmp_path / "out", model=slimfast.prune_channels(model, plan))
-
-
-# The writer
-
-
-def test_files_are_those_of_the_library(tmp_path: Path) -> None:
-    tensors = {
-        f"{dtype}": torch.randn(3, 4).mul(50).to(dtype)
-        for dtype in (torch.float64, torch.float32, torch.int64, torch.bfloat16, torch.float16, torch.int8)
-    } | {
-        "bool": torch.tensor([True, False, True]),
-        "scalar": torch.tensor(3, dtype=torch.int32),
-        "empty": torch.zeros(0, 4),
-        "fp8": torch.randn(5).to(torch.float8_e4m3fn),
-        "strided": torch.randn(6, 4).T,
-    }
-    shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-    write_tensors(tmp_path / "a.safetensors", shapes, tensors.items(), metadata={"b": "ü"})
-    found = load_file(tmp_path / "a.safetensors")
-    assert set(found) == set(tensors)
-    for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert found[name].shape == tensor.shape
-        assert torch.equal(found[name].double(), tensor.double())
-    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
-        assert file.metadata() == {"b": "ü"}
-    assert open_weights(tmp_path / "a.safetensors").infos["torch.bfloat16"].dtype == torch.bfloat16
-
-
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
-        ([("a", torch.zeros(2))], "expected .*'b'.*, got no more tensors"),
-        ([("a", torch.zeros(3))], r"expected .*\(2,\).*, got .*\(3,\)"),
-        ([("b", torch.zeros(2)), ("a", torch.zeros(2))], "expected .*'a'.*, got .*'b'"),
-        ([("a", torch.zeros(2).double())], "float32.*, got .*float64"),
-    ],
-)
-def test_tensors_that_were_not_announced(
-    tmp_path: Path, given: list[tuple[str, Tensor]], reason: str
-) -> None:
-    shapes = {"a": ((2,), torch.float32), "b": ((2,), torch.float32)}
-    with pytest.raises(SlimfastError, match=reason):
-        write_tensors(tmp_path / "a.safetensors", shapes, given)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(SlimfastError, match=r"a is of torch\.complex64"):
-        write_tensors(tmp_path / "a.safetensors", {"a": ((1,), torch.complex64)}, [])
 
 
 def test_the_code_of_the_page_runs(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -18,10 +17,7 @@ import torch
 from support import kernels_cases as cases
 from support.paths import ROOT, TESTS
 
-from slimfast.errors import BackendUnavailable
-from slimfast.kernels import grouped_covariance, grouped_eigvalsh, grouped_gather, grouped_pivoted_cholesky
-from slimfast.kernels.backends import triton as backend
-from slimfast.kernels.backends.triton import schedule
+from slimfast.kernels import grouped_covariance, grouped_gather
 
 # ``-m gpu`` is what an NVIDIA GPU is needed for.
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
@@ -250,52 +246,6 @@ def test_compiled_for_sm_90_in_a_process():
         assert kernels[name]["stack"] == 0, name
 
 
-@pytest.mark.parametrize(
-    "sizes", [[(300, 1000), (64, 4608), (7, 3)], [(2048, 512)], [(512, 8192)] * 20, [(1, 1)]], ids=str
-)
-@pytest.mark.parametrize("size", [64, 4096])
-def test_schedule_covers_every_tile_once(sizes, size):
-    tiles = schedule.choose_tiles(size, torch.float32, exact=False)
-    work = schedule.gram_work(sizes, tiles)
-    lengths = work.items[:, 4] - work.items[:, 3]
-    assert (np.diff(lengths) <= 0).all()
-    assert (work.items[:, 3] % tiles.depth == 0).all()
-    covered = {}
-    for layer, i, j, begin, end, slot in work.items.tolist():
-        covered.setdefault((layer, i, j), []).append((begin, end, slot))
-    wanted = set()
-    for layer, (m, _) in enumerate(sizes):
-        count = -(-m // tiles.block)
-        wanted |= {(layer, i, j) for i in range(count) for j in range(i + 1)}
-    assert set(covered) == wanted
-    added = {(layer, i, j): (first, pieces) for layer, i, j, first, pieces in work.cut.tolist()}
-    slots = []
-    for tile, pieces in covered.items():
-        pieces.sort()
-        ends = [0, *(end for _, end, _ in pieces)]
-        assert [begin for begin, _, _ in pieces] == ends[:-1]
-        assert ends[-1] == sizes[tile[0]][1]
-        if len(pieces) == 1:
-            assert pieces[0][2] == -1
-            assert tile not in added
-        else:
-            assert added[tile] == (pieces[0][2], len(pieces))
-            slots += [slot for _, _, slot in pieces]
-    assert sorted(slots) == list(range(work.slots))
-
-
-def test_schedule_cuts_a_layer_of_few_tiles_along_k():
-    def items(m, k):
-        tiles = schedule.choose_tiles(m, torch.float32, exact=False)
-        return len(schedule.gram_work([(m, k)], tiles).items)
-
-    # Ten tiles of 128; three, in pieces of eight steps at least; one of 64; more than enough of them.
-    assert items(512, 4608) == 40
-    assert items(256, 2304) == 27
-    assert items(64, 576) == 2
-    assert items(4096, 14336) == 528
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_covariance_of_a_layer_does_not_depend_on_the_others(dtype, device):
     # In large tiles and in small ones, whole and cut along k, either side.
@@ -307,69 +257,3 @@ def test_covariance_of_a_layer_does_not_depend_on_the_others(dtype, device):
     for x, matrix in zip(xs[:2], together, strict=False):
         exact = torch.cov(x.double())
         assert torch.allclose(matrix.double(), exact, atol=1e-4 * float(exact.abs().max()))
-
-
-def test_schedule_sees_where_wide_loads_are_possible():
-    def aligned(x, by_rows=True):
-        layers = schedule.layer_table([x], [by_rows], [torch.empty(1)], [0], centred_later=False)
-        return layers.table[0, schedule.LAYER_FIELDS.index("aligned")]
-
-    x = torch.zeros(8, 16)
-    assert aligned(x) == schedule.ALIGNED_K
-    assert aligned(x, by_rows=False) == schedule.ALIGNED_M
-    assert aligned(x.T) == schedule.ALIGNED_M
-    assert aligned(x.T, by_rows=False) == schedule.ALIGNED_K
-    assert aligned(x[:, 1:]) == schedule.ALIGNED_NOT
-    assert aligned(x[:, :15]) == schedule.ALIGNED_NOT
-    assert aligned(torch.zeros(8, 18)) == schedule.ALIGNED_NOT
-    assert aligned(torch.zeros(8, 18, dtype=torch.float64)) == schedule.ALIGNED_K
-    assert aligned(x[:, ::2]) == schedule.ALIGNED_NOT
-
-
-def test_why_not_tells_every_reason(monkeypatch):
-    monkeypatch.delenv(FLAG, raising=False)
-    x = torch.zeros(2, 2)
-    assert backend.why_not("eigvalsh", [x]) == ["there is no Triton kernel for eigvalsh"]
-    assert "tensors are on cpu, expected cuda" in backend.why_not("covariance", [x])
-    assert "elements of 16 bytes, expected 1, 2, 4 or 8" in backend.why_not(
-        "gather", [x.to(torch.complex128)]
-    )
-    monkeypatch.setenv(FLAG, "1")
-    assert "tensors are on meta, expected cpu (TRITON_INTERPRET=1)" in backend.why_not(
-        "gather", [x.to("meta")]
-    )
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [
-        (None, "triton does not load: import of triton halted; None in sys.modules"),
-        (types.SimpleNamespace(__version__="3.3.1"), "triton 3.3.1 is older than 3.4"),
-        (types.SimpleNamespace(__version__="3.10.0+git"), None),
-    ],
-)
-def test_why_not_looks_at_triton_itself(module, reason, monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", module)
-    monkeypatch.setenv(FLAG, "1")
-    backend._why_no_triton.cache_clear()
-    try:
-        assert backend.why_not("covariance", [torch.zeros(2, 2)]) == ([reason] if reason else [])
-    finally:
-        backend._why_no_triton.cache_clear()
-
-
-def test_what_triton_has_no_kernel_for_is_refused():
-    mat = torch.eye(3)
-    with pytest.raises(BackendUnavailable, match="there is no Triton kernel for eigvalsh"):
-        grouped_eigvalsh([mat], backend="triton")
-    with pytest.raises(BackendUnavailable, match="there is no Triton kernel for pivoted_cholesky"):
-        grouped_pivoted_cholesky([mat], [1], backend="triton")
-    with pytest.raises(BackendUnavailable, match="eigvalsh: backend 'triton' cannot run"):
-        backend.eigvalsh([mat])
-    with pytest.raises(BackendUnavailable, match="pivoted_cholesky: backend 'triton' cannot run"):
-        backend.pivoted_cholesky([mat], [1])
-
-
-def test_package_does_not_load_triton_in_a_process():
-    code = "import slimfast, slimfast.kernels.backends.triton, sys; sys.exit('triton' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

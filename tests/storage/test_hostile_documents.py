@@ -1,4 +1,4 @@
-"""Documents of strangers: plans, manifests, metadata and trainings; one line names the file and the value."""
+"""Documents of strangers: plans, manifests and metadata; one line names the file and the value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from slimfast import (
     Plan,
     Spectrum,
     calibrate,
-    distill,
     load,
     load_calibration,
     load_spectra,
@@ -36,11 +35,8 @@ from slimfast import (
 )
 from slimfast import plan as make_plan
 from slimfast.cli import main
-from slimfast.distillation.resume import FILE
 from slimfast.pruning.manifests import Manifest
 from slimfast.storage.documents import DEEPEST, parse_object
-
-# Documents: plans, manifests and the metadata of spectra
 
 
 @pytest.fixture
@@ -277,38 +273,3 @@ def test_depth_is_counted_in_objects_and_lists() -> None:
 def test_characters_beyond_ascii_are_welcome() -> None:
     assert parse_object('{"\\ud83d\\ude00 ж": 1}', "document").names() == ["😀 ж"]
     assert Manifest.from_json(Manifest({"ж": (1,)}).to_json()).shapes() == {"ж": (1,)}
-
-
-# The state of a training
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("epoch", "1", "epoch is a str"),
-        ("recipe", None, "recipe is a NoneType"),
-        ("student", [1], "student is a list"),
-        ("losses", 1.0, "losses is a float"),
-        ("losses", torch.zeros(7), "does not fit this one: RuntimeError"),
-        ("optimizer", {}, "does not fit this one: KeyError"),
-        ("records", [{"epoch": 1, "code": 2}], "does not fit this one: TypeError"),
-        ("student", {"0.weight": torch.zeros(2, 2)}, "another student: 0.weight (2, 2), here (8, 6)"),
-    ],
-)
-def test_a_training_that_is_not_ours(
-    name: str, value: object, message: str, model: nn.Module, tmp_path: Path
-) -> None:
-    pytest.importorskip("accelerate")
-    data = [(torch.randn(4, 6), torch.tensor([0, 1, 2, 0]))] * 2
-
-    def train(resume: bool) -> None:
-        torch.manual_seed(1)
-        student = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-        distill(student, teacher=model, train=data, epochs=1, checkpoint=tmp_path, resume=resume)
-
-    train(False)
-    train(True)
-    state = torch.load(tmp_path / FILE, weights_only=True)
-    torch.save({**state, name: value}, tmp_path / FILE)
-    line = refused(train, True, names="student" if "another student" in message else str(tmp_path))
-    assert message in line

@@ -1,0 +1,127 @@
+"""The command line's spectra and plans: what is printed, drawn and written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.cli_cases import NET, NETS, needs
+
+from slimfast.cli import main
+from slimfast.graph.recording.inputs import InputSpec
+from slimfast.plans import Plan
+from slimfast.spectra import load_spectra, measure_spectra, save_spectra
+
+pytestmark = pytest.mark.usefixtures("workshop")
+
+
+def test_spectra_of_a_file_shows_the_widths_of_every_matrix(weights, capsys):
+    assert (
+        main(["spectra", weights, "--json", "--explained-variance", "0.5", "--explained-variance", "0.9"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    spectra = measure_spectra(weights)
+    assert set(found) == set(spectra) == {"conv1.weight", "conv2.weight", "fc.weight"}
+    for name, spectrum in spectra.items():
+        assert [w["width"] for w in found[name]["widths"]] == [
+            spectrum.width(explained_variance=tau) for tau in (0.5, 0.9)
+        ]
+    assert main(["spectra", weights]) == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name in found)
+
+
+def test_spectra_of_a_model_are_saved_and_planned_from(weights, capsys):
+    model = [NET, "--weights", weights, "--input", "3x6x6"]
+    assert main(["spectra", *model, "-o", "s.safetensors"]) == 0
+    assert "wrote s.safetensors" in capsys.readouterr().err
+    saved = load_spectra("s.safetensors")
+    assert {s.n for s in saved.values()} == {8, 16}
+    budget = ["--macs", "0.4", "--json"]
+    assert main(["plan", *model, *budget]) == 0
+    measured = capsys.readouterr().out
+    assert main(["plan", *model, *budget, "--spectra", "s.safetensors"]) == 0
+    assert capsys.readouterr().out == measured
+    # What the file says counts: a spectrum of one direction needs one unit.
+    flat = {
+        name: replace(s, eigenvalues=s.eigenvalues * (np.arange(len(s.eigenvalues)) == 0))
+        for name, s in saved.items()
+    }
+    save_spectra(
+        {name: replace(s, trace=float(s.eigenvalues.sum())) for name, s in flat.items()}, "s.safetensors"
+    )
+    arguments = ["plan", *model, "--explained-variance", "0.9", "--json", "--spectra", "s.safetensors"]
+    assert main(arguments) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 1, "conv2": 1}
+
+
+def test_plan_prints_the_table_and_writes_the_same_plan(weights, capsys):
+    arguments = [
+        "plan",
+        NET,
+        "--weights",
+        weights,
+        "--input",
+        "3x6x6",
+        "--params",
+        "0.5",
+        "--multiple-of",
+        "2",
+    ]
+    assert main([*arguments, "-o", "plan.json"]) == 0
+    printed = capsys.readouterr()
+    plan = Plan.load("plan.json")
+    assert printed.out == f"{plan}\n"
+    assert plan.cost_after.params <= 0.5 * plan.cost_before.params
+    assert all(width % 2 == 0 for width in plan.widths().values())
+    assert plan.inputs == InputSpec.of(torch.zeros(1, 3, 6, 6))
+    assert main([*arguments, "--json"]) == 0
+    assert Plan.from_json(capsys.readouterr().out) == plan
+
+
+def test_plan_by_hand_and_by_name(weights, capsys):
+    arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--json"]
+    assert main([*arguments, "--explained-variance", "0.05", "--exclude", "conv1*", "--min-width", "3"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 8, "conv2": 3}
+    assert main([*arguments, "--explained-variance", "0.05", "--include", "conv1*"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 1, "conv2": 16}
+    assert main([*arguments, "--width", "conv1*=5", "--width", "conv2*=0.25"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 5, "conv2": 4}
+
+
+@needs("matplotlib")
+def test_plan_explains_and_draws(weights, capsys):
+    arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "--plot", "p.png"]
+    assert main([*arguments, "--explain"]) == 0
+    out = capsys.readouterr().out
+    assert "removed together in" in out
+    assert "conv2.weight dim 1" in out
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_integer_inputs(capsys):
+    arguments = [
+        "slim",
+        f"{NETS}:Tokens",
+        "--input",
+        "2x5:int64:11",
+        "--explained-variance",
+        "0.8",
+        "--seed",
+        "1",
+    ]
+    assert main(arguments) == 0
+    assert Plan.load("slim/plan.json").inputs.args[0].high == 10
+
+
+@needs("timm")
+def test_timm_knows_its_own_input(capsys):
+    assert main(["plan", "timm:resnet18", "--macs", "0.5", "--json"]) == 0
+    plan = Plan.from_json(capsys.readouterr().out)
+    assert plan.inputs.args[0].shape == (1, 3, 224, 224)
+    assert plan.cost_after.macs <= 0.5 * plan.cost_before.macs
