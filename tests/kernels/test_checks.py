@@ -5,23 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from slimfast.kernels import checks
+from slimfast.kernels import checks, grouped_covariance
 
 
-@pytest.mark.parametrize("part", [1, 3, 7, 20, 100])
+# Within one look, of several rows at a time, of parts of a row, of single rows.
+@pytest.mark.parametrize("shape", [(5, 7), (3000, 700), (3, 1_500_000), (1_500_000, 3)])
 @pytest.mark.parametrize("strided", [False, True])
-def test_the_first_of_all_values_is_named_whatever_the_parts(
-    monkeypatch: pytest.MonkeyPatch, part: int, strided: bool
-) -> None:
-    monkeypatch.setattr(checks, "_PART", part)
-    x = torch.zeros(7, 5).T if strided else torch.zeros(5, 7)
-    x[1, 6] = float("inf")
-    x[2, 0] = x[4, 1] = float("nan")
-    assert checks.non_finite("op", "fc", x) == "op: expected finite values, got inf at (1, 6), 3 in all (fc)"
-    x[:] = 1e30
-    assert checks.non_finite("op", "fc", x) == (
-        "op: expected values whose squares are finite, got an overflow (fc)"
-    )
+def test_the_first_of_all_values_is_named_whatever_the_parts(shape: tuple[int, int], strided: bool) -> None:
+    n, d = shape
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0))
+    x = x.T.contiguous().T if strided else x
+    first = (n // 2, d - 1)
+    x[first] = float("inf")
+    x[n // 2 + 1, 0] = x[n - 1, 1] = float("nan")
+    expected = rf"covariance: expected finite values, got inf at \({first[0]}, {first[1]}\), 3 in all \(fc\)"
+    with pytest.raises(ValueError, match=expected):
+        grouped_covariance([x], names=["fc"])
+
+
+def test_values_whose_squares_are_too_large_are_told_apart() -> None:
+    x = 1e200 * torch.randn(5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"expected values whose squares are finite, got an overflow \(fc\)"):
+        grouped_covariance([x], names=["fc"])
 
 
 def test_no_look_at_values_is_larger_than_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,4 +42,5 @@ def test_no_look_at_values_is_larger_than_a_part(monkeypatch: pytest.MonkeyPatch
         looked.clear()
         checks.non_finite("op", "fc", torch.full(shape, float("nan"), dtype=torch.bfloat16))
         assert sum(looked) == shape[0] * shape[1]
-        assert max(looked) <= checks._PART
+        # A byte each.
+        assert max(looked) <= 1 << 20

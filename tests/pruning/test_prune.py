@@ -213,12 +213,24 @@ def test_plans_of_other_models_are_refused_by_name():
         prune_channels(model, dataclasses.replace(plan, groups=groups))
 
 
-def test_a_network_whose_shapes_are_not_as_predicted_is_refused(monkeypatch):
-    model, x = build("conv")
-    plan = random_plan(model, x)
-    monkeypatch.setattr("slimfast.pruning.prune.patches_of", lambda *_: ())
-    with pytest.raises(SlimfastError, match="depthwise"):
-        prune_channels(model, plan)
+class Moody(nn.Module):
+    """Two layers, and something between them at one width alone, which no trial of other widths shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x.flip(1) if x.shape[1] == 5 else x)
+
+
+def test_a_network_whose_operations_are_not_as_predicted_is_refused():
+    model, x = Moody(), torch.randn(3, 4)
+    graph = trace_channels(model, x)
+    assert prune_channels(model, plan_of(graph, {"first": range(6)})).first.out_features == 6
+    with pytest.raises(SlimfastError, match=r"expected aten\.linear, got aten\.flip"):
+        prune_channels(model, plan_of(graph, {"first": range(5)}))
 
 
 def test_a_module_that_cannot_be_copied_is_told():

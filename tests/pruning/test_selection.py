@@ -12,7 +12,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.pruning import selection
 from slimfast.pruning.selection import METHODS, largest, select
-from slimfast.pruning.unit_scores import _geometric_median, _slice_sums
+from slimfast.pruning.unit_scores import _geometric_median
 
 
 def two_convs(n: int = 6) -> tuple[nn.Module, torch.Tensor]:
@@ -90,22 +90,24 @@ def test_geometric_median_is_the_sum_of_distances_to_all_others():
         assert chosen(model, x, "geometric_median", width) == top(scores, width)
 
 
-def test_distances_are_the_same_in_blocks(monkeypatch):
-    model, x = two_convs(9)
-    whole = chosen(model, x, "geometric_median", 4)
-    monkeypatch.setattr("slimfast.pruning.unit_scores._BLOCK", 20)
-    assert chosen(model, x, "geometric_median", 4) == whole
+def test_geometric_median_of_more_units_than_are_measured_at_a_time():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 2100), nn.ReLU(), nn.Linear(2100, 1)), torch.randn(1, 4)
+    weight = model[0].weight.detach().double()
+    scores = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    assert chosen(model, x, "geometric_median", 1000) == top(scores, 1000)
 
 
-@pytest.mark.parametrize("dim", [0, 1, 2])
-@pytest.mark.parametrize("elements", [1, 20, 10**6])
-def test_slices_of_any_dim_are_summed_block_by_block(monkeypatch, dim, elements):
-    monkeypatch.setattr("slimfast.pruning.unit_scores._ROWS", elements)
-    tensor = torch.randn(5, 7, 3, generator=torch.Generator().manual_seed(0))
-    before = tensor.clone()
-    expected = tensor.double().square().movedim(dim, 0).flatten(1).sum(1)
-    torch.testing.assert_close(_slice_sums(tensor, dim, torch.Tensor.square_), expected)
-    assert torch.equal(tensor, before)
+def test_norms_of_weights_too_large_to_be_converted_at_once():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(60, 700, 3), nn.ReLU(), nn.Conv2d(700, 64, 3))
+    x = torch.randn(1, 60, 5, 5)
+    before = [parameter.clone() for parameter in model.parameters()]
+    made, read = (model[i].weight.detach().double().movedim(i // 2, 0).flatten(1) for i in (0, 2))
+    assert chosen(model, x, "l1", 300) == top(made.abs().sum(1), 300)
+    assert chosen(model, x, "l2", 300) == top(made.norm(dim=1), 300)
+    assert chosen(model, x, "lookahead", 300) == top(made.norm(dim=1) * read.norm(dim=1), 300)
+    assert all(map(torch.equal, model.parameters(), before))
 
 
 def test_bn_scale_is_the_absolute_scale_of_the_norm_that_follows():
