@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 import pytest
 from support.paths import ROOT
+from support.tools import load_tool
 
 FOLDERS = ("slimfast", "csrc", "tests", "benchmarks", "tools", "docs")
 FILES = [path.relative_to(ROOT).as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*.*")]
@@ -50,3 +51,10 @@ def test_modules_in_the_benchmarks_own_commands_exist() -> None:
     ]
     assert len(named) > 10
     assert [f"{path}: {name}" for path, name in named if not is_module(name)] == []
+
+
+def test_the_rooms_of_the_contributing_page_are_those_of_the_house() -> None:
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    # Without the package's own door.
+    floors = load_tool("house").FLOORS[:-1]
+    assert rows == [(str(height), room) for height, rooms in enumerate(floors) for room in rooms]
