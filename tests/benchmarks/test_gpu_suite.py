@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from math import prod
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +20,12 @@ from slimfast.kernels import Prepared, grouped_gather
 RATES = Roofline({"float32": 1e9, "float64": 1e9, "bfloat16": 1e9}, 1e9)
 # Without the pipeline: it takes models of timm at full size.
 OPS = ("spectra", "eigvalsh", "covariance", "gather", "pivoted_cholesky")
+
+
+def shrink_rows(monkeypatch: pytest.MonkeyPatch, op: ModuleType, small: Callable[..., Any]) -> None:
+    """Give each row of an op the parameters that ``small`` makes of its own."""
+    rows = [replace(row, parameters=small(*row.parameters)) for row in op.rows("gpu")]
+    monkeypatch.setattr(op, "rows", lambda suite: rows)
 
 
 @pytest.fixture
@@ -35,13 +45,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cases, "network", shrunk)
     monkeypatch.setattr(spectra, "DECODER_DEPTH", 4)
     monkeypatch.setattr(spectra, "_peak", lambda name, xs, device: {timing.PEAK: 1})
-    monkeypatch.setattr(
-        covariance, "_GPU", tuple((t, n // 64, d // 64, c, k) for t, n, d, c, k in covariance._GPU)
-    )
-    monkeypatch.setattr(
-        eigvalsh, "_GPU", tuple((max(m // 32, 2), 4, 2, a, b) for m, _, _, a, b in eigvalsh._GPU[3:])
-    )
-    monkeypatch.setattr(pivoted_cholesky, "_GPU", ((8, 4), (16, 2)))
+    shrink_rows(monkeypatch, covariance, lambda dtype, n, d, count: (dtype, n // 64, d // 64, count))
+    shrink_rows(monkeypatch, eigvalsh, lambda dtype, m, count, of_torch: (dtype, max(m // 32, 2), 4, 2))
+    shrink_rows(monkeypatch, pivoted_cholesky, lambda n, count: (n // 16, 2))
     # Calls made ready are a GPU's.
     monkeypatch.setattr(
         gather, "prepare_gather", lambda ts, keeps, backend: Prepared(grouped_gather(ts, keeps), lambda: None)
@@ -101,7 +107,7 @@ def test_a_machine_without_a_profiler_goes_on(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_saturated_batch_has_a_matrix_for_every_multiprocessor() -> None:
-    assert all(count >= 132 for _, count, *_ in eigvalsh._GPU)
+    assert all(row.parameters[2] >= 132 for row in eigvalsh.rows("gpu"))
 
 
 def test_the_plain_loop_of_one_layer_of_each_shape_stands_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
