@@ -38,6 +38,13 @@ def test_tests_and_tools_in_commands_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_relative_links_of_every_page_exist(page: str) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
+    local = [link.partition("#")[0] for link in links if not re.match(r"[a-z]+:|#", link)]
+    assert [link for link in local if not ((ROOT / page).parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_modules_in_commands_exist(page: str) -> None:
     names = re.findall(r"python -m ((?:slimfast|benchmarks|tests)[\w.]*\w)", (ROOT / page).read_text())
     assert [name for name in names if not is_module(name)] == []
