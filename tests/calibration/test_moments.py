@@ -7,9 +7,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from support.calibration_cases import read_by
 from torch import Tensor, nn
 
 import slimfast
@@ -32,14 +32,6 @@ def model() -> nn.Sequential:
 
 def images(count: int = 12) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-
-
-def read_by(model: nn.Sequential, layer: int, x: Tensor) -> Tensor:
-    """(variables, positions) at the input of a layer of a sequential network, float64."""
-    with torch.no_grad():
-        found = model.double()[:layer](x.double())
-    model.float()
-    return found.movedim(1, 0).reshape(found.shape[1], -1)
 
 
 @pytest.mark.parametrize("sizes", [[12], [5, 7], [1, 1, 10]])
@@ -150,59 +142,6 @@ def test_units_of_several_positions(model: nn.Sequential) -> None:
     expected = units @ units.T
     assert covariance is not None
     assert torch.allclose(covariance, expected / expected.trace(), atol=1e-7)
-
-
-def test_error_curves_are_what_least_squares_leave() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 1))
-    x = torch.randn(200, 5)
-    graph = slimfast.trace_channels(model, x[:1])
-    calibration = slimfast.calibrate(model, graph, [x], dtype=torch.float64)
-    curve = slimfast.error_curves(model, graph, calibration)["0"]
-    columns = read_by(model, 2, x)
-    a = (columns - columns.mean(1, keepdim=True)).numpy() * model[2].weight.detach().norm(dim=0).numpy()[
-        :, None
-    ]
-    # The output is linear in what layer 2 reads: it feels just the deviation of a, in all 200 samples.
-    variance = (a**2).sum() / 200
-    whole = np.sqrt(variance)
-    assert curve.residual[0] == pytest.approx(whole, rel=1e-5)
-    kept: list[int] = []
-    for k in range(6):
-        rest = a - (a @ np.linalg.pinv(a[kept]) @ a[kept] if kept else 0)
-        share = (rest**2).sum() / 200 / variance
-        assert curve.residual[k] == pytest.approx(share * whole, abs=1e-5 * whole)
-        kept.append(int((rest**2).sum(1).argmax()))
-    assert curve.residual[6] == 0.0
-    plan = slimfast.plan(model, x[:1], macs=0.6, calibration=calibration)
-    chosen = slimfast.select(model, plan, method="activations", calibration=calibration).groups[0]
-    assert chosen.keep == tuple(sorted(kept[: chosen.width]))
-    assert plan.allocation == "marginal_gain"
-
-
-def test_what_the_output_feels_through_several_layers_adds_up_as_deviations() -> None:
-    torch.manual_seed(0)
-
-    class Twice(nn.Module):
-        """Units of ``first`` that two layers read, on outputs of their own."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.a, self.b = nn.Linear(5, 6), nn.Linear(6, 1), nn.Linear(6, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            y = self.first(x).relu()
-            return torch.cat([self.a(y), self.b(y)], 1)
-
-    model, x = Twice(), torch.randn(200, 5)
-    graph = slimfast.trace_channels(model, x[:1])
-    calibration = slimfast.calibrate(model, graph, [x], dtype=torch.float64)
-    (curve,) = slimfast.error_curves(model, graph, calibration).values()
-    with torch.no_grad():
-        y = model.first(x).relu()
-        y = y - y.mean(0)
-        each = [(y * layer.weight).square().sum(1).mean().sqrt() for layer in (model.a, model.b)]
-    assert curve.residual[0] == pytest.approx(float(each[0] + each[1]), rel=1e-5)
 
 
 def test_a_plan_asks_for_what_it_needs(model: nn.Sequential) -> None:
