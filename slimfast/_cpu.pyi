@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-# (address, dtype code, rows, columns, row stride, column stride); dtype codes as in ``csrc/common/dtypes.hpp``
+# (address, dtype code as in ``csrc/common/dtypes.hpp``, rows, columns, row stride, column stride)
 _View = tuple[int, int, int, int, int, int]
 
 def isa() -> str:
