@@ -14,10 +14,9 @@ from slimfast.graph.propagation.flow import FIXED, Flow, Span, Step, Value, Way,
 from slimfast.graph.propagation.grouping import Grouping
 from slimfast.graph.propagation.rules import find_rule
 from slimfast.graph.propagation.zeros import Masked
-from slimfast.graph.recording.collector import collector_paused
 from slimfast.graph.recording.forward import Call, ForwardFailed, Recording, record, record_at
 from slimfast.graph.recording.inputs import InputSpec, arguments
-from slimfast.graph.recording.module_copies import modules_of, named_tensors, tensor_names
+from slimfast.graph.recording.module_copies import collector_paused, modules_of, named_tensors, tensor_names
 from slimfast.graph.recording.shape_reads import AxisOf
 from slimfast.graph.trial import trial_cut
 

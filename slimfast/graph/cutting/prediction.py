@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray, Operation, alive_units
-from slimfast.graph.recording.collector import collector_paused
 from slimfast.graph.recording.dispatch_mode import COPIES, RESHAPES
 from slimfast.graph.recording.forward import Call, record
+from slimfast.graph.recording.module_copies import collector_paused
 
 Shape: TypeAlias = tuple[int, ...]
 Kept: TypeAlias = Callable[[Axis], IntArray]

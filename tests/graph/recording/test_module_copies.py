@@ -1,15 +1,23 @@
-"""Copies of modules: what copy.deepcopy gives, with other tensors in them."""
+"""Copies of modules: what copy.deepcopy gives, with other tensors in them and no garbage collected."""
 
 from __future__ import annotations
 
 import copy
+import gc
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfast import UnsupportedGraph, trace_channels
 from slimfast.errors import SlimfastError
-from slimfast.graph.recording.module_copies import aliases, copy_with, deep_copy, named_tensors
+from slimfast.graph.recording.module_copies import (
+    aliases,
+    collector_paused,
+    copy_with,
+    deep_copy,
+    named_tensors,
+)
 
 
 class Odd(nn.Module):
@@ -111,3 +119,51 @@ def test_a_module_that_cannot_be_copied_is_named():
     model.handle = (i for i in range(3))
     with pytest.raises(SlimfastError, match="Linear cannot be copied: cannot pickle 'generator' object"):
         deep_copy(model, {})
+
+
+class Watching(nn.Module):
+    """Notes whether the collector is on while its forward runs."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.seen = []
+        self.error = error
+
+    def __deepcopy__(self, memo):
+        copied = Watching(self.error)
+        copied.linear, copied.seen = self.linear, self.seen
+        return copied
+
+    def forward(self, x):
+        self.seen.append(gc.isenabled())
+        if self.error is not None:
+            raise self.error
+        return self.linear(x)
+
+
+@pytest.fixture
+def disabled():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_the_collector_is_off_while_a_network_is_traced_and_on_again_after():
+    model = Watching().to("meta")
+    trace_channels(model, torch.randn(1, 4))
+    assert model.seen
+    assert not any(model.seen)
+    assert gc.isenabled()
+
+
+def test_the_collector_is_on_again_after_an_error():
+    with pytest.raises(UnsupportedGraph, match="no such thing"):
+        trace_channels(Watching(ValueError("no such thing")), torch.randn(1, 4))
+    assert gc.isenabled()
+
+
+def test_who_has_the_collector_off_keeps_it_off(disabled):
+    with collector_paused(), collector_paused():
+        pass
+    assert not gc.isenabled()
