@@ -16,7 +16,8 @@ from slimfast.graph.propagation.rules import find_rule
 from slimfast.graph.propagation.zeros import Masked
 from slimfast.graph.recording.forward import Call, ForwardFailed, Recording, record, record_at
 from slimfast.graph.recording.inputs import InputSpec, arguments
-from slimfast.graph.recording.module_copies import collector_paused, modules_of, named_tensors, tensor_names
+from slimfast.graph.recording.module_copies import collector_paused
+from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shape_reads import AxisOf
 from slimfast.graph.trial import trial_cut
 
@@ -54,43 +55,42 @@ def trace_channels(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
-    for path, module in modules_of(model):
+    network = Network.of(model)
+    for path, module in network.modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             where = path or "the model itself"
             raise UnsupportedGraph(f"{where} is TorchScript, which cannot be cut; give what it was made from")
     inputs = InputSpec.of(example)
     args, kwargs = arguments(example)
-    recording = record(model, args, kwargs)
-    flow = propagate(model, recording)
-    _follow_training(flow, model, recording, args, kwargs)
+    recording = record(network, args, kwargs)
+    flow = propagate(network, recording)
+    _follow_training(flow, network, recording, args, kwargs)
     grouping = Grouping(flow, include, exclude)
-    tensors, tied = tensor_names(model)
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
-        parameters=frozenset(name for name, t in tensors.items() if isinstance(t, nn.Parameter)),
+        parameters=frozenset(name for name, t in network.tensors.items() if isinstance(t, nn.Parameter)),
         operations=tuple(grouping.operation(i) for i in range(len(flow.steps))),
         frozen=grouping.frozen(),
         inputs=inputs,
-        tied=tied,
-        itemsize={name: tensor.element_size() for name, tensor in tensors.items()},
+        tied=network.tied,
+        itemsize={name: tensor.element_size() for name, tensor in network.tensors.items()},
     )
-    return trial_cut.settle(model, graph, recording) if settle else graph
+    return trial_cut.settle(network, graph, recording) if settle else graph
 
 
-def propagate(model: nn.Module, recording: Recording) -> Flow:
+def propagate(network: Network, recording: Recording) -> Flow:
     """Follow the labels of every parameter and buffer through the recorded operations."""
-    flow = Flow(dict(model.named_modules()))
-    for name, tensor in named_tensors(model).items():
+    flow = Flow(network.modules)
+    for name, tensor in network.tensors.items():
         shape = tuple(tensor.shape)
         # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
         sources = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
         flow.tensors[name] = Value(flow.fresh(shape), False, sources, shape)
     _follow_all(flow, recording)
-    tensors = named_tensors(model)
     for (name, dim), role in flow.roles.items():
-        if role == "producer" and not tensors[name].is_floating_point():
-            told = f"its elements are {tensors[name].dtype}, of which no spectrum is made"
+        if role == "producer" and not network.tensors[name].is_floating_point():
+            told = f"its elements are {network.tensors[name].dtype}, of which no spectrum is made"
             way = flow.tensors[name].ways[dim]
             if not isinstance(way, int):
                 flow.partition.freeze(way, flow.reason(told, name.rpartition(".")[0]))
@@ -115,7 +115,7 @@ def _follow_all(flow: Flow, recording: Recording) -> None:
 
 
 def _follow_training(
-    flow: Flow, model: nn.Module, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
+    flow: Flow, network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Couple what the forward leaves out in eval mode (the auxiliary classifiers of GoogLeNet) to the rest.
 
@@ -123,12 +123,12 @@ def _follow_training(
     recorded the frozen parameters say so: what they read may be cut, and they are not.
     """
     idle = _idle(flow, recording)
-    paths = _deciding(dict(model.named_parameters()), idle)
+    paths = _deciding([n for n, t in network.tensors.items() if isinstance(t, nn.Parameter)], idle)
     if not paths:
         _tell_idle(flow, idle, "the forward does not use it with this example")
         return
     try:
-        training = record_at(model, args, kwargs, recording.place, training=paths)
+        training = record_at(network, args, kwargs, recording.place, training=paths)
     except ForwardFailed as failure:
         _tell_idle(flow, idle, f"it is left out in eval mode, and in training mode the {failure}")
         return

@@ -27,6 +27,7 @@ from slimfast.graph.cutting.cut import Patch, Shape, read_attribute
 from slimfast.graph.recording.forward import Ref, record
 from slimfast.graph.recording.inputs import arguments, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.manifests import manifest
 from slimfast.pruning.verification import difference, rounding
 
@@ -271,7 +272,7 @@ def _operations(module: nn.Module, inputs: Arguments) -> list[Any]:
 
     return [
         (call.op, call.module, [(name, shown(value)) for name, value in call.arguments.items()])
-        for call in record(module, *inputs).calls
+        for call in record(Network.of(module), *inputs).calls
     ]
 
 

@@ -16,7 +16,8 @@ from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices
 from slimfast.graph.recording.forward import hollow_copy
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.module_copies import copy_network
+from slimfast.graph.recording.network import Network
 from slimfast.huggingface.pretrained import changed_config, config_of, find_config, leaves
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.costs import Cost, CostModel
@@ -142,9 +143,11 @@ def _knob(
 def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Any | None:
     """The configuration of ``model`` cut to these widths, None where its class has none for them."""
     keeps = {name: np.arange(width, dtype=np.int64) for name, width in widths.items()}
-    hollow = hollow_copy(model)
-    wide = named_tensors(hollow)
-    thin = copy_with(hollow, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()})
+    hollow = Network.of(hollow_copy(Network.of(model)))
+    wide = hollow.tensors
+    thin = copy_network(
+        hollow, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()}
+    )
     changes = patches(hollow, graph, keeps)
     apply_patches(thin, changes)
     before = {name: tuple(tensor.shape) for name, tensor in wide.items()}

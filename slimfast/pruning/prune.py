@@ -15,7 +15,8 @@ from slimfast.distributed.dtensors import check_whole
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, IntArray
 from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches_of, survivors
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.module_copies import copy_network
+from slimfast.graph.recording.network import Network
 from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
@@ -109,8 +110,8 @@ def prune_channels(
         if progress is not None:
             progress(next(stages), _STAGES)
 
-    tensors = named_tensors(model)
-    check_whole(tensors, type(model).__name__)
+    network = Network.of(model)
+    check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
     graph = graph_of(model, plan)
     reached("traced")
@@ -118,14 +119,14 @@ def prune_channels(
     reached("units selected")
     cuts = cut(graph, keeps)
     kept = survivors(keeps)
-    changes = patches_of(model, cuts, [(a, len(kept(a.axis))) for a in graph.attributes or ()])
-    thin = copy_with(model, _gather(tensors, cuts, backend))
+    changes = patches_of(network, cuts, [(a, len(kept(a.axis))) for a in graph.attributes or ()])
+    thin = copy_network(network, _gather(network.tensors, cuts, backend))
     apply_patches(thin, changes)
     reached("weights gathered")
     mismatches = check_thin(thin, graph, keeps)
     if mismatches:
         raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
     indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
     widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
     attach(thin, compose(manifest(model), Manifest(shapes, indices, changes, widths)))

@@ -18,6 +18,7 @@ from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indic
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import arguments, map_leaves
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 
 # Rounding errors of L operations with inner products of length n, taken as independent, add up to about
 # sqrt(L n) u of the output (Higham & Mary, SIAM J. Sci. Comput. 41, 2019); networks amplify them somewhat.
@@ -121,7 +122,7 @@ def _bits(tensor: Tensor) -> Tensor:
 def _cut_without_gather(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> nn.Module:
     wide = named_tensors(model)
     thin = copy_with(model, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()})
-    apply_patches(thin, patches(model, graph, keeps))
+    apply_patches(thin, patches(Network.of(model), graph, keeps))
     return thin
 
 

@@ -60,8 +60,8 @@ def test_swin_t(torchvision, images):
 
 def test_windows_pads_and_shifts_make_no_labels_of_axes_that_are_frozen(torchvision, images):
     """They doubled with every block, and grouping took minutes."""
-    model = _small_swin(torchvision).eval()
-    flow = propagate(model, record(model, (images,), {}))
+    network = Network.of(_small_swin(torchvision).eval())
+    flow = propagate(network, record(network, (images,), {}))
     ways = [span.way for step in flow.steps for output in step.outputs for span in output]
     assert max(way.shape[1] for way in ways if not isinstance(way, int)) <= 4
 

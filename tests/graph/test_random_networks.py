@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 
 
 class Residual(nn.Module):
@@ -196,7 +197,7 @@ def _thin_and_masked(network: nn.Module, graph: ChannelGraph, keeps: dict) -> tu
         if name in graph.parameters:
             masked[name] = zeroed
     small = copy_with(network, thin)
-    apply_patches(small, patches(network, graph, keeps))
+    apply_patches(small, patches(Network.of(network), graph, keeps))
     return small, copy_with(network, masked)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import Attribute, ChannelGraph, IntArray
 from slimfast.graph.cutting.prediction import Mismatch, Shape, check_thin, predicted_shapes, survivors
-from slimfast.graph.recording.module_copies import modules_of, named_tensors
+from slimfast.graph.recording.network import Network
 
 __all__ = [
     "Mismatch",
@@ -105,15 +105,15 @@ def select_indices(tensor: Tensor, dims: Mapping[int, IntArray]) -> Tensor:
     return tensor
 
 
-def patches(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> tuple[Patch, ...]:
-    """The Python attributes of ``model`` that a cut changes, in order of module and name."""
+def patches(network: Network, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> tuple[Patch, ...]:
+    """The Python attributes of a network that a cut changes, in order of module and name."""
     kept = survivors(keeps)
     lengths = [(attribute, len(kept(attribute.axis))) for attribute in graph.attributes or ()]
-    return patches_of(model, cut(graph, keeps), lengths)
+    return patches_of(network, cut(graph, keeps), lengths)
 
 
 def patches_of(
-    model: nn.Module, cuts: Mapping[str, Mapping[int, IntArray]], lengths: Iterable[tuple[Attribute, int]]
+    network: Network, cuts: Mapping[str, Mapping[int, IntArray]], lengths: Iterable[tuple[Attribute, int]]
 ) -> tuple[Patch, ...]:
     """The patches that a cut of these tensors and these attribute lengths call for, in order of module and
     name.
@@ -121,11 +121,10 @@ def patches_of(
     The attributes of PyTorch's own layers follow from the shapes of their thin tensors.
     """
     values: dict[tuple[str, str], list[Value]] = {}
-    modules = dict(modules_of(model))
     for attribute, length in lengths:
-        _set(values, modules[attribute.module], attribute, length)
-    for prefix, shapes in _thin_shapes_by_module(modules, named_tensors(model), cuts).items():
-        module = modules[prefix]
+        _set(values, network.modules[attribute.module], attribute, length)
+    for prefix, shapes in _thin_shapes_by_module(network, cuts).items():
+        module = network.modules[prefix]
         groups = values.get((prefix, "groups"), [getattr(module, "groups", 1)])[-1]
         for name, value in standard_attributes(module, shapes, groups).items():
             values[prefix, name] = [read_attribute(module, name), value]
@@ -164,9 +163,8 @@ def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
     """Set the attributes of ``model`` in place; :class:`SlimfastError` where one does not hold its
     ``before``.
     """
-    modules = dict(modules_of(model, repeated=True))
     for patch in patches:
-        module = modules[patch.module] if patch.module in modules else model.get_submodule(patch.module)
+        module = model.get_submodule(patch.module)
         found = read_attribute(module, patch.attribute)
         if found != patch.before:
             where = patch.module or type(model).__name__
@@ -218,14 +216,12 @@ def _set(
 
 
 def _thin_shapes_by_module(
-    modules: Mapping[str, nn.Module],
-    tensors: Mapping[str, Tensor],
-    cuts: Mapping[str, Mapping[int, IntArray]],
+    network: Network, cuts: Mapping[str, Mapping[int, IntArray]]
 ) -> dict[str, dict[str, Shape]]:
     """Module path -> name of each of its own cut tensors -> thin shape."""
-    first = {id(tensor): name for name, tensor in tensors.items() if name in cuts}
+    first = {id(tensor): name for name, tensor in network.tensors.items() if name in cuts}
     found: dict[str, dict[str, Shape]] = {}
-    for prefix, module in modules.items():
+    for prefix, module in network.modules.items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and id(tensor) in first:
                 dims = cuts[first[id(tensor)]]

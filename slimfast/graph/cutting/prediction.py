@@ -14,6 +14,7 @@ from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray, Operation
 from slimfast.graph.recording.dispatch_mode import COPIES, RESHAPES
 from slimfast.graph.recording.forward import Call, record
 from slimfast.graph.recording.module_copies import collector_paused
+from slimfast.graph.recording.network import Network
 
 Shape: TypeAlias = tuple[int, ...]
 Kept: TypeAlias = Callable[[Axis], IntArray]
@@ -162,7 +163,7 @@ def check_thin(thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArra
     Raises :class:`UnsupportedGraph` when its forward fails, naming the module.
     """
     args, kwargs = graph.inputs.example()
-    return list(mismatches(graph, survivors(keeps), record(thin, args, kwargs).calls))
+    return list(mismatches(graph, survivors(keeps), record(Network.of(thin), args, kwargs).calls))
 
 
 def split_argument(argument: str) -> tuple[str, int | None]:

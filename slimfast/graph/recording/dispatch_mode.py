@@ -9,12 +9,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from slimfast.graph.recording.inputs import tensors_in
 from slimfast.graph.recording.meta_shortcuts import SHORTCUTS, Shortcut
-from slimfast.graph.recording.module_copies import modules_of
+from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shape_reads import Given
 
 # Composite operations recorded as they are called instead of what they decompose into: the scale of an
@@ -185,14 +185,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Ref(self.value_of(tensor), tuple(tensor.shape))
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Knows the running module while a forward of ``model`` runs, which is nobody else's.
+    def watching(self, network: Network) -> Iterator[None]:
+        """Knows the running module while a forward of the network runs, which is nobody else's.
 
         Each module's ``forward`` is stood in for: hooks would send every call down the slow road of
         ``nn.Module``, which takes as long as recording an operation.
         """
         own: list[tuple[dict[str, Any], Any]] = []
-        for path, module in modules_of(model):
+        for path, module in network.modules.items():
             attributes = vars(module)
             own.append((attributes, attributes.get("forward")))
             attributes["forward"] = self._watched(path, module.forward)

@@ -16,11 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from slimfast.errors import SlimfastError, UnsupportedGraph
 from slimfast.graph.recording.dispatch_mode import Call, Enough, Recorder, Ref
 from slimfast.graph.recording.inputs import map_leaves, tensors_in
-from slimfast.graph.recording.module_copies import deep_copy, modules_of, named_tensors
+from slimfast.graph.recording.module_copies import deep_copy
+from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shape_reads import ShapeReads
 
-__all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "copy_hollow", "hollow_copy",
-           "hollow_tensors", "record", "record_at", "record_hollow", "tensors_in"]  # fmt: skip
+__all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "hollow_copy", "hollow_tensors", "record",
+           "record_at", "record_copy", "tensors_in"]  # fmt: skip
 
 Place = Literal["meta", "fake", "real"]
 
@@ -38,35 +39,30 @@ class Recording:
     told: bool = True
 
 
-def hollow_copy(model: nn.Module, place: Place = "meta", mode: FakeTensorMode | None = None) -> nn.Module:
-    """A deep copy of the module tree whose tensors have no data: running it or editing it leaves ``model``
-    as it was.
-
-    ``place="meta"`` puts them on the meta device, ``"fake"`` makes them fake tensors of ``mode``; ``"real"``
-    shares the parameters and copies the buffers. Tied tensors stay tied.
-    """
-    return copy_hollow(model, hollow_tensors(model, place, mode))
+def hollow_copy(network: Network, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """A deep copy of the module tree whose tensors are ``tensors``, :func:`hollow_tensors` unless given:
+    running it or editing it leaves the network as it was. Tied tensors stay tied."""
+    try:
+        return deep_copy(network, dict(hollow_tensors(network) if tensors is None else tensors))
+    except SlimfastError as error:
+        raise UnsupportedGraph(str(error)) from error
 
 
 def hollow_tensors(
-    model: nn.Module, place: Place = "meta", mode: FakeTensorMode | None = None
+    network: Network, place: Place = "meta", mode: FakeTensorMode | None = None
 ) -> dict[int, Tensor]:
-    """What stands in a hollow copy for each tensor that a module holds, by the tensor's identity."""
+    """What stands in a copy without data for each tensor that a module holds, by the tensor's identity.
+
+    ``place="meta"`` puts them on the meta device, ``"fake"`` makes them fake tensors of ``mode``; ``"real"``
+    shares the parameters and copies the buffers.
+    """
     found: dict[int, Tensor] = {}
-    for _, module in modules_of(model):
+    for module in network.modules.values():
         for held in (module._parameters, module._buffers, vars(module)):
             for tensor in held.values():
                 if isinstance(tensor, Tensor) and id(tensor) not in found:
                     found[id(tensor)] = _hollow(tensor, place, mode)
     return found
-
-
-def copy_hollow(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
-    """A deep copy of the module tree with these tensors in place of its own."""
-    try:
-        return deep_copy(model, dict(tensors))
-    except SlimfastError as error:
-        raise UnsupportedGraph(str(error)) from error
 
 
 def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor:
@@ -90,9 +86,9 @@ def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor
 
 
 def record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: Collection[str] = ()
+    network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: Collection[str] = ()
 ) -> Recording:
-    """Run ``model(*args, **kwargs)`` once in eval mode on a hollow copy and write down what it did.
+    """Run ``network.model(*args, **kwargs)`` once in eval mode on a hollow copy and write down what it did.
 
     Only the modules of the paths ``training`` are in training mode, without those inside of them.
 
@@ -103,11 +99,11 @@ def record(
     places: tuple[Place, ...] = ("meta", "fake", "real")
     for place in places:
         try:
-            return record_at(model, args, kwargs, place, training=training)
+            return record_at(network, args, kwargs, place, training=training)
         except ForwardFailed as failure:
-            on_meta = any(tensor.is_meta for tensor in named_tensors(model).values())
+            on_meta = any(tensor.is_meta for tensor in network.tensors.values())
             if place == ("fake" if on_meta else "real"):
-                raise UnsupportedGraph(f"{type(model).__name__}: {failure}") from failure.__cause__
+                raise UnsupportedGraph(f"{type(network.model).__name__}: {failure}") from failure.__cause__
     raise AssertionError("unreachable")
 
 
@@ -124,7 +120,7 @@ class ForwardFailed(Exception):
 
 
 def record_at(
-    model: nn.Module,
+    network: Network,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     place: Place,
@@ -135,12 +131,12 @@ def record_at(
     """:func:`record` on one kind of tensors only, at ``most`` so many operations (copies not counted); raises
     :class:`ForwardFailed`."""
     mode = FakeTensorMode(allow_non_fake_inputs=True) if place == "fake" else None
-    hollow = hollow_copy(model, place, mode)
-    return record_hollow(hollow, args, kwargs, place, mode, most=most, training=training)
+    copied = hollow_copy(network, hollow_tensors(network, place, mode))
+    return record_copy(copied, args, kwargs, place, mode, most=most, training=training)
 
 
-def record_hollow(
-    hollow: nn.Module,
+def record_copy(
+    model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     place: Place = "meta",
@@ -150,10 +146,11 @@ def record_hollow(
     training: Collection[str] = (),
 ) -> Recording:
     """:func:`record_at` on a module that is nobody else's and has its tensors there already."""
-    if any(module.training for _, module in modules_of(hollow)):
-        hollow.eval()
+    network = Network.of(model)
+    if any(module.training for module in network.modules.values()):
+        model.eval()
     for path in training:
-        hollow.get_submodule(path).training = True
+        model.get_submodule(path).training = True
 
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or place == "real":
@@ -166,12 +163,12 @@ def record_hollow(
 
     inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
     recorder = Recorder(shortcuts=place == "meta", most=most)
-    names = {recorder.value_of(tensor): name for name, tensor in named_tensors(hollow).items()}
+    names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(recorder.watching(hollow))
+        stack.enter_context(recorder.watching(network))
         if mode is not None:
             stack.enter_context(mode)
             stack.enter_context(_quiet())
@@ -184,7 +181,7 @@ def record_hollow(
         reads = stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device, recorder.compute))
         stack.enter_context(recorder)
         try:
-            output = hollow(*inner_args, **inner_kwargs)
+            output = model(*inner_args, **inner_kwargs)
         except Enough:
             output = ()
         except Exception as error:

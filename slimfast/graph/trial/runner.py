@@ -18,12 +18,13 @@ from slimfast.graph.recording.forward import (
     Call,
     ForwardFailed,
     Place,
-    copy_hollow,
+    hollow_copy,
     hollow_tensors,
     record_at,
-    record_hollow,
+    record_copy,
 )
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.module_copies import copy_network
+from slimfast.graph.recording.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,11 @@ class Reach:
 class Probe:
     """Tries cuts of a model that stays as it is. ``kept`` is the last cut, as :func:`survivors` gives it."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, place: Place) -> None:
+    def __init__(self, network: Network, graph: ChannelGraph, place: Place) -> None:
         self.kept = survivors({})
-        self._model = model
+        self._network = network
         self._place = place
-        self._tensors = named_tensors(model)
-        self._hollow = hollow_tensors(model) if place != "real" else {}
+        self._hollow = hollow_tensors(network) if place != "real" else {}
         self._args, self._kwargs = graph.inputs.example()
         self._keeps: Mapping[str, IntArray] = {}
         self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
@@ -87,19 +87,19 @@ class Probe:
     ) -> tuple[tuple[Call, ...], ForwardFailed | None]:
         lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
         thin = self._thin_copy()
-        apply_patches(thin, patches_of(self._model, self._cuts, lengths))
+        apply_patches(thin, patches_of(self._network, self._cuts, lengths))
         try:
             if self._place == "meta":
-                return record_hollow(thin, self._args, self._kwargs, most=most).calls, None
-            return record_at(thin, self._args, self._kwargs, self._place, most=most).calls, None
+                return record_copy(thin, self._args, self._kwargs, most=most).calls, None
+            return record_at(Network.of(thin), self._args, self._kwargs, self._place, most=most).calls, None
         except ForwardFailed as failure:
             return failure.calls, failure
 
     def _thin_copy(self) -> nn.Module:
-        wide = self._tensors
+        wide = self._network.tensors
         if self._place == "real":
             thin = {name: select_indices(wide[name].detach(), dims) for name, dims in self._cuts.items()}
-            return copy_with(self._model, thin)
+            return copy_network(self._network, thin)
         tensors = dict(self._hollow)
         for name, dims in self._cuts.items():
             shape = thin_shape(tuple(wide[name].shape), dims)
@@ -108,7 +108,7 @@ class Probe:
                 # some operations go by another name where no gradient is wanted
                 cut_tensor = nn.Parameter(cut_tensor, wide[name].requires_grad)
             tensors[id(wide[name])] = cut_tensor
-        return copy_hollow(self._model, tensors)
+        return hollow_copy(self._network, tensors)
 
 
 def _most(graph: ChannelGraph, last: int | None) -> int | None:

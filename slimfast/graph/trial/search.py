@@ -14,14 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, IntArray, Operation
 from slimfast.graph.cutting.cut import read_attribute
 from slimfast.graph.cutting.prediction import Kept, item_of
 from slimfast.graph.recording.attributes import Key, Wanted, axis_at, stack_of
 from slimfast.graph.recording.forward import Call, Recording
-from slimfast.graph.recording.module_copies import modules_of
+from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.candidates import Candidates, named_alike
 from slimfast.graph.trial.factors import changed_factors
 from slimfast.graph.trial.rewrite import Fate, Regroup, joined_by
@@ -49,11 +47,11 @@ class _Conflict:
 class Search:
     """The state of one trial cut: what is cut, which attributes follow which axes, what has been given up."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, recording: Recording) -> None:
+    def __init__(self, network: Network, graph: ChannelGraph, recording: Recording) -> None:
         self.graph = graph
         self.wide = recording.calls
-        self.probe = Probe(model, graph, recording.place)
-        self.modules = dict(modules_of(model))
+        self.probe = Probe(network, graph, recording.place)
+        self.modules = network.modules
         self.inside: dict[str, list[int]] = {}
         for i, operation in enumerate(graph.operations):
             for path in stack_of(operation.module):

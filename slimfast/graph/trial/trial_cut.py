@@ -7,17 +7,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import nn
-
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, Frozen
 from slimfast.graph.recording.attributes import Key
 from slimfast.graph.recording.forward import Recording, record
-from slimfast.graph.recording.module_copies import modules_of
+from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.search import Search
 from slimfast.graph.trial.without_trial import certain_attributes
 
 
-def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = None) -> ChannelGraph:
+def settle(network: Network, graph: ChannelGraph, recording: Recording | None = None) -> ChannelGraph:
     """The graph after a trial cut: what it holds runs when any of its groups is cut in any way.
 
     It gets its attributes. Groups that cannot be cut join the frozen axes with their reason; groups whose
@@ -26,11 +24,11 @@ def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = 
 
     Where the recording shows that there is nothing to find, nothing is cut.
     """
-    recording = recording or record(model, *graph.inputs.example())
-    certain = certain_attributes(graph, dict(modules_of(model)), recording)
+    recording = recording or record(network, *graph.inputs.example())
+    certain = certain_attributes(graph, network.modules, recording)
     if certain is not None:
         return replace(graph, attributes=_in_order(certain))
-    search = Search(model, graph, recording)
+    search = Search(network, graph, recording)
     search.run()
     frozen = dict.fromkeys(graph.frozen)
     for group in graph:

@@ -25,6 +25,7 @@ from slimfast.graph.cutting.cut import (
     standard_attributes,
 )
 from slimfast.graph.recording.inputs import InputSpec
+from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.trial_cut import settle
 from slimfast.pruning.prune import prune_channels
 
@@ -97,7 +98,7 @@ def test_predicted_shapes_are_those_of_the_operations():
 
 
 def test_patches_of_standard_layers_follow_their_tensors():
-    found = patches(hidden_model(), hidden_graph(), {"hidden": np.array([0, 2, 3])})
+    found = patches(Network.of(hidden_model()), hidden_graph(), {"hidden": np.array([0, 2, 3])})
     assert found == (Patch("0", "out_features", 4, 3), Patch("1", "in_features", 4, 3))
 
 
@@ -284,7 +285,7 @@ def test_what_no_attribute_explains_is_frozen_with_the_reason_and_the_rest_proce
 
 def test_a_check_in_the_models_code_freezes_what_it_checks():
     model, graph = hidden_model(), hidden_graph()
-    settled = settle(model, graph)
+    settled = settle(Network.of(model), graph)
     assert (len(settled), settled.frozen, settled.attributes) == (1, (), ())
 
     class Checked(nn.Sequential):
@@ -293,7 +294,7 @@ def test_a_check_in_the_models_code_freezes_what_it_checks():
             assert x.shape[-1] == 4, "four wide"
             return self[1](x)
 
-    settled = settle(Checked(*model), graph)
+    settled = settle(Network.of(Checked(*model)), graph)
     assert len(settled) == 0
     assert {(f.tensor, f.dim) for f in settled.frozen} == {("0.weight", 0), ("1.weight", 1)}
     assert all(not axis.parts for axes in settled.axes.values() for axis in axes)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.verification import verify
 
 EXPERTS = 3
@@ -25,7 +26,7 @@ def _check_cuts(model: nn.Module, example: Tensor) -> dict[str, tuple[str, int]]
         keeps = random_keeps(graph, seed)
         cuts = {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()}
         thin = copy_with(model, cuts)
-        apply_patches(thin, patches(model, graph, keeps))
+        apply_patches(thin, patches(Network.of(model), graph, keeps))
         assert check_thin(thin, graph, keeps) == []
         done = verify(model, thin, graph, keeps, example)
         assert (set(done.compared), done.inexact) == (set(keeps), {})

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.verification import verify
 
 
@@ -68,7 +69,7 @@ def _cut(model: nn.Module, graph, keeps) -> nn.Module:
     thin = copy_with(
         model, {n: select_indices(wide[n].detach(), dims) for n, dims in cut(graph, keeps).items()}
     )
-    apply_patches(thin, patches(model, graph, keeps))
+    apply_patches(thin, patches(Network.of(model), graph, keeps))
     return thin
 
 

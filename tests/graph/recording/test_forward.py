@@ -9,11 +9,11 @@ from torch import nn
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph import trace_channels
 from slimfast.graph.recording.forward import hollow_copy, record, record_at
-from slimfast.graph.recording.module_copies import tensor_names
+from slimfast.graph.recording.network import Network
 
 
 def _record(model, *args, **kwargs):
-    return record(model, args, kwargs)
+    return record(Network.of(model), args, kwargs)
 
 
 def test_operations_have_their_module_their_names_and_their_shapes():
@@ -98,9 +98,9 @@ def test_an_encoder_layer_is_recorded_although_a_fused_one_exists():
 def test_tied_tensors_are_one():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    hollow = hollow_copy(model)
+    hollow = hollow_copy(Network.of(model))
     assert hollow[0].weight is hollow[1].weight
-    assert tensor_names(model)[1] == {"1.weight": "0.weight"}
+    assert Network.of(model).tied == {"1.weight": "0.weight"}
     assert trace_channels(model, torch.zeros(2, 4)).tied == {"1.weight": "0.weight"}
 
 
@@ -158,7 +158,7 @@ def test_a_recording_stops_at_the_operation_asked_for():
             return x + 1
 
     for most, expected in ((1, ["clone", "linear"]), (2, ["clone", "linear", "relu"]), (None, None)):
-        calls = record_at(Careless(), (torch.zeros(2, 3),), {}, "meta", most=most).calls
+        calls = record_at(Network.of(Careless()), (torch.zeros(2, 3),), {}, "meta", most=most).calls
         assert [c.op for c in calls] == [
             f"aten.{op}" for op in expected or ("clone", "linear", "relu", "add")
         ]
@@ -170,7 +170,7 @@ def test_a_convolution_is_recorded_alike_with_and_without_a_shortcut(layer, grou
     """Of as many channels in as out, where a transposed one would give the same shapes."""
     model = layer(8, 8, 3, padding=1, groups=groups)
     x = torch.randn(2, 8, *[5] * (model.weight.dim() - 2))
-    short, full = (record_at(model, (x,), {}, place).calls for place in ("meta", "fake"))
+    short, full = (record_at(Network.of(model), (x,), {}, place).calls for place in ("meta", "fake"))
     assert [call.op for call in short] == [call.op for call in full] == ["aten.convolution"]
     assert short[0].outputs[0].shape == full[0].outputs[0].shape
     assert short[0].arguments.keys() == full[0].arguments.keys()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.meta_shortcuts import SHORTCUTS
+from slimfast.graph.recording.network import Network
 
 
 def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -180,4 +181,4 @@ def test_a_network_that_does_not_fit_fails_as_it_does_without():
             return F.batch_norm(x, torch.zeros(3), torch.ones(3))
 
     with pytest.raises(Exception, match="running_mean"):
-        record(Broken(), (torch.zeros(2, 4),), {})
+        record(Network.of(Broken()), (torch.zeros(2, 4),), {})

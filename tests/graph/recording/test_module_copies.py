@@ -18,6 +18,7 @@ from slimfast.graph.recording.module_copies import (
     deep_copy,
     named_tensors,
 )
+from slimfast.graph.recording.network import Network
 
 
 class Odd(nn.Module):
@@ -54,7 +55,7 @@ class Own(nn.Linear):
 
 def test_a_copy_is_what_deepcopy_gives():
     odd = Odd()
-    made, expected = deep_copy(odd, {}), copy.deepcopy(odd)
+    made, expected = deep_copy(Network.of(odd), {}), copy.deepcopy(odd)
     assert isinstance(made, Odd)
     assert {n: (t.shape, t.requires_grad) for n, t in named_tensors(made).items()} == {
         n: (t.shape, t.requires_grad) for n, t in named_tensors(expected).items()
@@ -71,7 +72,7 @@ def test_a_copy_is_what_deepcopy_gives():
 
 def test_what_refers_to_a_part_refers_to_the_copys():
     odd = Odd()
-    made = deep_copy(odd, {})
+    made = deep_copy(Network.of(odd), {})
     assert made.listed[0] is made.first
     assert made.listed[1][0] is made.second
     assert made.cache is made.first.cache
@@ -86,7 +87,7 @@ def test_what_refers_to_a_part_refers_to_the_copys():
 
 
 def test_a_class_that_says_how_it_is_copied_is_asked():
-    made = deep_copy(nn.Sequential(Own(2, 3)), {})
+    made = deep_copy(Network.of(nn.Sequential(Own(2, 3))), {})
     assert made[0].copied
 
 
@@ -118,7 +119,7 @@ def test_a_module_that_cannot_be_copied_is_named():
     model = nn.Linear(2, 2)
     model.handle = (i for i in range(3))
     with pytest.raises(SlimfastError, match="Linear cannot be copied: cannot pickle 'generator' object"):
-        deep_copy(model, {})
+        deep_copy(Network.of(model), {})
 
 
 class Watching(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.recording.forward import record
-from slimfast.graph.recording.module_copies import modules_of
+from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.search import Search
 from slimfast.graph.trial.without_trial import certain_attributes
 
@@ -102,10 +102,10 @@ UNCERTAIN = {
 
 def _all(model: nn.Module) -> tuple[ChannelGraph, dict | None, Search]:
     x = torch.randn(2, 3, 4, 4)
-    model.eval()
-    graph, recording = trace_example(model, x), record(model, (x,), {})
-    search = Search(model, graph, recording)
-    return graph, certain_attributes(graph, dict(modules_of(model)), recording), search
+    network = Network.of(model.eval())
+    graph, recording = trace_example(model, x), record(network, (x,), {})
+    search = Search(network, graph, recording)
+    return graph, certain_attributes(graph, network.modules, recording), search
 
 
 @pytest.mark.parametrize("name", CERTAIN)
