@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from slimfast.errors import SlimfastError
-from slimfast.graph.cutting.cut import Patch, Shape, read_attribute
+from slimfast.graph.cutting.patches import Patch, Shape, read_attribute
 from slimfast.graph.recording.forward import Ref, record
 from slimfast.graph.recording.inputs import arguments, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors

@@ -14,9 +14,8 @@ from torch import nn
 
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
-from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices
+from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.forward import hollow_copy
-from slimfast.graph.recording.module_copies import copy_network
 from slimfast.graph.recording.network import Network
 from slimfast.huggingface.pretrained import changed_config, config_of, find_config, leaves
 from slimfast.plans import Plan, plan_widths
@@ -143,15 +142,11 @@ def _knob(
 def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Any | None:
     """The configuration of ``model`` cut to these widths, None where its class has none for them."""
     keeps = {name: np.arange(width, dtype=np.int64) for name, width in widths.items()}
-    hollow = Network.of(hollow_copy(Network.of(model)))
-    wide = hollow.tensors
-    thin = copy_network(
-        hollow, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()}
-    )
-    changes = patches(hollow, graph, keeps)
-    apply_patches(thin, changes)
-    before = {name: tuple(tensor.shape) for name, tensor in wide.items()}
-    return find_config(thin, before, changes, graph.inputs.example())
+    cut, hollow = Cut(graph, keeps), Network.of(hollow_copy(Network.of(model)))
+    patches = cut.attribute_patches(hollow)
+    thin = cut.thin_copy(hollow, patches=patches, share=True)
+    before = {name: tuple(tensor.shape) for name, tensor in hollow.tensors.items()}
+    return find_config(thin, before, patches, graph.inputs.example())
 
 
 def _steps(groups: Sequence[ChannelGroup], multiple_of: int) -> tuple[float, ...]:

@@ -14,8 +14,8 @@ from slimfast.calibration.moments import Calibration
 from slimfast.distributed.dtensors import check_whole
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, IntArray
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches_of, survivors
-from slimfast.graph.recording.module_copies import copy_network
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
 from slimfast.graph.recording.network import Network
 from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
@@ -117,19 +117,19 @@ def prune_channels(
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
     reached("units selected")
-    cuts = cut(graph, keeps)
-    kept = survivors(keeps)
-    changes = patches_of(network, cuts, [(a, len(kept(a.axis))) for a in graph.attributes or ()])
-    thin = copy_network(network, _gather(network.tensors, cuts, backend))
-    apply_patches(thin, changes)
+    cut = Cut(graph, keeps)
+    patches = cut.attribute_patches(network)
+    gathered = gather_slices(network.tensors, cut.tensor_cuts, backend)
+    thin = cut.thin_copy(network, tensors=gathered, patches=patches)
     reached("weights gathered")
-    mismatches = check_thin(thin, graph, keeps)
+    mismatches = check_thin(thin, cut)
     if mismatches:
         raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
     shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
-    indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
+    cuts = cut.tensor_cuts.items()
+    indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts}
     widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
-    attach(thin, compose(manifest(model), Manifest(shapes, indices, changes, widths)))
+    attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
     reached("shapes checked")
     if verify:
         verify_thin(model, thin, graph, keeps, example)
@@ -213,10 +213,10 @@ def _keeps(
     )
 
 
-def _gather(
+def gather_slices(
     tensors: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
 ) -> dict[str, Tensor]:
-    """The thin version of each tensor that is cut, all tensors of a device in one call."""
+    """The slices that are left of the tensors that these cuts name, all tensors of a device in one call."""
     thin: dict[str, Tensor] = {}
     for device in sorted({tensors[name].device for name in cuts}, key=str):
         names = [name for name in cuts if tensors[name].device == device]

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import Axis, ChannelGraph, IntArray
-from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices, survivors
+from slimfast.graph.cutting.cut import Cut, select_indices
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import arguments, map_leaves
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.module_copies import copy_network, named_tensors
 from slimfast.graph.recording.network import Network
 
 # Rounding errors of L operations with inner products of length n, taken as independent, add up to about
@@ -71,21 +71,22 @@ def verify(
     Raises :class:`SlimfastError` naming the first tensor that is not the slice, or the first module whose
     output disagrees.
     """
-    _check_tensors(model, thin, graph, keeps)
+    network = Network.of(model)
+    _check_tensors(network, thin, Cut(graph, keeps))
     cut_groups = [group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n]
     inexact = {group.name: group.inexact for group in cut_groups if group.inexact is not None}
-    exact = {name: keep for name, keep in keeps.items() if name not in inexact}
+    exact = Cut(graph, {name: keep for name, keep in keeps.items() if name not in inexact})
     if inexact:
-        thin = _cut_without_gather(model, graph, exact)
+        thin = exact.thin_copy(network, share=True)
     inputs = graph.inputs.example() if example is None else arguments(example)
-    pair = _Pair(model, _masked(model, graph, exact), thin, graph, exact, inputs)
+    pair = _Pair(network, _masked(network, exact), thin, exact, inputs)
     dtype, wide_output, operations = pair.run_masked()
     if not _is_finite(wide_output):
         # A weight divided by its norm is 0 / 0 where it is masked.
-        nearly = replace(pair, masked=_masked(model, graph, exact, fill=_NEARLY_ZERO))
-        found = nearly.run_masked()
-        if _is_finite(found[1]):
-            pair, (dtype, wide_output, operations) = nearly, found
+        nearly = replace(pair, masked=_masked(network, exact, fill=_NEARLY_ZERO))
+        again = nearly.run_masked()
+        if _is_finite(again[1]):
+            pair, (dtype, wide_output, operations) = nearly, again
     thin_output = pair.run_thin(dtype)
     tolerance = rounding(model, dtype, operations)
     max_error = difference(wide_output, thin_output)
@@ -97,14 +98,12 @@ def verify(
     return Verification(max_error, tolerance, str(dtype).removeprefix("torch."), names, inexact)
 
 
-def _check_tensors(
-    model: nn.Module, thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]
-) -> None:
-    """Every tensor of ``thin`` is the kept slice of the one in ``model``, bit for bit."""
-    found, cuts = named_tensors(thin), cut(graph, keeps)
-    for name, wide in named_tensors(model).items():
-        expected = select_indices(wide.detach(), cuts.get(name, {}))
-        got = found.get(name)
+def _check_tensors(network: Network, thin: nn.Module, cut: Cut) -> None:
+    """Every tensor of ``thin`` is the kept slice of the network's, bit for bit."""
+    thin_tensors = named_tensors(thin)
+    for name, wide in network.tensors.items():
+        expected = select_indices(wide.detach(), cut.tensor_cuts.get(name, {}))
+        got = thin_tensors.get(name)
         if got is None or got.shape != expected.shape or got.dtype != expected.dtype:
             shown = "no such tensor" if got is None else f"{got.dtype} of shape {tuple(got.shape)}"
             raise SlimfastError(
@@ -119,47 +118,37 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _cut_without_gather(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> nn.Module:
-    wide = named_tensors(model)
-    thin = copy_with(model, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()})
-    apply_patches(thin, patches(Network.of(model), graph, keeps))
-    return thin
-
-
 def _is_finite(output: Any) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors_in(output))
 
 
-def _masked(
-    model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray], *, fill: float = 0.0
-) -> nn.Module:
-    """``model`` with the removed slices of its parameters set to ``fill``; the other tensors are shared."""
-    tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    for name, dims in cut(graph, keeps).items():
-        if name in graph.parameters:
-            masked = tensors[name].clone()
+def _masked(network: Network, cut: Cut, *, fill: float = 0.0) -> nn.Module:
+    """The network with the removed slices of its parameters set to ``fill``; the other tensors are shared."""
+    tensors: dict[str, Tensor] = {}
+    for name, dims in cut.tensor_cuts.items():
+        if name in cut.graph.parameters:
+            masked = network.tensors[name].detach().clone()
             for dim, index in dims.items():
                 gone = torch.ones(masked.shape[dim], dtype=torch.bool)
                 gone[torch.from_numpy(index)] = False
                 masked.index_fill_(dim, gone.nonzero()[:, 0].to(masked.device), fill)
             tensors[name] = masked
-    return copy_with(model, tensors)
+    return copy_network(network, tensors, share=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """The masked original and the thin network, and what both are called with."""
 
-    model: nn.Module
+    network: Network
     masked: nn.Module
     thin: nn.Module
-    graph: ChannelGraph
-    keeps: Mapping[str, IntArray]
+    cut: Cut
     inputs: Arguments
 
     def run_masked(self) -> tuple[torch.dtype, Any, int]:
         """The dtype that works (float64 first), the masked network's output, its number of operations."""
-        elements = sum(tensor.numel() for tensor in named_tensors(self.model).values())
+        elements = sum(tensor.numel() for tensor in self.network.tensors.values())
         failure = None
         for dtype in (torch.float64, torch.float32) if elements <= _FLOAT64_ELEMENTS else (torch.float32,):
             counter = _Precision(dtype)
@@ -179,7 +168,7 @@ class _Pair:
         """Which module's output is the first to disagree, from both networks run again with their outputs
         kept.
         """
-        kept = survivors(self.keeps)
+        kept = self.cut.kept_indices
         wide: dict[tuple[str, int], Tensor] = {}
 
         def keep(call: tuple[str, int], output: Tensor) -> None:
@@ -201,7 +190,7 @@ class _Pair:
 
     def _axes(self, module: str, shape: tuple[int, ...]) -> tuple[Axis, ...] | None:
         """The axes of a module's output: those of the last operation inside it that has this shape."""
-        for operation in reversed(self.graph.operations):
+        for operation in reversed(self.cut.graph.operations):
             if operation.module == module or operation.module.startswith(f"{module}."):
                 for axes in operation.outputs:
                     if tuple(axis.length for axis in axes) == shape:
@@ -244,9 +233,9 @@ def _run(
     watch: Callable[[tuple[str, int], Tensor], None] | None = None,
 ) -> Any:
     """The output of a copy of ``module`` in eval mode and that precision; ``module`` does not run."""
-    copied = copy_with(
-        module, {n: precision.promote(t.detach()) for n, t in named_tensors(module).items()}
-    ).eval()
+    network = Network.of(module)
+    promoted = {name: precision.promote(tensor.detach()) for name, tensor in network.tensors.items()}
+    copied = copy_network(network, promoted).eval()
     # Buffers that a forward writes to must not be the original's.
     for part in copied.modules():
         part._buffers.update({n: b.clone() for n, b in part._buffers.items() if b is not None})

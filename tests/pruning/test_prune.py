@@ -19,7 +19,7 @@ from torch import nn
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import cut, select_indices
+from slimfast.graph.cutting.cut import Cut, select_indices
 from slimfast.graph.recording.forward import hollow_copy
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.graph.recording.network import Network
@@ -51,7 +51,7 @@ def test_any_choice_of_units_gives_the_masked_original(name, data):
     assert found.dtype == "float64"
     for tensor_name, tensor in named_tensors(thin).items():
         expected = named_tensors(model)[tensor_name]
-        for dim, index in cut(graph, keeps).get(tensor_name, {}).items():
+        for dim, index in Cut(graph, keeps).tensor_cuts.get(tensor_name, {}).items():
             expected = expected[(slice(None),) * dim + (torch.tensor(index),)]
         assert torch.equal(tensor, expected)
 
@@ -218,7 +218,7 @@ def test_plans_of_other_models_are_refused_by_name():
 def test_a_network_whose_shapes_are_not_as_predicted_is_refused(monkeypatch):
     model, x = build("conv")
     plan = random_plan(model, x)
-    monkeypatch.setattr("slimfast.pruning.prune.patches_of", lambda *_: ())
+    monkeypatch.setattr(Cut, "attribute_patches", lambda *_: ())
     with pytest.raises(SlimfastError, match="depthwise"):
         prune_channels(model, plan)
 

@@ -10,22 +10,22 @@ from typing import Any
 from torch import nn
 
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant
-from slimfast.graph.cutting.prediction import Kept, item_of, split_argument
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import item_of, split_argument
 from slimfast.graph.recording.attributes import Key, Wanted, integers_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """Sets of attributes to try at an operation of ``graph`` when ``kept`` says what is left of each axis.
+    """Sets of attributes to try at an operation of a network that is cut.
 
     ``modules`` by path, ``inside``: the operations that run in each, ``settled``: attributes that are known
     to follow an axis.
     """
 
-    graph: ChannelGraph
+    cut: Cut
     modules: Mapping[str, nn.Module]
     inside: Mapping[str, list[int]]
-    kept: Kept
     settled: Collection[Key]
 
     def own(self, index: int, stack: list[str]) -> Iterator[dict[Key, Wanted]]:
@@ -72,9 +72,9 @@ class Candidates:
         """
         found: dict[Any, Wanted] = {}
         for i in indices:
-            operation = self.graph.operations[i]
+            operation = self.cut.graph.operations[i]
             for constant in operation.constants:
-                wanted = Wanted(constant.axis, len(self.kept(constant.axis)), i, constant.argument)
+                wanted = Wanted(constant.axis, self.cut.kept_length(constant.axis), i, constant.argument)
                 found.setdefault(
                     constant.argument if constants_only else (constant.value, wanted.new), wanted
                 )
@@ -82,7 +82,7 @@ class Candidates:
                 continue
             for o, axes in enumerate(operation.outputs):
                 for d, axis in enumerate(axes):
-                    wanted = Wanted(axis, len(self.kept(axis)), i, None, (o, d))
+                    wanted = Wanted(axis, self.cut.kept_length(axis), i, None, (o, d))
                     found.setdefault((axis.length, wanted.new), wanted)
         return [wanted for wanted in found.values() if wanted.new != wanted.axis.length]
 

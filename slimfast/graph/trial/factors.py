@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slimfast.graph.channel_graph import ChannelGraph
-from slimfast.graph.cutting.prediction import Kept, aligned
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import aligned
 from slimfast.graph.recording.dispatch_mode import Call
 
 # Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
 _FACTORS = ("other", "alpha", "beta", "exponent", "value", "fill_value", "scale")
 
 
-def changed_factors(
-    graph: ChannelGraph, wide: Sequence[Call], kept: Kept, thin: Sequence[Call]
-) -> dict[int, tuple[float, float]]:
+def changed_factors(cut: Cut, wide: Sequence[Call], thin: Sequence[Call]) -> dict[int, tuple[float, float]]:
     """Operation -> the first number of its arithmetic that is another in the thin recording: (before,
     after).
     """
     found: dict[int, tuple[float, float]] = {}
-    for i, call in aligned(graph, kept, thin):
+    for i, call in aligned(cut, thin):
         for name, old in wide[i].arguments.items():
             new = call.arguments.get(name)
             counts = isinstance(old, float) or (type(old) is int and name in _FACTORS)

@@ -10,13 +10,14 @@ two numbers they are joined if they fit; groups that nothing makes right are giv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, IntArray, Operation
-from slimfast.graph.cutting.cut import read_attribute
-from slimfast.graph.cutting.prediction import Kept, item_of
+from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, Operation
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.patches import read_attribute
+from slimfast.graph.cutting.prediction import item_of
 from slimfast.graph.recording.attributes import Key, Wanted, axis_at, stack_of
 from slimfast.graph.recording.forward import Call, Recording
 from slimfast.graph.recording.network import Network
@@ -48,7 +49,7 @@ class Search:
     """The state of one trial cut: what is cut, which attributes follow which axes, what has been given up."""
 
     def __init__(self, network: Network, graph: ChannelGraph, recording: Recording) -> None:
-        self.graph = graph
+        self.cut = Cut(graph, trial_keeps(graph))
         self.wide = recording.calls
         self.probe = Probe(network, graph, recording.place)
         self.modules = network.modules
@@ -60,45 +61,35 @@ class Search:
         self.settled: set[Key] = set()
         self.uncuttable: dict[str, tuple[str, str]] = {}
         self.inexact: dict[str, str] = {}
-        self.keeps = trial_keeps(graph)
         self.idle: set[Key] = set()
         self.checked: set[Key] = set()
         self.hopeless: set[tuple[Any, ...]] = set()
         self.told: Told = set()
         self.calls: tuple[Call, ...] = ()
 
-    @property
-    def kept(self) -> Kept:
-        """The surviving indices of an axis in the cut that was tried last."""
-        return self.probe.kept
-
     def run(self) -> None:
-        self.attributes |= named_alike(self.graph, self.modules)
+        self.attributes |= named_alike(self.cut.graph, self.modules)
         self._make_right()
         for _ in range(_MAX_ROUNDS - 1):
-            keeps = telling_keeps(self.graph, self.keeps, self.told)
+            keeps = telling_keeps(self.cut, self.told)
             if keeps is None:
                 break
-            self.keeps = keeps
+            self.cut = Cut(self.cut.graph, keeps)
             self._make_right()
         self._find_factors()
 
     def _make_right(self) -> None:
         """Adopt attributes, join groups and give up others until the network runs as predicted."""
         self.settled.clear()
-        reach = self._probe(self.keeps, self.attributes)
-        while reach.index is not None and self.keeps:
+        reach = self.probe.reach(self.cut, self.attributes)
+        while reach.index is not None and self.cut.keeps:
             reach = self._resolve(reach, reach.index)
         self.calls = reach.calls
-        self.told |= told_by(self.graph, self.kept)
-
-    def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> Reach:
-        """How far the network gets when these units are kept and these attributes follow their axes."""
-        return self.probe.reach(self.graph, keeps, attributes)
+        self.told |= told_by(self.cut)
 
     def _resolve(self, reach: Reach, index: int) -> Reach:
         """Make operation ``index`` right by the least that does it, and say how far the trial gets then."""
-        operation = self.graph.operations[index] if index < len(self.graph.operations) else None
+        operation = self.cut.graph.operations[index] if index < len(self.cut.graph.operations) else None
         stack = list(
             dict.fromkeys(
                 [*stack_of(operation.module if operation else reach.module), *stack_of(reach.module)]
@@ -107,7 +98,7 @@ class Search:
         conflicts = self._conflicts(operation, stack) if operation else []
         self.idle.clear()
         self.checked.clear()
-        candidates = Candidates(self.graph, self.modules, self.inside, self.kept, self.settled)
+        candidates = Candidates(self.cut, self.modules, self.inside, self.settled)
         found = self._explain(itertools.islice(candidates.own(index, stack), _MAX_TRIES), index)
         found = found or self._join(conflicts, index)
         place = self._place(index)
@@ -129,12 +120,12 @@ class Search:
             idle = len(assignment) > 1 and not self.idle.isdisjoint(assignment)
             if idle and self.checked.isdisjoint(assignment):
                 continue
-            reach = self.probe.reach(self.graph, self.keeps, self._with(assignment), index)
+            reach = self.probe.reach(self.cut, self._with(assignment), index)
             if reach.right(index):
                 alike = [other for other in assignments if other.keys() == assignment.keys()]
                 return self._furthest([assignment, *alike])
             if len(assignment) == 1:
-                before = before or self.probe.reach(self.graph, self.keeps, self.attributes, index).seen()
+                before = before or self.probe.reach(self.cut, self.attributes, index).seen()
                 self.idle |= assignment.keys() if reach.seen() == before else set()
                 passed = reach.error != before[1] and reach.seen()[0] == before[0]
                 self.checked |= assignment.keys() if passed else set()
@@ -152,11 +143,11 @@ class Search:
         operation may not tell which of the two an attribute counts.
         """
         best = assignments[0]
-        furthest = self._probe(self.keeps, self._with(best))
+        furthest = self.probe.reach(self.cut, self._with(best))
         for other in assignments[1:]:
             if furthest.index is None:
                 break
-            reach = self._probe(self.keeps, self._with(other))
+            reach = self.probe.reach(self.cut, self._with(other))
             if reach.right(furthest.index):
                 best, furthest = other, reach
         self.attributes = self._with(best)
@@ -173,13 +164,14 @@ class Search:
             (None, axis)
             for output in operation.outputs
             for axis in output
-            if len(self.kept(axis)) == axis.length
+            if self.cut.kept_length(axis) == axis.length
         ]
+        width = self.cut.kept_length
         return [
             _Conflict(key, own, axis, constant)
             for constant, axis in here
             for key, own in self.attributes.items()
-            if key[0] in stack and own.length == axis.length and len(self.kept(own)) != len(self.kept(axis))
+            if key[0] in stack and own.length == axis.length and width(own) != width(axis)
         ]
 
     def _join(self, conflicts: list[_Conflict], index: int) -> Reach | None:
@@ -190,11 +182,11 @@ class Search:
             fates = self._fates(conflict.own, conflict.axis)
             if fates is not None:
                 self._regroup({**self._fates_elsewhere(conflict, index, fates), **fates})
-                return self._probe(self.keeps, self.attributes)
+                return self.probe.reach(self.cut, self.attributes)
         return None
 
     def _fates(self, own: Axis, axis: Axis) -> dict[str, Fate] | None:
-        sizes = {group.name: group.n for group in self.graph}
+        sizes = {group.name: group.n for group in self.cut.graph}
         return joined_by(own, axis, sizes) or joined_by(axis, own, sizes)
 
     def _fates_elsewhere(self, conflict: _Conflict, index: int, fates: Mapping[str, Fate]) -> dict[str, Fate]:
@@ -214,22 +206,21 @@ class Search:
 
     def _regroup(self, names: Mapping[str, Fate]) -> None:
         change = Regroup(names)
-        self.graph = change.graph(self.graph)
         self.attributes = {key: change.axis(axis) for key, axis in self.attributes.items()}
-        self.keeps = self._without(names)
+        self.cut = Cut(change.graph(self.cut.graph), self._without(names).keeps)
 
     def _place(self, index: int) -> tuple[Any, ...]:
         """Which operation of which class of module this is: what fails in one block fails in the next."""
-        if index == len(self.graph.operations):
+        if index == len(self.cut.graph.operations):
             return ()
-        operation = self.graph.operations[index]
+        operation = self.cut.graph.operations[index]
         step = self.inside[operation.module].index(index)
         return type(self.modules[operation.module]), operation.name, step
 
     def _give_up(self, index: int, conflicts: list[_Conflict]) -> Reach:
         """Leave alone the groups without which operation ``index`` is right, and their like elsewhere."""
-        operation = self.graph.operations[min(index, len(self.graph.operations) - 1)]
-        changed = [c for c in operation.constants if len(self.kept(c.axis)) != c.value]
+        operation = self.cut.graph.operations[min(index, len(self.cut.graph.operations) - 1)]
+        changed = [c for c in operation.constants if self.cut.kept_length(c.axis) != c.value]
         # Constants that may be to blame, and the groups to leave alone then; the least comes first.
         suspects: list[tuple[list[Constant], list[str]]] = [
             *(([c], self._groups_in([c.axis])) for c in (changed if len(changed) > 1 else ())),
@@ -239,7 +230,7 @@ class Search:
         ]
         suspects = [suspect for suspect in suspects if suspect[1]]
         for blamed, names in suspects:  # noqa: B007 (read after the loop)
-            if self.probe.reach(self.graph, self._without(names), self.attributes, index).right(index):
+            if self.probe.reach(self._without(names), self.attributes, index).right(index):
                 break
         else:
             blamed, names = (changed, self._groups_in([c.axis for c in changed]))
@@ -251,11 +242,14 @@ class Search:
             names = names + self._groups_in([c.axis for c in other.constants if c.argument in arguments])
         self.uncuttable |= dict.fromkeys(names, (operation.module, reason))
         self._regroup(dict.fromkeys(names))
-        return self._probe(self.keeps, self.attributes)
+        return self.probe.reach(self.cut, self.attributes)
 
-    def _without(self, names: Iterable[str]) -> dict[str, IntArray]:
-        gone = set(names)
-        return {name: keep for name, keep in self.keeps.items() if name not in gone}
+    def _without(self, names: Iterable[str]) -> Cut:
+        return self._only(self.cut.keeps.keys() - set(names))
+
+    def _only(self, names: Collection[str]) -> Cut:
+        """The cut of these groups alone."""
+        return Cut(self.cut.graph, {name: keep for name, keep in self.cut.keeps.items() if name in names})
 
     def _generalised(self, assignment: Mapping[Key, Wanted]) -> dict[Key, Axis]:
         """The same attributes of other modules of the same class, where the same operation takes their
@@ -278,53 +272,52 @@ class Search:
         steps = self.inside.get(path, [])
         if index not in steps:
             return
-        step, name = steps.index(index), self.graph.operations[index].name
+        step, name = steps.index(index), self.cut.graph.operations[index].name
         for other, module in self.modules.items():
             there = self.inside.get(other, [])
             if type(module) is type(self.modules[path]) and other != path and step < len(there):
-                operation = self.graph.operations[there[step]]
+                operation = self.cut.graph.operations[there[step]]
                 if operation.name == name:
                     yield other, operation
 
     def _runs_beside(self, i: int, j: int) -> bool:
-        return self.graph.operations[i].module == self.graph.operations[j].module
+        return self.cut.graph.operations[i].module == self.cut.graph.operations[j].module
 
     def _outputs(self, index: int) -> list[Axis]:
         """The axes of what an operation makes."""
-        return [axis for axes in self.graph.operations[index].outputs for axis in axes]
+        return [axis for axes in self.cut.graph.operations[index].outputs for axis in axes]
 
     def _groups_in(self, axes: list[Axis]) -> list[str]:
-        return [name for axis in axes for name, _ in axis.parts if name in self.keeps]
+        return [name for axis in axes for name, _ in axis.parts if name in self.cut.keeps]
 
     def _culprit(self) -> str:
         """The first group whose cut, with all before it, makes the network disagree; found by halving."""
-        names = list(self.keeps)
+        names = list(self.cut.keeps)
         low, high = 0, len(names)
         while high - low > 1:
             middle = (low + high) // 2
-            some = {name: self.keeps[name] for name in names[:middle]}
-            low, high = (
-                (low, middle) if self._probe(some, self.attributes).index is not None else (middle, high)
-            )
+            reach = self.probe.reach(self._only(names[:middle]), self.attributes)
+            low, high = (low, middle) if reach.index is not None else (middle, high)
         return names[low]
 
     def _find_factors(self) -> None:
         """Groups whose width changes a number in the arithmetic: removing their units is not masking them."""
-        if not changed_factors(self.graph, self.wide, self.kept, self.calls):
+        if not changed_factors(self.cut, self.wide, self.calls):
             return
-        for kind in sorted({group.kind for group in self.graph if group.name in self.keeps}):
-            some = {g.name: self.keeps[g.name] for g in self.graph if g.kind == kind and g.name in self.keeps}
-            calls = self._probe(some, self.attributes).calls
-            changed = changed_factors(self.graph, self.wide, self.kept, calls)
+        cut_groups = [group for group in self.cut.graph if group.name in self.cut.keeps]
+        for kind in sorted({group.kind for group in cut_groups}):
+            some = self._only({group.name for group in cut_groups if group.kind == kind})
+            calls = self.probe.reach(some, self.attributes).calls
+            changed = changed_factors(some, self.wide, calls)
             for i, (before, after) in changed.items():
-                operation = self.graph.operations[i]
+                operation = self.cut.graph.operations[i]
                 axes = self._outputs(i)
                 axes += [a for key, a in self.attributes.items() if key[0] in stack_of(operation.module)]
                 where = operation.module or "the model itself"
                 # a tensor that Python made of the number is an operation without any of the axes
                 near = [j for j in self.inside[operation.module] if self._runs_beside(i, j)]
                 around = [axis for j in near for axis in self._outputs(j)]
-                found = [[n for n in self._groups_in(a) if n in some] for a in (axes, around)]
+                found = [[n for n in self._groups_in(a) if n in some.keeps] for a in (axes, around)]
                 for name in found[0] or found[1]:
                     change = f"{before:g} to {after:g} in {operation.name} at {where}"
                     self.inexact.setdefault(name, f"its width changes a factor: {change}")

@@ -37,9 +37,10 @@ def settle(network: Network, graph: ChannelGraph, recording: Recording | None = 
                 if member.role != "follower":
                     module, reason = search.uncuttable[group.name]
                     frozen[Frozen(member.tensor, member.dim, reason, module)] = None
+    settled = search.cut.graph
     return replace(
-        search.graph,
-        groups=tuple(replace(g, inexact=g.inexact or search.inexact.get(g.name)) for g in search.graph),
+        settled,
+        groups=tuple(replace(g, inexact=g.inexact or search.inexact.get(g.name)) for g in settled),
         frozen=tuple(frozen),
         attributes=_in_order(search.attributes),
     )

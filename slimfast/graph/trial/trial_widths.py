@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, IntArray
+from slimfast.graph.cutting.cut import Cut
 
 # (number of an operation, its constant's argument)
 Told = set[tuple[int, str]]
@@ -27,25 +28,23 @@ def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
     return keeps
 
 
-def told_by(graph: ChannelGraph, kept: Callable[[Axis], IntArray]) -> Told:
+def told_by(cut: Cut) -> Told:
     """The constants that a cut changes, each to another number than the others that it may be taken for."""
     return {
         (i, constant.argument)
-        for i, constant, twins in _with_twins(graph)
-        if len(kept(constant.axis)) not in (constant.value, *(len(kept(axis)) for axis in twins))
+        for i, constant, twins in _with_twins(cut.graph)
+        if cut.kept_length(constant.axis) not in (constant.value, *map(cut.kept_length, twins))
     }
 
 
-def telling_keeps(
-    graph: ChannelGraph, keeps: Mapping[str, IntArray], told: Told
-) -> dict[str, IntArray] | None:
+def telling_keeps(cut: Cut, told: Told) -> dict[str, IntArray] | None:
     """Other units to keep, so that constants change that have not, or not unlike others that were the
     same.
 
     None where every constant that can change has told what it follows.
     """
-    others = dict(keeps)
-    for i, constant, twins in _with_twins(graph):
+    others = dict(cut.keeps)
+    for i, constant, twins in _with_twins(cut.graph):
         if (i, constant.argument) in told:
             continue
         # what was changed for one constant may tell the next
@@ -55,12 +54,12 @@ def telling_keeps(
         for name, units in constant.axis.parts:
             other = [u for axis in twins for group, own in axis.parts if group == name for u in own]
             free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
-            if name in keeps and len(free):
-                left = np.setdiff1d(np.arange(graph[name].n), free[: 1 + len(free) // 2])
+            if name in cut.keeps and len(free):
+                left = np.setdiff1d(np.arange(cut.graph[name].n), free[: 1 + len(free) // 2])
                 if len(left):
                     others[name] = left.astype(np.int64)
                     break
-    changed = any(not np.array_equal(others[name], keeps[name]) for name in keeps)
+    changed = any(not np.array_equal(others[name], cut.keeps[name]) for name in cut.keeps)
     return others if changed else None
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slimfast.calibration.consumers import Reader, readers, survivors_of
 from slimfast.calibration.moments import Arguments, Calibration, first_sample, joined, run, running, watched
 from slimfast.graph.channel_graph import ChannelGraph, IntArray
-from slimfast.graph.cutting.cut import survivors
+from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.repair.least_squares import solve, worst
 from slimfast.pruning.repair.report import Fit, RepairReport
@@ -46,7 +46,7 @@ def repair_from_activations(
     """
     found, left = readers(model, graph)
     args = joined(calibration.batches)
-    kept = survivors(keeps)
+    kept = Cut(graph, keeps).kept_indices
     calls, with_norm = _survey(model, found, first_sample(calibration.batches))
     for reader in found:
         if calls.get(reader.weight, 0) != 1:

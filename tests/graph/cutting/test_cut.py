@@ -15,15 +15,9 @@ from torch.nn import functional
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Constant, Member, Operation
-from slimfast.graph.cutting.cut import (
-    Patch,
-    apply_patches,
-    check_thin,
-    cut,
-    patches,
-    predicted_shapes,
-    standard_attributes,
-)
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.patches import Patch, apply_patches, standard_attributes
+from slimfast.graph.cutting.prediction import check_thin
 from slimfast.graph.recording.inputs import InputSpec
 from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.trial_cut import settle
@@ -59,13 +53,13 @@ def as_lists(cuts):
 def test_cut_names_the_tensors_and_dims_that_change():
     keep = {"hidden": np.array([0, 3])}
     kept = [0, 3]
-    assert as_lists(cut(hidden_graph(), keep)) == {
+    assert as_lists(Cut(hidden_graph(), keep).tensor_cuts) == {
         "0.weight": {0: kept},
         "0.bias": {0: kept},
         "1.weight": {1: kept},
     }
-    assert cut(hidden_graph(), {"hidden": np.arange(4)}) == {}
-    assert cut(hidden_graph(), {}) == {}
+    assert Cut(hidden_graph(), {"hidden": np.arange(4)}).tensor_cuts == {}
+    assert Cut(hidden_graph(), {}).tensor_cuts == {}
 
 
 def test_an_index_of_two_groups_survives_when_both_keep_it():
@@ -74,7 +68,7 @@ def test_an_index_of_two_groups_survives_when_both_keep_it():
     groups = (ChannelGroup("head", "head", 2, members), ChannelGroup("dim", "head_dim", 3, members))
     graph = ChannelGraph(groups, {"w": (fused,)}, frozenset({"w"}), (), (), None, attributes=())
     keeps = {"head": np.array([1]), "dim": np.array([0, 2])}
-    assert as_lists(cut(graph, keeps)) == {"w": {0: [3, 5]}}
+    assert as_lists(Cut(graph, keeps).tensor_cuts) == {"w": {0: [3, 5]}}
 
 
 @pytest.mark.parametrize(
@@ -90,16 +84,20 @@ def test_an_index_of_two_groups_survives_when_both_keep_it():
 )
 def test_keeps_that_are_no_units_are_refused(keeps, message):
     with pytest.raises(ValueError, match=message):
-        cut(hidden_graph(), keeps)
+        Cut(hidden_graph(), keeps)
 
 
 def test_predicted_shapes_are_those_of_the_operations():
-    assert predicted_shapes(hidden_graph(), {"hidden": np.array([1])}) == [((5, 1),), ((5, 2),)]
+    cut = Cut(hidden_graph(), {"hidden": np.array([1])})
+    assert [cut.shapes_of(operation) for operation in cut.graph.operations] == [((5, 1),), ((5, 2),)]
 
 
 def test_patches_of_standard_layers_follow_their_tensors():
-    found = patches(Network.of(hidden_model()), hidden_graph(), {"hidden": np.array([0, 2, 3])})
-    assert found == (Patch("0", "out_features", 4, 3), Patch("1", "in_features", 4, 3))
+    cut = Cut(hidden_graph(), {"hidden": np.array([0, 2, 3])})
+    assert cut.attribute_patches(Network.of(hidden_model())) == (
+        Patch("0", "out_features", 4, 3),
+        Patch("1", "in_features", 4, 3),
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,16 +124,16 @@ def test_attributes_of_standard_layers(module, shapes, expected):
 
 
 def test_check_thin_names_the_operation_that_is_not_as_predicted():
-    graph, keeps = hidden_graph(), {"hidden": np.array([0, 1])}
-    assert check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), graph, keeps) == []
-    found = check_thin(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), graph, keeps)
+    cut = Cut(hidden_graph(), {"hidden": np.array([0, 1])})
+    assert check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), cut) == []
+    found = check_thin(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), cut)
     assert [str(m) for m in found] == ["aten.linear at 0: expected shapes ((5, 2),), got ((5, 3),)"]
-    short = check_thin(nn.Sequential(nn.Linear(3, 2)), graph, keeps)
-    assert [(m.module, m.found) for m in short] == [("1", "nothing more")]
-    long = check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.ReLU()), graph, keeps)
-    assert [(m.module, m.found) for m in long] == [("2", "aten.relu")]
-    other = check_thin(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), graph, keeps)
-    assert [(m.module, m.expected, m.found) for m in other] == [("1", "aten.linear", "aten.relu")]
+    short = check_thin(nn.Sequential(nn.Linear(3, 2)), cut)
+    assert [(m.module, m.got) for m in short] == [("1", "nothing more")]
+    long = check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.ReLU()), cut)
+    assert [(m.module, m.got) for m in long] == [("2", "aten.relu")]
+    other = check_thin(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), cut)
+    assert [(m.module, m.expected, m.got) for m in other] == [("1", "aten.linear", "aten.relu")]
 
 
 def test_check_thin_compares_constants_where_the_shapes_agree():
@@ -156,8 +154,8 @@ def test_check_thin_compares_constants_where_the_shapes_agree():
         def forward(self, x):
             return functional.pad(self.get_submodule("0")(x), self.pads)
 
-    assert check_thin(Pads(2, 1), graph, {}) == []
-    assert [str(m) for m in check_thin(Pads(1, 2), graph, {})] == [
+    assert check_thin(Pads(2, 1), Cut(graph, {})) == []
+    assert [str(m) for m in check_thin(Pads(1, 2), Cut(graph, {}))] == [
         "aten.constant_pad_nd at the model itself: expected pad[0] = 2, got 1",
         "aten.constant_pad_nd at the model itself: expected pad[1] = 1, got 2",
     ]
@@ -384,7 +382,7 @@ def test_the_sizes_of_a_split_are_found_in_their_order():
     graph = trace_channels(model, x)
     keeps = random_keeps(graph, 0, 0.5)
     thin = prune_channels(model, plan_of(graph, keeps))
-    kept = cut(graph, keeps)["first.weight"][0]
+    kept = Cut(graph, keeps).tensor_cuts["first.weight"][0]
     parts = [(kept < 4).sum(), ((kept >= 4) & (kept < 8)).sum(), (kept >= 8).sum()]
     assert thin.sizes == [int(n) for n in parts]
     assert isinstance(thin.sizes, list)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from slimfast import measure_spectra, plan_widths, prune_channels, select
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
 from slimfast.graph.recording import network
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.graph.recording.shape_reads import Length, ShapeReads
 from slimfast.pruning.verification import verify
 
@@ -63,12 +63,9 @@ def _check_cuts(model: nn.Module, example: Tensor) -> set[str]:
     compared: set[str] = set()
     for seed in range(4):
         keeps = random_keeps(graph, seed)
-        wide = named_tensors(model)
-        thin = copy_with(
-            model, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()}
-        )
-        apply_patches(thin, patches(network.Network.of(model), graph, keeps))
-        assert check_thin(thin, graph, keeps) == []
+        cut = Cut(graph, keeps)
+        thin = cut.thin_copy(network.Network.of(model))
+        assert check_thin(thin, cut) == []
         done = verify(model, thin, graph, keeps, example)
         assert done.max_error < 1e-13
         compared |= set(done.compared)

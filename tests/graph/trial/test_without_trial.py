@@ -117,7 +117,7 @@ def test_a_trial_finds_nothing_where_none_is_needed(name):
     assert certain == search.attributes
     assert not search.uncuttable
     assert not search.inexact
-    assert search.graph is graph
+    assert search.cut.graph is graph
 
 
 @pytest.mark.parametrize("name", UNCERTAIN)
