@@ -128,7 +128,7 @@ def _follow_training(
         _tell_idle(flow, idle, "the forward does not use it with this example")
         return
     try:
-        training = record_at(network, args, kwargs, recording.place, training=paths)
+        training = record_at(network, args, kwargs, recording.tensor_mode, training=paths)
     except ForwardFailed as failure:
         _tell_idle(flow, idle, f"it is left out in eval mode, and in training mode the {failure}")
         return

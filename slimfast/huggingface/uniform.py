@@ -15,7 +15,7 @@ from torch import nn
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.graph.cutting.cut import Cut
-from slimfast.graph.recording.forward import hollow_copy
+from slimfast.graph.recording.forward import dataless_copy
 from slimfast.graph.recording.network import Network
 from slimfast.huggingface.pretrained import changed_config, config_of, find_config, leaves
 from slimfast.plans import Plan, plan_widths
@@ -142,10 +142,10 @@ def _knob(
 def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Any | None:
     """The configuration of ``model`` cut to these widths, None where its class has none for them."""
     keeps = {name: np.arange(width, dtype=np.int64) for name, width in widths.items()}
-    cut, hollow = Cut(graph, keeps), Network.of(hollow_copy(Network.of(model)))
-    patches = cut.attribute_patches(hollow)
-    thin = cut.thin_copy(hollow, patches=patches, share=True)
-    before = {name: tuple(tensor.shape) for name, tensor in hollow.tensors.items()}
+    cut, dataless = Cut(graph, keeps), Network.of(dataless_copy(Network.of(model)))
+    patches = cut.attribute_patches(dataless)
+    thin = cut.thin_copy(dataless, patches=patches, share=True)
+    before = {name: tuple(tensor.shape) for name, tensor in dataless.tensors.items()}
     return find_config(thin, before, patches, graph.inputs.example())
 
 

@@ -20,7 +20,7 @@ from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import Cut, select_indices
-from slimfast.graph.recording.forward import hollow_copy
+from slimfast.graph.recording.forward import dataless_copy
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.graph.recording.network import Network
 from slimfast.plans import Plan
@@ -130,7 +130,7 @@ def test_a_training_step_changes_the_thin_network_only():
 def test_a_model_on_the_meta_device_is_cut_without_memory():
     model, x = build("transformer")
     plan = random_plan(model, x)
-    thin = prune_channels(hollow_copy(Network.of(model)), plan, verify=False)
+    thin = prune_channels(dataless_copy(Network.of(model)), plan, verify=False)
     real = prune_channels(model, plan, verify=False)
     assert all(tensor.is_meta for tensor in named_tensors(thin).values())
     assert {n: t.shape for n, t in named_tensors(thin).items()} == {

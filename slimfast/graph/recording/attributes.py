@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from slimfast.graph.channel_graph import Axis, Operation
 
 # An attribute: (module path, attribute or holder.attribute, index in it or None).
-Key: TypeAlias = tuple[str, str, int | None]
+AttributeKey: TypeAlias = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
+class NumberToChange:
     """A number that must become ``new``: the length of ``axis``, a constant or a dim of an output of an
     operation.
     """
@@ -54,9 +54,9 @@ def _plain_integers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[st
                     yield prefix + name, index, item
 
 
-def axis_at(operation: Operation, wanted: Wanted) -> Axis | None:
-    """The axis of ``operation`` at the place where ``wanted`` was found in another."""
-    if wanted.constant is not None:
-        return next((c.axis for c in operation.constants if c.argument == wanted.constant), None)
-    o, d = wanted.output
+def axis_at(operation: Operation, number: NumberToChange) -> Axis | None:
+    """The axis of ``operation`` at the place where ``number`` was found in another."""
+    if number.constant is not None:
+        return next((c.axis for c in operation.constants if c.argument == number.constant), None)
+    o, d = number.output
     return operation.outputs[o][d] if o < len(operation.outputs) and d < len(operation.outputs[o]) else None

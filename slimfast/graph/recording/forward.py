@@ -20,64 +20,64 @@ from slimfast.graph.recording.module_copies import deep_copy
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shape_reads import ShapeReads
 
-__all__ = ["Call", "ForwardFailed", "Place", "Recording", "Ref", "hollow_copy", "hollow_tensors", "record",
-           "record_at", "record_copy", "tensors_in"]  # fmt: skip
+__all__ = ["Call", "ForwardFailed", "Recording", "Ref", "TensorMode", "dataless_copy", "dataless_tensors",
+           "record", "record_at", "record_copy", "tensors_in"]  # fmt: skip
 
-Place = Literal["meta", "fake", "real"]
+TensorMode = Literal["meta", "fake", "real"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
     """The calls of one forward in order. ``names`` has the first name of each parameter and buffer by its
-    value. ``told``: the model's Python may have been told a length."""
+    value. ``saw_lengths``: the model's Python may have been told a length."""
 
     calls: tuple[Call, ...]
     names: Mapping[int, str]
     inputs: tuple[Ref, ...]
     outputs: tuple[Ref, ...]
-    place: Place
-    told: bool = True
+    tensor_mode: TensorMode
+    saw_lengths: bool = True
 
 
-def hollow_copy(network: Network, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """A deep copy of the module tree whose tensors are ``tensors``, :func:`hollow_tensors` unless given:
+def dataless_copy(network: Network, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
+    """A deep copy of the module tree whose tensors are ``tensors``, :func:`dataless_tensors` unless given:
     running it or editing it leaves the network as it was. Tied tensors stay tied."""
     try:
-        return deep_copy(network, dict(hollow_tensors(network) if tensors is None else tensors))
+        return deep_copy(network, dict(dataless_tensors(network) if tensors is None else tensors))
     except SlimfastError as error:
         raise UnsupportedGraph(str(error)) from error
 
 
-def hollow_tensors(
-    network: Network, place: Place = "meta", mode: FakeTensorMode | None = None
+def dataless_tensors(
+    network: Network, tensor_mode: TensorMode = "meta", fake_mode: FakeTensorMode | None = None
 ) -> dict[int, Tensor]:
     """What stands in a copy without data for each tensor that a module holds, by the tensor's identity.
 
-    ``place="meta"`` puts them on the meta device, ``"fake"`` makes them fake tensors of ``mode``; ``"real"``
-    shares the parameters and copies the buffers.
+    "meta" puts them on the meta device, "fake" makes them fake tensors of ``fake_mode``; "real" shares the
+    parameters and copies the buffers.
     """
     found: dict[int, Tensor] = {}
     for module in network.modules.values():
         for held in (module._parameters, module._buffers, vars(module)):
             for tensor in held.values():
                 if isinstance(tensor, Tensor) and id(tensor) not in found:
-                    found[id(tensor)] = _hollow(tensor, place, mode)
+                    found[id(tensor)] = _dataless(tensor, tensor_mode, fake_mode)
     return found
 
 
-def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor:
+def _dataless(tensor: Tensor, tensor_mode: TensorMode, fake_mode: FakeTensorMode | None) -> Tensor:
     if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
         raise UnsupportedGraph("a lazy parameter has no shape yet; run the model once before tracing it")
-    if place == "real":
+    if tensor_mode == "real":
         return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-    if mode is None:
+    if fake_mode is None:
         if tensor.is_contiguous():
             empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         else:
             empty = torch.empty_like(tensor.detach(), device="meta")
         return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
     empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    fake: Tensor = FakeTensor(mode, empty, torch.device("cpu"))
+    fake: Tensor = FakeTensor(fake_mode, empty, torch.device("cpu"))
     if isinstance(tensor, nn.Parameter):
         # what nn.Parameter makes of a tensor of a class of its own, without its detach, a slow call here
         fake.requires_grad_(tensor.requires_grad)
@@ -88,7 +88,7 @@ def _hollow(tensor: Tensor, place: Place, mode: FakeTensorMode | None) -> Tensor
 def record(
     network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: Collection[str] = ()
 ) -> Recording:
-    """Run ``network.model(*args, **kwargs)`` once in eval mode on a hollow copy and write down what it did.
+    """Run a network once in eval mode, on a copy without data, and write down what it did.
 
     Only the modules of the paths ``training`` are in training mode, without those inside of them.
 
@@ -96,13 +96,13 @@ def record(
     real arguments. Raises UnsupportedGraph, naming the module that failed, when the forward fails on real
     tensors too.
     """
-    places: tuple[Place, ...] = ("meta", "fake", "real")
-    for place in places:
+    modes: tuple[TensorMode, ...] = ("meta", "fake", "real")
+    for tensor_mode in modes:
         try:
-            return record_at(network, args, kwargs, place, training=training)
+            return record_at(network, args, kwargs, tensor_mode, training=training)
         except ForwardFailed as failure:
             on_meta = any(tensor.is_meta for tensor in network.tensors.values())
-            if place == ("fake" if on_meta else "real"):
+            if tensor_mode == ("fake" if on_meta else "real"):
                 raise UnsupportedGraph(f"{type(network.model).__name__}: {failure}") from failure.__cause__
     raise AssertionError("unreachable")
 
@@ -123,24 +123,24 @@ def record_at(
     network: Network,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    place: Place,
+    tensor_mode: TensorMode,
     *,
     most: int | None = None,
     training: Collection[str] = (),
 ) -> Recording:
     """:func:`record` on one kind of tensors only, at ``most`` so many operations (copies not counted); raises
     :class:`ForwardFailed`."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True) if place == "fake" else None
-    copied = hollow_copy(network, hollow_tensors(network, place, mode))
-    return record_copy(copied, args, kwargs, place, mode, most=most, training=training)
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if tensor_mode == "fake" else None
+    copied = dataless_copy(network, dataless_tensors(network, tensor_mode, fake_mode))
+    return record_copy(copied, args, kwargs, tensor_mode, fake_mode, most=most, training=training)
 
 
 def record_copy(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
-    place: Place = "meta",
-    mode: FakeTensorMode | None = None,
+    tensor_mode: TensorMode = "meta",
+    fake_mode: FakeTensorMode | None = None,
     *,
     most: int | None = None,
     training: Collection[str] = (),
@@ -153,31 +153,33 @@ def record_copy(
         model.get_submodule(path).training = True
 
     def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or place == "real":
+        if not isinstance(leaf, Tensor) or tensor_mode == "real":
             return leaf
-        if mode is not None:
+        if fake_mode is not None:
             return (
-                mode.from_tensor(leaf.detach()) if leaf.device.type != "meta" else _hollow(leaf, place, mode)
+                fake_mode.from_tensor(leaf.detach())
+                if leaf.device.type != "meta"
+                else _dataless(leaf, tensor_mode, fake_mode)
             )
         return torch.empty_like(leaf.detach(), device="meta")
 
     inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
-    recorder = Recorder(shortcuts=place == "meta", most=most)
+    recorder = Recorder(shortcuts=tensor_mode == "meta", most=most)
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.watching(network))
-        if mode is not None:
-            stack.enter_context(mode)
+        if fake_mode is not None:
+            stack.enter_context(fake_mode)
             stack.enter_context(_quiet())
         # the fused encoder layer hides its projections from the recorder
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fastpath)
         # composite operations reach the recorder undecomposed only below autograd
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
-        device = torch.device("meta") if place == "meta" else None
+        device = torch.device("meta") if tensor_mode == "meta" else None
         reads = stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device, recorder.compute))
         stack.enter_context(recorder)
         try:
@@ -190,7 +192,7 @@ def record_copy(
             message = f"{where}: {_first_line(error)}"
             raise ForwardFailed(message, tuple(recorder.calls), recorder.module) from error
     outputs = tuple(recorder.ref(t) for t in tensors_in(output))
-    return Recording(tuple(recorder.calls), names, inputs, outputs, place, reads.told)
+    return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, reads.saw_lengths)
 
 
 @contextmanager

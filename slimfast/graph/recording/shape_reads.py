@@ -119,7 +119,7 @@ class ShapeReads(TorchFunctionMode):
         computes: Callable[[bool], None] = lambda computes: None,
     ) -> None:
         super().__init__()
-        self.told = False
+        self.saw_lengths = False
         self._value_of = value_of
         self._given = given
         self._device = device
@@ -161,7 +161,7 @@ class ShapeReads(TorchFunctionMode):
     def _told_by(self, func: Any, result: Any) -> Any:
         """The result of a function, when it is noted whether it may be a length."""
         if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
-            self.told = True
+            self.saw_lengths = True
         return result
 
     def _flattened(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -172,7 +172,7 @@ class ShapeReads(TorchFunctionMode):
             self._computes(False)
 
     def _lengths(self, tensor: Tensor) -> list[int]:
-        self.told = True
+        self.saw_lengths = True
         value = self._value_of(tensor)
         return [
             _length(torch._C.TensorBase.size(tensor, dim), (value, dim, 1)) for dim in range(tensor.dim())

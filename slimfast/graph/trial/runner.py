@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import STOPPED, mismatches
-from slimfast.graph.recording.attributes import Key
+from slimfast.graph.recording.attributes import AttributeKey
 from slimfast.graph.recording.dispatch_mode import COPIES
-from slimfast.graph.recording.forward import Call, ForwardFailed, Place, hollow_copy, record_at, record_copy
+from slimfast.graph.recording.forward import (
+    Call,
+    ForwardFailed,
+    TensorMode,
+    dataless_copy,
+    record_at,
+    record_copy,
+)
 from slimfast.graph.recording.network import Network
+from slimfast.graph.trial.rewrite import GroupChange, GroupRewrite
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """What is tried: a cut, and the attributes that follow the lengths of axes."""
+
+    cut: Cut
+    attributes: Mapping[AttributeKey, Axis]
+
+    def only(self, groups: Collection[str]) -> Trial:
+        """Cut none but these groups."""
+        keeps = {name: keep for name, keep in self.cut.keeps.items() if name in groups}
+        return Trial(Cut(self.cut.graph, keeps), self.attributes)
+
+    def without(self, groups: Iterable[str]) -> Trial:
+        """Leave these groups whole."""
+        return self.only(self.cut.keeps.keys() - set(groups))
+
+    def rewritten(self, changes: Mapping[str, GroupChange]) -> Trial:
+        """Drop groups, or join them with others, and cut what is left."""
+        rewrite = GroupRewrite(changes)
+        keeps = self.without(changes).cut.keeps
+        attributes = {key: rewrite.axis(axis) for key, axis in self.attributes.items()}
+        return Trial(Cut(rewrite.graph(self.cut.graph), keeps), attributes)
+
+    def groups_in(self, axes: Iterable[Axis]) -> list[str]:
+        """Name the groups, of those that are cut, that have a say in these axes."""
+        return [name for axis in axes for name, _ in axis.parts if name in self.cut.keeps]
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
+class TrialResult:
     """How far a trial got: the first operation that disagrees (None: none does), and the module that was
     running, with the message of the error it stopped with.
     """
@@ -26,54 +62,53 @@ class Reach:
     calls: tuple[Call, ...]
     error: str = ""
 
-    def right(self, index: int) -> bool:
-        """Whether that operation and all before it agree."""
+    def is_right(self, index: int) -> bool:
+        """Say whether that operation and all before it agree."""
         return self.index is None or self.index > index
 
     def seen(self) -> tuple[Any, ...]:
-        """What a change that matters here changes: the last operation, or the error after it."""
+        """Show what a change that matters here changes: the last operation, or the error after it."""
         last = self.calls[-1] if self.calls else None
         return len(self.calls), self.error, last and (last.op, repr(last.arguments), repr(last.outputs))
 
 
-class Probe:
-    """Tries cuts of a network that stays as it is."""
+class TrialRunner:
+    """Runs trials of a network, which stays as it is."""
 
-    def __init__(self, network: Network, graph: ChannelGraph, place: Place) -> None:
+    def __init__(self, network: Network, graph: ChannelGraph, mode: TensorMode) -> None:
         self._network = network
-        self._place = place
-        self._wide = network if place == "real" else Network.of(hollow_copy(network))
+        self._mode = mode
+        self._wide = network if mode == "real" else Network.of(dataless_copy(network))
         self._args, self._kwargs = graph.inputs.example()
 
-    def reach(self, cut: Cut, attributes: Mapping[Key, Axis], last: int | None = None) -> Reach:
-        """How far the network gets after a cut when these attributes follow their axes.
-
-        ``last``: the operation after which it need not go on.
-        """
-        calls, failure = self._record(cut, attributes, _most(cut.graph, last))
-        first = next(mismatches(cut, calls), None)
+    def run(self, trial: Trial, last: int | None = None) -> TrialResult:
+        """Say how far the network gets. ``last``: the operation after which it need not go on."""
+        calls, failure = self._record(trial, _max_operations(trial.cut.graph, last))
+        first = next(mismatches(trial.cut, calls), None)
         if failure is None:
-            return Reach(first.index, first.module, calls) if first else Reach(None, "", calls)
+            return TrialResult(first.index, first.module, calls) if first else TrialResult(None, "", calls)
         if first is None:
-            return Reach(len(cut.graph.operations), failure.module, calls, str(failure))
+            return TrialResult(len(trial.cut.graph.operations), failure.module, calls, str(failure))
         module = failure.module if first.got == STOPPED else first.module
-        return Reach(first.index, module, calls, str(failure))
+        return TrialResult(first.index, module, calls, str(failure))
 
     def _record(
-        self, cut: Cut, attributes: Mapping[Key, Axis], most: int | None
+        self, trial: Trial, max_operations: int | None
     ) -> tuple[tuple[Call, ...], ForwardFailed | None]:
-        following = [Attribute(*key, axis) for key, axis in attributes.items()]
-        thin = cut.thin_copy(self._wide, patches=cut.attribute_patches(self._network, following), share=True)
+        following = [Attribute(*key, axis) for key, axis in trial.attributes.items()]
+        patches = trial.cut.attribute_patches(self._network, following)
+        thin = trial.cut.thin_copy(self._wide, patches=patches, share=True)
+        arguments = self._args, self._kwargs
         try:
-            if self._place == "meta":
-                return record_copy(thin, self._args, self._kwargs, most=most).calls, None
-            return record_at(Network.of(thin), self._args, self._kwargs, self._place, most=most).calls, None
+            if self._mode == "meta":
+                return record_copy(thin, *arguments, most=max_operations).calls, None
+            return record_at(Network.of(thin), *arguments, self._mode, most=max_operations).calls, None
         except ForwardFailed as failure:
             return failure.calls, failure
 
 
-def _most(graph: ChannelGraph, last: int | None) -> int | None:
-    """The number of operations, copies not counted, up to operation ``last``."""
+def _max_operations(graph: ChannelGraph, last: int | None) -> int | None:
+    """Count the operations, copies left out, up to operation ``last``."""
     if last is None or last >= len(graph.operations):
         return None
     return sum(operation.name not in COPIES for operation in graph.operations[: last + 1])

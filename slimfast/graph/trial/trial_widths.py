@@ -10,7 +10,7 @@ from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, IntArray
 from slimfast.graph.cutting.cut import Cut
 
 # (number of an operation, its constant's argument)
-Told = set[tuple[int, str]]
+ConstantKeys = set[tuple[int, str]]
 
 
 def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
@@ -28,7 +28,7 @@ def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
     return keeps
 
 
-def told_by(cut: Cut) -> Told:
+def constants_told_apart(cut: Cut) -> ConstantKeys:
     """The constants that a cut changes, each to another number than the others that it may be taken for."""
     return {
         (i, constant.argument)
@@ -37,7 +37,7 @@ def told_by(cut: Cut) -> Told:
     }
 
 
-def telling_keeps(cut: Cut, told: Told) -> dict[str, IntArray] | None:
+def distinguishing_widths(cut: Cut, told_apart: ConstantKeys) -> dict[str, IntArray] | None:
     """Other units to keep, so that constants change that have not, or not unlike others that were the
     same.
 
@@ -45,7 +45,7 @@ def telling_keeps(cut: Cut, told: Told) -> dict[str, IntArray] | None:
     """
     others = dict(cut.keeps)
     for i, constant, twins in _with_twins(cut.graph):
-        if (i, constant.argument) in told:
+        if (i, constant.argument) in told_apart:
             continue
         # what was changed for one constant may tell the next
         length = len(constant.axis.kept(others))

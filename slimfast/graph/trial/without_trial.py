@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from slimfast.graph.channel_graph import Axis, ChannelGraph
-from slimfast.graph.recording.attributes import Key
+from slimfast.graph.recording.attributes import AttributeKey
 from slimfast.graph.recording.dispatch_mode import RESHAPES
 from slimfast.graph.recording.forward import Call, Recording, Ref
 from slimfast.graph.trial.candidates import followed_by_name
@@ -41,11 +41,11 @@ _PLACES = frozenset({"dim", "dims", "dim0", "dim1"})
 _DEFAULTS = {"alpha": 1}
 
 
-def certain_attributes(
+def attributes_without_trial(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], recording: Recording
-) -> dict[Key, Axis] | None:
+) -> dict[AttributeKey, Axis] | None:
     """The attributes that must follow the widths; None where that takes a trial cut."""
-    if recording.told or recording.place != "meta":
+    if recording.saw_lengths or recording.tensor_mode != "meta":
         return None
     own = {path: _is_own_layer(module) for path, module in modules.items()}
     for call in recording.calls:

@@ -8,7 +8,7 @@ from torch import nn
 
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph import trace_channels
-from slimfast.graph.recording.forward import hollow_copy, record, record_at
+from slimfast.graph.recording.forward import dataless_copy, record, record_at
 from slimfast.graph.recording.network import Network
 
 
@@ -24,7 +24,7 @@ def test_operations_have_their_module_their_names_and_their_shapes():
     assert conv.outputs[0].shape == (2, 4, 6, 6)
     assert conv.arguments["groups"] == 1
     assert recording.names[conv.arguments["weight"].value] == "0.weight"
-    assert recording.place == "meta"
+    assert recording.tensor_mode == "meta"
 
 
 class _Kept(nn.Module):
@@ -71,11 +71,11 @@ class _Asks(nn.Module):
         return self.linear(x) if value else x
 
 
-@pytest.mark.parametrize(("what", "place"), [("nothing", "meta"), ("constant", "fake"), ("input", "real")])
-def test_values_are_asked_for_no_further_than_needed(what, place):
+@pytest.mark.parametrize(("what", "mode"), [("nothing", "meta"), ("constant", "fake"), ("input", "real")])
+def test_values_are_asked_for_no_further_than_needed(what, mode):
     model = nn.Linear(3, 4) if what == "nothing" else _Asks(what)
     recording = _record(model, torch.zeros(2, 3))
-    assert recording.place == place
+    assert recording.tensor_mode == mode
     assert [c.op for c in recording.calls if c.op == "aten.linear"] == ["aten.linear"]
 
 
@@ -98,8 +98,8 @@ def test_an_encoder_layer_is_recorded_although_a_fused_one_exists():
 def test_tied_tensors_are_one():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    hollow = hollow_copy(Network.of(model))
-    assert hollow[0].weight is hollow[1].weight
+    dataless = dataless_copy(Network.of(model))
+    assert dataless[0].weight is dataless[1].weight
     assert Network.of(model).tied == {"1.weight": "0.weight"}
     assert trace_channels(model, torch.zeros(2, 4)).tied == {"1.weight": "0.weight"}
 
