@@ -62,7 +62,8 @@ def test_the_same_output_in_a_new_process(tmp_path):
     save(thin, tmp_path / "thin.safetensors")
     torch.save(x, tmp_path / "x.pt")
     code = (
-        "import sys, torch, slimfast; sys.path.insert(0, sys.argv[1]); from pruning_cases import Transformer;"
+        "import sys, torch, slimfast; sys.path.insert(0, sys.argv[1]);"
+        "from support.pruning_cases import Transformer;"
         "thin = slimfast.load('thin.safetensors', Transformer()).eval();"
         "torch.save(thin(torch.load('x.pt')).detach(), 'y.pt')"
     )
