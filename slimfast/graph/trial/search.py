@@ -119,7 +119,9 @@ class AttributeSearch:
         conflicts = self._conflicts(operation, stack) if operation else []
         candidates = Candidates(self._trial.cut, self._layout, self._settled)
         alone = _Alone()
-        better = self._explain(candidates.own(index, stack), index, alone) or self._join(conflicts, index)
+        # what stops the forward after its last operation has no numbers of its own
+        own = candidates.own(index, stack) if operation else iter(())
+        better = self._explain(own, index, alone) or self._join(conflicts, index)
         kind = self._layout.kind_of(index, operation.module) if operation else ()
         if better is None and not conflicts and kind not in self._hopeless:
             better = self._explain(candidates.nearby(stack), index, alone)

@@ -298,6 +298,19 @@ def test_a_check_in_the_models_code_freezes_what_it_checks():
     assert all(not axis.parts for axes in settled.axes.values() for axis in axes)
 
 
+def test_a_check_at_the_end_of_a_forward_freezes_what_it_checks():
+    class Checked(nn.Sequential):
+        def forward(self, x):
+            hidden = self[0](x)
+            output = self[1](hidden)
+            assert hidden.shape[-1] == 4, "four wide"
+            return output
+
+    graph = trace_channels(Checked(*hidden_model()), torch.zeros(5, 3))
+    assert len(graph) == 0
+    assert {(f.tensor, f.dim) for f in graph.frozen} >= {("0.weight", 0), ("1.weight", 1)}
+
+
 class Scaled(nn.Module):
     """A product divided by the square root of an attribute that a reshape needs too."""
 
