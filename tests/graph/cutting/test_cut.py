@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from support.channel_graphs import hidden_graph, hidden_model
 from support.pruning_cases import OptionA
 from torch import nn
@@ -71,6 +72,19 @@ def test_patches_of_standard_layers_follow_their_tensors():
         Patch("0", "out_features", 4, 3),
         Patch("1", "in_features", 4, 3),
     )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_thin_copy_has_the_slices_and_leaves_the_network(share, device):
+    network = Network.of(hidden_model().to(device))
+    thin = Cut(hidden_graph(), {"hidden": np.array([0, 3])}).thin_copy(network, share=share)
+    assert (thin[0].out_features, thin[1].in_features, network.model[0].out_features) == (2, 2, 4)
+    wide, kept = network.tensors["1.weight"], thin[1].weight
+    assert (kept.shape, kept.device, kept.requires_grad) == ((2, 2), wide.device, True)
+    assert wide.shape == (2, 4)
+    assert wide.is_meta or torch.equal(kept, wide[:, [0, 3]])
+    assert (thin[1].bias is network.tensors["1.bias"]) == share
 
 
 @pytest.mark.parametrize(
