@@ -24,7 +24,7 @@ from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manife
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
-from slimfast.pruning.verification import verify as verify_thin
+from slimfast.pruning.verification import verify_cut
 from slimfast.spectra.eigenvalues import Progress
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
@@ -132,7 +132,7 @@ def prune_channels(
     attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
     reached("shapes checked")
     if verify:
-        verify_thin(model, thin, graph, keeps, example)
+        verify_cut(network, thin, cut, example)
     if repair is not None:
         repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, damping=repair_damping)
     reached("verified" if verify else "done")

@@ -71,14 +71,17 @@ def verify(
     Raises :class:`SlimfastError` naming the first tensor that is not the slice, or the first module whose
     output disagrees.
     """
-    network = Network.of(model)
-    _check_tensors(network, thin, Cut(graph, keeps))
-    cut_groups = [group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n]
-    inexact = {group.name: group.inexact for group in cut_groups if group.inexact is not None}
-    exact = Cut(graph, {name: keep for name, keep in keeps.items() if name not in inexact})
+    return verify_cut(Network.of(model), thin, Cut(graph, keeps), example)
+
+
+def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None) -> Verification:
+    """Compare ``thin`` with a network after a cut, as :func:`verify` does."""
+    _check_tensors(network, thin, cut)
+    inexact = {group.name: group.inexact for group in cut.narrowed_groups if group.inexact is not None}
+    exact = cut.without(inexact)
     if inexact:
         thin = exact.thin_copy(network, share=True)
-    inputs = graph.inputs.example() if example is None else arguments(example)
+    inputs = cut.graph.inputs.example() if example is None else arguments(example)
     pair = _Pair(network, _masked(network, exact), thin, exact, inputs)
     dtype, wide_output, operations = pair.run_masked()
     if not _is_finite(wide_output):
@@ -88,13 +91,13 @@ def verify(
         if _is_finite(again[1]):
             pair, (dtype, wide_output, operations) = nearly, again
     thin_output = pair.run_thin(dtype)
-    tolerance = rounding(model, dtype, operations)
+    tolerance = rounding(network.model, dtype, operations)
     max_error = difference(wide_output, thin_output)
     if not max_error <= tolerance:
         raise SlimfastError(
             f"verify: {pair.blame(dtype, tolerance)} (output off by {max_error:.2g} of its size)"
         )
-    names = tuple(group.name for group in cut_groups if group.name not in inexact)
+    names = tuple(group.name for group in exact.narrowed_groups)
     return Verification(max_error, tolerance, str(dtype).removeprefix("torch."), names, inexact)
 
 

@@ -6,7 +6,7 @@ that the same class serves pruning and a trial on tensors without data. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -14,7 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, IntArray, Operation, alive_units
+from slimfast.graph.channel_graph import (
+    Attribute,
+    Axis,
+    ChannelGraph,
+    ChannelGroup,
+    IntArray,
+    Operation,
+    alive_units,
+)
 from slimfast.graph.cutting.patches import Patch, Shape, apply_patches, patches_of
 from slimfast.graph.recording.module_copies import copy_network
 from slimfast.graph.recording.network import Network
@@ -47,6 +55,20 @@ class Cut:
     def shapes_of(self, operation: Operation) -> tuple[Shape, ...]:
         """The shapes of what an operation makes."""
         return tuple(tuple(map(self.kept_length, axes)) for axes in operation.outputs)
+
+    def only(self, groups: Collection[str]) -> Cut:
+        """Cut none but these groups."""
+        return Cut(self.graph, {name: keep for name, keep in self.keeps.items() if name in groups})
+
+    def without(self, groups: Iterable[str]) -> Cut:
+        """Leave these groups whole."""
+        return self.only(self.keeps.keys() - set(groups))
+
+    @cached_property
+    def narrowed_groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups that lose units."""
+        keeps = self.keeps
+        return tuple(group for group in self.graph if len(keeps.get(group.name, range(group.n))) < group.n)
 
     @cached_property
     def tensor_cuts(self) -> Mapping[str, Mapping[int, IntArray]]:

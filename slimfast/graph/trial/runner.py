@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph
@@ -32,17 +32,16 @@ class Trial:
 
     def only(self, groups: Collection[str]) -> Trial:
         """Cut none but these groups."""
-        keeps = {name: keep for name, keep in self.cut.keeps.items() if name in groups}
-        return Trial(Cut(self.cut.graph, keeps), self.attributes)
+        return replace(self, cut=self.cut.only(groups))
 
     def without(self, groups: Iterable[str]) -> Trial:
         """Leave these groups whole."""
-        return self.only(self.cut.keeps.keys() - set(groups))
+        return replace(self, cut=self.cut.without(groups))
 
     def rewritten(self, changes: Mapping[str, GroupChange]) -> Trial:
         """Drop groups, or join them with others, and cut what is left."""
         rewrite = GroupRewrite(changes)
-        keeps = self.without(changes).cut.keeps
+        keeps = self.cut.without(changes).keeps
         attributes = {key: rewrite.axis(axis) for key, axis in self.attributes.items()}
         return Trial(Cut(rewrite.graph(self.cut.graph), keeps), attributes)
 
