@@ -1,4 +1,4 @@
-"""Whether a thin network computes what the original computes with the removed units masked to zero."""
+"""Proving that a thin network computes what the original does with the removed units masked to zero."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None)
 
 
 def _check_tensors(network: Network, thin: nn.Module, cut: Cut) -> None:
-    """Every tensor of ``thin`` is the kept slice of the network's, bit for bit."""
+    """Check that every tensor of ``thin`` is the kept slice of the network's, bit for bit."""
     thin_tensors = named_tensors(thin)
     for name, wide in network.tensors.items():
         expected = select_indices(wide.detach(), cut.tensor_cuts.get(name, {}))
@@ -117,7 +117,7 @@ def _check_tensors(network: Network, thin: nn.Module, cut: Cut) -> None:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's memory, so that NaN equals itself and -0 differs from 0."""
+    """View a tensor's memory, so that NaN equals itself and -0 differs from 0."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
@@ -126,7 +126,7 @@ def _is_finite(output: Any) -> bool:
 
 
 def _masked(network: Network, cut: Cut, *, fill: float = 0.0) -> nn.Module:
-    """The network with the removed slices of its parameters set to ``fill``; the other tensors are shared."""
+    """Copy a network with the removed slices of its parameters set to ``fill``, sharing the other tensors."""
     tensors: dict[str, Tensor] = {}
     for name, dims in cut.tensor_cuts.items():
         if name in cut.graph.parameters:
@@ -150,7 +150,7 @@ class _Pair:
     inputs: Arguments
 
     def run_masked(self) -> tuple[torch.dtype, Any, int]:
-        """The dtype that works (float64 first), the masked network's output, its number of operations."""
+        """Run the masked network: the dtype that works (float64 first), the output, and the operations."""
         elements = sum(tensor.numel() for tensor in self.network.tensors.values())
         failure = None
         for dtype in (torch.float64, torch.float32) if elements <= _FLOAT64_ELEMENTS else (torch.float32,):
@@ -168,9 +168,7 @@ class _Pair:
             raise SlimfastError(f"verify: the thin network's forward fails: {_first_line(error)}") from error
 
     def blame(self, dtype: torch.dtype, tolerance: float) -> str:
-        """Which module's output is the first to disagree, from both networks run again with their outputs
-        kept.
-        """
+        """Name the module whose output is the first to disagree, from both networks run again."""
         kept = self.cut.kept_indices
         wide: dict[tuple[str, int], Tensor] = {}
 
@@ -192,7 +190,7 @@ class _Pair:
         return f"the thin network is not the masked original: the first output to disagree is {where}'s"
 
     def _axes(self, module: str, shape: tuple[int, ...]) -> tuple[Axis, ...] | None:
-        """The axes of a module's output: those of the last operation inside it that has this shape."""
+        """Find the axes of a module's output: those of the last operation inside it that has this shape."""
         for operation in reversed(self.cut.graph.operations):
             if operation.module == module or operation.module.startswith(f"{module}."):
                 for axes in operation.outputs:
@@ -202,7 +200,7 @@ class _Pair:
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs every operation in float64 (or lets it be, for float32), whatever the module's code casts to."""
+    """A precision: every operation runs in float64, whatever the code casts to, or for float32 as it is."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -210,7 +208,7 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def promote(self, value: Any) -> Any:
-        """A floating tensor in the precision of this run."""
+        """Bring a floating tensor to the precision of this run."""
         if not isinstance(value, Tensor):
             return value
         if self.dtype == torch.float64:
@@ -235,7 +233,7 @@ def _run(
     precision: _Precision,
     watch: Callable[[tuple[str, int], Tensor], None] | None = None,
 ) -> Any:
-    """The output of a copy of ``module`` in eval mode and that precision; ``module`` does not run."""
+    """Run a copy of ``module`` in eval mode and that precision."""
     network = Network.of(module)
     promoted = {name: precision.promote(tensor.detach()) for name, tensor in network.tensors.items()}
     copied = copy_network(network, promoted).eval()
@@ -264,7 +262,7 @@ def _run(
 
 @contextmanager
 def _watched(module: nn.Module, watch: Callable[[tuple[str, int], Tensor], None]) -> Iterator[None]:
-    """Calls ``watch((path, earlier calls), output)`` after each submodule that returns one tensor."""
+    """Call ``watch((path, earlier calls), output)`` after each submodule that returns one tensor."""
     calls: dict[str, int] = {}
 
     def hook_of(path: str) -> Callable[..., None]:
@@ -284,8 +282,8 @@ def _watched(module: nn.Module, watch: Callable[[tuple[str, int], Tensor], None]
 
 
 def difference(wide: Any, thin: Any) -> float:
-    """The largest difference of a floating output, relative to its size; inf where the outputs are of another
-    form.
+    """Measure the largest difference of a floating output, relative to its size; inf where the outputs are of
+    another form.
     """
     pairs = list(zip(tensors_in(wide), tensors_in(thin), strict=False))
     if len(list(tensors_in(wide))) != len(list(tensors_in(thin))) or not pairs:
@@ -310,7 +308,7 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def rounding(model: nn.Module, dtype: torch.dtype, operations: int) -> float:
-    """The relative difference that rounding explains in an output of ``model`` after so many operations."""
+    """Estimate the relative difference that rounding explains in an output after so many operations."""
     positions = max((t.numel() // max(t.shape[0], 1) for t in model.parameters() if t.ndim > 1), default=1)
     return _SLACK * torch.finfo(dtype).eps / 2 * math.sqrt(max(operations, 1) * max(positions, 1))
 

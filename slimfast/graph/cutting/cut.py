@@ -30,7 +30,7 @@ from slimfast.graph.recording.network import Network
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """``graph`` cut to the units of each group that ``keeps`` names; a group it does not name keeps all.
+    """A graph cut to the units that ``keeps`` has for each group; a group it does not name keeps all.
 
     What follows from the two is worked out when it is asked for, once. Raises ``ValueError`` unless every key
     is a group and every value its sorted, distinct units, at least one.
@@ -49,11 +49,11 @@ class Cut:
         return cache(lambda axis: axis.alive(masks))
 
     def kept_length(self, axis: Axis) -> int:
-        """How many indices of an axis are left."""
+        """Count the indices of an axis that are left."""
         return len(self.kept_indices(axis))
 
     def shapes_of(self, operation: Operation) -> tuple[Shape, ...]:
-        """The shapes of what an operation makes."""
+        """Predict the shapes of what an operation makes."""
         return tuple(tuple(map(self.kept_length, axes)) for axes in operation.outputs)
 
     def only(self, groups: Collection[str]) -> Cut:
@@ -88,7 +88,7 @@ class Cut:
     def attribute_patches(
         self, network: Network, attributes: Iterable[Attribute] | None = None
     ) -> tuple[Patch, ...]:
-        """The Python attributes of a network that change, in order of module and name.
+        """List the Python attributes of a network that change, in order of module and name.
 
         Those of PyTorch's own layers follow from the shapes of their tensors, ``attributes`` (the graph's
         unless given) from their axes.
@@ -98,7 +98,7 @@ class Cut:
         return patches_of(network, self.thin_shapes, lengths)
 
     def thin_tensors(self, network: Network) -> dict[str, Tensor]:
-        """The slices that are left of the tensors of a network that change."""
+        """Slice the tensors of a network that change."""
         return {
             # without data there is nothing to select
             name: network.tensors[name].new_empty(self.thin_shapes[name])
@@ -115,9 +115,9 @@ class Cut:
         patches: Iterable[Patch] | None = None,
         share: bool = False,
     ) -> nn.Module:
-        """A copy of a network after the cut: with its :meth:`thin_tensors` and :meth:`attribute_patches`, or
-        with these.
+        """Copy a network as it is after the cut.
 
+        ``tensors`` and ``patches``: its :meth:`thin_tensors` and :meth:`attribute_patches` if they are at hand.
         ``share``: the tensors that do not change are the network's own, not copies.
         """
         thin = copy_network(network, self.thin_tensors(network) if tensors is None else tensors, share=share)
@@ -126,14 +126,12 @@ class Cut:
 
 
 def thin_shape(shape: Shape, dims: Mapping[int, IntArray]) -> Shape:
-    """``shape`` with the lengths of the cut dims."""
+    """Replace the lengths of the cut dims in a shape."""
     return tuple(len(dims[dim]) if dim in dims else length for dim, length in enumerate(shape))
 
 
 def select_indices(tensor: Tensor, dims: Mapping[int, IntArray]) -> Tensor:
-    """The slice of a tensor at these indices of its dims, by plain indexing: what the gather kernels must
-    equal.
-    """
+    """Slice a tensor at these indices of its dims, by plain indexing: what the gather kernels must equal."""
     for dim, index in dims.items():
         tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
     return tensor

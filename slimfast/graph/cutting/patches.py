@@ -20,7 +20,7 @@ Value: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """``attribute`` of ``module`` held ``before`` and must hold ``after``: ints, or tuples where it is a
+    """An attribute of a module that held ``before`` and must hold ``after``: ints, or tuples where it is a
     sequence.
 
     ``attribute`` is ``config.name`` for one of an object that the module holds; that object is then copied
@@ -36,8 +36,7 @@ class Patch:
 def patches_of(
     network: Network, shapes: Mapping[str, Shape], lengths: Iterable[tuple[Attribute, int]]
 ) -> tuple[Patch, ...]:
-    """The patches that thin tensors of these shapes and these lengths of attributes call for, in order of
-    module and name.
+    """List the patches that these shapes of tensors and lengths of attributes call for, by module and name.
 
     The attributes of PyTorch's own layers follow from the shapes of their tensors.
     """
@@ -57,7 +56,7 @@ def patches_of(
 
 
 def standard_attributes(module: nn.Module, shapes: Mapping[str, Shape], groups: int = 1) -> dict[str, Value]:
-    """What the attributes of one of PyTorch's own layers must be for tensors of these shapes."""
+    """Find what the attributes of one of PyTorch's own layers must be for tensors of these shapes."""
     weight = shapes.get("weight", ())
     if isinstance(module, nn.modules.conv._ConvTransposeNd) and weight:
         return {"in_channels": weight[0], "out_channels": weight[1] * groups}
@@ -81,8 +80,9 @@ def standard_attributes(module: nn.Module, shapes: Mapping[str, Shape], groups: 
 
 
 def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
-    """Set the attributes of ``model`` in place; :class:`SlimfastError` where one does not hold its
-    ``before``.
+    """Set the attributes of ``model`` in place.
+
+    Raises :class:`SlimfastError` where one does not hold its ``before``.
     """
     for patch in patches:
         module = model.get_submodule(patch.module)
@@ -94,7 +94,7 @@ def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
 
 
 def read_attribute(module: nn.Module, name: str) -> Value:
-    """The value of ``name`` or ``holder.name``, sequences as tuples; None where there is none."""
+    """Read ``name`` or ``holder.name``, sequences as tuples; None where there is none."""
     owner: Any = module
     *holders, last = name.split(".")
     for holder in holders:
@@ -103,7 +103,7 @@ def read_attribute(module: nn.Module, name: str) -> Value:
 
 
 def plain(value: Any) -> Value:
-    """A value with its lists and ``torch.Size`` as tuples, as it is compared and written to JSON."""
+    """Make tuples of lists and ``torch.Size``, as values are compared and written to JSON."""
     return tuple(plain(item) for item in value) if isinstance(value, (tuple, list)) else value
 
 
@@ -121,8 +121,8 @@ def _write_attribute(module: nn.Module, name: str, value: Value) -> None:
 def _set(
     values: dict[tuple[str, str], list[Value]], module: nn.Module, attribute: Attribute, length: int
 ) -> None:
-    """Note that ``attribute`` becomes ``length``: [value before, value after] of it, whole where it is a
-    tuple.
+    """Note that ``attribute`` becomes ``length``: [value before, value after], the whole tuple where it is a
+    part of one.
     """
     key = (attribute.module, attribute.name)
     if key not in values:
@@ -137,7 +137,7 @@ def _set(
 
 
 def _shapes_by_module(network: Network, shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
-    """Module path -> name of each of its own tensors among these -> shape."""
+    """Sort these shapes by module path, then by the name of the module's own tensor."""
     of_tensor = {id(network.tensors[name]): shape for name, shape in shapes.items()}
     by_module: dict[str, dict[str, Shape]] = {}
     for prefix, module in network.modules.items():

@@ -1,4 +1,4 @@
-"""What a cut makes of a recorded network, operation by operation, and where a recording differs from it."""
+"""Where the recording of a thin network differs from what the cut predicts, operation by operation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAIN_VIEWS = RESHAPES | {"aten.unsqueeze", "aten.squeeze", "aten.expand"}
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Operation number ``index`` of a recording is not what was predicted; ``str`` says it in one line."""
+    """A difference at operation number ``index``; ``str`` says it in one line."""
 
     index: int
     operation: str
@@ -40,7 +40,7 @@ class Mismatch:
 
 
 def mismatches(cut: Cut, calls: Sequence[Call]) -> Iterator[Mismatch]:
-    """Where a recording differs from the prediction in an operation, a shape or a constant, in order.
+    """Find where a recording differs from the prediction in an operation, a shape or a constant, in order.
 
     What is missing at the end is ``got`` as :data:`STOPPED`.
 
@@ -78,7 +78,7 @@ def _compare_shapes(step: Step, call: Call, cut: Cut) -> Iterator[Mismatch]:
 
 
 def _compare(run: list[Step], thin: list[Call], cut: Cut, end: int) -> Iterator[Mismatch]:
-    """Operation by operation; ``end`` is the number of the operation after the last."""
+    """Compare operation by operation; ``end`` is the number of the operation after the last."""
     for step, call in _aligned(run, thin, cut):
         if step is None or call is None:
             yield _left_over(run, step, call, end)
@@ -97,7 +97,7 @@ def _compare(run: list[Step], thin: list[Call], cut: Cut, end: int) -> Iterator[
 
 
 def _left_over(run: list[Step], step: Step | None, call: Call | None, end: int) -> Mismatch:
-    """An operation without its call, or a call that no operation predicts."""
+    """Describe an operation without its call, or a call that no operation predicts."""
     if step is not None:
         return Mismatch(step[0], step[1].name, step[1].module, step[1].name, STOPPED)
     op, module = (call.op, call.module) if call is not None else ("", "")
@@ -105,14 +105,16 @@ def _left_over(run: list[Step], step: Step | None, call: Call | None, end: int) 
 
 
 def aligned(cut: Cut, calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
-    """The number of each predicted operation with the call that stands for it."""
+    """Pair the number of each predicted operation with the call that stands for it."""
     for step, call in _aligned(_steps(cut), _no_copies(calls), cut):
         if step is not None and call is not None:
             yield step[0], call
 
 
 def _aligned(run: list[Step], thin: list[Call], cut: Cut) -> Iterator[tuple[Step | None, Call | None]]:
-    """Operations and calls side by side, without the views that may be left out; None where one side ends."""
+    """Put operations and calls side by side, without the views that may be left out; None where one side
+    ends.
+    """
     i = j = 0
     while i < len(run):
         call = thin[j] if j < len(thin) else None
@@ -126,8 +128,9 @@ def _aligned(run: list[Step], thin: list[Call], cut: Cut) -> Iterator[tuple[Step
 
 
 def _may_be_missing(run: list[Step], i: int, cut: Cut) -> bool:
-    """Whether operation ``i`` is one of several plain views in a row of which one has a length that becomes
-    1."""
+    """Say whether operation ``i`` is one of several plain views in a row of which one has a length that
+    becomes 1.
+    """
     first = last = i
     while first >= 0 and run[first][1].name in _PLAIN_VIEWS:
         first -= 1
@@ -137,7 +140,7 @@ def _may_be_missing(run: list[Step], i: int, cut: Cut) -> bool:
 
 
 def _collapse(run: list[Step], cut: Cut) -> bool:
-    """Whether a length in the results of these operations becomes 1."""
+    """Say whether a length in the results of these operations becomes 1."""
     axes = {axis for _, operation in run for output in operation.outputs for axis in output}
     return any(axis.length > 1 and cut.kept_length(axis) == 1 for axis in axes)
 
@@ -153,19 +156,19 @@ def check_thin(thin: nn.Module, cut: Cut) -> list[Mismatch]:
 
 
 def split_argument(argument: str) -> tuple[str, int | None]:
-    """``size[2]`` as ("size", 2), ``groups`` as ("groups", None)."""
+    """Split ``size[2]`` into ("size", 2), ``groups`` into ("groups", None)."""
     name, _, rest = argument.partition("[")
     return name, int(rest[:-1]) if rest else None
 
 
 def argument_of(call: Call, argument: str) -> Any:
-    """The value that a recorded call was given for ``size[2]`` or ``groups``; None where it has none."""
+    """Look up what a recorded call was given for ``size[2]`` or ``groups``; None where it has none."""
     name, index = split_argument(argument)
     return item_of(call.arguments.get(name), index)
 
 
 def item_of(value: Any, index: int | None) -> Any:
-    """The value itself, or the item at ``index`` of a tuple or list; None where there is none."""
+    """Take a value itself, or the item at ``index`` of a tuple or list; None where there is none."""
     if index is None:
         return value
     return value[index] if isinstance(value, (tuple, list)) and index < len(value) else None

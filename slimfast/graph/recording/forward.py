@@ -28,8 +28,11 @@ TensorMode = Literal["meta", "fake", "real"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recording:
-    """The calls of one forward in order. ``names`` has the first name of each parameter and buffer by its
-    value. ``saw_lengths``: the model's Python may have been told a length."""
+    """The calls of one forward in order.
+
+    ``names`` has the first name of each parameter and buffer by its value. ``saw_lengths``: the model's
+    Python may have seen the length of an axis.
+    """
 
     calls: tuple[Call, ...]
     names: Mapping[int, str]
@@ -40,8 +43,10 @@ class Recording:
 
 
 def dataless_copy(network: Network, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """A deep copy of the module tree whose tensors are ``tensors``, :func:`dataless_tensors` unless given:
-    running it or editing it leaves the network as it was. Tied tensors stay tied."""
+    """Copy the module tree with tensors without data; running or editing it leaves the network as it was.
+
+    ``tensors``: what stands for each tensor, :func:`dataless_tensors` unless given. Tied tensors stay tied.
+    """
     try:
         return deep_copy(network, dict(dataless_tensors(network) if tensors is None else tensors))
     except SlimfastError as error:
@@ -51,7 +56,7 @@ def dataless_copy(network: Network, tensors: Mapping[int, Tensor] | None = None)
 def dataless_tensors(
     network: Network, tensor_mode: TensorMode = "meta", fake_mode: FakeTensorMode | None = None
 ) -> dict[int, Tensor]:
-    """What stands in a copy without data for each tensor that a module holds, by the tensor's identity.
+    """Make what stands in a copy for each tensor that a module holds, by the tensor's identity.
 
     "meta" puts them on the meta device, "fake" makes them fake tensors of ``fake_mode``; "real" shares the
     parameters and copies the buffers.
@@ -108,7 +113,7 @@ def record(
 
 
 class ForwardFailed(Exception):
-    """The forward raised; the message names the module and the shapes it was called with.
+    """A forward raised; the message names the module and the shapes it was called with.
 
     ``calls``: the operations that ran before. ``module``: the path of the module that was running.
     """
@@ -128,8 +133,10 @@ def record_at(
     most: int | None = None,
     training: Collection[str] = (),
 ) -> Recording:
-    """:func:`record` on one kind of tensors only, at ``most`` so many operations (copies not counted); raises
-    :class:`ForwardFailed`."""
+    """Record on one kind of tensors only, at ``most`` so many operations (copies not counted).
+
+    Raises :class:`ForwardFailed` where the forward does.
+    """
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if tensor_mode == "fake" else None
     copied = dataless_copy(network, dataless_tensors(network, tensor_mode, fake_mode))
     return record_copy(copied, args, kwargs, tensor_mode, fake_mode, most=most, training=training)
@@ -145,7 +152,7 @@ def record_copy(
     most: int | None = None,
     training: Collection[str] = (),
 ) -> Recording:
-    """:func:`record_at` on a module that is nobody else's and has its tensors there already."""
+    """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`."""
     network = Network.of(model)
     if any(module.training for module in network.modules.values()):
         model.eval()
@@ -197,8 +204,7 @@ def record_copy(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Fake tensors log every operation that fails, with a traceback, before the error that says so is
-    raised."""
+    """Silence fake tensors, which log every operation that fails before the error that says so is raised."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.disabled
     log.disabled = True

@@ -26,23 +26,22 @@ _COPYING = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__se
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a module, each once, under the first of its names; parameters first."""
+    """Name every parameter and buffer of a module once, by the first of its names; parameters first."""
     return dict(Network.of(model).tensors)
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
-    """Each further name of a shared (tied) parameter or buffer, and the first name of the same tensor."""
+    """Find each further name of a shared (tied) parameter or buffer, and the tensor's first name."""
     return dict(Network.of(model).tied)
 
 
 def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
-    """:func:`copy_network` of a model that nobody has gone through yet."""
+    """Copy a model that nobody has gone through yet, as :func:`copy_network` does."""
     return copy_network(Network.of(model), tensors, share=share)
 
 
 def copy_network(network: Network, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
-    """A deep copy of a model whose parameters and buffers of these names are ``tensors``, wherever they
-    occur.
+    """Copy a model with ``tensors`` as its parameters and buffers of these names, wherever they occur.
 
     The replaced tensors are not copied, and a tied one is replaced under all of its names. A replacement
     takes the ``requires_grad`` and the class of the parameter it stands for, and may share memory with
@@ -61,7 +60,7 @@ def copy_network(network: Network, tensors: Mapping[str, Tensor], *, share: bool
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
-    """No cyclic garbage is collected meanwhile, in any thread.
+    """Collect no cyclic garbage meanwhile, in any thread.
 
     A recording makes some ten thousand objects and frees hardly any. Python then goes through all objects of
     the process, several hundred thousand with PyTorch loaded, and finds no garbage: a quarter of the time of
@@ -78,7 +77,10 @@ def collector_paused() -> Iterator[None]:
 
 @collector_paused()
 def deep_copy(network: Network, memo: dict[int, Any]) -> nn.Module:
-    """``copy.deepcopy(network.model, memo)``, several times faster; :class:`SlimfastError` where it fails."""
+    """Copy a model as ``copy.deepcopy(network.model, memo)`` does, several times faster.
+
+    Raises :class:`SlimfastError` where it fails.
+    """
     try:
         shells = []
         for module in network.modules.values():
@@ -106,7 +108,7 @@ def deep_copy(network: Network, memo: dict[int, Any]) -> nn.Module:
 
 @cache
 def _is_plain(bases: tuple[type, ...]) -> bool:
-    """Whether copying a module of a class with these bases is copying its attributes: none says otherwise."""
+    """Say whether a module of a class with these bases is copied by copying its attributes."""
     for base in bases[: bases.index(nn.Module)]:
         # PyTorch's own layers fill in, when they are restored, what files of earlier versions lack.
         said = vars(base).keys() - ({"__setstate__"} if base.__module__.startswith("torch.nn.") else set())

@@ -23,7 +23,7 @@ class Network:
 
     @classmethod
     def of(cls, model: nn.Module) -> Network:
-        """Go through ``model``."""
+        """Go through a model."""
         places = list(_places(model))
         modules: dict[int, tuple[str, nn.Module]] = {}
         for path, module in places:
@@ -45,8 +45,10 @@ class Network:
 
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """``model.named_modules(remove_duplicate=False)`` in one loop: its generators, one inside the other, take
-    several times as long.
+    """List every module under each of its paths.
+
+    This is ``model.named_modules(remove_duplicate=False)`` in one loop: its generators, one inside the other,
+    take several times as long.
     """
     waiting = [("", model)]
     while waiting:

@@ -1,4 +1,4 @@
-"""Which Python attributes may be where the numbers of an operation come from, the likeliest first."""
+"""The Python attributes that the numbers of an operation may come from, the likeliest first."""
 
 from __future__ import annotations
 
@@ -153,15 +153,17 @@ def same_elsewhere(
 
 
 def named_alike(graph: ChannelGraph, modules: Mapping[str, nn.Module]) -> dict[AttributeKey, Axis]:
-    """Attributes named like the argument they are passed for; they need no trial."""
+    """Find attributes named like the argument they are passed for; they need no trial."""
     return {key: constant.axis for _, constant, key in _by_name(graph, modules) if key is not None}
 
 
 def followed_by_name(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], computed: Collection[int]
 ) -> dict[AttributeKey, Axis] | None:
-    """:func:`named_alike`; None where that leaves a constant that can change, or an attribute would follow
-    two axes. ``computed``: operations whose constants PyTorch computes.
+    """Find attributes named alike where nothing else is needed.
+
+    None where that leaves a constant that can change, or an attribute would follow two axes. ``computed``:
+    operations whose constants PyTorch computes.
     """
     found: dict[AttributeKey, Axis] = {}
     for i, constant, key in _by_name(graph, modules):
@@ -175,7 +177,7 @@ def followed_by_name(
 def _by_name(
     graph: ChannelGraph, modules: Mapping[str, nn.Module]
 ) -> Iterator[tuple[int, Constant, AttributeKey | None]]:
-    """The number of the operation, constant and attribute named alike, of the constants that can change."""
+    """Match (operation, constant, attribute named like it) for each constant that can change."""
     for i, operation in enumerate(graph.operations):
         for constant in operation.constants:
             if not constant.axis.parts:

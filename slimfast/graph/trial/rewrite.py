@@ -16,7 +16,7 @@ GroupChange = tuple[str, IntArray] | None
 
 
 class GroupRewrite:
-    """Rewrites a graph after groups were dropped or joined with others.
+    """A change of a graph in which groups are dropped or joined with others.
 
     Several units may join one unit of the other group, equally many each. What no such group has a say in
     stays the same object.
@@ -27,7 +27,7 @@ class GroupRewrite:
         self._axes: dict[Axis, Axis] = {}
 
     def graph(self, graph: ChannelGraph) -> ChannelGraph:
-        """The whole graph after the change; its attributes and frozen parts are the caller's."""
+        """Rewrite the whole graph but for its attributes and frozen parts, which are the caller's."""
         return replace(
             graph,
             groups=tuple(self._group(graph, group) for group in graph if group.name not in self._changes),
@@ -36,7 +36,7 @@ class GroupRewrite:
         )
 
     def axis(self, axis: Axis) -> Axis:
-        """An axis after the change."""
+        """Rewrite an axis."""
         if axis not in self._axes:
             touched = any(name in self._changes for name, _ in axis.parts)
             self._axes[axis] = Axis(axis.length, self._parts(axis.parts)) if touched else axis

@@ -52,8 +52,8 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """How far a trial got: the first operation that disagrees (None: none does), and the module that was
-    running, with the message of the error it stopped with.
+    """How far a trial got: the first operation that disagrees (None: none does), the module that was running,
+    and the message of the error that it stopped with.
     """
 
     index: int | None
@@ -66,7 +66,7 @@ class TrialResult:
         return self.index is None or self.index > index
 
     def seen(self) -> tuple[Any, ...]:
-        """Show what a change that matters here changes: the last operation, or the error after it."""
+        """Show what an attribute that matters here changes: the last operation, or the error after it."""
         last = self.calls[-1] if self.calls else None
         return len(self.calls), self.error, last and (last.op, repr(last.arguments), repr(last.outputs))
 

@@ -1,4 +1,4 @@
-"""Which units the trial cuts keep: such that every constant of the network changes, and not like another."""
+"""The units that trial cuts keep: such that every constant of the network changes, and not like another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ConstantKeys = set[tuple[int, str]]
 
 
 def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
-    """Kept units of every group of two units or more, about two thirds of them.
+    """Choose the kept units of every group of two units or more, about two thirds of them.
 
     Widths differ between groups of the same size, so that a number that means two things is seen to mean two.
     """
@@ -29,7 +29,7 @@ def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
 
 
 def constants_told_apart(cut: Cut) -> ConstantKeys:
-    """The constants that a cut changes, each to another number than the others that it may be taken for."""
+    """Find the constants that a cut changes to another number than those that they may be taken for."""
     return {
         (i, constant.argument)
         for i, constant, twins in _with_twins(cut.graph)
@@ -38,8 +38,7 @@ def constants_told_apart(cut: Cut) -> ConstantKeys:
 
 
 def distinguishing_widths(cut: Cut, told_apart: ConstantKeys) -> dict[str, IntArray] | None:
-    """Other units to keep, so that constants change that have not, or not unlike others that were the
-    same.
+    """Choose other units to keep, so that constants change that have not, or only like others.
 
     None where every constant that can change has told what it follows.
     """
@@ -64,8 +63,8 @@ def distinguishing_widths(cut: Cut, told_apart: ConstantKeys) -> dict[str, IntAr
 
 
 def _with_twins(graph: ChannelGraph) -> Iterator[tuple[int, Constant, list[Axis]]]:
-    """The constants that can change, with the number of their operation and the other axes for which the
-    same value stands in the same module.
+    """Find the constants that can change, each with the number of its operation and with the other axes for
+    which the same value stands in the same module.
     """
     axes: dict[tuple[str, int], dict[Axis, None]] = {}
     for operation in graph.operations:

@@ -1,4 +1,4 @@
-"""Networks that need no trial cut: no number in their Python depends on a width but by its name.
+"""Deciding whether the trial cut can be skipped.
 
 A trial finds the Python numbers that must follow a width. A forward can make such a number only of a length
 it was told or of an attribute that a cut changes, and it shows as a number that an operation is given. So
@@ -44,7 +44,7 @@ _DEFAULTS = {"alpha": 1}
 def attributes_without_trial(
     graph: ChannelGraph, modules: Mapping[str, nn.Module], recording: Recording
 ) -> dict[AttributeKey, Axis] | None:
-    """The attributes that must follow the widths; None where that takes a trial cut."""
+    """Find the attributes that must follow the widths; None where that takes a trial cut."""
     if recording.saw_lengths or recording.tensor_mode != "meta":
         return None
     own = {path: _is_own_layer(module) for path, module in modules.items()}
@@ -60,8 +60,9 @@ def attributes_without_trial(
 
 
 def _is_own_layer(module: nn.Module) -> bool:
-    """Whether a module runs the forward that PyTorch wrote for its class, and nothing else runs in it: the
-    hooks of children do."""
+    """Say whether a module runs the forward that PyTorch wrote for its class and nothing else, such as hooks
+    of children.
+    """
     kind = type(module)
     homes = (kind.__module__, getattr(kind.forward, "__module__", ""))
     alone = not module._modules and "forward" not in vars(module)
@@ -69,7 +70,7 @@ def _is_own_layer(module: nn.Module) -> bool:
 
 
 def _accounted(call: Call, module: nn.Module) -> bool:
-    """Whether every number of a call has an origin that no width changes, or that has its name."""
+    """Say whether every number of a call has an origin that no width changes, or that has its name."""
     for name, value in call.arguments.items():
         if name in _PLACES or _is_no_number(value):
             continue
@@ -87,7 +88,7 @@ def _is_no_number(value: Any) -> bool:
 
 
 def _same_numbers(value: Any, held: Any) -> bool:
-    """Whether a module holds these numbers, or one for all of them."""
+    """Say whether a module holds these numbers, or one for all of them."""
     if isinstance(value, list) and isinstance(held, (tuple, list)):
         return value == list(held)
     return type(value) is type(held) and bool(value == held)
