@@ -117,7 +117,7 @@ class Cut:
     ) -> nn.Module:
         """Copy a network as it is after the cut.
 
-        ``tensors`` and ``patches``: its :meth:`thin_tensors` and :meth:`attribute_patches` if they are at hand.
+        ``tensors`` and ``patches``: its :meth:`thin_tensors` and :meth:`attribute_patches` unless given.
         ``share``: the tensors that do not change are the network's own, not copies.
         """
         thin = copy_network(network, self.thin_tensors(network) if tensors is None else tensors, share=share)

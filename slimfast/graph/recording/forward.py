@@ -61,13 +61,13 @@ def dataless_tensors(
     "meta" puts them on the meta device, "fake" makes them fake tensors of ``fake_mode``; "real" shares the
     parameters and copies the buffers.
     """
-    found: dict[int, Tensor] = {}
+    made: dict[int, Tensor] = {}
     for module in network.modules.values():
         for held in (module._parameters, module._buffers, vars(module)):
             for tensor in held.values():
-                if isinstance(tensor, Tensor) and id(tensor) not in found:
-                    found[id(tensor)] = _dataless(tensor, tensor_mode, fake_mode)
-    return found
+                if isinstance(tensor, Tensor) and id(tensor) not in made:
+                    made[id(tensor)] = _dataless(tensor, tensor_mode, fake_mode)
+    return made
 
 
 def _dataless(tensor: Tensor, tensor_mode: TensorMode, fake_mode: FakeTensorMode | None) -> Tensor:
@@ -130,16 +130,18 @@ def record_at(
     kwargs: Mapping[str, Any],
     tensor_mode: TensorMode,
     *,
-    most: int | None = None,
+    max_operations: int | None = None,
     training: Collection[str] = (),
 ) -> Recording:
-    """Record on one kind of tensors only, at ``most`` so many operations (copies not counted).
+    """Record on one kind of tensors only, ``max_operations`` at most (copies not counted).
 
     Raises :class:`ForwardFailed` where the forward does.
     """
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if tensor_mode == "fake" else None
     copied = dataless_copy(network, dataless_tensors(network, tensor_mode, fake_mode))
-    return record_copy(copied, args, kwargs, tensor_mode, fake_mode, most=most, training=training)
+    return record_copy(
+        copied, args, kwargs, tensor_mode, fake_mode, max_operations=max_operations, training=training
+    )
 
 
 def record_copy(
@@ -149,7 +151,7 @@ def record_copy(
     tensor_mode: TensorMode = "meta",
     fake_mode: FakeTensorMode | None = None,
     *,
-    most: int | None = None,
+    max_operations: int | None = None,
     training: Collection[str] = (),
 ) -> Recording:
     """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`."""
@@ -171,7 +173,7 @@ def record_copy(
         return torch.empty_like(leaf.detach(), device="meta")
 
     inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
-    recorder = Recorder(shortcuts=tensor_mode == "meta", most=most)
+    recorder = Recorder(shortcuts=tensor_mode == "meta", most=max_operations)
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     fastpath = torch.backends.mha.get_fastpath_enabled()

@@ -165,13 +165,13 @@ def followed_by_name(
     None where that leaves a constant that can change, or an attribute would follow two axes. ``computed``:
     operations whose constants PyTorch computes.
     """
-    found: dict[AttributeKey, Axis] = {}
+    attributes: dict[AttributeKey, Axis] = {}
     for i, constant, key in _by_name(graph, modules):
         if i in computed:
             continue
-        if key is None or found.setdefault(key, constant.axis) is not constant.axis:
+        if key is None or attributes.setdefault(key, constant.axis) is not constant.axis:
             return None
-    return found
+    return attributes
 
 
 def _by_name(

@@ -43,12 +43,12 @@ class GroupRewrite:
         return self._axes[axis]
 
     def _parts(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        found: list[Part] = []
+        joined: list[Part] = []
         for name, units in parts:
             now = self._part(name, units)
             if now is not None:
-                _join(found, *now)
-        return tuple(found)
+                _join(joined, *now)
+        return tuple(joined)
 
     def _part(self, name: str, units: IntArray) -> Part | None:
         if name not in self._changes:

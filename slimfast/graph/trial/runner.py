@@ -100,8 +100,10 @@ class TrialRunner:
         arguments = self._args, self._kwargs
         try:
             if self._mode == "meta":
-                return record_copy(thin, *arguments, most=max_operations).calls, None
-            return record_at(Network.of(thin), *arguments, self._mode, most=max_operations).calls, None
+                return record_copy(thin, *arguments, max_operations=max_operations).calls, None
+            return record_at(
+                Network.of(thin), *arguments, self._mode, max_operations=max_operations
+            ).calls, None
         except ForwardFailed as failure:
             return failure.calls, failure
 

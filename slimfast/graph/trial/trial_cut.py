@@ -37,14 +37,14 @@ def settle(network: Network, graph: ChannelGraph, recording: Recording | None = 
         return replace(graph, attributes=_in_order(certain))
     runner = TrialRunner(network, graph, recording.tensor_mode)
     layout = Layout.of(network.modules, graph)
-    found = AttributeSearch(runner, layout, graph).run()
-    inexact = inexact_groups(found, recording.calls, runner, layout)
-    settled = found.trial.cut.graph
+    settlement = AttributeSearch(runner, layout, graph).run()
+    inexact = inexact_groups(settlement, recording.calls, runner, layout)
+    settled = settlement.trial.cut.graph
     return replace(
         settled,
         groups=tuple(replace(group, inexact=group.inexact or inexact.get(group.name)) for group in settled),
-        frozen=tuple(dict.fromkeys([*graph.frozen, *_given_up(graph, found.uncuttable)])),
-        attributes=_in_order(found.trial.attributes),
+        frozen=tuple(dict.fromkeys([*graph.frozen, *_given_up(graph, settlement.uncuttable)])),
+        attributes=_in_order(settlement.trial.attributes),
     )
 
 
@@ -63,13 +63,13 @@ def _in_order(attributes: Mapping[AttributeKey, Axis]) -> tuple[Attribute, ...]:
 
 
 def inexact_groups(
-    found: Settlement, wide: Sequence[Call], runner: TrialRunner, layout: Layout
+    settlement: Settlement, wide: Sequence[Call], runner: TrialRunner, layout: Layout
 ) -> dict[str, str]:
     """Find groups whose width changes a number in the arithmetic, so that removing their units is not masking
     them; each with the reason. ``wide``: the calls before the cut.
     """
-    trial, inexact = found.trial, dict[str, str]()
-    if not _changed_factors(trial.cut, wide, found.calls):
+    trial, inexact = settlement.trial, dict[str, str]()
+    if not _changed_factors(trial.cut, wide, settlement.calls):
         return inexact
     operations = trial.cut.graph.operations
     cut_groups = [group for group in trial.cut.graph if group.name in trial.cut.keeps]

@@ -40,7 +40,7 @@ def constants_told_apart(cut: Cut) -> ConstantKeys:
 def distinguishing_widths(cut: Cut, told_apart: ConstantKeys) -> dict[str, IntArray] | None:
     """Choose other units to keep, so that constants change that have not, or only like others.
 
-    None where every constant that can change has told what it follows.
+    None where every constant that can change has shown what it follows.
     """
     others = dict(cut.keeps)
     for i, constant, twins in _with_twins(cut.graph):
@@ -54,9 +54,9 @@ def distinguishing_widths(cut: Cut, told_apart: ConstantKeys) -> dict[str, IntAr
             other = [u for axis in twins for group, own in axis.parts if group == name for u in own]
             free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
             if name in cut.keeps and len(free):
-                left = np.setdiff1d(np.arange(cut.graph[name].n), free[: 1 + len(free) // 2])
-                if len(left):
-                    others[name] = left.astype(np.int64)
+                keep = np.setdiff1d(np.arange(cut.graph[name].n), free[: 1 + len(free) // 2])
+                if len(keep):
+                    others[name] = keep.astype(np.int64)
                     break
     changed = any(not np.array_equal(others[name], cut.keeps[name]) for name in cut.keeps)
     return others if changed else None

@@ -1,8 +1,8 @@
 """Deciding whether the trial cut can be skipped.
 
 A trial finds the Python numbers that must follow a width. A forward can make such a number only of a length
-it was told or of an attribute that a cut changes, and it shows as a number that an operation is given. So
-there is nothing to find where the forward was told no length and every number is one of these:
+it saw or of an attribute that a cut changes, and it shows as a number that an operation is given. So
+there is nothing to find where the forward saw no length and every number is one of these:
 
 - what one of PyTorch's own layers passes on: of its attributes a cut changes none but those that follow the
   layer's tensors, and ``groups`` and their like, which have their constants' names;

@@ -158,7 +158,7 @@ def test_a_recording_stops_at_the_operation_asked_for():
             return x + 1
 
     for most, expected in ((1, ["clone", "linear"]), (2, ["clone", "linear", "relu"]), (None, None)):
-        calls = record_at(Network.of(Careless()), (torch.zeros(2, 3),), {}, "meta", most=most).calls
+        calls = record_at(Network.of(Careless()), (torch.zeros(2, 3),), {}, "meta", max_operations=most).calls
         assert [c.op for c in calls] == [
             f"aten.{op}" for op in expected or ("clone", "linear", "relu", "add")
         ]
