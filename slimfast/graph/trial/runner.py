@@ -82,7 +82,7 @@ class TrialRunner:
 
     def run(self, trial: Trial, last: int | None = None) -> TrialResult:
         """Say how far the network gets. ``last``: the operation after which it need not go on."""
-        calls, failure = self._record(trial, _max_operations(trial.cut.graph, last))
+        calls, failure = self._record(trial, _count_operations(trial.cut.graph, last))
         first = next(mismatches(trial.cut, calls), None)
         if failure is None:
             return TrialResult(first.index, first.module, calls) if first else TrialResult(None, "", calls)
@@ -91,24 +91,20 @@ class TrialRunner:
         module = failure.module if first.got == STOPPED else first.module
         return TrialResult(first.index, module, calls, str(failure))
 
-    def _record(
-        self, trial: Trial, max_operations: int | None
-    ) -> tuple[tuple[Call, ...], ForwardFailed | None]:
+    def _record(self, trial: Trial, most: int | None) -> tuple[tuple[Call, ...], ForwardFailed | None]:
         following = [Attribute(*key, axis) for key, axis in trial.attributes.items()]
         patches = trial.cut.attribute_patches(self._network, following)
         thin = trial.cut.thin_copy(self._wide, patches=patches, share=True)
         arguments = self._args, self._kwargs
         try:
             if self._mode == "meta":
-                return record_copy(thin, *arguments, max_operations=max_operations).calls, None
-            return record_at(
-                Network.of(thin), *arguments, self._mode, max_operations=max_operations
-            ).calls, None
+                return record_copy(thin, *arguments, max_operations=most).calls, None
+            return record_at(Network.of(thin), *arguments, self._mode, max_operations=most).calls, None
         except ForwardFailed as failure:
             return failure.calls, failure
 
 
-def _max_operations(graph: ChannelGraph, last: int | None) -> int | None:
+def _count_operations(graph: ChannelGraph, last: int | None) -> int | None:
     """Count the operations, copies left out, up to operation ``last``."""
     if last is None or last >= len(graph.operations):
         return None
