@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import slimfast
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.graph import ChannelGraph, trace_channels
+from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.recording.forward import record
-from slimfast.graph.trace import propagate
 from slimfast.pruning.verification import verify
 
 ENDS = {"network input", "network output"}
@@ -61,7 +61,7 @@ def test_swin_t(torchvision, images):
 def test_windows_pads_and_shifts_make_no_labels_of_axes_that_are_frozen(torchvision, images):
     """They doubled with every block, and grouping took minutes."""
     network = Network.of(_small_swin(torchvision).eval())
-    flow = propagate(network, record(network, (images,), {}))
+    flow = propagate(network, record(network, (images,), {}), (images,), {})
     ways = [span.way for step in flow.steps for output in step.outputs for span in output]
     assert max(way.shape[1] for way in ways if not isinstance(way, int)) <= 4
 
