@@ -62,8 +62,8 @@ def test_windows_pads_and_shifts_make_no_labels_of_axes_that_are_frozen(torchvis
     """They doubled with every block, and grouping took minutes."""
     network = Network.of(_small_swin(torchvision).eval())
     flow = propagate(network, record(network, (images,), {}), (images,), {})
-    ways = [span.way for step in flow.steps for output in step.outputs for span in output]
-    assert max(way.shape[1] for way in ways if not isinstance(way, int)) <= 4
+    axes = [axis for step in flow.steps for output in step.outputs for axis in output]
+    assert max(axis.labels.shape[1] for axis in axes) <= 4
 
 
 def test_maxvit_t(torchvision, images):

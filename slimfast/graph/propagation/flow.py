@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from slimfast.graph.channel_graph import Role
-from slimfast.graph.propagation.label_matrices import Labels, merge, widen
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, fixed_axis
+from slimfast.graph.propagation.label_matrices import Labels, Mark, merge, widen
 from slimfast.graph.propagation.partition import Partition
+from slimfast.graph.propagation.reasons import FIXED_LENGTH, Cause, Causes, Reason
 from slimfast.graph.recording.forward import Call, Ref
-
-# The labels of an axis (length, k), or, where no index of it can ever be removed, the number of the reason.
-Way: TypeAlias = "Labels | int"
-
-# Fixed for no reason worth telling: kernel taps, axes of length 1, positions made by an operation.
-FIXED = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -26,28 +22,19 @@ class Value:
     """A tensor while it is traced. ``data``: depends on the network's input or on chance; ``sources``: the
     parameters that a value which does not is made of, or which it holds elements of."""
 
-    ways: list[Way]
+    axes: Axes
     data: bool
     sources: frozenset[str] = frozenset()
-    shape: tuple[int, ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Span:
-    """An axis to be described once tracing is done: its labels and its length."""
-
-    way: Way
-    length: int
 
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """A call with what its rule found: the ways of its outputs, its MACs and its size arguments."""
+    """A call with what its rule found: the axes of its outputs, its MACs and its size arguments."""
 
     call: Call
-    outputs: list[list[Span]] = field(default_factory=list)
-    macs: list[int | Span] = field(default_factory=list)
-    constants: list[tuple[str, int, Span]] = field(default_factory=list)
+    outputs: list[Axes] = field(default_factory=list)
+    macs: list[int | AxisLabels] = field(default_factory=list)
+    constants: list[tuple[str, int, AxisLabels]] = field(default_factory=list)
 
 
 class Flow:
@@ -58,7 +45,7 @@ class Flow:
     def __init__(self, modules: Mapping[str, nn.Module] | None = None) -> None:
         self.modules = modules or {}
         self.partition = Partition()
-        self.reasons: list[tuple[str, str]] = [("", ""), ("its length is fixed", "")]
+        self.causes = Causes()
         self.values: dict[int, Value] = {}
         self.tensors: dict[str, Value] = {}
         self.roles: dict[tuple[str, int], Role] = {}
@@ -67,166 +54,166 @@ class Flow:
         self.training = False
         # whether a tensor may be other than 0 at removed units of an axis, when the running operation gets it
         self.nonzero: Callable[[Ref, int], bool] = lambda ref, dim: True
-        self._reason_numbers: dict[tuple[str, str], int] = {}
-
-    # Reasons
-
-    def reason(self, text: str, module: str | None = None) -> int:
-        """The number of a reason at a module (default: the one running)."""
-        key = (text, self.step.call.module if module is None else module)
-        if key not in self._reason_numbers:
-            self._reason_numbers[key] = len(self.reasons)
-            self.reasons.append(key)
-        return self._reason_numbers[key]
 
     # Axes
 
     def value(self, ref: Ref) -> Value:
         return self.values[ref.value]
 
-    def ways(self, ref: Ref) -> list[Way]:
-        return self.values[ref.value].ways
+    def axes(self, ref: Ref) -> Axes:
+        return self.values[ref.value].axes
 
-    def fresh(self, shape: Sequence[int]) -> list[Way]:
+    def fresh(self, shape: Sequence[int]) -> Axes:
         """Free labels along every axis longer than 1: of a parameter, or of a constant that is the same
         everywhere."""
-        return [self.partition.fresh(n)[:, None] if n > 1 else FIXED for n in shape]
+        return [AxisLabels(self.partition.fresh(n)[:, None]) if n > 1 else FIXED.of_length(n) for n in shape]
 
-    def unify(self, a: Way, b: Way) -> None:
+    def cause(self, reason: Reason, detail: str = "") -> Cause:
+        """A reason at the running operation."""
+        call = self.step.call
+        return self.causes.add(reason, call.module, call.op, detail)
+
+    def unify(self, a: AxisLabels, b: AxisLabels) -> None:
         """Two axes of the same length are one axis."""
         if a is b:
             return
-        if isinstance(a, int) and isinstance(b, int):
+        if a.reason is not None and b.reason is not None:
             return
-        if isinstance(a, int) or isinstance(b, int):
-            fixed, free = (a, b) if isinstance(a, int) else (b, a)
-            if fixed == FIXED:
-                self.freeze(free, f"{self.step.call.op} joins it with a fixed axis")
+        if a.reason is not None or b.reason is not None:
+            free, cause = (b, a.reason) if b.reason is None else (a, b.reason)
+            if cause is None or cause is FIXED_LENGTH:
+                self.freeze(free, Reason.JOINS_FIXED_AXIS)
             else:
-                self.partition.freeze(free, fixed)  # type: ignore[arg-type]
+                self.partition.freeze(free.labels, cause.number)
             return
-        self.partition.unify(a, b, self.reason(f"{self.step.call.op} joins it with a fixed index"))
+        self.partition.unify(a.labels, b.labels, self.cause(Reason.JOINS_FIXED_INDEX).number)
 
-    def differ(self, a: Way, b: Way) -> bool:
+    def differ(self, a: AxisLabels, b: AxisLabels) -> bool:
         """Whether two labelled axes of one length are not one axis yet."""
-        if isinstance(a, int) or isinstance(b, int) or len(a) != len(b):
+        if a.fixed or b.fixed or len(a) != len(b):
             return False
-        return not np.array_equal(self.partition.resolve(a), self.partition.resolve(b))
+        return not np.array_equal(self.partition.resolve(a.labels), self.partition.resolve(b.labels))
 
-    def freeze(self, way: Way, text: str | None = None) -> int:
-        """No index of this axis may be removed, because of the running operation; returns the reason's
-        number."""
-        if isinstance(way, int):
-            return way
-        reason = self.reason(text or f"{self.step.call.op} mixes along it")
-        self.partition.freeze(way, reason)
-        return reason
+    def freeze(self, axis: AxisLabels, reason: Reason = Reason.MIXES, detail: str = "") -> AxisLabels:
+        """No index of this axis may be removed, because of the running operation; returns it as a fixed
+        one."""
+        if axis.fixed:
+            return axis
+        cause = self.cause(reason, detail)
+        self.partition.freeze(axis.labels, cause.number)
+        return fixed_axis(cause, len(axis))
 
-    def tie(self, a: Way, b: Way) -> None:
+    def freeze_for(self, axes: Sequence[AxisLabels], cause: Cause) -> None:
+        """No index of these axes may be removed, because of something else than the running operation."""
+        for axis in axes:
+            if not axis.fixed:
+                self.partition.freeze(axis.labels, cause.number)
+
+    def tie(self, a: AxisLabels, b: AxisLabels) -> None:
         """Two axes must stay equally long. Where they are not permutations of each other they become one
         axis."""
-        if isinstance(a, int) or isinstance(b, int) or not self._permuted(a, b):
+        if a.fixed or b.fixed or not self._permuted(a.labels, b.labels):
             self.unify(a, b)
 
     def _permuted(self, a: Labels, b: Labels) -> bool:
         left, right = (_sorted_rows(self.partition.resolve(labels)) for labels in (a, b))
         return np.array_equal(left, right)
 
-    def inexact(self, way: Way, text: str) -> None:
+    def inexact(self, axis: AxisLabels, reason: Reason) -> None:
         """Removing an index of this axis changes what the operation computes for the others."""
-        if not isinstance(way, int):
-            self.partition.make_inexact(way, self.reason(text))
+        if not axis.fixed:
+            self.partition.make_inexact(axis.labels, self.cause(reason).number)
 
-    def mark(self, way: Way, mark: int) -> None:
-        if not isinstance(way, int):
-            self.partition.mark(way, mark)
+    def mark(self, axis: AxisLabels, mark: Mark) -> None:
+        if not axis.fixed:
+            self.partition.mark(axis.labels, mark)
 
-    def known(self, way: Way) -> Way:
-        """The same axis; the number of a reason where by now no index of it can be removed.
+    def known(self, axis: AxisLabels) -> AxisLabels:
+        """The same axis; a fixed one where by now no index of it can be removed.
 
         Frozen labels say no more than that, but windows, shifts and pads make more of them at every step.
         """
-        if isinstance(way, int):
-            return way
-        roots = self.partition.resolve(way)
+        if axis.fixed:
+            return axis
+        roots = self.partition.resolve(axis.labels)
         reasons = self.partition.frozen_reasons(roots[roots > 0])
         if not len(reasons) or not reasons.all():
-            return way
-        return int(reasons.min())
+            return axis
+        return fixed_axis(self.causes[int(reasons.min())], len(axis))
 
-    def merge(self, outer: Way, a: int, inner: Way, b: int) -> Way:
+    def merge(self, outer: AxisLabels, inner: AxisLabels) -> AxisLabels:
         """The axis (a * b) that a reshape makes of the axes (a) and (b)."""
-        if b == 1:
+        if len(inner) == 1:
             return outer
-        if a == 1:
+        if len(outer) == 1:
             return inner
         outer, inner = self.known(outer), self.known(inner)
-        if isinstance(outer, int) and isinstance(inner, int):
-            return outer
-        return merge(as_labels(outer, a), as_labels(inner, b))
+        if outer.fixed and inner.fixed:
+            return outer.of_length(len(outer) * len(inner))
+        return AxisLabels(merge(outer.labels, inner.labels))
 
-    def split(self, way: Way, a: int, b: int) -> tuple[Way, Way]:
+    def split(self, axis: AxisLabels, a: int) -> tuple[AxisLabels, AxisLabels]:
         """The axes (a) and (b) that a reshape makes of the axis (a * b)."""
+        b = len(axis) // a
         if b == 1:
-            return way, FIXED
+            return axis, FIXED
         if a == 1:
-            return FIXED, way
-        way = self.known(way)
-        if isinstance(way, int):
-            return way, way
-        reason = self.reason(f"{self.step.call.op} splits an axis of which it is a part")
-        outer, inner = self.partition.split(way, a, b, reason)
-        return outer if outer.shape[1] else FIXED, inner if inner.shape[1] else FIXED
+            return FIXED, axis
+        axis = self.known(axis)
+        if axis.fixed:
+            return axis.of_length(a), axis.of_length(b)
+        cause = self.cause(Reason.SPLITS)
+        outer, inner = self.partition.split(axis.labels, a, b, cause.number)
+        return _axis_of(outer), _axis_of(inner)
 
-    def concatenate(self, parts: Sequence[tuple[Way, int]]) -> Way:
-        """The axis made of these axes (with lengths) one after the other."""
-        if all(isinstance(way, int) for way, _ in parts):
-            return parts[0][0] if parts else FIXED
-        labels = [as_labels(way, n) for way, n in parts]
-        k = max(part.shape[1] for part in labels)
-        return np.concatenate([widen(part, k) for part in labels])
+    def concatenate(self, parts: Sequence[AxisLabels]) -> AxisLabels:
+        """The axis made of these axes one after the other."""
+        if all(axis.fixed for axis in parts):
+            return parts[0].of_length(sum(map(len, parts))) if parts else FIXED
+        k = max(axis.labels.shape[1] for axis in parts)
+        return AxisLabels(np.concatenate([widen(axis.labels, k) for axis in parts]))
 
     # What the running operation computes, counts and was told
 
-    def produce(self, ref: Ref, way: Way) -> None:
-        """``way`` is an axis of ``ref`` that starts a new axis of the output."""
-        self._role(ref, way, "producer")
+    def produce(self, ref: Ref, axis: AxisLabels) -> None:
+        """``axis`` of ``ref`` starts a new axis of the output."""
+        self._role(ref, axis, "producer")
 
-    def consume(self, ref: Ref, way: Way) -> None:
-        """``way`` is an axis of ``ref`` that is summed over."""
-        self._role(ref, way, "consumer")
+    def consume(self, ref: Ref, axis: AxisLabels) -> None:
+        """``axis`` of ``ref`` is summed over."""
+        self._role(ref, axis, "consumer")
 
-    def _role(self, ref: Ref, way: Way, role: Role) -> None:
+    def _role(self, ref: Ref, axis: AxisLabels, role: Role) -> None:
         """The first use of a weight decides: an embedding that is also the classifier produces."""
         value = self.value(ref)
-        if isinstance(way, int):
+        if axis.fixed:
             return
         for name in sorted(value.sources):
-            for dim, own in enumerate(self.tensors[name].ways):
-                if (name, dim) in self.roles or isinstance(own, int):
+            for dim, own in enumerate(self.tensors[name].axes):
+                if (name, dim) in self.roles or own.fixed:
                     continue
-                if own is way or self.partition.meet(own, way):
+                if own is axis or self.partition.meet(own.labels, axis.labels):
                     self.roles[name, dim] = role
                     if self.training and role == "producer":
-                        self.freeze(own, "it is used in training only")
+                        self.freeze(own, Reason.TRAINING_ONLY)
 
-    def macs(self, *factors: int | tuple[Way, int]) -> None:
-        """The operation costs the product of these lengths."""
+    def macs(self, *factors: int | AxisLabels) -> None:
+        """The operation costs the product of these numbers and lengths."""
         constant = 1
-        spans = []
+        free: list[AxisLabels] = []
         for factor in factors:
             if isinstance(factor, int):
                 constant *= factor
-            elif isinstance(factor[0], int):
-                constant *= factor[1]
+            elif factor.fixed:
+                constant *= len(factor)
             else:
-                spans.append(Span(*factor))
-        self.step.macs = [constant, *spans]
+                free.append(factor)
+        self.step.macs = [constant, *free]
 
-    def constant(self, argument: str, value: Any, way: Way, length: int) -> None:
+    def constant(self, argument: str, value: Any, axis: AxisLabels) -> None:
         """The integer argument is the length of this axis, which may shrink."""
-        if not isinstance(way, int) and isinstance(value, int) and value >= 0:
-            self.step.constants.append((argument, value, Span(way, length)))
+        if not axis.fixed and isinstance(value, int) and value >= 0:
+            self.step.constants.append((argument, value, axis))
 
 
 def _sorted_rows(labels: Labels) -> Labels:
@@ -235,9 +222,9 @@ def _sorted_rows(labels: Labels) -> Labels:
     return rows[np.lexsort(rows.T)] if rows.shape[1] else rows
 
 
-def as_labels(way: Way, length: int) -> Labels:
-    """The label matrix of an axis, without columns where the axis is fixed."""
-    return np.zeros((length, 0), dtype=np.int64) if isinstance(way, int) else way
+def _axis_of(labels: Labels) -> AxisLabels:
+    """The axis of these labels, fixed where there are none."""
+    return AxisLabels(labels) if labels.shape[1] else FIXED.of_length(len(labels))
 
 
 def refs_in(argument: Any) -> Iterator[Ref]:

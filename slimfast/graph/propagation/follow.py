@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from slimfast.graph.propagation.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, fixed_axis
+from slimfast.graph.propagation.flow import Flow, Step, Value, refs_in
+from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules import find_rule
 from slimfast.graph.propagation.zeros import Masked
 from slimfast.graph.recording.forward import Call, ForwardFailed, Recording, record_at
@@ -33,36 +35,33 @@ def propagate(network: Network, recording: Recording, args: tuple[Any, ...], kwa
     """
     flow = Flow(network.modules)
     for name, tensor in network.tensors.items():
-        shape = tuple(tensor.shape)
         # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
         sources = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
-        flow.tensors[name] = Value(flow.fresh(shape), False, sources, shape)
+        flow.tensors[name] = Value(flow.fresh(tensor.shape), False, sources)
     _follow_all(flow, recording)
     for (name, dim), role in flow.roles.items():
         if role == "producer" and not network.tensors[name].is_floating_point():
-            told = f"its elements are {network.tensors[name].dtype}, of which no spectrum is made"
-            way = flow.tensors[name].ways[dim]
-            if not isinstance(way, int):
-                flow.partition.freeze(way, flow.reason(told, name.rpartition(".")[0]))
+            cause = flow.causes.add(
+                Reason.NOT_FLOATING, _module_of(name), detail=str(network.tensors[name].dtype)
+            )
+            flow.freeze_for([flow.tensors[name].axes[dim]], cause)
     _follow_training(flow, network, recording, args, kwargs)
     return flow
 
 
 def _follow_all(flow: Flow, recording: Recording) -> None:
     flow.values = {value: flow.tensors[name] for value, name in recording.names.items()}
-    given = flow.reason("network input", "")
+    given = flow.causes.add(Reason.NETWORK_INPUT)
     for ref in recording.inputs:
-        flow.values[ref.value] = Value([given] * len(ref.shape), True)
+        flow.values[ref.value] = Value([fixed_axis(given, n) for n in ref.shape], True)
     parameters = (value for value, name in recording.names.items() if flow.tensors[name].sources)
     flow.nonzero = Masked(flow, parameters).nonzero
     for call in recording.calls:
         _follow(flow, call)
-    result = flow.reason("network output", "")
+    result = flow.causes.add(Reason.NETWORK_OUTPUT)
     for ref in recording.outputs:
         if ref.value in flow.values:
-            for way in flow.ways(ref):
-                if not isinstance(way, int):
-                    flow.partition.freeze(way, result)
+            flow.freeze_for(flow.axes(ref), result)
 
 
 def _follow_training(
@@ -76,18 +75,18 @@ def _follow_training(
     idle = _idle(flow, recording)
     paths = _deciding([n for n, t in network.tensors.items() if isinstance(t, nn.Parameter)], idle)
     if not paths:
-        _tell_idle(flow, idle, "the forward does not use it with this example")
+        _tell_idle(flow, idle, Reason.NOT_USED)
         return
     try:
         training = record_at(network, args, kwargs, recording.tensor_mode, training=paths)
     except ForwardFailed as failure:
-        _tell_idle(flow, idle, f"it is left out in eval mode, and in training mode the {failure}")
+        _tell_idle(flow, idle, Reason.TRAINING_FAILED, str(failure))
         return
     steps, flow.steps, flow.training = flow.steps, [], True
     _follow_all(flow, training)
     flow.steps, flow.training = steps, False
     never = set(_idle(flow, training))
-    _tell_idle(flow, [n for n in idle if n in never], "the forward does not use it with this example")
+    _tell_idle(flow, [n for n in idle if n in never], Reason.NOT_USED)
 
 
 def _idle(flow: Flow, recording: Recording) -> list[str]:
@@ -96,14 +95,19 @@ def _idle(flow: Flow, recording: Recording) -> list[str]:
     return [n for value, n in recording.names.items() if value not in used and flow.tensors[n].sources]
 
 
-def _tell_idle(flow: Flow, names: Collection[str], reason: str) -> None:
+def _tell_idle(flow: Flow, names: Collection[str], reason: Reason, detail: str = "") -> None:
     """Leave parameters alone and tell why."""
     for name in names:
-        number = flow.reason(reason, name.rpartition(".")[0])
-        for dim, way in enumerate(flow.tensors[name].ways):
-            if not isinstance(way, int):
-                flow.partition.freeze(way, number)
+        axes = flow.tensors[name].axes
+        flow.freeze_for(axes, flow.causes.add(reason, _module_of(name), detail=detail))
+        for dim, axis in enumerate(axes):
+            if not axis.fixed:
                 flow.roles[name, dim] = "consumer"
+
+
+def _module_of(name: str) -> str:
+    """The path of the module that holds a parameter."""
+    return name.rpartition(".")[0]
 
 
 def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
@@ -122,36 +126,37 @@ def _follow(flow: Flow, call: Call) -> None:
     for ref in operands:
         # a tensor that the model keeps outside its parameters and buffers is a constant nobody can cut
         if ref.value not in flow.values:
-            flow.values[ref.value] = Value([FIXED] * len(ref.shape), False)
+            flow.values[ref.value] = Value([FIXED.of_length(n) for n in ref.shape], False)
     data = any(flow.value(ref).data for ref in operands)
     computed = data and call.op not in _SELECTING
     sources = frozenset() if computed else frozenset().union(*(flow.value(ref).sources for ref in operands))
-    ways = find_rule(call)(flow, call)
+    axes = find_rule(call)(flow, call)
     for dim, axis in enumerate(call.lengths):
         if axis is not None and axis[0] in flow.values:
-            _tie(flow, call, ways[0], dim, axis)
-    for ref, found in zip(call.outputs, ways, strict=True):
-        flow.step.outputs.append([Span(way, n) for way, n in zip(found, ref.shape, strict=True)])
-        flow.values[ref.value] = Value(found, data, sources)
+            _tie(flow, call, axes[0], dim, axis)
+    for ref, found in zip(call.outputs, axes, strict=True):
+        fitted = [axis.of_length(n) if axis.fixed else axis for axis, n in zip(found, ref.shape, strict=True)]
+        flow.step.outputs.append(fitted)
+        flow.values[ref.value] = Value(fitted, data, sources)
     flow.steps.append(flow.step)
 
 
-def _tie(flow: Flow, call: Call, ways: list[Way], dim: int, axis: AxisOf) -> None:
+def _tie(flow: Flow, call: Call, axes: Axes, dim: int, axis: AxisOf) -> None:
     """A size read off another axis ties the two.
 
     A part of it, ``c // heads``, ties that part. The number of parts is another axis of the result whose size
     was not read off one, the nearest in front, else behind; without such an axis it stays.
     """
     value, at, divisor = axis
-    source, shape = flow.values[value].ways[at], call.outputs[0].shape
+    source, shape = flow.values[value].axes[at], call.outputs[0].shape
     if divisor == 1:
-        flow.tie(ways[dim], source)
+        flow.tie(axes[dim], source)
         return
-    parts, part = flow.split(source, divisor, shape[dim])
-    flow.tie(ways[dim], part)
+    parts, part = flow.split(source, divisor)
+    flow.tie(axes[dim], part)
     free = [d for d, n in enumerate(shape) if call.lengths[d] is None and n % divisor == 0]
     number = max((d for d in free if d < dim), default=min((d for d in free if d > dim), default=None))
     if number is None:
-        flow.freeze(parts, "its length is divided by a fixed number")
+        flow.freeze(parts, Reason.FIXED_PARTS)
     else:
-        flow.tie(flow.split(ways[number], shape[number] // divisor, divisor)[1], parts)
+        flow.tie(flow.split(axes[number], shape[number] // divisor)[1], parts)

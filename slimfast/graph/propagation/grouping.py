@@ -21,24 +21,15 @@ from slimfast.graph.channel_graph import (
     Operation,
     matches,
 )
-from slimfast.graph.propagation.flow import Flow, Span, Way
-from slimfast.graph.propagation.label_matrices import (
-    ADDED,
-    BLOCK,
-    HEAD,
-    HEAD_DIM,
-    SCALED,
-    Labels,
-    Mask,
-    some,
-    tidy,
-)
-from slimfast.graph.propagation.rules.products import DEFAULT_SCALE
+from slimfast.graph.propagation.axis_labels import AxisLabels
+from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.label_matrices import Labels, Mark, Mask, some, tidy
+from slimfast.graph.propagation.reasons import Reason
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
 
 # Why units that nothing freezes are in no group.
-_WHY = ("no weight produces it", "one unit only", "excluded by name", DEFAULT_SCALE)
+_WHY = (Reason.NO_PRODUCER, Reason.ONE_UNIT, Reason.EXCLUDED, Reason.SCALE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,32 +49,32 @@ class Grouping:
         self._flow = flow
         self._partition = flow.partition
         self._tables: dict[tuple[str, int], Labels] = {}
-        self._resolved: dict[int, Labels] = {}
+        self._resolved: dict[AxisLabels, Labels] = {}
         self._size = self._partition.size
         roots = self._partition.whole()
         for name, value in flow.tensors.items():
-            for dim, way in enumerate(value.ways):
-                if not isinstance(way, int):
-                    table = self._tables[name, dim] = self._table(way, roots)
-                    self._resolved[id(way)] = table
+            for dim, axis in enumerate(value.axes):
+                if not axis.fixed:
+                    table = self._tables[name, dim] = self._table(axis.labels, roots)
+                    self._resolved[axis] = table
         self._group_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._unit_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._why: IntArray = np.zeros(self._size, dtype=np.int64)
         self._axes: dict[tuple[int, bytes], Axis] = {}
-        self._axis_of_way: dict[int, Axis] = {}
+        self._axis_of_labels: dict[AxisLabels, Axis] = {}
         self._axis_of_length: dict[int, Axis] = {}
         self._drafts = self._find(include, exclude)
         # A label by itself as the axes have it: its class where that is in a group, 0 where it is in none, -1
         # where it was split. What is frozen is in none.
         self._named = np.where((roots < 0) | (self._group_of.take(roots) >= 0), roots, 0)
 
-    def _table(self, way: Labels, roots: Labels) -> Labels:
+    def _table(self, labels: Labels, roots: Labels) -> Labels:
         """The classes along an axis; ``roots`` (size,) as :meth:`Partition.whole` has them."""
-        if way.shape[1] == 1:
-            table = roots.take(way)
+        if labels.shape[1] == 1:
+            table = roots.take(labels)
             if not some(table < 0):
                 return tidy(table)
-        return self._partition.resolve(way)
+        return self._partition.resolve(labels)
 
     # Units and groups
 
@@ -114,8 +105,8 @@ class Grouping:
             if len(free) < 2:
                 self._why[free] = 1
                 continue
-            marks = int(self._partition.marks(free[:1])[0])
-            if marks & SCALED and not marks & ADDED:
+            marks = Mark(int(self._partition.marks(free[:1])[0]))
+            if Mark.SCALED in marks and Mark.ADDED not in marks:
                 # inside a head only: other positions would see another softmax
                 self._why[free] = 3
                 continue
@@ -130,7 +121,8 @@ class Grouping:
             reason = self._partition.inexact_reason(free)
             self._group_of[free] = len(drafts)
             self._unit_of[free] = np.arange(len(free))
-            drafts.append(_Draft(name, kind, free, self._tell(reason) if reason else None))
+            inexact = str(self._flow.causes[reason]) if reason else None
+            drafts.append(_Draft(name, kind, free, inexact))
         return drafts
 
     def _signatures(self) -> tuple[Hashes, Mask]:
@@ -152,16 +144,12 @@ class Grouping:
                 producer[roots] = position
         return signature, joined
 
-    def _tell(self, reason: int) -> str:
-        text, module = self._flow.reasons[reason]
-        return f"{text} at {module}" if module else text
-
     def groups(self) -> tuple[ChannelGroup, ...]:
         members: list[list[Member]] = [[] for _ in self._drafts]
         number = {draft.name: g for g, draft in enumerate(self._drafts)}
         for name, dim in self._in_order():
             role = self._flow.roles.get((name, dim), "follower")
-            for group, units in self.axis(self._flow.tensors[name].ways[dim], -1).parts:
+            for group, units in self.axis(self._flow.tensors[name].axes[dim]).parts:
                 members[number[group]].append(Member(name, dim, role, units))
         return tuple(
             ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(found), draft.inexact)
@@ -175,32 +163,31 @@ class Grouping:
 
     # Axes
 
-    def axis(self, way: Way, length: int) -> Axis:
+    def axis(self, axis: AxisLabels) -> Axis:
         """The axis of these labels; equal axes are one object."""
-        if isinstance(way, int):
-            fixed = self._axis_of_length.get(length)
+        if axis.fixed:
+            fixed = self._axis_of_length.get(len(axis))
             if fixed is None:
-                fixed = self._axis_of_length[length] = self._intern(
-                    length, np.zeros((length, 0), dtype=np.int64)
-                )
+                fixed = self._axis_of_length[len(axis)] = self._intern(axis.labels)
             return fixed
-        found = self._axis_of_way.get(id(way))
+        found = self._axis_of_labels.get(axis)
         if found is None:
-            found = self._axis_of_way[id(way)] = self._intern(len(way), self._roots_of(way))
+            found = self._axis_of_labels[axis] = self._intern(self._roots_of(axis))
         return found
 
-    def _roots_of(self, way: Labels) -> Labels:
+    def _roots_of(self, axis: AxisLabels) -> Labels:
         """The classes along an axis that are in a group, without columns where none is."""
-        if way.shape[1] == 1:
-            named = self._named.take(way)
+        if axis.labels.shape[1] == 1:
+            named = self._named.take(axis.labels)
             if not some(named < 0):
                 return named if some(named) else named[:, :0]
-        resolved = self._resolved.get(id(way))
-        roots = self._partition.resolve(way) if resolved is None else resolved
+        resolved = self._resolved.get(axis)
+        roots = self._partition.resolve(axis.labels) if resolved is None else resolved
         roots = np.where(self._group_of.take(roots) >= 0, roots, 0)
         return roots[:, [some(column) for column in roots.T]]
 
-    def _intern(self, length: int, roots: Labels) -> Axis:
+    def _intern(self, roots: Labels) -> Axis:
+        length = len(roots)
         key = (length, roots.tobytes())
         if key not in self._axes:
             parts = []
@@ -212,28 +199,22 @@ class Grouping:
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The axes of every parameter and buffer."""
-        return {
-            name: tuple(self.axis(way, n) for way, n in zip(value.ways, value.shape, strict=True))
-            for name, value in self._flow.tensors.items()
-        }
+        return {name: tuple(map(self.axis, value.axes)) for name, value in self._flow.tensors.items()}
 
     def operation(self, step_index: int) -> Operation:
         step = self._flow.steps[step_index]
         return Operation(
             name=step.call.op,
             module=step.call.module,
-            outputs=tuple(tuple(self._span(span) for span in out) for out in step.outputs),
-            macs=tuple(f if isinstance(f, int) else self._span(f) for f in step.macs),
+            outputs=tuple(tuple(map(self.axis, axes)) for axes in step.outputs),
+            macs=tuple(f if isinstance(f, int) else self.axis(f) for f in step.macs),
             constants=tuple(
                 Constant(argument, value, axis)
-                for argument, value, span in step.constants
-                if (axis := self._span(span)).parts
+                for argument, value, labels in step.constants
+                if (axis := self.axis(labels)).parts
             ),
             within=step.call.within,
         )
-
-    def _span(self, span: Span) -> Axis:
-        return self.axis(span.way, span.length)
 
     # What is left alone
 
@@ -249,11 +230,11 @@ class Grouping:
                 continue
             for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
                 if code:
-                    text, module = self._flow.reasons[code]
-                    found[Frozen(name, dim, text, module)] = None
+                    cause = self._flow.causes[code]
+                    found[Frozen(name, dim, cause.text, cause.module)] = None
             free = roots[~self._partition.frozen(roots)]
             for code in np.unique(self._why[free]).tolist():
-                found[Frozen(name, dim, _WHY[code], "")] = None
+                found[Frozen(name, dim, _WHY[code].text, "")] = None
         return tuple(found)
 
 
@@ -279,14 +260,14 @@ def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
     return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]
 
 
-def _kind(marks: int, *, joined: bool) -> str:
-    if marks & ADDED and joined:
+def _kind(marks: Mark, *, joined: bool) -> str:
+    if Mark.ADDED in marks and joined:
         return "residual"
-    if marks & HEAD:
+    if Mark.HEAD in marks:
         return "head"
-    if marks & HEAD_DIM:
+    if Mark.HEAD_DIM in marks:
         return "head_dim"
-    return "block" if marks & BLOCK else "channel"
+    return "block" if Mark.BLOCK in marks else "channel"
 
 
 def _name(tensor: str, kind: str) -> str:

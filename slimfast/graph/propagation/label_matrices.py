@@ -3,6 +3,7 @@ and the marks that a class of labels can carry."""
 
 from __future__ import annotations
 
+from enum import IntFlag
 from itertools import combinations, permutations
 
 import numpy as np
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-# A union carries the marks of both classes.
-ADDED = 1  # joined with another computed tensor by an addition
-HEAD = 2  # a batch axis of a product of two computed tensors
-HEAD_DIM = 4  # an axis of such a product that lies inside a head
-SCALED = 8  # the default scale of an attention depends on how many there are
-BLOCK = 16  # a group of a grouped convolution or a group norm
+
+class Mark(IntFlag):
+    """What a class of labels has met; a union carries the marks of both classes."""
+
+    ADDED = 1  # joined with another computed tensor by an addition
+    HEAD = 2  # a batch axis of a product of two computed tensors
+    HEAD_DIM = 4  # an axis of such a product that lies inside a head
+    SCALED = 8  # the default scale of an attention depends on how many there are
+    BLOCK = 16  # a group of a grouped convolution or a group norm
 
 
 def some(array: Labels | Mask) -> bool:

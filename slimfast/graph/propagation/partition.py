@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from slimfast.graph.propagation import label_matrices as matrices
-from slimfast.graph.propagation.label_matrices import ADDED, Labels, Mask, same, some
+from slimfast.graph.propagation.label_matrices import Labels, Mark, Mask, same, some
 
 _NONE = np.iinfo(np.int64).max
 
@@ -130,7 +130,7 @@ class Partition:
         self._inexact[roots] = np.minimum(self._inexact[roots], reason)
         self._told[roots] = True
 
-    def mark(self, labels: Labels, mark: int) -> None:
+    def mark(self, labels: Labels, mark: Mark) -> None:
         """Add a mark to the class of every label in this label matrix."""
         roots = self._classes(labels)
         self._marks[roots] |= mark
@@ -194,8 +194,8 @@ class Partition:
         self._has_splits = True
         self._outer[labels] = outer
         self._inner[labels] = inner
-        self._inherit(outer, labels, ADDED)
-        self._inherit(inner, labels, ADDED)
+        self._inherit(outer, labels, Mark.ADDED)
+        self._inherit(inner, labels, Mark.ADDED)
 
     def _expand_all(self, labels: Labels, parts: Labels) -> None:
         """Split the classes of distinct representatives labels[i] into all of parts[i, :]."""

@@ -14,8 +14,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from slimfast.graph.propagation.flow import Flow, Step, Way, refs_in
-from slimfast.graph.propagation.label_matrices import Labels
+from slimfast.graph.propagation.axis_labels import Axes, AxisLabels
+from slimfast.graph.propagation.flow import Flow, Step, refs_in
 from slimfast.graph.propagation.rules.norms import NORMS
 from slimfast.graph.propagation.rules.pointwise import COPYING, UNTAGGED
 from slimfast.graph.propagation.rules.products import CONVOLUTIONS, PRODUCTS, factors
@@ -81,13 +81,10 @@ class Masked:
         name = call.op.removeprefix("aten.").rstrip("_")
         zeros = name in _ZEROS or (name in _FILLED and not _filled_with(call))
         in_place = call.op.endswith("_")
-        for ref, spans in zip(call.outputs, step.outputs, strict=True):
-            ways = [span.way for span in spans]
-            made = self._left[ref.value] = self._makes(name, call, ways)
+        for ref, axes in zip(call.outputs, step.outputs, strict=True):
+            made = self._left[ref.value] = self._makes(name, call, axes)
             (self._zeros.add if zeros else self._zeros.discard)(ref.value)
-            if in_place and any(
-                left for way, left in zip(ways, made, strict=True) if not isinstance(way, int)
-            ):
+            if in_place and any(left for axis, left in zip(axes, made, strict=True) if not axis.fixed):
                 self._write_through(ref.value)
             elif not in_place and isinstance(call.arguments.get("self"), Ref):
                 self._views[ref.value] = call.arguments["self"]
@@ -100,22 +97,22 @@ class Masked:
             self._left[value] = [True] * len(source.shape)
             self._zeros.discard(value)
 
-    def _makes(self, name: str, call: Call, ways: list[Way]) -> Left:
+    def _makes(self, name: str, call: Call, axes: Axes) -> Left:
         if name in _RULES:
-            return _RULES[name](self, call, len(ways))
+            return _RULES[name](self, call, len(axes))
         if name in _ZEROS or name in _NUMBERS:
-            return [name in _NUMBERS] * len(ways)
+            return [name in _NUMBERS] * len(axes)
         if (call.pointwise or name in UNTAGGED) and name not in COPYING:
-            from_end = range(-len(ways), 0)
-            return [isinstance(ways[dim], int) or self._outcome(name, call, dim) for dim in from_end]
-        operands = [refs_in(given) for key, given in call.arguments.items() if key not in _CHOOSING]
-        axes = [
-            (way, self.left(ref, dim))
+            from_end = range(-len(axes), 0)
+            return [axes[dim].fixed or self._outcome(name, call, dim) for dim in from_end]
+        operands = [refs_in(argument) for key, argument in call.arguments.items() if key not in _CHOOSING]
+        given = [
+            (axis, self.left(ref, dim))
             for ref in chain.from_iterable(operands)
-            for dim, way in enumerate(self._flow.ways(ref))
-            if not isinstance(way, int)
+            for dim, axis in enumerate(self._flow.axes(ref))
+            if not axis.fixed
         ]
-        return [isinstance(way, int) or self._handed_on(axes, way) for way in ways]
+        return [axis.fixed or self._handed_on(given, axis) for axis in axes]
 
     def _outcome(self, name: str, call: Call, dim: int) -> bool:
         """Whether a pointwise operation makes anything but 0 at removed units of ``dim``, from the end."""
@@ -129,11 +126,12 @@ class Masked:
 
         return _outcome(name, tuple((key, kind(argument)) for key, argument in call.arguments.items()))
 
-    def _handed_on(self, axes: list[tuple[Labels, bool]], way: Labels) -> bool:
+    def _handed_on(self, given: list[tuple[AxisLabels, bool]], axis: AxisLabels) -> bool:
         """Whether an axis has labels of an axis that is not 0 there, or of none of these."""
-        if not any(left for _, left in axes):
-            return not axes
-        found = [left for own, left in axes if own is way or self._flow.partition.meet(own, way)]
+        if not any(left for _, left in given):
+            return not given
+        meet = self._flow.partition.meet
+        found = [left for own, left in given if own is axis or meet(own.labels, axis.labels)]
         return any(found) or not found
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimfast.graph.propagation.label_matrices import ADDED, HEAD, merge
+from slimfast.graph.propagation.label_matrices import Mark, merge
 from slimfast.graph.propagation.partition import Partition
 
 
@@ -37,12 +37,12 @@ def test_union_agrees_with_a_union_find_of_sets(pairs, batch):
 def test_a_chain_of_unions_in_one_batch_keeps_marks_and_reasons():
     partition = Partition()
     labels = partition.fresh(4)
-    partition.mark(labels[3:, None], HEAD)
+    partition.mark(labels[3:, None], Mark.HEAD)
     partition.freeze(labels[2:3, None], 7)
     partition.make_inexact(labels[1:2, None], 5)
     partition.union(labels[[3, 2, 1]], labels[[2, 1, 0]])
     root = partition.find(labels[:1])
-    assert partition.marks(root)[0] == HEAD
+    assert partition.marks(root)[0] == Mark.HEAD
     assert partition.frozen_reasons(root).tolist() == [7]
     assert partition.inexact_reason(root) == 5
 
@@ -150,12 +150,12 @@ def test_a_frozen_factor_says_nothing():
 def test_a_split_hands_down_reasons_but_not_the_mark_of_a_head():
     partition = Partition()
     x = partition.fresh(1)
-    partition.mark(x[:, None], HEAD | ADDED)
+    partition.mark(x[:, None], Mark.HEAD | Mark.ADDED)
     partition.make_inexact(x[:, None], 4)
     outer, inner = partition.fresh(1), partition.fresh(1)
     partition.expand(x, outer, inner)
     for part in (outer, inner):
-        assert partition.marks(part)[0] == ADDED
+        assert partition.marks(part)[0] == Mark.ADDED
         assert partition.inexact_reason(part) == 4
 
 

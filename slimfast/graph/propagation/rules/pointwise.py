@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from slimfast.graph.propagation.flow import FIXED, Flow, Way, refs_in
-from slimfast.graph.propagation.label_matrices import ADDED
-from slimfast.graph.propagation.rules.registry import Ways, rule
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, first_free, fixed_axis
+from slimfast.graph.propagation.flow import Flow, refs_in
+from slimfast.graph.propagation.label_matrices import Mark
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.rules.registry import rule
 from slimfast.graph.recording.forward import Call, Ref
 
 
-def align(flow: Flow, shape: tuple[int, ...], operands: list[Ref]) -> Ways:
-    """The ways of a result of ``shape`` that these operands broadcast to: axes that meet are one axis."""
-    ways: Ways = []
+def align(flow: Flow, shape: tuple[int, ...], operands: list[Ref]) -> Axes:
+    """The axes of a result of ``shape`` that these operands broadcast to: axes that meet are one axis."""
+    axes: Axes = []
     for dim, size in enumerate(shape):
-        met: list[Way] = []
+        met: Axes = []
         for ref in operands:
             at = dim - len(shape) + len(ref.shape)
             if at >= 0 and ref.shape[at] == size:
-                met.append(flow.ways(ref)[at])
-        ways.append(_join(flow, met) if size > 1 else FIXED)
-    return ways
+                met.append(flow.axes(ref)[at])
+        axes.append(_join(flow, met) if size > 1 else FIXED)
+    return axes
 
 
-def _join(flow: Flow, met: list[Way]) -> Way:
+def _join(flow: Flow, met: Axes) -> AxisLabels:
     if not met:
         return FIXED
-    first = next((way for way in met if not isinstance(way, int)), met[0])
-    for way in met:
-        flow.unify(first, way)
+    first = first_free(met, met[0])
+    for axis in met:
+        flow.unify(first, axis)
     return first
 
 
@@ -41,73 +43,73 @@ UNTAGGED = (
 
 
 @rule("pointwise", *COPYING, *UNTAGGED)
-def elementwise(flow: Flow, call: Call) -> list[Ways]:
+def elementwise(flow: Flow, call: Call) -> list[Axes]:
     operands = list(refs_in(call.arguments))
     adds = call.op.rstrip("_") in ("aten.add", "aten.sub", "aten.rsub")
     joined = _joined_axes(flow, operands) if adds else []
-    ways = [align(flow, out.shape, operands) for out in call.outputs]
-    for way in joined:
-        flow.mark(way, ADDED)
-    return ways
+    axes = [align(flow, out.shape, operands) for out in call.outputs]
+    for axis in joined:
+        flow.mark(axis, Mark.ADDED)
+    return axes
 
 
-def _joined_axes(flow: Flow, operands: list[Ref]) -> list[Way]:
+def _joined_axes(flow: Flow, operands: list[Ref]) -> Axes:
     """Axes of computed tensors that this addition is the first to join."""
     computed = [ref for ref in operands if flow.value(ref).data]
     if len(computed) < 2:
         return []
-    a, b = (flow.ways(ref) for ref in computed)
+    a, b = (flow.axes(ref) for ref in computed)
     return [x for x, y in zip(a[::-1], b[::-1], strict=False) if flow.differ(x, y)]
 
 
 @rule("fill_", "zero_", "zeros_like", "ones_like", "full_like", "empty_like", "normal_", "uniform_",
       "resolve_conj", "resolve_neg", "contiguous", "_conj", "native_dropout")  # fmt: skip
-def same(flow: Flow, call: Call) -> list[Ways]:
+def same(flow: Flow, call: Call) -> list[Axes]:
     """Each output has the axes of the first tensor."""
     source = next(refs_in(call.arguments))
-    return [list(flow.ways(source)) for _ in call.outputs]
+    return [list(flow.axes(source)) for _ in call.outputs]
 
 
 @rule("zeros", "ones", "full", "empty", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty",
       "new_empty_strided")  # fmt: skip
-def constant(flow: Flow, call: Call) -> list[Ways]:
+def constant(flow: Flow, call: Call) -> list[Axes]:
     """The same value everywhere: any index may go, if the size argument goes along."""
-    ways = flow.fresh(call.outputs[0].shape)
-    for dim, (way, size) in enumerate(zip(ways, call.outputs[0].shape, strict=True)):
-        flow.constant(f"size[{dim}]", size, way, size)
-    return [ways]
+    axes = flow.fresh(call.outputs[0].shape)
+    for dim, (axis, size) in enumerate(zip(axes, call.outputs[0].shape, strict=True)):
+        flow.constant(f"size[{dim}]", size, axis)
+    return [axes]
 
 
 @rule("arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "scalar_tensor", "tril_indices",
       "triu_indices", "bernoulli", "rand_like", "randn_like", "hann_window")  # fmt: skip
-def positions(flow: Flow, call: Call) -> list[Ways]:
+def positions(flow: Flow, call: Call) -> list[Axes]:
     """Values that depend on the index or on chance: nothing of them may go."""
     return [[FIXED] * len(out.shape) for out in call.outputs]
 
 
 @rule("tril", "triu")
-def triangle(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
-    for way in ways[-2:]:
-        flow.freeze(way)
-    return [ways]
+def triangle(flow: Flow, call: Call) -> list[Axes]:
+    axes = list(flow.axes(call.arguments["self"]))
+    for axis in axes[-2:]:
+        flow.freeze(axis)
+    return [axes]
 
 
 @rule(
     "_assert_async", "_assert_tensor_metadata", "_assert_scalar", "_functional_assert_async", "record_stream"
 )
-def nothing(flow: Flow, call: Call) -> list[Ways]:
+def nothing(flow: Flow, call: Call) -> list[Axes]:
     return [[FIXED] * len(out.shape) for out in call.outputs]
 
 
 @rule("unknown")
-def unknown(flow: Flow, call: Call) -> list[Ways]:
+def unknown(flow: Flow, call: Call) -> list[Axes]:
     """Whatever goes in or comes out stays as it is."""
-    reason = flow.reason(call.op)
+    whole = fixed_axis(flow.cause(Reason.NO_RULE))
     for ref in refs_in(call.arguments):
-        for way in flow.ways(ref):
+        for axis in flow.axes(ref):
             if len(ref.shape) > 1:
                 # weights that it uses are told among what is left alone
-                flow.consume(ref, way)
-            flow.freeze(way, call.op)
-    return [[reason] * len(out.shape) for out in call.outputs]
+                flow.consume(ref, axis)
+            flow.freeze(axis, Reason.NO_RULE)
+    return [[whole] * len(out.shape) for out in call.outputs]

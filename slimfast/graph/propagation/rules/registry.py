@@ -1,6 +1,6 @@
 """One small rule per ATen operation: how labels pass from its inputs to its outputs.
 
-A rule takes the flow and the call and returns the ways of each output tensor. What has no rule freezes all
+A rule takes the flow and the call and returns the axes of each output tensor. What has no rule freezes all
 it touches.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from slimfast.graph.propagation.flow import Flow, Way
+from slimfast.graph.propagation.axis_labels import Axes
+from slimfast.graph.propagation.flow import Flow
 from slimfast.graph.recording.forward import Call
 
-Ways: TypeAlias = "list[Way]"
-Rule: TypeAlias = Callable[[Flow, Call], "list[Ways]"]
+Rule: TypeAlias = Callable[[Flow, Call], list[Axes]]
 
 RULES: dict[str, Rule] = {}
 

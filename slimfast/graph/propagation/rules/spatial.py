@@ -3,8 +3,10 @@ alone."""
 
 from __future__ import annotations
 
-from slimfast.graph.propagation.flow import FIXED, Flow
-from slimfast.graph.propagation.rules.registry import Ways, rule
+from slimfast.graph.propagation.axis_labels import FIXED, Axes
+from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.rules.registry import rule
 from slimfast.graph.recording.forward import Call
 
 _POOLS = ("max_pool{n}d_with_indices", "max_pool{n}d", "avg_pool{n}d", "adaptive_avg_pool{n}d",
@@ -17,12 +19,12 @@ _RESAMPLERS = ("upsample_nearest{n}d", "_upsample_nearest_exact{n}d", "upsample_
 
 def _register(n: int) -> None:
     @rule(*(name.format(n=n) for name in [*_POOLS, *_RESAMPLERS]))
-    def positions(flow: Flow, call: Call) -> list[Ways]:
+    def positions(flow: Flow, call: Call) -> list[Axes]:
         source = call.arguments["input"] if "input" in call.arguments else call.arguments["self"]
-        ways = flow.ways(source)
-        for way in ways[-n:]:
-            flow.freeze(way)
-        return [[*ways[:-n], *[FIXED] * n] for _ in call.outputs]
+        axes = flow.axes(source)
+        for axis in axes[-n:]:
+            flow.freeze(axis)
+        return [[*axes[:-n], *[FIXED] * n] for _ in call.outputs]
 
 
 for _dims in (1, 2, 3):
@@ -30,62 +32,59 @@ for _dims in (1, 2, 3):
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-def grid_sampler(flow: Flow, call: Call) -> list[Ways]:
+def grid_sampler(flow: Flow, call: Call) -> list[Axes]:
     """(N, C, ...) read at the places of a grid (N, ..., coordinates), which stays as it is."""
-    ways = flow.ways(call.arguments["input"])
-    for way in (*ways[2:], *flow.ways(call.arguments["grid"])):
-        flow.freeze(way, f"{call.op} samples along it")
-    return [[*ways[:2], *[FIXED] * (len(ways) - 2)]]
+    axes = flow.axes(call.arguments["input"])
+    for axis in (*axes[2:], *flow.axes(call.arguments["grid"])):
+        flow.freeze(axis, Reason.SAMPLES)
+    return [[*axes[:2], *[FIXED] * (len(axes) - 2)]]
 
 
 @rule("max_unpool2d", "max_unpool3d")
-def unpool(flow: Flow, call: Call) -> list[Ways]:
+def unpool(flow: Flow, call: Call) -> list[Axes]:
     """Values back to the places in their own channel that ``indices`` tell."""
     n = 3 if call.op.endswith("3d") else 2
-    ways, places = flow.ways(call.arguments["self"]), flow.ways(call.arguments["indices"])
-    for way, place in zip(ways[:-n], places[:-n], strict=True):
-        flow.unify(way, place)
-    for way in (*ways[-n:], *places[-n:]):
-        flow.freeze(way)
-    return [[*ways[:-n], *[FIXED] * n]]
+    axes, places = flow.axes(call.arguments["self"]), flow.axes(call.arguments["indices"])
+    for axis, place in zip(axes[:-n], places[:-n], strict=True):
+        flow.unify(axis, place)
+    for axis in (*axes[-n:], *places[-n:]):
+        flow.freeze(axis)
+    return [[*axes[:-n], *[FIXED] * n]]
 
 
 @rule("im2col")
-def im2col(flow: Flow, call: Call) -> list[Ways]:
+def im2col(flow: Flow, call: Call) -> list[Axes]:
     """(..., C, H, W) to (..., C k, L)."""
     source, out = call.arguments["self"], call.outputs[0]
-    ways = flow.ways(source)
-    for way in ways[-2:]:
-        flow.freeze(way)
-    channels = source.shape[-3]
-    return [[*ways[:-3], flow.merge(ways[-3], channels, FIXED, out.shape[-2] // channels), FIXED]]
+    axes = flow.axes(source)
+    for axis in axes[-2:]:
+        flow.freeze(axis)
+    return [[*axes[:-3], flow.merge(axes[-3], FIXED.of_length(out.shape[-2] // source.shape[-3])), FIXED]]
 
 
 @rule("col2im")
-def col2im(flow: Flow, call: Call) -> list[Ways]:
+def col2im(flow: Flow, call: Call) -> list[Axes]:
     """(..., C k, L) to (..., C, H, W)."""
-    source, out = call.arguments["self"], call.outputs[0]
-    ways = flow.ways(source)
-    channels = out.shape[-3]
-    outer, inner = flow.split(ways[-2], channels, source.shape[-2] // channels)
+    axes, out = flow.axes(call.arguments["self"]), call.outputs[0]
+    outer, inner = flow.split(axes[-2], out.shape[-3])
     flow.freeze(inner)
-    flow.freeze(ways[-1])
-    return [[*ways[:-2], outer, FIXED, FIXED]]
+    flow.freeze(axes[-1])
+    return [[*axes[:-2], outer, FIXED, FIXED]]
 
 
 @rule("unfold")
-def unfold(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
+def unfold(flow: Flow, call: Call) -> list[Axes]:
+    axes = list(flow.axes(call.arguments["self"]))
     dim = call.arguments["dimension"]
-    flow.freeze(ways[dim])
-    ways[dim] = FIXED
-    return [[*ways, FIXED]]
+    flow.freeze(axes[dim])
+    axes[dim] = FIXED
+    return [[*axes, FIXED]]
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
-def fourier(flow: Flow, call: Call) -> list[Ways]:
+def fourier(flow: Flow, call: Call) -> list[Axes]:
     """Frequencies along some axes are made of all positions there; the others pass."""
-    ways = list(flow.ways(call.arguments["self"]))
+    axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dim"]:
-        ways[dim] = flow.freeze(ways[dim], f"{call.op} mixes along it")
-    return [ways]
+        axes[dim] = flow.freeze(axes[dim], Reason.MIXES)
+    return [axes]

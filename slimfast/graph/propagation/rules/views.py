@@ -6,18 +6,20 @@ from math import prod
 
 import numpy as np
 
-from slimfast.graph.propagation.flow import FIXED, Flow, as_labels
-from slimfast.graph.propagation.label_matrices import Labels
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
+from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.pointwise import unknown
-from slimfast.graph.propagation.rules.registry import Ways, rule
+from slimfast.graph.propagation.rules.registry import rule
 from slimfast.graph.recording.attributes import integers_of
 from slimfast.graph.recording.forward import Call
 
 
-def reshape_ways(flow: Flow, ways: Ways, before: tuple[int, ...], after: tuple[int, ...]) -> Ways:
-    """Axes of a tensor reshaped from ``before`` to ``after``: the smallest runs of equal product map to each
-    other."""
-    result: Ways = [FIXED] * len(after)
+def reshape_axes(flow: Flow, axes: Axes, after: tuple[int, ...]) -> Axes:
+    """The axes of a tensor with these axes reshaped to ``after``: the smallest runs of equal product map to
+    each other."""
+    before = [len(axis) for axis in axes]
+    result: Axes = [FIXED] * len(after)
     if prod(after) == 0:
         return result
     sources = [d for d, n in enumerate(before) if n > 1]
@@ -34,132 +36,130 @@ def reshape_ways(flow: Flow, ways: Ways, before: tuple[int, ...], after: tuple[i
             else:
                 out.append(targets[j])
                 right, j = right * after[targets[j]], j + 1
-        way, length = ways[run[0]], before[run[0]]
+        axis = axes[run[0]]
         for dim in run[1:]:
-            way = flow.merge(way, length, ways[dim], before[dim])
-            length *= before[dim]
+            axis = flow.merge(axis, axes[dim])
         for dim in out[:-1]:
-            length //= after[dim]
-            result[dim], way = flow.split(way, after[dim], length)
-        result[out[-1]] = way
+            result[dim], axis = flow.split(axis, after[dim])
+        result[out[-1]] = axis
     return result
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy")
-def reshape(flow: Flow, call: Call) -> list[Ways]:
+def reshape(flow: Flow, call: Call) -> list[Axes]:
     if "dtype" in call.arguments:
         return unknown(flow, call)
     source, out = call.arguments["self"], call.outputs[0]
-    ways = reshape_ways(flow, flow.ways(source), source.shape, out.shape)
+    axes = reshape_axes(flow, flow.axes(source), out.shape)
     for dim, size in enumerate(call.arguments.get("size", ())):
-        flow.constant(f"size[{dim}]", size, ways[dim], out.shape[dim])
-    return [ways]
+        flow.constant(f"size[{dim}]", size, axes[dim])
+    return [axes]
 
 
 @rule("as_strided")
-def as_strided(flow: Flow, call: Call) -> list[Ways]:
+def as_strided(flow: Flow, call: Call) -> list[Axes]:
     """Only a change of memory layout, with the sizes as they are, is understood."""
     source = call.arguments["self"]
     if tuple(call.arguments["size"]) != source.shape or call.arguments["storage_offset"]:
         return unknown(flow, call)
-    return [list(flow.ways(source))]
+    return [list(flow.axes(source))]
 
 
 @rule("expand")
-def expand(flow: Flow, call: Call) -> list[Ways]:
+def expand(flow: Flow, call: Call) -> list[Axes]:
     """An axis of length 1 repeated: the copies are alike, so any of them may go."""
     source, out = call.arguments["self"], call.outputs[0]
-    ways = flow.fresh(out.shape)
+    axes = flow.fresh(out.shape)
     offset = len(out.shape) - len(source.shape)
-    for dim, way in enumerate(flow.ways(source)):
+    for dim, axis in enumerate(flow.axes(source)):
         if source.shape[dim] == out.shape[dim + offset]:
-            ways[dim + offset] = way
+            axes[dim + offset] = axis
     for dim, size in enumerate(call.arguments["size"]):
-        flow.constant(f"size[{dim}]", size, ways[dim], out.shape[dim])
-    return [ways]
+        flow.constant(f"size[{dim}]", size, axes[dim])
+    return [axes]
 
 
 @rule("repeat")
-def repeat(flow: Flow, call: Call) -> list[Ways]:
+def repeat(flow: Flow, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     offset = len(out.shape) - len(source.shape)
-    ways = flow.fresh(out.shape)
-    for dim, way in enumerate(flow.ways(source)):
+    axes = flow.fresh(out.shape)
+    for dim, axis in enumerate(flow.axes(source)):
         times = call.arguments["repeats"][dim + offset]
         if source.shape[dim] > 1:
-            ways[dim + offset] = way if times == 1 or isinstance(way, int) else np.tile(way, (times, 1))
+            axes[dim + offset] = axis if times == 1 else axis.repeated(times)
     for dim, times in enumerate(call.arguments["repeats"]):
         if out.shape[dim] == times:
-            flow.constant(f"repeats[{dim}]", times, ways[dim], times)
-    return [ways]
+            flow.constant(f"repeats[{dim}]", times, axes[dim])
+    return [axes]
 
 
 @rule("t", "transpose", "transpose_", "t_")
-def transpose(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
-    if len(ways) > 1:
+def transpose(flow: Flow, call: Call) -> list[Axes]:
+    axes = list(flow.axes(call.arguments["self"]))
+    if len(axes) > 1:
         a, b = call.arguments.get("dim0", 0), call.arguments.get("dim1", 1)
-        ways[a], ways[b] = ways[b], ways[a]
-    return [ways]
+        axes[a], axes[b] = axes[b], axes[a]
+    return [axes]
 
 
 @rule("permute")
-def permute(flow: Flow, call: Call) -> list[Ways]:
-    ways = flow.ways(call.arguments["self"])
-    return [[ways[dim] for dim in call.arguments["dims"]]]
+def permute(flow: Flow, call: Call) -> list[Axes]:
+    axes = flow.axes(call.arguments["self"])
+    return [[axes[dim] for dim in call.arguments["dims"]]]
 
 
 @rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_", "view_as_real")
-def resize_ones(flow: Flow, call: Call) -> list[Ways]:
+def resize_ones(flow: Flow, call: Call) -> list[Axes]:
     """Axes of length 1 come and go; those longer than 1 stay in order."""
     source = call.arguments["self"]
-    longer = [way for way, n in zip(flow.ways(source), source.shape, strict=True) if n > 1]
+    longer = [axis for axis, n in zip(flow.axes(source), source.shape, strict=True) if n > 1]
     shape = call.outputs[0].shape
     if call.op == "aten.view_as_real":
-        return [[*flow.ways(source), FIXED]]
+        return [[*flow.axes(source), FIXED]]
     remaining = iter(longer)
     return [[next(remaining) if n > 1 else FIXED for n in shape]]
 
 
 @rule("view_as_complex")
-def view_as_complex(flow: Flow, call: Call) -> list[Ways]:
-    ways = flow.ways(call.arguments["self"])
-    flow.freeze(ways[-1])
-    return [list(ways[:-1])]
+def view_as_complex(flow: Flow, call: Call) -> list[Axes]:
+    axes = flow.axes(call.arguments["self"])
+    flow.freeze(axes[-1])
+    return [list(axes[:-1])]
 
 
 @rule("cat", "concat")
-def cat(flow: Flow, call: Call) -> list[Ways]:
+def cat(flow: Flow, call: Call) -> list[Axes]:
     # an empty 1-d tensor may stand among the others and counts for nothing
     parts = [ref for ref in call.arguments["tensors"] if ref.shape != (0,)]
     dim = call.arguments["dim"] % len(parts[0].shape)
-    ways = list(flow.ways(parts[0]))
-    for d in range(len(ways)):
+    axes = list(flow.axes(parts[0]))
+    for d in range(len(axes)):
         for ref in parts[1:]:
             if d != dim:
-                if isinstance(ways[d], int):
-                    ways[d], other = flow.ways(ref)[d], ways[d]
-                    flow.unify(ways[d], other)
+                if axes[d].fixed:
+                    axes[d], other = flow.axes(ref)[d], axes[d]
+                    flow.unify(axes[d], other)
                 else:
-                    flow.unify(ways[d], flow.ways(ref)[d])
-    ways[dim] = flow.concatenate([(flow.ways(ref)[dim], ref.shape[dim]) for ref in parts])
-    return [ways]
+                    flow.unify(axes[d], flow.axes(ref)[d])
+    axes[dim] = flow.concatenate([flow.axes(ref)[dim] for ref in parts])
+    return [axes]
 
 
 @rule("stack")
-def stack(flow: Flow, call: Call) -> list[Ways]:
+def stack(flow: Flow, call: Call) -> list[Axes]:
     parts = call.arguments["tensors"]
-    ways = list(flow.ways(parts[0]))
+    axes = list(flow.axes(parts[0]))
     for ref in parts[1:]:
-        for d, way in enumerate(flow.ways(ref)):
-            flow.unify(ways[d], way)
-            ways[d] = way if isinstance(ways[d], int) else ways[d]
-    ways.insert(call.arguments["dim"] % (len(ways) + 1), FIXED)
-    return [ways]
+        for d, axis in enumerate(flow.axes(ref)):
+            flow.unify(axes[d], axis)
+            axes[d] = axis if axes[d].fixed else axes[d]
+    axes.insert(call.arguments["dim"] % (len(axes) + 1), FIXED)
+    return [axes]
 
 
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk")
-def split(flow: Flow, call: Call) -> list[Ways]:
+def split(flow: Flow, call: Call) -> list[Axes]:
     """Parts of one size shrink together, whether the size was written down or taken from the shape.
 
     A smaller last part goes along with the beginning of each of the others: that leaves it smaller by less
@@ -167,94 +167,90 @@ def split(flow: Flow, call: Call) -> list[Ways]:
     """
     source = call.arguments["self"]
     dim = call.arguments["dim"] % len(source.shape)
-    ways = flow.ways(source)
-    way = ways[dim]
+    axes = flow.axes(source)
+    axis = axes[dim]
     sizes = [out.shape[dim] for out in call.outputs]
-    if isinstance(way, int):
-        return [list(ways) for _ in sizes]
+    if axis.fixed:
+        return [list(axes) for _ in sizes]
     ends = np.cumsum(sizes)
-    parts = [way[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+    parts = [axis[end - size : end] for end, size in zip(ends, sizes, strict=True)]
     asked = call.arguments.get("split_size", call.arguments.get("split_sizes"))
     if isinstance(asked, list):
         for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
-            flow.constant(f"split_sizes[{i}]", size, part, size)
+            flow.constant(f"split_sizes[{i}]", size, part)
     else:
         for part, size in zip(parts[1:], sizes[1:], strict=True):
             flow.unify(parts[0][:size], part)
-        flow.constant("split_size", asked, parts[0], sizes[0])
-    return [[*ways[:dim], part, *ways[dim + 1 :]] for part in parts]
+        flow.constant("split_size", asked, parts[0])
+    return [[*axes[:dim], part, *axes[dim + 1 :]] for part in parts]
 
 
 @rule("glu")
-def glu(flow: Flow, call: Call) -> list[Ways]:
+def glu(flow: Flow, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     dim = call.arguments["dim"] % len(source.shape)
-    ways = list(flow.ways(source))
-    labels = ways[dim]
-    if not isinstance(labels, int):
-        half = out.shape[dim]
-        flow.unify(labels[:half], labels[half:])
-        ways[dim] = labels[:half]
-    return [ways]
+    axes = list(flow.axes(source))
+    half = out.shape[dim]
+    axes[dim], gate = axes[dim][:half], axes[dim][half:]
+    flow.unify(axes[dim], gate)
+    return [axes]
 
 
 @rule("pixel_shuffle")
-def pixel_shuffle(flow: Flow, call: Call) -> list[Ways]:
+def pixel_shuffle(flow: Flow, call: Call) -> list[Axes]:
     """(..., C r r, H, W) to (..., C, H r, W r): the r positions of a block stay."""
     source, out = call.arguments["self"], call.outputs[0]
-    ways = list(flow.ways(source))
-    channels, inside = flow.split(ways[-3], out.shape[-3], call.arguments["upscale_factor"] ** 2)
-    for way in (inside, ways[-2], ways[-1]):
-        flow.freeze(way)
-    return [[*ways[:-3], channels, FIXED, FIXED]]
+    axes = list(flow.axes(source))
+    channels, inside = flow.split(axes[-3], out.shape[-3])
+    for axis in (inside, axes[-2], axes[-1]):
+        flow.freeze(axis)
+    return [[*axes[:-3], channels, FIXED, FIXED]]
 
 
 @rule("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, call: Call) -> list[Ways]:
+def pixel_unshuffle(flow: Flow, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
-    ways = list(flow.ways(source))
-    for way in ways[-2:]:
-        flow.freeze(way)
-    n = source.shape[-3]
-    return [[*ways[:-3], flow.merge(ways[-3], n, FIXED, out.shape[-3] // n), FIXED, FIXED]]
+    axes = list(flow.axes(source))
+    for axis in axes[-2:]:
+        flow.freeze(axis)
+    inside = FIXED.of_length(out.shape[-3] // source.shape[-3])
+    return [[*axes[:-3], flow.merge(axes[-3], inside), FIXED, FIXED]]
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(flow: Flow, call: Call) -> list[Ways]:
+def channel_shuffle(flow: Flow, call: Call) -> list[Axes]:
     source, groups = call.arguments["self"], call.arguments["groups"]
-    ways = list(flow.ways(source))
-    size = source.shape[1] // groups
-    outer, inner = flow.split(ways[1], groups, size)
-    flow.constant("groups", groups, outer, groups)
-    ways[1] = flow.merge(inner, size, outer, groups)
-    return [ways]
+    axes = list(flow.axes(source))
+    outer, inner = flow.split(axes[1], groups)
+    flow.constant("groups", groups, outer)
+    axes[1] = flow.merge(inner, outer)
+    return [axes]
 
 
 @rule("constant_pad_nd")
-def pad(flow: Flow, call: Call) -> list[Ways]:
+def pad(flow: Flow, call: Call) -> list[Axes]:
     """Padded channels are free labels: what they are added to, or read by, decides what becomes of them.
 
     Equal amounts before and after shrink together, unless the module holds two numbers they may come from.
     """
     source, amounts = call.arguments["self"], call.arguments["pad"]
-    ways = list(flow.ways(source))
+    axes = list(flow.axes(source))
     for i in range(len(amounts) // 2):
-        dim = len(ways) - 1 - i
+        dim = len(axes) - 1 - i
         before, after = amounts[2 * i], amounts[2 * i + 1]
         if before or after:
-            ways[dim] = flow.known(ways[dim])
-        if isinstance(ways[dim], int) and source.shape[dim] > 1:
+            axes[dim] = flow.known(axes[dim])
+        if axes[dim].fixed and source.shape[dim] > 1:
             continue
         if before < 0 or after < 0:
-            ways[dim] = flow.freeze(ways[dim], f"{call.op} crops it")
+            axes[dim] = flow.freeze(axes[dim], Reason.CROPS)
             continue
         front = _padding(flow, 2 * i, before)
         back = _padding(flow, 2 * i + 1, after)
         if before == after and not _holds_twice(flow, before):
             flow.unify(front, back)
-        inside = as_labels(ways[dim], source.shape[dim])
-        ways[dim] = flow.concatenate([(front, before), (inside, source.shape[dim]), (back, after)])
-    return [ways]
+        axes[dim] = flow.concatenate([front, axes[dim], back])
+    return [axes]
 
 
 def _holds_twice(flow: Flow, number: int) -> bool:
@@ -263,7 +259,7 @@ def _holds_twice(flow: Flow, number: int) -> bool:
     return module is not None and sum(value == number for _, _, value in integers_of(module)) > 1
 
 
-def _padding(flow: Flow, position: int, amount: int) -> Labels:
-    labels = flow.partition.fresh(amount)[:, None]
-    flow.constant(f"pad[{position}]", amount, labels, amount)
-    return labels
+def _padding(flow: Flow, position: int, amount: int) -> AxisLabels:
+    axis = AxisLabels(flow.partition.fresh(amount)[:, None])
+    flow.constant(f"pad[{position}]", amount, axis)
+    return axis
