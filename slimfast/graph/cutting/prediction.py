@@ -48,12 +48,12 @@ def mismatches(cut: Cut, calls: Sequence[Call]) -> Iterator[Mismatch]:
     compared alone, and a model may leave out the views around a repetition.
     """
     wide_runs = [list(run) for _, run in itertools.groupby(_steps(cut), lambda step: step[1].within)]
-    thin_runs = [list(run) for _, run in itertools.groupby(_no_copies(calls), lambda call: call.within)]
+    thin_runs = [list(run) for _, run in itertools.groupby(_no_copies(calls), lambda call: call.einsum)]
     for k in range(max(len(wide_runs), len(thin_runs))):
         run = wide_runs[k] if k < len(wide_runs) else []
         thin = thin_runs[k] if k < len(thin_runs) else []
         differ = list(_compare(run, thin, cut, len(cut.graph.operations)))
-        if differ and run and thin and run[0][1].within and thin[0].within and _collapse(run, cut):
+        if differ and run and thin and run[0][1].within and thin[0].einsum and _collapse(run, cut):
             differ = list(_compare_shapes(run[-1], thin[-1], cut))
         yield from differ
 

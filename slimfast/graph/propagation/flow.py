@@ -18,7 +18,7 @@ from slimfast.graph.recording.forward import Call, Ref
 
 
 @dataclass(slots=True, eq=False)
-class Value:
+class TracedTensor:
     """A tensor while it is traced. ``data``: depends on the network's input or on chance; ``sources``: the
     parameters that a value which does not is made of, or which it holds elements of."""
 
@@ -28,7 +28,7 @@ class Value:
 
 
 @dataclass(slots=True, eq=False)
-class Step:
+class TracedCall:
     """A call with what its rule found: the axes of its outputs, its MACs and its size arguments."""
 
     call: Call
@@ -37,7 +37,7 @@ class Step:
     constants: list[tuple[str, int, AxisLabels]] = field(default_factory=list)
 
 
-class Flow:
+class Propagation:
     """Labels on their way through the network. Rules call its methods; ``step`` is the operation being
     handled. ``training``: what is followed now runs in training only, after all that runs in eval mode.
     """
@@ -46,18 +46,18 @@ class Flow:
         self.modules = modules or {}
         self.partition = Partition()
         self.causes = Causes()
-        self.values: dict[int, Value] = {}
-        self.tensors: dict[str, Value] = {}
+        self.values: dict[int, TracedTensor] = {}
+        self.tensors: dict[str, TracedTensor] = {}
         self.roles: dict[tuple[str, int], Role] = {}
-        self.steps: list[Step] = []
-        self.step = Step(Call("", "", {}, (), False))
+        self.steps: list[TracedCall] = []
+        self.step = TracedCall(Call("", "", {}, (), False))
         self.training = False
         # whether a tensor may be other than 0 at removed units of an axis, when the running operation gets it
-        self.nonzero: Callable[[Ref, int], bool] = lambda ref, dim: True
+        self.may_be_nonzero: Callable[[Ref, int], bool] = lambda ref, dim: True
 
     # Axes
 
-    def value(self, ref: Ref) -> Value:
+    def value(self, ref: Ref) -> TracedTensor:
         return self.values[ref.value]
 
     def axes(self, ref: Ref) -> Axes:
@@ -84,9 +84,9 @@ class Flow:
             if cause is None or cause is FIXED_LENGTH:
                 self.freeze(free, Reason.JOINS_FIXED_AXIS)
             else:
-                self.partition.freeze(free.labels, cause.number)
+                self.partition.freeze_classes(free.labels, cause.number)
             return
-        self.partition.unify(a.labels, b.labels, self.cause(Reason.JOINS_FIXED_INDEX).number)
+        self.partition.join_rows(a.labels, b.labels, self.cause(Reason.JOINS_FIXED_INDEX).number)
 
     def differ(self, a: AxisLabels, b: AxisLabels) -> bool:
         """Whether two labelled axes of one length are not one axis yet."""
@@ -100,14 +100,14 @@ class Flow:
         if axis.fixed:
             return axis
         cause = self.cause(reason, detail)
-        self.partition.freeze(axis.labels, cause.number)
+        self.partition.freeze_classes(axis.labels, cause.number)
         return fixed_axis(cause, len(axis))
 
     def freeze_for(self, axes: Sequence[AxisLabels], cause: Cause) -> None:
         """No index of these axes may be removed, because of something else than the running operation."""
         for axis in axes:
             if not axis.fixed:
-                self.partition.freeze(axis.labels, cause.number)
+                self.partition.freeze_classes(axis.labels, cause.number)
 
     def tie(self, a: AxisLabels, b: AxisLabels) -> None:
         """Two axes must stay equally long. Where they are not permutations of each other they become one
@@ -126,7 +126,7 @@ class Flow:
 
     def mark(self, axis: AxisLabels, mark: Mark) -> None:
         if not axis.fixed:
-            self.partition.mark(axis.labels, mark)
+            self.partition.add_mark(axis.labels, mark)
 
     def known(self, axis: AxisLabels) -> AxisLabels:
         """The same axis; a fixed one where by now no index of it can be removed.
@@ -163,7 +163,7 @@ class Flow:
         if axis.fixed:
             return axis.of_length(a), axis.of_length(b)
         cause = self.cause(Reason.SPLITS)
-        outer, inner = self.partition.split(axis.labels, a, b, cause.number)
+        outer, inner = self.partition.split_grid(axis.labels, a, b, cause.number)
         return _axis_of(outer), _axis_of(inner)
 
     def concatenate(self, parts: Sequence[AxisLabels]) -> AxisLabels:

@@ -8,13 +8,13 @@ from typing import Any
 from torch import nn
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, fixed_axis
-from slimfast.graph.propagation.flow import Flow, Step, Value, refs_in
+from slimfast.graph.propagation.flow import Propagation, TracedCall, TracedTensor, refs_in
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules import find_rule
-from slimfast.graph.propagation.zeros import Masked
+from slimfast.graph.propagation.zeros import ZeroTracker
 from slimfast.graph.recording.forward import Call, ForwardFailed, Recording, record_at
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.shape_reads import AxisOf
+from slimfast.graph.recording.shape_reads import LengthOrigin
 
 # What these make of a parameter are its elements still, though the input may say which: experts chosen by it.
 _SELECTING = frozenset(
@@ -27,17 +27,19 @@ _SELECTING = frozenset(
 )
 
 
-def propagate(network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Flow:
+def propagate(
+    network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Propagation:
     """Follow the labels of every parameter and buffer through the recorded operations.
 
     ``args`` and ``kwargs`` are those of the recording: where it leaves parameters out, the training forward
     is recorded with them too.
     """
-    flow = Flow(network.modules)
+    flow = Propagation(network.modules)
     for name, tensor in network.tensors.items():
         # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
         sources = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
-        flow.tensors[name] = Value(flow.fresh(tensor.shape), False, sources)
+        flow.tensors[name] = TracedTensor(flow.fresh(tensor.shape), False, sources)
     _follow_all(flow, recording)
     for (name, dim), role in flow.roles.items():
         if role == "producer" and not network.tensors[name].is_floating_point():
@@ -49,13 +51,13 @@ def propagate(network: Network, recording: Recording, args: tuple[Any, ...], kwa
     return flow
 
 
-def _follow_all(flow: Flow, recording: Recording) -> None:
+def _follow_all(flow: Propagation, recording: Recording) -> None:
     flow.values = {value: flow.tensors[name] for value, name in recording.names.items()}
     given = flow.causes.add(Reason.NETWORK_INPUT)
     for ref in recording.inputs:
-        flow.values[ref.value] = Value([fixed_axis(given, n) for n in ref.shape], True)
+        flow.values[ref.value] = TracedTensor([fixed_axis(given, n) for n in ref.shape], True)
     parameters = (value for value, name in recording.names.items() if flow.tensors[name].sources)
-    flow.nonzero = Masked(flow, parameters).nonzero
+    flow.may_be_nonzero = ZeroTracker(flow, parameters).may_be_nonzero
     for call in recording.calls:
         _follow(flow, call)
     result = flow.causes.add(Reason.NETWORK_OUTPUT)
@@ -65,7 +67,7 @@ def _follow_all(flow: Flow, recording: Recording) -> None:
 
 
 def _follow_training(
-    flow: Flow, network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
+    flow: Propagation, network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Couple what the forward leaves out in eval mode (the auxiliary classifiers of GoogLeNet) to the rest.
 
@@ -89,13 +91,13 @@ def _follow_training(
     _tell_idle(flow, [n for n in idle if n in never], Reason.NOT_USED)
 
 
-def _idle(flow: Flow, recording: Recording) -> list[str]:
+def _idle(flow: Propagation, recording: Recording) -> list[str]:
     """The parameters that no operation of a recording uses."""
     used = {ref.value for call in recording.calls for ref in refs_in(call.arguments)}
     return [n for value, n in recording.names.items() if value not in used and flow.tensors[n].sources]
 
 
-def _tell_idle(flow: Flow, names: Collection[str], reason: Reason, detail: str = "") -> None:
+def _tell_idle(flow: Propagation, names: Collection[str], reason: Reason, detail: str = "") -> None:
     """Leave parameters alone and tell why."""
     for name in names:
         axes = flow.tensors[name].axes
@@ -120,28 +122,28 @@ def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
     return [path for path, kinds in inside.items() if len(kinds) == 2]
 
 
-def _follow(flow: Flow, call: Call) -> None:
-    flow.step = Step(call)
+def _follow(flow: Propagation, call: Call) -> None:
+    flow.step = TracedCall(call)
     operands = list(refs_in(call.arguments))
     for ref in operands:
         # a tensor that the model keeps outside its parameters and buffers is a constant nobody can cut
         if ref.value not in flow.values:
-            flow.values[ref.value] = Value([FIXED.of_length(n) for n in ref.shape], False)
+            flow.values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
     data = any(flow.value(ref).data for ref in operands)
     computed = data and call.op not in _SELECTING
     sources = frozenset() if computed else frozenset().union(*(flow.value(ref).sources for ref in operands))
     axes = find_rule(call)(flow, call)
-    for dim, axis in enumerate(call.lengths):
+    for dim, axis in enumerate(call.size_origins):
         if axis is not None and axis[0] in flow.values:
             _tie(flow, call, axes[0], dim, axis)
     for ref, found in zip(call.outputs, axes, strict=True):
         fitted = [axis.of_length(n) if axis.fixed else axis for axis, n in zip(found, ref.shape, strict=True)]
         flow.step.outputs.append(fitted)
-        flow.values[ref.value] = Value(fitted, data, sources)
+        flow.values[ref.value] = TracedTensor(fitted, data, sources)
     flow.steps.append(flow.step)
 
 
-def _tie(flow: Flow, call: Call, axes: Axes, dim: int, axis: AxisOf) -> None:
+def _tie(flow: Propagation, call: Call, axes: Axes, dim: int, axis: LengthOrigin) -> None:
     """A size read off another axis ties the two.
 
     A part of it, ``c // heads``, ties that part. The number of parts is another axis of the result whose size
@@ -154,7 +156,7 @@ def _tie(flow: Flow, call: Call, axes: Axes, dim: int, axis: AxisOf) -> None:
         return
     parts, part = flow.split(source, divisor)
     flow.tie(axes[dim], part)
-    free = [d for d, n in enumerate(shape) if call.lengths[d] is None and n % divisor == 0]
+    free = [d for d, n in enumerate(shape) if call.size_origins[d] is None and n % divisor == 0]
     number = max((d for d in free if d < dim), default=min((d for d in free if d > dim), default=None))
     if number is None:
         flow.freeze(parts, Reason.FIXED_PARTS)

@@ -22,7 +22,7 @@ from slimfast.graph.channel_graph import (
     matches,
 )
 from slimfast.graph.propagation.axis_labels import AxisLabels
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Labels, Mark, Mask, some, tidy
 from slimfast.graph.propagation.reasons import Reason
 
@@ -45,7 +45,9 @@ class _Draft:
 class Grouping:
     """Reads the groups, the axes and the frozen parts off a finished flow."""
 
-    def __init__(self, flow: Flow, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
+    def __init__(
+        self, flow: Propagation, include: Sequence[str] | None, exclude: Sequence[str] | None
+    ) -> None:
         self._flow = flow
         self._partition = flow.partition
         self._tables: dict[tuple[str, int], Labels] = {}
@@ -213,7 +215,7 @@ class Grouping:
                 for argument, value, labels in step.constants
                 if (axis := self.axis(labels)).parts
             ),
-            within=step.call.within,
+            within=step.call.einsum,
         )
 
     # What is left alone

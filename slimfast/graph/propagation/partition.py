@@ -118,7 +118,7 @@ class Partition:
         found: Labels = self._marks[roots]
         return found
 
-    def freeze(self, labels: Labels, reason: int) -> None:
+    def freeze_classes(self, labels: Labels, reason: int) -> None:
         """Nothing in this label matrix may be removed."""
         roots = self._classes(labels)
         self._frozen[roots] = np.minimum(self._frozen[roots], reason)
@@ -130,7 +130,7 @@ class Partition:
         self._inexact[roots] = np.minimum(self._inexact[roots], reason)
         self._told[roots] = True
 
-    def mark(self, labels: Labels, mark: Mark) -> None:
+    def add_mark(self, labels: Labels, mark: Mark) -> None:
         """Add a mark to the class of every label in this label matrix."""
         roots = self._classes(labels)
         self._marks[roots] |= mark
@@ -205,7 +205,7 @@ class Partition:
             labels, parts = rest, parts[:, 1:]
         self.expand(labels, parts[:, 0], parts[:, 1])
 
-    def unify(self, a: Labels, b: Labels, reason: int) -> None:
+    def join_rows(self, a: Labels, b: Labels, reason: int) -> None:
         """Make index i of two label matrices (n, ka) and (n, kb) survive together, for every i.
 
         A label that meets no label is frozen for ``reason``; one label that meets a pair is split into that
@@ -224,7 +224,7 @@ class Partition:
                 return
             left, right = matrices.remove_common(left, right)
             # a frozen label says nothing: rows that differ in frozen labels only are equal
-            differ = self._says(left) | self._says(right)
+            differ = self._has_removable_label(left) | self._has_removable_label(right)
             if not some(differ):
                 return
             rows = matrices.like_first(left, right, differ)
@@ -232,7 +232,7 @@ class Partition:
             if (left[0] > 0).sum() == (right[0] > 0).sum():
                 self._pair(left, right)
             else:
-                self._unify_unequal(left, right, reason)
+                self._join_unequal(left, right, reason)
 
     def _expand_new(self, few: Labels, many: Labels) -> bool:
         """Whether ``few`` was one label on each index, no two alike and none among the pairs, and is split
@@ -250,7 +250,7 @@ class Partition:
         self.expand(labels, many[:, 0], many[:, 1])
         return True
 
-    def _says(self, labels: Labels) -> Mask:
+    def _has_removable_label(self, labels: Labels) -> Mask:
         """Which rows have a label that can be removed."""
         return matrices.any_in_row((labels > 0) & ~self.frozen(labels))
 
@@ -259,7 +259,7 @@ class Partition:
         for c, d in enumerate(matrices.fewest_pairs(left, right)):
             self.union(left[:, c], right[:, d])
 
-    def _unify_unequal(self, left: Labels, right: Labels, reason: int) -> None:
+    def _join_unequal(self, left: Labels, right: Labels, reason: int) -> None:
         """One round for rows whose sets differ in size; every call joins, splits or freezes something."""
         reason = self._earliest(left, right, reason)
         left, right = self._without_frozen(left), self._without_frozen(right)
@@ -270,14 +270,14 @@ class Partition:
         sizes = int((left[0] > 0).sum()), int((right[0] > 0).sum())
         few, many = (left, right) if sizes[0] <= sizes[1] else (right, left)
         if min(sizes) == 0:
-            self.freeze(many, reason)
+            self.freeze_classes(many, reason)
         elif sizes[0] == sizes[1]:
             self._pair(left, right)
         elif min(sizes) == 1 and not some(np.isin(few[:, 0], many)):
             labels, at = np.unique(few[:, 0], return_index=True)
             self._expand_all(labels, many[at][:, : max(sizes)])
         else:
-            self._join_rows(few, many)
+            self._join_each_row(few, many)
 
     def _earliest(self, left: Labels, right: Labels, reason: int) -> int:
         known = min(self._frozen[left].min(initial=_NONE), self._frozen[right].min(initial=_NONE))
@@ -286,14 +286,14 @@ class Partition:
     def _without_frozen(self, labels: Labels) -> Labels:
         return matrices.tidy(np.where(self.frozen(labels), 0, labels))
 
-    def _join_rows(self, left: Labels, right: Labels) -> None:
+    def _join_each_row(self, left: Labels, right: Labels) -> None:
         both = np.concatenate([left, right], axis=1)
         first = both.max(axis=1, keepdims=True)
         everything = np.where(both > 0, both, first)
         for c in range(1, everything.shape[1]):
             self.union(everything[:, 0], everything[:, c])
 
-    def split(self, labels: Labels, outer: int, inner: int, reason: int) -> tuple[Labels, Labels]:
+    def split_grid(self, labels: Labels, outer: int, inner: int, reason: int) -> tuple[Labels, Labels]:
         """Label matrices of the axes (outer,) and (inner,) that an axis (outer * inner, k) is reshaped to.
 
         A column that is constant along one of the two belongs to the other. Anything else is a grid of
@@ -323,7 +323,7 @@ class Partition:
         outer, inner = self.fresh(a), self.fresh(b)
         fixed = plane == 0
         if some(fixed):
-            self.freeze(np.concatenate([outer[fixed.any(1)], inner[fixed.any(0)]])[:, None], reason)
+            self.freeze_classes(np.concatenate([outer[fixed.any(1)], inner[fixed.any(0)]])[:, None], reason)
         flat = plane.ravel()
         labels, at, inverse = np.unique(flat, return_index=True, return_inverse=True)
         rows, columns = np.divmod(np.arange(a * b), b)

@@ -15,14 +15,14 @@ from typing import Any, TypeAlias
 import torch
 
 from slimfast.graph.propagation.axis_labels import Axes, AxisLabels
-from slimfast.graph.propagation.flow import Flow, Step, refs_in
+from slimfast.graph.propagation.flow import Propagation, TracedCall, refs_in
 from slimfast.graph.propagation.rules.norms import NORMS
 from slimfast.graph.propagation.rules.pointwise import COPYING, UNTAGGED
 from slimfast.graph.propagation.rules.products import CONVOLUTIONS, PRODUCTS, factors
 from slimfast.graph.recording.forward import Call, Ref
 
 # Of each axis of a tensor: whether it may be other than 0 at the index of a removed unit.
-Left: TypeAlias = "list[bool]"
+NonzeroByAxis: TypeAlias = "list[bool]"
 
 # Numbers that no function is 0 at all of, for each operand of a pointwise operation that need not be 0.
 _GENERIC = ((-2.37, -0.31, 0.43, 1.73), (0.59, -1.91, 2.83, -0.47), (1.13, 0.71, -0.83, -3.19))
@@ -40,7 +40,7 @@ _NUMBERS = frozenset({"new_ones", "ones_like", "new_empty", "empty_like", "new_e
                       "masked_scatter", "put", "_cdist_forward", "_euclidean_dist"})  # fmt: skip
 
 
-class Masked:
+class ZeroTracker:
     """What the values of a flow are at the indices of removed units.
 
     The steps of ``flow`` grow while the network is followed; none is looked at before it is asked for, since
@@ -48,17 +48,17 @@ class Masked:
     makes, the network's inputs and buffers, stay as they are when units are masked.
     """
 
-    def __init__(self, flow: Flow, parameters: Iterable[int]) -> None:
+    def __init__(self, flow: Propagation, parameters: Iterable[int]) -> None:
         self._flow = flow
         self._steps = flow.steps
         self._seen = 0
         self._parameters = frozenset(parameters)
-        self._left: dict[int, Left] = {}
+        self._left: dict[int, NonzeroByAxis] = {}
         self._zeros: set[int] = set()
         # the first operand of what made a value, which may share its memory
         self._views: dict[int, Ref] = {}
 
-    def nonzero(self, ref: Ref, dim: int) -> bool:
+    def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
         """Whether this tensor, as it is after the last step, may be other than 0 at removed units of an
         axis."""
         if ref.value not in self._parameters:
@@ -68,7 +68,7 @@ class Masked:
         return self.left(ref, dim)
 
     def left(self, ref: Ref, dim: int) -> bool:
-        """:meth:`nonzero` as far as steps have been looked at."""
+        """:meth:`may_be_nonzero` as far as steps have been looked at."""
         known = self._left.get(ref.value)
         return ref.value not in self._parameters if known is None else known[dim]
 
@@ -76,7 +76,7 @@ class Masked:
         """Whether this tensor was made of zeros."""
         return ref.value in self._zeros
 
-    def _look_at(self, step: Step) -> None:
+    def _look_at(self, step: TracedCall) -> None:
         call = step.call
         name = call.op.removeprefix("aten.").rstrip("_")
         zeros = name in _ZEROS or (name in _FILLED and not _filled_with(call))
@@ -97,7 +97,7 @@ class Masked:
             self._left[value] = [True] * len(source.shape)
             self._zeros.discard(value)
 
-    def _makes(self, name: str, call: Call, axes: Axes) -> Left:
+    def _makes(self, name: str, call: Call, axes: Axes) -> NonzeroByAxis:
         if name in _RULES:
             return _RULES[name](self, call, len(axes))
         if name in _ZEROS or name in _NUMBERS:
@@ -163,7 +163,7 @@ def _outcome(name: str, given: tuple[tuple[str, Any], ...]) -> bool:
         return True  # an operation of integers, or of more operands: nothing is known of it
 
 
-def _linear(masked: Masked, call: Call, rank: int) -> Left:
+def _linear(masked: ZeroTracker, call: Call, rank: int) -> NonzeroByAxis:
     """Rows of the weight are the last axis of the result; a removed index of another leaves the bias."""
     source, weight, bias = _operands(call)
     rest = range(rank - (len(weight.shape) == 2))
@@ -171,7 +171,7 @@ def _linear(masked: Masked, call: Call, rank: int) -> Left:
     return others if len(others) == rank else [*others, _shifted(masked, weight, bias)]
 
 
-def _convolution(masked: Masked, call: Call, rank: int) -> Left:
+def _convolution(masked: ZeroTracker, call: Call, rank: int) -> NonzeroByAxis:
     """As :func:`_linear`; the channels are in front of the positions."""
     source, weight, bias = _operands(call)
     found = [bias is not None or masked.left(source, dim) for dim in range(rank)]
@@ -185,11 +185,11 @@ def _operands(call: Call) -> tuple[Ref, Any, Any]:
     return call.arguments["input"], call.arguments.get("weight"), call.arguments.get("bias")
 
 
-def _shifted(masked: Masked, weight: Ref, bias: Ref | None, dim: int = 0) -> bool:
+def _shifted(masked: ZeroTracker, weight: Ref, bias: Ref | None, dim: int = 0) -> bool:
     return masked.left(weight, dim) or (bias is not None and masked.left(bias, 0))
 
 
-def _norm(masked: Masked, call: Call, rank: int) -> Left:
+def _norm(masked: ZeroTracker, call: Call, rank: int) -> NonzeroByAxis:
     """A scale and a shift that are parameters make 0 of a removed channel, and the shift is left of a removed
     index of another axis. What is left of the mean of a batch norm is not 0."""
     source, weight, bias = _operands(call)
@@ -203,7 +203,7 @@ def _norm(masked: Masked, call: Call, rank: int) -> Left:
     return found
 
 
-def _product(masked: Masked, call: Call, rank: int) -> Left:
+def _product(masked: ZeroTracker, call: Call, rank: int) -> NonzeroByAxis:
     """The first factor has the rows, the second the columns, both the axes in front."""
     a, b, added = factors(call)
     rows, columns = len(a.shape) > 1, len(b.shape) > 1
@@ -214,25 +214,25 @@ def _product(masked: Masked, call: Call, rank: int) -> Left:
     return [left or term for left, term in zip(found, more, strict=True)]
 
 
-def _at(masked: Masked, ref: Ref, dim: int) -> bool:
+def _at(masked: ZeroTracker, ref: Ref, dim: int) -> bool:
     """What is left at an axis, from the end, of an operand that is broadcast: where it is the same for all
     units it is not masked with them."""
     same = len(ref.shape) < -dim or ref.shape[dim] == 1
     return not masked.is_zero(ref) if same else masked.left(ref, dim)
 
 
-def _attention(masked: Masked, call: Call, rank: int) -> Left:
+def _attention(masked: ZeroTracker, call: Call, rank: int) -> NonzeroByAxis:
     """A softmax of 0 is not 0, but what it weighs is; the positions are those of the query."""
     value = call.arguments["value"]
     return [*(_at(masked, value, dim - rank) for dim in range(rank - 2)), True, masked.left(value, -1)]
 
 
-def _pad(masked: Masked, call: Call, rank: int) -> Left:
+def _pad(masked: ZeroTracker, call: Call, rank: int) -> NonzeroByAxis:
     """Axes keep their places; positions that were not there are not masked."""
     return [call.arguments["value"] != 0 or masked.left(call.arguments["self"], dim) for dim in range(rank)]
 
 
-def _filled(masked: Masked, call: Call, rank: int) -> Left:
+def _filled(masked: ZeroTracker, call: Call, rank: int) -> NonzeroByAxis:
     return [_filled_with(call)] * rank
 
 
@@ -242,7 +242,7 @@ def _filled_with(call: Call) -> bool:
     return isinstance(number, Ref) or number != 0
 
 
-_RULES: dict[str, Callable[[Masked, Call, int], Left]] = {
+_RULES: dict[str, Callable[[ZeroTracker, Call, int], NonzeroByAxis]] = {
     "linear": _linear,
     **dict.fromkeys(CONVOLUTIONS, _convolution),
     **dict.fromkeys(NORMS, _norm),

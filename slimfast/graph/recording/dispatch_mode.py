@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from slimfast.graph.recording.inputs import tensors_in
 from slimfast.graph.recording.meta_shortcuts import SHORTCUTS, Shortcut
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.shape_reads import Given
+from slimfast.graph.recording.shape_reads import SizeOrigins
 
 # Composite operations recorded as they are called instead of what they decompose into: the scale of an
 # attention would become a bare number, a linear layer on (B, T, C) a reshape to (B T, C) and back, a
@@ -55,7 +55,7 @@ _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device
                     torch.memory_format})  # fmt: skip
 
 
-class Enough(BaseException):
+class RecordingLimit(BaseException):
     """As many operations were recorded as were asked for; no handler in a forward may stop it."""
 
 
@@ -73,9 +73,9 @@ class Call:
     its Ref.
 
     ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
-    ``lengths``: for each dim of the output the axis whose length was passed as its size, None where the size
-    came from elsewhere. ``within``: which of the forward's einsums this is a part of, counted from 1; 0 for
-    none. ``computed``: its sizes were computed by PyTorch from those of its operand.
+    ``size_origins``: for each dim of the output the axis whose length was passed as its size, None where the
+    size came from elsewhere. ``einsum``: which of the forward's einsums this is a part of, counted from 1; 0
+    for none. ``sizes_computed``: its sizes were computed by PyTorch from those of its operand.
     """
 
     op: str
@@ -83,9 +83,9 @@ class Call:
     arguments: dict[str, Any]
     outputs: tuple[Ref, ...]
     pointwise: bool
-    lengths: Given = ()
-    within: int = 0
-    computed: bool = False
+    size_origins: SizeOrigins = ()
+    einsum: int = 0
+    sizes_computed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +141,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     tensor.
 
     ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.recording.meta_shortcuts`
-    knows from there. ``most``: raise :class:`Enough` after that many operations, copies not counted.
+    knows from there. ``max_operations``: raise :class:`RecordingLimit` after that many operations, copies not
+    counted.
     """
 
-    def __init__(self, *, shortcuts: bool = False, most: int | None = None) -> None:
+    def __init__(self, *, shortcuts: bool = False, max_operations: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._stack: list[tuple[str, Any, Any]] = []
         self._shortcuts = shortcuts
-        self._left = most
-        self._given: Given = ()
+        self._left = max_operations
+        self._given: SizeOrigins = ()
         self._computed = False
-        self._within = self._composites = 0
+        self._einsum = self._einsums = 0
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
 
@@ -173,9 +174,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._alive.append(tensor)
         return value
 
-    def give(self, lengths: Given) -> None:
+    def give(self, size_origins: SizeOrigins) -> None:
         """The axes that the sizes of the calls from here on were read off."""
-        self._given = lengths
+        self._given = size_origins
 
     def compute(self, computed: bool) -> None:
         """Whether the sizes of the calls from here on are computed by PyTorch."""
@@ -268,15 +269,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 arguments=arguments,
                 outputs=outputs,
                 pointwise=operator.pointwise,
-                lengths=self._given if sized else (),
-                within=self._within,
-                computed=self._computed,
+                size_origins=self._given if sized else (),
+                einsum=self._einsum,
+                sizes_computed=self._computed,
             )
         )
         if self._left is not None and name not in COPIES:
             self._left -= 1
             if self._left == 0:
-                raise Enough
+                raise RecordingLimit
 
     def _refs_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments with every tensor replaced by its Ref."""
@@ -292,16 +293,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return argument
 
     def _decomposed(self, operator: _Operator, func: Any, args: Any, kwargs: Any) -> Any:
-        outermost = operator.shape_dependent and not self._within
+        outermost = operator.shape_dependent and not self._einsum
         if outermost:
-            self._composites += 1
-            self._within = self._composites
+            self._einsums += 1
+            self._einsum = self._einsums
         try:
             with self:
                 return func.decompose(*args, **kwargs)
         finally:
             if outermost:
-                self._within = 0
+                self._einsum = 0
 
 
 def _bind(operator: _Operator, args: Any, kwargs: Any) -> dict[str, Any]:

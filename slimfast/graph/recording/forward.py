@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from slimfast.errors import SlimfastError, UnsupportedGraph
-from slimfast.graph.recording.dispatch_mode import Call, Enough, Recorder, Ref
+from slimfast.graph.recording.dispatch_mode import Call, Recorder, RecordingLimit, Ref
 from slimfast.graph.recording.inputs import map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import deep_copy
 from slimfast.graph.recording.network import Network
@@ -173,7 +173,7 @@ def record_copy(
         return torch.empty_like(leaf.detach(), device="meta")
 
     inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
-    recorder = Recorder(shortcuts=tensor_mode == "meta", most=max_operations)
+    recorder = Recorder(shortcuts=tensor_mode == "meta", max_operations=max_operations)
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     fastpath = torch.backends.mha.get_fastpath_enabled()
@@ -193,7 +193,7 @@ def record_copy(
         stack.enter_context(recorder)
         try:
             output = model(*inner_args, **inner_kwargs)
-        except Enough:
+        except RecordingLimit:
             output = ()
         except Exception as error:
             shapes = ", ".join(map(str, recorder.called_with())) or "no tensors"

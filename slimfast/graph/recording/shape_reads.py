@@ -17,8 +17,8 @@ from torch.nn.functional import multi_head_attention_forward
 from torch.overrides import TorchFunctionMode
 
 # An axis and a divisor of its length: the number of a tensor in the recording, the dim, the divisor.
-AxisOf = tuple[int, int, int]
-Given = tuple["AxisOf | None", ...]
+LengthOrigin = tuple[int, int, int]
+SizeOrigins = tuple["LengthOrigin | None", ...]
 
 # Functions whose integers are the sizes of their result, dim by dim, after the tensor they are called on.
 _SIZED = frozenset({"view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "new_full"})
@@ -41,13 +41,13 @@ _MAKERS = frozenset(
 ) | {torch.fft.fftfreq, torch.fft.rfftfreq}  # fmt: skip
 
 
-class Length(int):
+class TracedLength(int):
     """The length of an axis, or a part of one, as an integer that knows which.
 
     Division without a remainder gives such a part, all other arithmetic plain integers.
     """
 
-    axis: AxisOf
+    axis: LengthOrigin
 
     def __floordiv__(self, divisor: int) -> int:
         if not isinstance(divisor, int):
@@ -59,13 +59,13 @@ class Length(int):
         return _length(quotient, (value, dim, int(divisor)))
 
 
-def _length(number: int, axis: AxisOf) -> Length:
-    length = Length(number)
+def _length(number: int, axis: LengthOrigin) -> TracedLength:
+    length = TracedLength(number)
     length.axis = axis
     return length
 
 
-def _sizes(name: str, args: Any, kwargs: Any) -> Given:
+def _sizes(name: str, args: Any, kwargs: Any) -> SizeOrigins:
     """The axes of the sizes in ``y.reshape(a, b)``, ``torch.zeros((a, b))`` and their like."""
     sizes = (args[1:] if name in _SIZED else args) or (kwargs.get("size", ()),)
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
@@ -73,15 +73,15 @@ def _sizes(name: str, args: Any, kwargs: Any) -> Given:
     return _axes(sizes)
 
 
-def _unflattened(tensor: Tensor, dim: int, sizes: Any) -> Given:
+def _unflattened(tensor: Tensor, dim: int, sizes: Any) -> SizeOrigins:
     """The axes of the sizes that one dim of a tensor is divided into; the other dims stay."""
     rest = tensor.dim() - 1
     before = dim % (rest + 1)
     return (*[None] * before, *_axes(sizes), *[None] * (rest - before))
 
 
-def _axes(sizes: Any) -> Given:
-    return tuple(size.axis if isinstance(size, Length) else None for size in sizes)
+def _axes(sizes: Any) -> SizeOrigins:
+    return tuple(size.axis if isinstance(size, TracedLength) else None for size in sizes)
 
 
 # What tells a model's Python something of a tensor, and nothing of its lengths.
@@ -102,7 +102,7 @@ _ATTENTION = FunctionType(
 
 
 class ShapeReads(TorchFunctionMode):
-    """Makes shapes of :class:`Length` and tells ``given`` which axes the sizes of a function are from.
+    """Makes shapes of :class:`TracedLength` and tells ``given`` which axes the sizes of a function are from.
 
     New tensors are made on ``device``, as under PyTorch's own mode for that; every further mode would cost a
     recording a tenth of its time.
@@ -114,7 +114,7 @@ class ShapeReads(TorchFunctionMode):
     def __init__(
         self,
         value_of: Callable[[Tensor], int],
-        given: Callable[[Given], None],
+        given: Callable[[SizeOrigins], None],
         device: torch.device | None = None,
         computes: Callable[[bool], None] = lambda computes: None,
     ) -> None:

@@ -50,13 +50,14 @@ def attributes_without_trial(
     own = {path: _is_own_layer(module) for path, module in modules.items()}
     for call in recording.calls:
         # A reshape is certain where PyTorch computed its sizes.
-        if call.op in RESHAPES and call.computed:
+        if call.op in RESHAPES and call.sizes_computed:
             continue
         if call.op.rstrip("_") not in _CERTAIN:
             return None
         if not (own[call.module] or _accounted(call, modules[call.module])):
             return None
-    return followed_by_name(graph, modules, computed={i for i, c in enumerate(recording.calls) if c.computed})
+    computed = {i for i, call in enumerate(recording.calls) if call.sizes_computed}
+    return followed_by_name(graph, modules, computed)
 
 
 def _is_own_layer(module: nn.Module) -> bool:

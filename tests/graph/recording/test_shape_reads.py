@@ -13,7 +13,7 @@ from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import check_thin
 from slimfast.graph.recording import network
-from slimfast.graph.recording.shape_reads import Length, ShapeReads
+from slimfast.graph.recording.shape_reads import ShapeReads, TracedLength
 from slimfast.pruning.verification import verify
 
 
@@ -156,7 +156,7 @@ def test_lengths_know_their_axes_and_exact_quotients_of_them():
         ((7, 1, 2),),
         (None, (7, 0, 1), None),
     ]
-    assert isinstance(c // 4, Length)
+    assert isinstance(c // 4, TracedLength)
     assert type(c // 5) is type(c // 1) is type(c * 2) is int
     assert c // 2.5 == 4.0
     assert c // torch.tensor(5) == torch.tensor(2)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, first_free
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.registry import rule
 from slimfast.graph.recording.forward import Call
 
 
 @rule("_trilinear")
-def trilinear(flow: Flow, call: Call) -> list[Axes]:
+def trilinear(flow: Propagation, call: Call) -> list[Axes]:
     """The product of three tensors, given axes of length 1 where told, summed over some axes: a bilinear
     layer has a weight (out, in1, in2) among them."""
     refs = [call.arguments[name] for name in ("i1", "i2", "i3")]
@@ -41,7 +41,7 @@ def trilinear(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("_cdist_forward", "_euclidean_dist")
-def distances(flow: Flow, call: Call) -> list[Axes]:
+def distances(flow: Propagation, call: Call) -> list[Axes]:
     """(..., P, M) and (..., R, M) to (..., P, R): over fewer coordinates it is another distance."""
     a, b = (flow.axes(call.arguments[name]) for name in ("x1", "x2"))
     flow.unify(a[-1], b[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.pointwise import elementwise, unknown
 from slimfast.graph.propagation.rules.registry import rule
@@ -13,21 +13,21 @@ from slimfast.graph.recording.forward import Call
 
 
 @rule("select")
-def select(flow: Flow, call: Call) -> list[Axes]:
+def select(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     flow.freeze(axes.pop(call.arguments["dim"]), Reason.ONE_INDEX)
     return [axes]
 
 
 @rule("unbind")
-def unbind(flow: Flow, call: Call) -> list[Axes]:
+def unbind(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     flow.freeze(axes.pop(call.arguments["dim"]), Reason.INDEX_BY_INDEX)
     return [list(axes) for _ in call.outputs]
 
 
 @rule("slice")
-def slice_(flow: Flow, call: Call) -> list[Axes]:
+def slice_(flow: Propagation, call: Call) -> list[Axes]:
     source = call.arguments["self"]
     axes = list(flow.axes(source))
     dim = call.arguments["dim"] % len(axes)
@@ -54,7 +54,7 @@ def slice_(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("flip")
-def flip(flow: Flow, call: Call) -> list[Axes]:
+def flip(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dims"]:
         axes[dim] = axes[dim][::-1]
@@ -62,7 +62,7 @@ def flip(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("roll")
-def roll(flow: Flow, call: Call) -> list[Axes]:
+def roll(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dims"] or range(len(axes)):
         flow.freeze(axes[dim], Reason.SHIFTS)
@@ -70,7 +70,7 @@ def roll(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("index", "_unsafe_index")
-def index(flow: Flow, call: Call) -> list[Axes]:
+def index(flow: Propagation, call: Call) -> list[Axes]:
     """``self[indices]`` with tensors of positions: what they point into stays, their own axes pass on."""
     found, out = chosen(flow, call), call.outputs[0]
     if len(found) != len(out.shape):
@@ -84,7 +84,7 @@ def index(flow: Flow, call: Call) -> list[Axes]:
     ]
 
 
-def chosen(flow: Flow, call: Call) -> Axes:
+def chosen(flow: Propagation, call: Call) -> Axes:
     """The axes of ``self[indices]``, if the indices are positions or masks of one axis."""
     source, given = call.arguments["self"], call.arguments["indices"]
     axes = flow.axes(source)
@@ -111,7 +111,7 @@ def _latest(fixed: Axes) -> AxisLabels:
     return max(fixed, key=lambda axis: axis.reason.number if axis.reason else 0)
 
 
-def behind_mask(flow: Flow, call: Call) -> Axes | None:
+def behind_mask(flow: Propagation, call: Call) -> Axes | None:
     """The axes of ``self[mask]`` for one mask of several axes, which makes a single one of them; None where
     there are more indices."""
     masks = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
@@ -125,7 +125,7 @@ def behind_mask(flow: Flow, call: Call) -> Axes | None:
 
 
 @rule("index_select")
-def index_select(flow: Flow, call: Call) -> list[Axes]:
+def index_select(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     dim = call.arguments["dim"]
     flow.freeze(axes[dim], Reason.BY_VALUE)
@@ -135,7 +135,7 @@ def index_select(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("gather")
-def gather(flow: Flow, call: Call) -> list[Axes]:
+def gather(flow: Propagation, call: Call) -> list[Axes]:
     source, positions = call.arguments["self"], call.arguments["index"]
     axes = list(flow.axes(source))
     dim = call.arguments["dim"] % max(len(axes), 1)
@@ -150,7 +150,7 @@ def gather(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("embedding")
-def embedding(flow: Flow, call: Call) -> list[Axes]:
+def embedding(flow: Propagation, call: Call) -> list[Axes]:
     weight = call.arguments["weight"]
     rows, columns = flow.axes(weight)
     flow.produce(weight, columns)
@@ -159,7 +159,7 @@ def embedding(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("_embedding_bag", "_embedding_bag_forward_only")
-def embedding_bag(flow: Flow, call: Call) -> list[Axes]:
+def embedding_bag(flow: Propagation, call: Call) -> list[Axes]:
     """Rows are looked up and joined: (bags, columns), then tables of positions."""
     weight = call.arguments["weight"]
     rows, columns = flow.axes(weight)
@@ -185,7 +185,7 @@ def embedding_bag(flow: Flow, call: Call) -> list[Axes]:
     "median",
     "mode",
 )
-def along(flow: Flow, call: Call) -> list[Axes]:
+def along(flow: Propagation, call: Call) -> list[Axes]:
     """Operations whose result at an index depends on the order or number of the others."""
     source = call.arguments["self"]
     axes = list(flow.axes(source))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.registry import rule
@@ -19,7 +19,7 @@ NORMS = (*_BATCH, *_LAYER, *_GROUP)
 
 
 @rule(*_BATCH)
-def batch_norm(flow: Flow, call: Call) -> list[Axes]:
+def batch_norm(flow: Propagation, call: Call) -> list[Axes]:
     source = call.arguments["input"]
     axes = list(flow.axes(source))
     tensors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
@@ -37,7 +37,7 @@ def _statistics(out: Ref, channels: AxisLabels, length: int) -> Axes:
 
 
 @rule(*_LAYER)
-def layer_norm(flow: Flow, call: Call) -> list[Axes]:
+def layer_norm(flow: Propagation, call: Call) -> list[Axes]:
     source, shape = call.arguments["input"], call.arguments["normalized_shape"]
     axes = list(flow.axes(source))
     first = len(axes) - len(shape)
@@ -54,7 +54,7 @@ def layer_norm(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule(*_GROUP)
-def group_norm(flow: Flow, call: Call) -> list[Axes]:
+def group_norm(flow: Propagation, call: Call) -> list[Axes]:
     """Whole groups may go. With a single group it is a layer norm over the channels."""
     source = call.arguments["input"]
     groups = call.arguments["group"] if "group" in call.arguments else call.arguments["num_groups"]
@@ -79,7 +79,7 @@ def group_norm(flow: Flow, call: Call) -> list[Axes]:
     return [axes, *([FIXED, per_group] for _ in call.outputs[1:])]
 
 
-def reduced(flow: Flow, call: Call, source: Ref) -> tuple[Axes, Axes]:
+def reduced(flow: Propagation, call: Call, source: Ref) -> tuple[Axes, Axes]:
     """The axes a reduction sums over and the axes of its result."""
     axes = flow.axes(source)
     dims = call.arguments.get("dim")
@@ -97,7 +97,7 @@ def reduced(flow: Flow, call: Call, source: Ref) -> tuple[Axes, Axes]:
 
 @rule("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "sum", "nansum", "prod",
       "amax", "amin", "aminmax", "logsumexp")  # fmt: skip
-def statistic(flow: Flow, call: Call) -> list[Axes]:
+def statistic(flow: Propagation, call: Call) -> list[Axes]:
     """The statistic of fewer channels is another statistic: allowed, but no longer the masked network.
 
     Even a sum: what a function makes of a masked channel need not be 0.
@@ -110,7 +110,7 @@ def statistic(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("any", "all", "count_nonzero")
-def reduction(flow: Flow, call: Call) -> list[Axes]:
+def reduction(flow: Propagation, call: Call) -> list[Axes]:
     source = call.arguments["self"]
     gone, out = reduced(flow, call, source)
     for axis in gone:
@@ -119,7 +119,7 @@ def reduction(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
-def softmax(flow: Flow, call: Call) -> list[Axes]:
+def softmax(flow: Propagation, call: Call) -> list[Axes]:
     """Like a layer norm: over fewer channels, as in attention between channels, it is another function."""
     axes = list(flow.axes(call.arguments["self"]))
     flow.inexact(axes[call.arguments["dim"]], Reason.RUNS)
@@ -127,7 +127,7 @@ def softmax(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("_weight_norm_interface", "_weight_norm")
-def weight_norm(flow: Flow, call: Call) -> list[Axes]:
+def weight_norm(flow: Propagation, call: Call) -> list[Axes]:
     """g * v / |v| with one norm per index of ``dim``: the other axes enter the norm."""
     direction, scale, dim = call.arguments["v"], call.arguments["g"], call.arguments["dim"]
     axes = list(flow.axes(direction))

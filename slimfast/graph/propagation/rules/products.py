@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, first_free
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.pointwise import align
@@ -18,7 +18,7 @@ PRODUCTS = ("mm", "bmm", "matmul", "mv", "dot", "vdot", "addmm", "baddbmm", "add
 
 
 @rule(*CONVOLUTIONS)
-def convolution(flow: Flow, call: Call) -> list[Axes]:
+def convolution(flow: Propagation, call: Call) -> list[Axes]:
     """Channels are (groups, positions in a group) on both sides; the weight has all outputs and one group's
     inputs, or, transposed, all inputs and one group's outputs. A filter of one tap mixes nothing along its
     axis."""
@@ -55,7 +55,7 @@ def _still(call: Call, source: Ref, out: Ref, dim: int) -> bool:
     return alone and call.arguments["weight"].shape[dim] == 1 and source.shape[dim] == out.shape[dim]
 
 
-def _channels(flow: Flow, call: Call, axis: AxisLabels, weight: Ref, transposed: bool) -> AxisLabels:
+def _channels(flow: Propagation, call: Call, axis: AxisLabels, weight: Ref, transposed: bool) -> AxisLabels:
     """Join the incoming channels with the weight's and return the outgoing ones."""
     groups, source = call.arguments["groups"], call.arguments["input"]
     at = len(source.shape) - len(weight.shape) + 1
@@ -89,7 +89,7 @@ def _channels(flow: Flow, call: Call, axis: AxisLabels, weight: Ref, transposed:
 
 
 @rule("linear")
-def linear(flow: Flow, call: Call) -> list[Axes]:
+def linear(flow: Propagation, call: Call) -> list[Axes]:
     source, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
     axes = flow.axes(source)
     produced: AxisLabels = FIXED
@@ -116,7 +116,7 @@ def factors(call: Call) -> tuple[Ref, Ref, Any]:
 
 
 @rule(*PRODUCTS)
-def product(flow: Flow, call: Call) -> list[Axes]:
+def product(flow: Propagation, call: Call) -> list[Axes]:
     """(..., m, k) times (..., k, n); a vector on either side has no m or n. The added term broadcasts to the
     result."""
     a, b, added = factors(call)
@@ -150,14 +150,14 @@ def product(flow: Flow, call: Call) -> list[Axes]:
     return [result]
 
 
-def _summed(flow: Flow, axis: AxisLabels, *factors: tuple[Ref, int]) -> None:
+def _summed(flow: Propagation, axis: AxisLabels, *factors: tuple[Ref, int]) -> None:
     """The products of two tensors are added up along this axis, which is this dim of theirs: what both have
     in a removed unit counts."""
-    if not axis.fixed and all(flow.nonzero(ref, dim) for ref, dim in factors):
+    if not axis.fixed and all(flow.may_be_nonzero(ref, dim) for ref, dim in factors):
         flow.inexact(axis, Reason.SUMS_NONZERO)
 
 
-def _batch(flow: Flow, a: Ref, b: Ref) -> Axes:
+def _batch(flow: Propagation, a: Ref, b: Ref) -> Axes:
     """The leading axes of two factors, broadcast against each other."""
     rank = max(len(a.shape), len(b.shape)) - 2
     axes: Axes = []
@@ -172,7 +172,7 @@ def _batch(flow: Flow, a: Ref, b: Ref) -> Axes:
 
 
 @rule("scaled_dot_product_attention")
-def attention(flow: Flow, call: Call) -> list[Axes]:
+def attention(flow: Propagation, call: Call) -> list[Axes]:
     """q (..., H, L, E), k (..., G, S, E), v (..., G, S, V) to (..., H, L, V); with ``enable_gqa`` H is a
     multiple of G."""
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
@@ -203,7 +203,7 @@ def attention(flow: Flow, call: Call) -> list[Axes]:
     return [[*batch, q[-2], v[-1]]]
 
 
-def _heads(flow: Flow, query: Ref, key: Ref, value: Ref) -> Axes:
+def _heads(flow: Propagation, query: Ref, key: Ref, value: Ref) -> Axes:
     for name, other in zip(flow.axes(key)[:-2], flow.axes(value)[:-2], strict=True):
         flow.unify(name, other)
     grouped = len(query.shape) > 2 and query.shape[-3] != key.shape[-3] and key.shape[-3] > 1

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from slimfast.graph.propagation.axis_labels import Axes
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.recording.forward import Call
 
-Rule: TypeAlias = Callable[[Flow, Call], list[Axes]]
+Rule: TypeAlias = Callable[[Propagation, Call], list[Axes]]
 
 RULES: dict[str, Rule] = {}
 

@@ -4,7 +4,7 @@ alone."""
 from __future__ import annotations
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.registry import rule
 from slimfast.graph.recording.forward import Call
@@ -19,7 +19,7 @@ _RESAMPLERS = ("upsample_nearest{n}d", "_upsample_nearest_exact{n}d", "upsample_
 
 def _register(n: int) -> None:
     @rule(*(name.format(n=n) for name in [*_POOLS, *_RESAMPLERS]))
-    def positions(flow: Flow, call: Call) -> list[Axes]:
+    def positions(flow: Propagation, call: Call) -> list[Axes]:
         source = call.arguments["input"] if "input" in call.arguments else call.arguments["self"]
         axes = flow.axes(source)
         for axis in axes[-n:]:
@@ -32,7 +32,7 @@ for _dims in (1, 2, 3):
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
-def grid_sampler(flow: Flow, call: Call) -> list[Axes]:
+def grid_sampler(flow: Propagation, call: Call) -> list[Axes]:
     """(N, C, ...) read at the places of a grid (N, ..., coordinates), which stays as it is."""
     axes = flow.axes(call.arguments["input"])
     for axis in (*axes[2:], *flow.axes(call.arguments["grid"])):
@@ -41,7 +41,7 @@ def grid_sampler(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("max_unpool2d", "max_unpool3d")
-def unpool(flow: Flow, call: Call) -> list[Axes]:
+def unpool(flow: Propagation, call: Call) -> list[Axes]:
     """Values back to the places in their own channel that ``indices`` tell."""
     n = 3 if call.op.endswith("3d") else 2
     axes, places = flow.axes(call.arguments["self"]), flow.axes(call.arguments["indices"])
@@ -53,7 +53,7 @@ def unpool(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("im2col")
-def im2col(flow: Flow, call: Call) -> list[Axes]:
+def im2col(flow: Propagation, call: Call) -> list[Axes]:
     """(..., C, H, W) to (..., C k, L)."""
     source, out = call.arguments["self"], call.outputs[0]
     axes = flow.axes(source)
@@ -63,7 +63,7 @@ def im2col(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("col2im")
-def col2im(flow: Flow, call: Call) -> list[Axes]:
+def col2im(flow: Propagation, call: Call) -> list[Axes]:
     """(..., C k, L) to (..., C, H, W)."""
     axes, out = flow.axes(call.arguments["self"]), call.outputs[0]
     outer, inner = flow.split(axes[-2], out.shape[-3])
@@ -73,7 +73,7 @@ def col2im(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("unfold")
-def unfold(flow: Flow, call: Call) -> list[Axes]:
+def unfold(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     dim = call.arguments["dimension"]
     flow.freeze(axes[dim])
@@ -82,7 +82,7 @@ def unfold(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("_fft_r2c", "_fft_c2r", "_fft_c2c")
-def fourier(flow: Flow, call: Call) -> list[Axes]:
+def fourier(flow: Propagation, call: Call) -> list[Axes]:
     """Frequencies along some axes are made of all positions there; the others pass."""
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dim"]:

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.pointwise import unknown
 from slimfast.graph.propagation.rules.registry import rule
@@ -15,7 +15,7 @@ from slimfast.graph.recording.attributes import integers_of
 from slimfast.graph.recording.forward import Call
 
 
-def reshape_axes(flow: Flow, axes: Axes, after: tuple[int, ...]) -> Axes:
+def reshape_axes(flow: Propagation, axes: Axes, after: tuple[int, ...]) -> Axes:
     """The axes of a tensor with these axes reshaped to ``after``: the smallest runs of equal product map to
     each other."""
     before = [len(axis) for axis in axes]
@@ -46,7 +46,7 @@ def reshape_axes(flow: Flow, axes: Axes, after: tuple[int, ...]) -> Axes:
 
 
 @rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy")
-def reshape(flow: Flow, call: Call) -> list[Axes]:
+def reshape(flow: Propagation, call: Call) -> list[Axes]:
     if "dtype" in call.arguments:
         return unknown(flow, call)
     source, out = call.arguments["self"], call.outputs[0]
@@ -57,7 +57,7 @@ def reshape(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("as_strided")
-def as_strided(flow: Flow, call: Call) -> list[Axes]:
+def as_strided(flow: Propagation, call: Call) -> list[Axes]:
     """Only a change of memory layout, with the sizes as they are, is understood."""
     source = call.arguments["self"]
     if tuple(call.arguments["size"]) != source.shape or call.arguments["storage_offset"]:
@@ -66,7 +66,7 @@ def as_strided(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("expand")
-def expand(flow: Flow, call: Call) -> list[Axes]:
+def expand(flow: Propagation, call: Call) -> list[Axes]:
     """An axis of length 1 repeated: the copies are alike, so any of them may go."""
     source, out = call.arguments["self"], call.outputs[0]
     axes = flow.fresh(out.shape)
@@ -80,7 +80,7 @@ def expand(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("repeat")
-def repeat(flow: Flow, call: Call) -> list[Axes]:
+def repeat(flow: Propagation, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     offset = len(out.shape) - len(source.shape)
     axes = flow.fresh(out.shape)
@@ -95,7 +95,7 @@ def repeat(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("t", "transpose", "transpose_", "t_")
-def transpose(flow: Flow, call: Call) -> list[Axes]:
+def transpose(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     if len(axes) > 1:
         a, b = call.arguments.get("dim0", 0), call.arguments.get("dim1", 1)
@@ -104,13 +104,13 @@ def transpose(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("permute")
-def permute(flow: Flow, call: Call) -> list[Axes]:
+def permute(flow: Propagation, call: Call) -> list[Axes]:
     axes = flow.axes(call.arguments["self"])
     return [[axes[dim] for dim in call.arguments["dims"]]]
 
 
 @rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_", "view_as_real")
-def resize_ones(flow: Flow, call: Call) -> list[Axes]:
+def resize_ones(flow: Propagation, call: Call) -> list[Axes]:
     """Axes of length 1 come and go; those longer than 1 stay in order."""
     source = call.arguments["self"]
     longer = [axis for axis, n in zip(flow.axes(source), source.shape, strict=True) if n > 1]
@@ -122,14 +122,14 @@ def resize_ones(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("view_as_complex")
-def view_as_complex(flow: Flow, call: Call) -> list[Axes]:
+def view_as_complex(flow: Propagation, call: Call) -> list[Axes]:
     axes = flow.axes(call.arguments["self"])
     flow.freeze(axes[-1])
     return [list(axes[:-1])]
 
 
 @rule("cat", "concat")
-def cat(flow: Flow, call: Call) -> list[Axes]:
+def cat(flow: Propagation, call: Call) -> list[Axes]:
     # an empty 1-d tensor may stand among the others and counts for nothing
     parts = [ref for ref in call.arguments["tensors"] if ref.shape != (0,)]
     dim = call.arguments["dim"] % len(parts[0].shape)
@@ -147,7 +147,7 @@ def cat(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("stack")
-def stack(flow: Flow, call: Call) -> list[Axes]:
+def stack(flow: Propagation, call: Call) -> list[Axes]:
     parts = call.arguments["tensors"]
     axes = list(flow.axes(parts[0]))
     for ref in parts[1:]:
@@ -159,7 +159,7 @@ def stack(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk")
-def split(flow: Flow, call: Call) -> list[Axes]:
+def split(flow: Propagation, call: Call) -> list[Axes]:
     """Parts of one size shrink together, whether the size was written down or taken from the shape.
 
     A smaller last part goes along with the beginning of each of the others: that leaves it smaller by less
@@ -186,7 +186,7 @@ def split(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("glu")
-def glu(flow: Flow, call: Call) -> list[Axes]:
+def glu(flow: Propagation, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     dim = call.arguments["dim"] % len(source.shape)
     axes = list(flow.axes(source))
@@ -197,7 +197,7 @@ def glu(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("pixel_shuffle")
-def pixel_shuffle(flow: Flow, call: Call) -> list[Axes]:
+def pixel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
     """(..., C r r, H, W) to (..., C, H r, W r): the r positions of a block stay."""
     source, out = call.arguments["self"], call.outputs[0]
     axes = list(flow.axes(source))
@@ -208,7 +208,7 @@ def pixel_shuffle(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("pixel_unshuffle")
-def pixel_unshuffle(flow: Flow, call: Call) -> list[Axes]:
+def pixel_unshuffle(flow: Propagation, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     axes = list(flow.axes(source))
     for axis in axes[-2:]:
@@ -218,7 +218,7 @@ def pixel_unshuffle(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(flow: Flow, call: Call) -> list[Axes]:
+def channel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
     source, groups = call.arguments["self"], call.arguments["groups"]
     axes = list(flow.axes(source))
     outer, inner = flow.split(axes[1], groups)
@@ -228,7 +228,7 @@ def channel_shuffle(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("constant_pad_nd")
-def pad(flow: Flow, call: Call) -> list[Axes]:
+def pad(flow: Propagation, call: Call) -> list[Axes]:
     """Padded channels are free labels: what they are added to, or read by, decides what becomes of them.
 
     Equal amounts before and after shrink together, unless the module holds two numbers they may come from.
@@ -253,13 +253,13 @@ def pad(flow: Flow, call: Call) -> list[Axes]:
     return [axes]
 
 
-def _holds_twice(flow: Flow, number: int) -> bool:
+def _holds_twice(flow: Propagation, number: int) -> bool:
     """Whether the running module has two attributes, or two places in one, with this value."""
     module = flow.modules.get(flow.step.call.module)
     return module is not None and sum(value == number for _, _, value in integers_of(module)) > 1
 
 
-def _padding(flow: Flow, position: int, amount: int) -> AxisLabels:
+def _padding(flow: Propagation, position: int, amount: int) -> AxisLabels:
     axis = AxisLabels(flow.partition.fresh(amount)[:, None])
     flow.constant(f"pad[{position}]", amount, axis)
     return axis

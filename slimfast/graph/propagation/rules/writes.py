@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from slimfast.graph.propagation.axis_labels import Axes, AxisLabels
-from slimfast.graph.propagation.flow import Flow
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.indexing import behind_mask, chosen
@@ -15,7 +15,7 @@ from slimfast.graph.recording.forward import Call, Ref
 
 
 @rule("index_add", "index_copy", "index_reduce", "index_fill")
-def write_slices(flow: Flow, call: Call) -> list[Axes]:
+def write_slices(flow: Propagation, call: Call) -> list[Axes]:
     """Slices of ``self`` along ``dim``: the other axes are those of what is written."""
     written = _written(call)
     if written is None:
@@ -33,7 +33,7 @@ def write_slices(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("scatter", "scatter_add", "scatter_reduce")
-def scatter(flow: Flow, call: Call) -> list[Axes]:
+def scatter(flow: Propagation, call: Call) -> list[Axes]:
     """Element by element, at ``index`` along ``dim``; the other axes are one with those of the index."""
     target, places, written = call.arguments["self"], call.arguments["index"], _written(call)
     if written is None:
@@ -53,7 +53,7 @@ def scatter(flow: Flow, call: Call) -> list[Axes]:
 
 
 @rule("index_put", "_index_put_impl", "_unsafe_index_put")
-def index_put(flow: Flow, call: Call) -> list[Axes]:
+def index_put(flow: Propagation, call: Call) -> list[Axes]:
     """``self[indices] = values``: the axes of the values are those of what is chosen, the last ones first."""
     target, source = call.arguments["self"], call.arguments["values"]
     given = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
@@ -82,7 +82,7 @@ def _written(call: Call) -> list[Ref] | None:
     return [] if found == 0 else None
 
 
-def _join(flow: Flow, pairs: Iterable[tuple[AxisLabels, AxisLabels]]) -> None:
+def _join(flow: Propagation, pairs: Iterable[tuple[AxisLabels, AxisLabels]]) -> None:
     """Axes of the target and of what is written into it are one, as in an addition."""
     for a, b in pairs:
         if not a.fixed and not b.fixed and len(a) != len(b):
