@@ -11,17 +11,15 @@ from torch import nn
 
 from slimfast.graph.channel_graph import Operation
 from slimfast.graph.cutting.cut import Cut
-from slimfast.graph.recording.dispatch_mode import COPIES, RESHAPES
 from slimfast.graph.recording.forward import Call, record
 from slimfast.graph.recording.module_copies import collector_paused
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.op_registry import entry_of
 
 # An operation with its number.
 Step: TypeAlias = tuple[int, Operation]
 
 STOPPED = "nothing more"
-# Operations that neither compute nor reorder: code that repeats something n times leaves them out for n = 1.
-_PLAIN_VIEWS = RESHAPES | {"aten.unsqueeze", "aten.squeeze", "aten.expand"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +57,15 @@ def mismatches(cut: Cut, calls: Sequence[Call]) -> Iterator[Mismatch]:
 
 
 def _steps(cut: Cut) -> list[Step]:
-    return [(i, step) for i, step in enumerate(cut.graph.operations) if step.name not in COPIES]
+    return [(i, step) for i, step in enumerate(cut.graph.operations) if not entry_of(step.name).copies]
 
 
 def _no_copies(calls: Sequence[Call]) -> list[Call]:
-    return [call for call in calls if call.op not in COPIES]
+    return [call for call in calls if not entry_of(call.op).copies]
 
 
 def _name(operation: str) -> str:
-    return "aten.view" if operation in RESHAPES else operation
+    return "a reshape" if entry_of(operation).reshapes else operation
 
 
 def _compare_shapes(step: Step, call: Call, cut: Cut) -> Iterator[Mismatch]:
@@ -132,9 +130,9 @@ def _may_be_missing(run: list[Step], i: int, cut: Cut) -> bool:
     becomes 1.
     """
     first = last = i
-    while first >= 0 and run[first][1].name in _PLAIN_VIEWS:
+    while first >= 0 and entry_of(run[first][1].name).plain_view:
         first -= 1
-    while last < len(run) and run[last][1].name in _PLAIN_VIEWS:
+    while last < len(run) and entry_of(run[last][1].name).plain_view:
         last += 1
     return _collapse(run[first + 1 : last], cut)
 

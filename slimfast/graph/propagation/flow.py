@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, fixe
 from slimfast.graph.propagation.label_matrices import Labels, Mark, merge, widen
 from slimfast.graph.propagation.partition import Partition
 from slimfast.graph.propagation.reasons import FIXED_LENGTH, Cause, Causes, Reason
-from slimfast.graph.recording.forward import Call, Ref
+from slimfast.graph.recording.calls import Call, Ref
 
 
 @dataclass(slots=True, eq=False)
@@ -225,15 +225,3 @@ def _sorted_rows(labels: Labels) -> Labels:
 def _axis_of(labels: Labels) -> AxisLabels:
     """The axis of these labels, fixed where there are none."""
     return AxisLabels(labels) if labels.shape[1] else FIXED.of_length(len(labels))
-
-
-def refs_in(argument: Any) -> Iterator[Ref]:
-    """The tensors of a recorded argument, in order."""
-    if isinstance(argument, Ref):
-        yield argument
-    elif isinstance(argument, (list, tuple)):
-        for item in argument:
-            yield from refs_in(item)
-    elif isinstance(argument, dict):
-        for item in argument.values():
-            yield from refs_in(item)

@@ -8,23 +8,14 @@ from typing import Any
 from torch import nn
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, fixed_axis
-from slimfast.graph.propagation.flow import Propagation, TracedCall, TracedTensor, refs_in
+from slimfast.graph.propagation.flow import Propagation, TracedCall, TracedTensor
 from slimfast.graph.propagation.reasons import Reason
-from slimfast.graph.propagation.rules import find_rule
+from slimfast.graph.propagation.rules import rule_of
 from slimfast.graph.propagation.zeros import ZeroTracker
-from slimfast.graph.recording.forward import Call, ForwardFailed, Recording, record_at
+from slimfast.graph.recording.calls import Call, LengthOrigin, refs_in
+from slimfast.graph.recording.forward import ForwardFailed, Recording, record_at
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.shape_reads import LengthOrigin
-
-# What these make of a parameter are its elements still, though the input may say which: experts chosen by it.
-_SELECTING = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("index", "_unsafe_index", "index_select", "select", "slice", "split", "split_with_sizes", "chunk"),
-        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
-        *("clone", "_to_copy", "detach", "alias"),
-    )
-)
+from slimfast.graph.recording.op_registry import entry_of
 
 
 def propagate(
@@ -57,7 +48,7 @@ def _follow_all(flow: Propagation, recording: Recording) -> None:
     for ref in recording.inputs:
         flow.values[ref.value] = TracedTensor([fixed_axis(given, n) for n in ref.shape], True)
     parameters = (value for value, name in recording.names.items() if flow.tensors[name].sources)
-    flow.may_be_nonzero = ZeroTracker(flow, parameters).may_be_nonzero
+    flow.may_be_nonzero = ZeroTracker(flow, parameters).nonzero_by_now
     for call in recording.calls:
         _follow(flow, call)
     result = flow.causes.add(Reason.NETWORK_OUTPUT)
@@ -130,9 +121,10 @@ def _follow(flow: Propagation, call: Call) -> None:
         if ref.value not in flow.values:
             flow.values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
     data = any(flow.value(ref).data for ref in operands)
-    computed = data and call.op not in _SELECTING
+    # experts chosen by the input are still elements of the parameter they are chosen from
+    computed = data and not entry_of(call.op).selects
     sources = frozenset() if computed else frozenset().union(*(flow.value(ref).sources for ref in operands))
-    axes = find_rule(call)(flow, call)
+    axes = rule_of(call)(flow, call)
     for dim, axis in enumerate(call.size_origins):
         if axis is not None and axis[0] in flow.values:
             _tie(flow, call, axes[0], dim, axis)

@@ -6,47 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from slimfast.graph.recording.calls import Call, Ref, SizeOrigins
 from slimfast.graph.recording.inputs import tensors_in
-from slimfast.graph.recording.meta_shortcuts import SHORTCUTS, Shortcut
+from slimfast.graph.recording.meta_shortcuts import shortcut_of
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.shape_reads import SizeOrigins
-
-# Composite operations recorded as they are called instead of what they decompose into: the scale of an
-# attention would become a bare number, a linear layer on (B, T, C) a reshape to (B T, C) and back, a
-# recurrent layer a step per token, a norm three operations that say no more.
-_WHOLE = frozenset(
-    f"aten::{name}"
-    for name in ("linear", "matmul", "scaled_dot_product_attention", "batch_norm", "layer_norm", "lstm",
-                 "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-)  # fmt: skip
-
-# Composite operations that are one other operation with these arguments added. To decompose them takes longer
-# than all the rest of recording them.
-_CONVOLUTION = {"transposed": False, "output_padding": [0]}
-_ANOTHER: dict[str, tuple[str, dict[str, Any]]] = {
-    f"aten::conv{n}d": ("aten::convolution", _CONVOLUTION) for n in (1, 2, 3)
-}
-
-# Composite operations that decompose into others at other lengths, 1 above all.
-_SHAPE_DEPENDENT = frozenset({"aten::einsum", "aten::tensordot"})
-
-# Operations whose sizes are those of their result, dim by dim.
-_SIZED = frozenset(
-    f"aten::{name}"
-    for name in ("view", "_unsafe_view", "_reshape_alias", "expand", "zeros", "ones", "empty", "full",
-                 "new_zeros", "new_ones", "new_empty", "new_full")
-)  # fmt: skip
-
-# Operations that a recording of other lengths may have more or fewer of.
-COPIES = frozenset({"aten.clone", "aten.contiguous", "aten.alias"})
-# One reshape, under the names it has with and without a copy before it.
-RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.reshape"})
+from slimfast.graph.recording.op_registry import MetaShape, entry_of
 
 _NO_DEFAULT = object()
 
@@ -59,35 +29,6 @@ class RecordingLimit(BaseException):
     """As many operations were recorded as were asked for; no handler in a forward may stop it."""
 
 
-class Ref(NamedTuple):
-    """A tensor in a recording: the same ``value`` is the same tensor object; an in-place op may change its
-    shape."""
-
-    value: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Call:
-    """One operation as it ran: ``arguments`` by schema name, defaults filled in, every tensor replaced by
-    its Ref.
-
-    ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
-    ``size_origins``: for each dim of the output the axis whose length was passed as its size, None where the
-    size came from elsewhere. ``einsum``: which of the forward's einsums this is a part of, counted from 1; 0
-    for none. ``sizes_computed``: its sizes were computed by PyTorch from those of its operand.
-    """
-
-    op: str
-    module: str
-    arguments: dict[str, Any]
-    outputs: tuple[Ref, ...]
-    pointwise: bool
-    size_origins: SizeOrigins = ()
-    einsum: int = 0
-    sizes_computed: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class _Operator:
     """What is known of an ATen operation by its schema. ``parameters``: (name, default) in order."""
@@ -95,35 +36,38 @@ class _Operator:
     name: str
     silent: bool
     composite: bool
-    another: tuple[str, dict[str, Any]] | None
+    stands_for: tuple[str, Mapping[str, Any]] | None
     shape_dependent: bool
     sized: bool
+    lifts: bool
     pointwise: bool
-    shortcut: Shortcut | None
+    shortcut: MetaShape | None
     parameters: tuple[tuple[str, Any], ...]
 
 
 @cache
 def _operator(func: Any) -> _Operator:
     schema = func._schema
-    name = schema.name
+    name = schema.name.replace("::", ".")
+    entry = entry_of(name)
     # A question about a tensor (prim::device); the dispatcher knows no such operation.
     silent = func.namespace == "prim"
-    composite = not (silent or name in _WHOLE) and torch._C._dispatch_has_kernel_for_dispatch_key(
+    composite = not (silent or entry.whole) and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
     return _Operator(
-        name=name.replace("::", "."),
+        name=name,
         silent=silent,
         composite=bool(composite),
-        another=None if schema.overload_name else _ANOTHER.get(name),
-        shape_dependent=name in _SHAPE_DEPENDENT,
-        sized=name in _SIZED,
+        stands_for=None if schema.overload_name else entry.stands_for,
+        shape_dependent=entry.shape_dependent,
+        sized=entry.sized,
+        lifts=entry.lifts,
         pointwise=torch.Tag.pointwise in func.tags,
-        shortcut=SHORTCUTS.get(name),
+        shortcut=shortcut_of(name),
         parameters=tuple(
-            (entry.name, entry.default_value if entry.has_default_value() else _NO_DEFAULT)
-            for entry in schema.arguments
+            (parameter.name, parameter.default_value if parameter.has_default_value() else _NO_DEFAULT)
+            for parameter in schema.arguments
         ),
     )
 
@@ -230,13 +174,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if operator.composite:
             output = (
-                self._as_another(operator, args, kwargs) if operator.another and self._shortcuts else None
+                self._as_another(operator, args, kwargs) if operator.stands_for and self._shortcuts else None
             )
             return self._decomposed(operator, func, args, kwargs) if output is None else output
         # before the call: an operation in place may change the shape of what it is given
         given = _bind(operator, args, kwargs)
         arguments = self._refs_for(given)
-        if operator.name == "aten.lift_fresh" and given["self"].ndim == 0:
+        if operator.lifts and given["self"].ndim == 0:
             arguments["value"] = _number(given["self"])
         output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
         if output is None:
@@ -247,12 +191,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _as_another(self, operator: _Operator, args: Any, kwargs: Any) -> Any:
         """The output of a composite operation that is recorded as the one it stands for; None where that has
         no shortcut for it."""
-        assert operator.another is not None
-        name, more = operator.another
+        assert operator.stands_for is not None
+        name, more = operator.stands_for
         given = {**_bind(operator, args, kwargs), **more}
-        output = SHORTCUTS[name](given)
+        shortcut = shortcut_of(name)
+        output = shortcut(given) if shortcut else None
         if output is not None:
-            self._note(operator, name.replace("::", "."), self._refs_for(given), output)
+            self._note(operator, name, self._refs_for(given), output)
         return output
 
     def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
@@ -274,7 +219,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 sizes_computed=self._computed,
             )
         )
-        if self._left is not None and name not in COPIES:
+        if self._left is not None and not entry_of(name).copies:
             self._left -= 1
             if self._left == 0:
                 raise RecordingLimit

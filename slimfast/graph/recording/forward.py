@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from slimfast.errors import SlimfastError, UnsupportedGraph
-from slimfast.graph.recording.dispatch_mode import Call, Recorder, RecordingLimit, Ref
+from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.dispatch_mode import Recorder, RecordingLimit
 from slimfast.graph.recording.inputs import map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import deep_copy
 from slimfast.graph.recording.network import Network

@@ -16,20 +16,14 @@ from torch import Tensor
 from torch.nn.functional import multi_head_attention_forward
 from torch.overrides import TorchFunctionMode
 
-# An axis and a divisor of its length: the number of a tensor in the recording, the dim, the divisor.
-LengthOrigin = tuple[int, int, int]
-SizeOrigins = tuple["LengthOrigin | None", ...]
-
-# Functions whose integers are the sizes of their result, dim by dim, after the tensor they are called on.
-_SIZED = frozenset({"view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "new_full"})
-# The same without such a tensor.
-_MADE = frozenset({"zeros", "ones", "empty", "full"})
-
+from slimfast.graph.recording.calls import LengthOrigin, SizeOrigins
+from slimfast.graph.recording.op_registry import sized_operations
 
 # Functions that compute the sizes of their result.
 _FLATTENS = frozenset({torch.flatten, Tensor.flatten})
-# The names of functions that tell lengths, take them or compute them, and of the one that is seen through.
-_SEEN = _SIZED | _MADE | {"__get__", "size", "flatten", "unflatten", "multi_head_attention_forward"}
+# The names of functions that tell lengths, divide an axis or compute sizes, and of the one that is seen
+# through.
+_SEEN = frozenset({"__get__", "size", "flatten", "unflatten", "multi_head_attention_forward"})
 
 # Functions that make tensors on the default device.
 _MAKERS = frozenset(
@@ -65,9 +59,9 @@ def _length(number: int, axis: LengthOrigin) -> TracedLength:
     return length
 
 
-def _sizes(name: str, args: Any, kwargs: Any) -> SizeOrigins:
+def _sizes(args: Any, kwargs: Any) -> SizeOrigins:
     """The axes of the sizes in ``y.reshape(a, b)``, ``torch.zeros((a, b))`` and their like."""
-    sizes = (args[1:] if name in _SIZED else args) or (kwargs.get("size", ()),)
+    sizes = (args[1:] if args and isinstance(args[0], Tensor) else args) or (kwargs.get("size", ()),)
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = sizes[0]
     return _axes(sizes)
@@ -124,6 +118,9 @@ class ShapeReads(TorchFunctionMode):
         self._given = given
         self._device = device
         self._computes = computes
+        # named like the ATen operations they call
+        self._sized = sized_operations()
+        self._seen = _SEEN | self._sized
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -133,7 +130,7 @@ class ShapeReads(TorchFunctionMode):
             if func is torch.tensor and args and isinstance(args[0], (int, float)):
                 # the same tensor, made by an operation that is recorded with its number
                 func, args = torch.full, ((), *args)
-        if name not in _SEEN:
+        if name not in self._seen:
             return self._told_by(func, func(*args, **kwargs))
         if name == "__get__" and func.__self__ is Tensor.shape:
             return torch.Size(self._lengths(args[0]))
@@ -144,8 +141,8 @@ class ShapeReads(TorchFunctionMode):
                 return _ATTENTION(*args, **kwargs)
         if func in _FLATTENS:
             return self._flattened(func, args, kwargs)
-        if name in _SIZED or name in _MADE:
-            given = _sizes(name, args, kwargs)
+        if name in self._sized:
+            given = _sizes(args, kwargs)
         elif name == "unflatten":
             given = _unflattened(*args, **kwargs)
         else:

@@ -10,7 +10,6 @@ from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import STOPPED, mismatches
 from slimfast.graph.recording.attributes import AttributeKey
-from slimfast.graph.recording.dispatch_mode import COPIES
 from slimfast.graph.recording.forward import (
     Call,
     ForwardFailed,
@@ -20,6 +19,7 @@ from slimfast.graph.recording.forward import (
     record_copy,
 )
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.op_registry import entry_of
 from slimfast.graph.trial.rewrite import GroupChange, GroupRewrite
 
 
@@ -108,4 +108,4 @@ def _count_operations(graph: ChannelGraph, last: int | None) -> int | None:
     """Count the operations, copies left out, up to operation ``last``."""
     if last is None or last >= len(graph.operations):
         return None
-    return sum(operation.name not in COPIES for operation in graph.operations[: last + 1])
+    return sum(not entry_of(operation.name).copies for operation in graph.operations[: last + 1])

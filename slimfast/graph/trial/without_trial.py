@@ -22,19 +22,11 @@ from torch import nn
 
 from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.recording.attributes import AttributeKey
-from slimfast.graph.recording.dispatch_mode import RESHAPES
-from slimfast.graph.recording.forward import Call, Recording, Ref
+from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.forward import Recording
+from slimfast.graph.recording.op_registry import entry_of
 from slimfast.graph.trial.candidates import followed_by_name
 
-# The operations, without the underscore of those in place.
-_CERTAIN = frozenset(
-    f"aten.{name}"
-    for name in ("convolution", "linear", "batch_norm", "layer_norm", "rms_norm", "add", "sub", "mul", "div",
-                 "relu", "relu6", "elu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardtanh", "hardswish",
-                 "hardsigmoid", "leaky_relu", "softplus", "_prelu_kernel", "mean", "cat", "permute",
-                 "transpose", "max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "dropout",
-                 "clone", "detach", "alias")
-)  # fmt: skip
 # Arguments that number axes.
 _PLACES = frozenset({"dim", "dims", "dim0", "dim1"})
 # Arguments that may be numbers, and are these unless something else is asked for.
@@ -49,10 +41,11 @@ def attributes_without_trial(
         return None
     own = {path: _is_own_layer(module) for path, module in modules.items()}
     for call in recording.calls:
+        entry = entry_of(call.op)
         # A reshape is certain where PyTorch computed its sizes.
-        if call.op in RESHAPES and call.sizes_computed:
+        if entry.reshapes and call.sizes_computed:
             continue
-        if call.op.rstrip("_") not in _CERTAIN:
+        if not entry.certain:
             return None
         if not (own[call.module] or _accounted(call, modules[call.module])):
             return None

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimfast.graph.recording.forward import record
-from slimfast.graph.recording.meta_shortcuts import SHORTCUTS
+from slimfast.graph.recording.meta_shortcuts import shortcut_of
 from slimfast.graph.recording.network import Network
 
 
@@ -28,7 +28,7 @@ def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def _answer(func: Any, *args: Any, **kwargs: Any) -> Any:
-    return SHORTCUTS[func._schema.name](_arguments(func, args, kwargs))
+    return shortcut_of(func._schema.name.replace("::", "."))(_arguments(func, args, kwargs))
 
 
 def _agree(func: Any, *args: Any, known: bool | None = None, **kwargs: Any) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, first_free
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
-from slimfast.graph.propagation.rules.registry import rule
-from slimfast.graph.recording.forward import Call
+from slimfast.graph.propagation.zeros import all_nonzero
+from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.op_registry import op
 
 
-@rule("_trilinear")
+@op("_trilinear")
 def trilinear(flow: Propagation, call: Call) -> list[Axes]:
     """The product of three tensors, given axes of length 1 where told, summed over some axes: a bilinear
     layer has a weight (out, in1, in2) among them."""
@@ -40,7 +41,7 @@ def trilinear(flow: Propagation, call: Call) -> list[Axes]:
     return [result]
 
 
-@rule("_cdist_forward", "_euclidean_dist")
+@op("_cdist_forward", "_euclidean_dist", zeros=all_nonzero)
 def distances(flow: Propagation, call: Call) -> list[Axes]:
     """(..., P, M) and (..., R, M) to (..., P, R): over fewer coordinates it is another distance."""
     a, b = (flow.axes(call.arguments[name]) for name in ("x1", "x2"))

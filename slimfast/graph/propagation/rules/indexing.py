@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from torch import Tensor
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
-from slimfast.graph.propagation.rules.pointwise import elementwise, unknown
-from slimfast.graph.propagation.rules.registry import rule
-from slimfast.graph.recording.forward import Call
+from slimfast.graph.propagation.rules.frozen import unknown
+from slimfast.graph.propagation.rules.pointwise import elementwise
+from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.op_registry import op
 
 
-@rule("select")
+@op("select", selects=True)
 def select(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     flow.freeze(axes.pop(call.arguments["dim"]), Reason.ONE_INDEX)
     return [axes]
 
 
-@rule("unbind")
+@op("unbind")
 def unbind(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     flow.freeze(axes.pop(call.arguments["dim"]), Reason.INDEX_BY_INDEX)
     return [list(axes) for _ in call.outputs]
 
 
-@rule("slice")
+@op("slice", selects=True)
 def slice_(flow: Propagation, call: Call) -> list[Axes]:
     source = call.arguments["self"]
     axes = list(flow.axes(source))
@@ -53,7 +59,7 @@ def slice_(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("flip")
+@op("flip")
 def flip(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dims"]:
@@ -61,7 +67,13 @@ def flip(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("roll")
+def _roll_shape(a: Mapping[str, Any]) -> Tensor | None:
+    source, dims = a["self"], a["dims"]
+    known = len(dims) == len(a["shifts"]) > 0 and all(-source.dim() <= dim < source.dim() for dim in dims)
+    return empty(source, source.shape) if known and plain(source) else None
+
+
+@op("roll", meta_shape=_roll_shape)
 def roll(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dims"] or range(len(axes)):
@@ -69,7 +81,7 @@ def roll(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("index", "_unsafe_index")
+@op("index", "_unsafe_index", selects=True)
 def index(flow: Propagation, call: Call) -> list[Axes]:
     """``self[indices]`` with tensors of positions: what they point into stays, their own axes pass on."""
     found, out = chosen(flow, call), call.outputs[0]
@@ -124,7 +136,7 @@ def behind_mask(flow: Propagation, call: Call) -> Axes | None:
     return [*axes[:at], _latest(frozen), *axes[end:]]
 
 
-@rule("index_select")
+@op("index_select", selects=True)
 def index_select(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     dim = call.arguments["dim"]
@@ -134,7 +146,7 @@ def index_select(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("gather")
+@op("gather")
 def gather(flow: Propagation, call: Call) -> list[Axes]:
     source, positions = call.arguments["self"], call.arguments["index"]
     axes = list(flow.axes(source))
@@ -149,7 +161,7 @@ def gather(flow: Propagation, call: Call) -> list[Axes]:
     return [list(flow.axes(positions))]
 
 
-@rule("embedding")
+@op("embedding")
 def embedding(flow: Propagation, call: Call) -> list[Axes]:
     weight = call.arguments["weight"]
     rows, columns = flow.axes(weight)
@@ -158,7 +170,7 @@ def embedding(flow: Propagation, call: Call) -> list[Axes]:
     return [[*flow.axes(call.arguments["indices"]), columns]]
 
 
-@rule("_embedding_bag", "_embedding_bag_forward_only")
+@op("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(flow: Propagation, call: Call) -> list[Axes]:
     """Rows are looked up and joined: (bags, columns), then tables of positions."""
     weight = call.arguments["weight"]
@@ -170,21 +182,8 @@ def embedding_bag(flow: Propagation, call: Call) -> list[Axes]:
     return [[FIXED, columns], *tables, [FIXED, columns][: len(call.outputs[3].shape)]]
 
 
-@rule(
-    "sort",
-    "topk",
-    "argsort",
-    "argmax",
-    "argmin",
-    "max",
-    "min",
-    "cumsum",
-    "cumprod",
-    "logcumsumexp",
-    "kthvalue",
-    "median",
-    "mode",
-)
+@op("sort", "topk", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode")
+@op("cumsum", "cumprod", "logcumsumexp")
 def along(flow: Propagation, call: Call) -> list[Axes]:
     """Operations whose result at an index depends on the order or number of the others."""
     source = call.arguments["self"]

@@ -1,24 +1,50 @@
-"""Normalisations, reductions and softmax: operations that compute statistics along an axis."""
+"""Normalisations of batches, layers, groups and weights."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
 from slimfast.graph.propagation.reasons import Reason
-from slimfast.graph.propagation.rules.registry import rule
-from slimfast.graph.recording.forward import Call, Ref
-
-_BATCH = (
-    *("native_batch_norm", "batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
-    *("cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update"),
-)
-_LAYER = ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
-_GROUP = ("native_group_norm", "group_norm")
-NORMS = (*_BATCH, *_LAYER, *_GROUP)
+from slimfast.graph.propagation.rules.products import layer_operands
+from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
+from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.op_registry import op
 
 
-@rule(*_BATCH)
+def _zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """A scale and a shift that are parameters make 0 of a removed channel, and the shift is left of a removed
+    index of another axis. What is left of the mean of a batch norm is not 0."""
+    source, weight, bias = layer_operands(call)
+    shape, rank = call.arguments.get("normalized_shape"), len(axes)
+    own = [1] if shape is None else list(range(rank - len(shape), rank))
+    batch = "running_mean" in call.arguments
+    made = [batch or bias is not None or tracker.may_be_nonzero(source, dim) for dim in range(rank)]
+    for dim in own if weight is not None else ():
+        scale = tracker.may_be_nonzero(weight, dim - own[0])
+        made[dim] = scale or (bias is not None and tracker.may_be_nonzero(bias, dim - own[0]))
+    return made
+
+
+def _batch_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
+    source = a["input"]
+    of_channels = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    if not plain(source, *of_channels) or source.dim() < 2:
+        return None
+    fit = all(t is None or t.shape == source.shape[1:2] for t in of_channels)
+    return empty(source, source.shape) if fit else None
+
+
+@op("batch_norm", zeros=_zeros, meta_shape=_batch_norm_shape, whole=True, certain=True)
+@op("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", zeros=_zeros)
+@op("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", zeros=_zeros)
+@op("_batch_norm_no_update", "_batch_norm_with_update", zeros=_zeros)
 def batch_norm(flow: Propagation, call: Call) -> list[Axes]:
     source = call.arguments["input"]
     axes = list(flow.axes(source))
@@ -36,7 +62,25 @@ def _statistics(out: Ref, channels: AxisLabels, length: int) -> Axes:
     return [channels if n == length and n > 1 else FIXED for n in out.shape]
 
 
-@rule(*_LAYER)
+def _layer_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
+    source, weight, bias = a["input"], a["weight"], a.get("bias")
+    shape = tuple(a["normalized_shape"])
+    # the result is contiguous, whatever the layout of the input
+    if (
+        not source.is_meta
+        or not source.dtype.is_floating_point
+        or tuple(source.shape[-len(shape) :]) != shape
+    ):
+        return None
+    for own in (weight, bias):
+        if own is not None and not (own.is_meta and own.dtype == source.dtype and tuple(own.shape) == shape):
+            return None
+    return empty(source, source.shape)
+
+
+@op("layer_norm", zeros=_zeros, meta_shape=_layer_norm_shape, whole=True, certain=True)
+@op("rms_norm", zeros=_zeros, meta_shape=_layer_norm_shape, certain=True)
+@op("native_layer_norm", "_fused_rms_norm", zeros=_zeros)
 def layer_norm(flow: Propagation, call: Call) -> list[Axes]:
     source, shape = call.arguments["input"], call.arguments["normalized_shape"]
     axes = list(flow.axes(source))
@@ -53,7 +97,20 @@ def layer_norm(flow: Propagation, call: Call) -> list[Axes]:
     return [axes, *(rest for _ in call.outputs[1:])]
 
 
-@rule(*_GROUP)
+def _group_norm_shape(a: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    source, groups = a["input"], a["group"]
+    if not plain(source, a["weight"], a["bias"]) or source.dim() < 2 or a["C"] % groups:
+        return None
+    if any(t is not None and tuple(t.shape) != (a["C"],) for t in (a["weight"], a["bias"])):
+        return None
+    if tuple(source.shape[:2]) != (a["N"], a["C"]) or source.numel() != a["N"] * a["C"] * a["HxW"]:
+        return None
+    statistics = (a["N"], groups)
+    return empty(source, source.shape), empty(source, statistics), empty(source, statistics)
+
+
+@op("native_group_norm", zeros=_zeros, meta_shape=_group_norm_shape)
+@op("group_norm", zeros=_zeros)
 def group_norm(flow: Propagation, call: Call) -> list[Axes]:
     """Whole groups may go. With a single group it is a layer norm over the channels."""
     source = call.arguments["input"]
@@ -79,54 +136,7 @@ def group_norm(flow: Propagation, call: Call) -> list[Axes]:
     return [axes, *([FIXED, per_group] for _ in call.outputs[1:])]
 
 
-def reduced(flow: Propagation, call: Call, source: Ref) -> tuple[Axes, Axes]:
-    """The axes a reduction sums over and the axes of its result."""
-    axes = flow.axes(source)
-    dims = call.arguments.get("dim")
-    if dims is None or dims == []:
-        dims = range(len(axes))
-    gone = {dim % max(len(axes), 1) for dim in ([dims] if isinstance(dims, int) else dims)}
-    out: Axes = []
-    for dim, axis in enumerate(axes):
-        if dim not in gone:
-            out.append(axis)
-        elif call.arguments.get("keepdim"):
-            out.append(FIXED)
-    return [axes[dim] for dim in sorted(gone)], out
-
-
-@rule("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "sum", "nansum", "prod",
-      "amax", "amin", "aminmax", "logsumexp")  # fmt: skip
-def statistic(flow: Propagation, call: Call) -> list[Axes]:
-    """The statistic of fewer channels is another statistic: allowed, but no longer the masked network.
-
-    Even a sum: what a function makes of a masked channel need not be 0.
-    """
-    source = call.arguments["self"]
-    gone, out = reduced(flow, call, source)
-    for axis in gone:
-        flow.inexact(axis, Reason.STATISTIC)
-    return [list(out) for _ in call.outputs]
-
-
-@rule("any", "all", "count_nonzero")
-def reduction(flow: Propagation, call: Call) -> list[Axes]:
-    source = call.arguments["self"]
-    gone, out = reduced(flow, call, source)
-    for axis in gone:
-        flow.freeze(axis, Reason.REDUCES)
-    return [list(out) for _ in call.outputs]
-
-
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
-def softmax(flow: Propagation, call: Call) -> list[Axes]:
-    """Like a layer norm: over fewer channels, as in attention between channels, it is another function."""
-    axes = list(flow.axes(call.arguments["self"]))
-    flow.inexact(axes[call.arguments["dim"]], Reason.RUNS)
-    return [axes]
-
-
-@rule("_weight_norm_interface", "_weight_norm")
+@op("_weight_norm_interface", "_weight_norm")
 def weight_norm(flow: Propagation, call: Call) -> list[Axes]:
     """g * v / |v| with one norm per index of ``dim``: the other axes enter the norm."""
     direction, scale, dim = call.arguments["v"], call.arguments["g"], call.arguments["dim"]

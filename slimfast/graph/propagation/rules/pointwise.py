@@ -1,13 +1,19 @@
-"""Operations that work element by element, and those without a rule."""
+"""Operations that work element by element."""
 
 from __future__ import annotations
 
-from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, first_free, fixed_axis
-from slimfast.graph.propagation.flow import Propagation, refs_in
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, first_free
+from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
-from slimfast.graph.propagation.reasons import Reason
-from slimfast.graph.propagation.rules.registry import rule
-from slimfast.graph.recording.forward import Call, Ref
+from slimfast.graph.propagation.zeros import by_outcome, handed_on
+from slimfast.graph.recording.calls import Call, Ref, refs_in
+from slimfast.graph.recording.meta_shortcuts import broadcast, empty, plain
+from slimfast.graph.recording.op_registry import op
 
 
 def align(flow: Propagation, shape: tuple[int, ...], operands: list[Ref]) -> Axes:
@@ -32,18 +38,45 @@ def _join(flow: Propagation, met: Axes) -> AxisLabels:
     return first
 
 
-# Element by element, but without PyTorch's tag: what hands on what it is given, and functions.
-COPYING = ("clone", "_to_copy", "detach", "alias", "lift_fresh", "lift_fresh_copy", "dropout")
-UNTAGGED = (
-    *("copy", "where"),
-    *("hardswish", "hardsigmoid", "hardtanh", "elu", "leaky_relu", "softplus", "softshrink", "hardshrink"),
-    *("threshold", "log_sigmoid_forward", "_prelu_kernel", "rrelu_with_noise", "mish", "silu", "gelu"),
-    *("polar", "complex"),
-)
+def _shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Element by element, of one tensor or of two or one and a number, in the dtype of the first."""
+    first, second = a["self"], a.get("other")
+    if isinstance(second, (bool, complex)) or not (plain(first) and _all_numbers(a)):
+        return None
+    if not isinstance(second, Tensor):
+        return empty(first, first.shape)
+    if not plain(first, second) or a.get("rounding_mode") is not None:
+        return None
+    shape = broadcast(first.shape, second.shape)
+    return None if shape is None else empty(first, shape)
 
 
-@rule("pointwise", *COPYING, *UNTAGGED)
+def _all_numbers(a: Mapping[str, Any]) -> bool:
+    """Whether the arguments but the operands are plain numbers, words or nothing."""
+    return all(
+        isinstance(value, (bool, int, float, str, type(None)))
+        for name, value in a.items()
+        if name not in ("self", "other")
+    )
+
+
+@op("clone", "alias", zeros=handed_on, selects=True, copies=True, certain=True)
+@op("detach", zeros=handed_on, selects=True, certain=True)
+@op("_to_copy", zeros=handed_on, selects=True)
+@op("lift_fresh", zeros=handed_on, lifts=True)
+@op("lift_fresh_copy", zeros=handed_on)
+@op("dropout", zeros=handed_on, certain=True)
+@op("add", "sub", "mul", "div", zeros=by_outcome, meta_shape=_shape, certain=True)
+@op("relu", "relu6", "elu", "gelu", "silu", "mish", zeros=by_outcome, meta_shape=_shape, certain=True)
+@op("sigmoid", "tanh", "hardtanh", "hardswish", zeros=by_outcome, meta_shape=_shape, certain=True)
+@op("hardsigmoid", "leaky_relu", "softplus", zeros=by_outcome, meta_shape=_shape, certain=True)
+@op("clamp", "clamp_min", "clamp_max", "rsub", "neg", zeros=by_outcome, meta_shape=_shape)
+@op("exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "erf", zeros=by_outcome, meta_shape=_shape)
+@op("_prelu_kernel", zeros=by_outcome, certain=True)
+@op("copy", "where", "softshrink", "hardshrink", "threshold", zeros=by_outcome)
+@op("log_sigmoid_forward", "rrelu_with_noise", "polar", "complex", zeros=by_outcome)
 def elementwise(flow: Propagation, call: Call) -> list[Axes]:
+    """Axes that meet are one axis; an addition marks those that it is the first to join."""
     operands = list(refs_in(call.arguments))
     adds = call.op.rstrip("_") in ("aten.add", "aten.sub", "aten.rsub")
     joined = _joined_axes(flow, operands) if adds else []
@@ -62,54 +95,10 @@ def _joined_axes(flow: Propagation, operands: list[Ref]) -> Axes:
     return [x for x, y in zip(a[::-1], b[::-1], strict=False) if flow.differ(x, y)]
 
 
-@rule("fill_", "zero_", "zeros_like", "ones_like", "full_like", "empty_like", "normal_", "uniform_",
-      "resolve_conj", "resolve_neg", "contiguous", "_conj", "native_dropout")  # fmt: skip
-def same(flow: Propagation, call: Call) -> list[Axes]:
-    """Each output has the axes of the first tensor."""
-    source = next(refs_in(call.arguments))
-    return [list(flow.axes(source)) for _ in call.outputs]
-
-
-@rule("zeros", "ones", "full", "empty", "empty_strided", "new_zeros", "new_ones", "new_full", "new_empty",
-      "new_empty_strided")  # fmt: skip
-def constant(flow: Propagation, call: Call) -> list[Axes]:
-    """The same value everywhere: any index may go, if the size argument goes along."""
-    axes = flow.fresh(call.outputs[0].shape)
-    for dim, (axis, size) in enumerate(zip(axes, call.outputs[0].shape, strict=True)):
-        flow.constant(f"size[{dim}]", size, axis)
-    return [axes]
-
-
-@rule("arange", "linspace", "eye", "rand", "randn", "randint", "randperm", "scalar_tensor", "tril_indices",
-      "triu_indices", "bernoulli", "rand_like", "randn_like", "hann_window")  # fmt: skip
-def positions(flow: Propagation, call: Call) -> list[Axes]:
-    """Values that depend on the index or on chance: nothing of them may go."""
-    return [[FIXED] * len(out.shape) for out in call.outputs]
-
-
-@rule("tril", "triu")
+@op("tril", "triu")
 def triangle(flow: Propagation, call: Call) -> list[Axes]:
+    """Parts of matrices become 0, by their position."""
     axes = list(flow.axes(call.arguments["self"]))
     for axis in axes[-2:]:
         flow.freeze(axis)
     return [axes]
-
-
-@rule(
-    "_assert_async", "_assert_tensor_metadata", "_assert_scalar", "_functional_assert_async", "record_stream"
-)
-def nothing(flow: Propagation, call: Call) -> list[Axes]:
-    return [[FIXED] * len(out.shape) for out in call.outputs]
-
-
-@rule("unknown")
-def unknown(flow: Propagation, call: Call) -> list[Axes]:
-    """Whatever goes in or comes out stays as it is."""
-    whole = fixed_axis(flow.cause(Reason.NO_RULE))
-    for ref in refs_in(call.arguments):
-        for axis in flow.axes(ref):
-            if len(ref.shape) > 1:
-                # weights that it uses are told among what is left alone
-                flow.consume(ref, axis)
-            flow.freeze(axis, Reason.NO_RULE)
-    return [[whole] * len(out.shape) for out in call.outputs]

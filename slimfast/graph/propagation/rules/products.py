@@ -1,94 +1,51 @@
-"""Convolutions, matrix products and attention: one axis is summed over, another starts."""
+"""Linear layers, matrix products and attention: one axis is summed over, another starts."""
 
 from __future__ import annotations
 
-from math import prod
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, first_free
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.pointwise import align
-from slimfast.graph.propagation.rules.registry import rule
-from slimfast.graph.recording.forward import Call, Ref
-
-CONVOLUTIONS = ("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution")
-PRODUCTS = ("mm", "bmm", "matmul", "mv", "dot", "vdot", "addmm", "baddbmm", "addbmm", "addmv")
-
-
-@rule(*CONVOLUTIONS)
-def convolution(flow: Propagation, call: Call) -> list[Axes]:
-    """Channels are (groups, positions in a group) on both sides; the weight has all outputs and one group's
-    inputs, or, transposed, all inputs and one group's outputs. A filter of one tap mixes nothing along its
-    axis."""
-    source, weight = call.arguments["input"], call.arguments["weight"]
-    bias, groups = call.arguments.get("bias"), call.arguments["groups"]
-    transposed = bool(call.arguments.get("transposed", False))
-    out = call.outputs[0]
-    taps = len(weight.shape) - 2
-    at = len(source.shape) - taps - 1
-    axes = flow.axes(source)
-    still = [_still(call, source, out, dim) for dim in range(-taps, 0)]
-    for axis, stays in zip(axes[at + 1 :], still, strict=True):
-        if not stays:
-            flow.freeze(axis, Reason.SLIDES)
-    channels = _channels(flow, call, axes[at], weight, transposed)
-    if isinstance(bias, Ref):
-        flow.unify(channels, flow.axes(bias)[0])
-    weight_axes = flow.axes(weight)
-    shared = (source if transposed else out).shape
-    positions = [
-        axis if stays else n for axis, n, stays in zip(axes[at + 1 :], shared[at + 1 :], still, strict=True)
-    ]
-    flow.macs(prod(weight.shape[2:]), *positions, *axes[:at], *weight_axes[:2])
-    if groups > 1 and not channels.fixed:
-        flow.constant("groups", groups, flow.split(channels, groups)[0])
-    after = [axis if stays else FIXED for axis, stays in zip(axes[at + 1 :], still, strict=True)]
-    return [[*axes[:at], channels, *after]]
+from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
+from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.meta_shortcuts import broadcast, empty, plain
+from slimfast.graph.recording.op_registry import op
 
 
-def _still(call: Call, source: Ref, out: Ref, dim: int) -> bool:
-    """Whether each index along this axis is made of the one at its own place alone."""
-    settings = [(call.arguments[name], value) for name, value in (("stride", 1), ("padding", 0))]
-    alone = all(given[dim if len(given) > 1 else 0] == value for given, value in settings)
-    return alone and call.arguments["weight"].shape[dim] == 1 and source.shape[dim] == out.shape[dim]
+def layer_operands(call: Call) -> tuple[Ref, Any, Any]:
+    """The input of a layer, its weight and its bias, which may be None."""
+    return call.arguments["input"], call.arguments.get("weight"), call.arguments.get("bias")
 
 
-def _channels(flow: Propagation, call: Call, axis: AxisLabels, weight: Ref, transposed: bool) -> AxisLabels:
-    """Join the incoming channels with the weight's and return the outgoing ones."""
-    groups, source = call.arguments["groups"], call.arguments["input"]
-    at = len(source.shape) - len(weight.shape) + 1
-    first, second = flow.axes(weight)[:2]
-    if groups == 1:
-        consumed, produced = (first, second) if transposed else (second, first)
-        flow.produce(weight, produced)
-        flow.consume(weight, consumed)
-        flow.unify(axis, consumed)
-        _summed(flow, consumed, (weight, 0 if transposed else 1), (source, at))
-        return produced
-    if transposed:
-        flow.consume(weight, first)
-        flow.produce(weight, second)
-        flow.unify(axis, first)
-        outer, _ = flow.split(first, groups)
-        flow.mark(outer, Mark.BLOCK)
-        return flow.merge(outer, second)
-    # a depthwise filter scales the channel it is given; it makes no new one
-    if not (groups == len(axis) == weight.shape[0] and not axis.fixed):
-        flow.produce(weight, first)
-    flow.consume(weight, second)
-    outer, inner = flow.split(axis, groups)
-    own_outer, _ = flow.split(first, groups)
-    if groups < len(axis):
-        flow.mark(outer, Mark.BLOCK)
-    flow.unify(outer, own_outer)
-    flow.unify(inner, second)
-    _summed(flow, second, (weight, 1), (source, at))
-    return first
+def bias_or(tracker: ZeroTracker, weight: Ref, bias: Ref | None, dim: int = 0) -> bool:
+    """Whether this axis of a weight, or the bias added along it, may be other than 0 at removed units."""
+    return tracker.may_be_nonzero(weight, dim) or (bias is not None and tracker.may_be_nonzero(bias, 0))
 
 
-@rule("linear")
+def _linear_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """Rows of the weight are the last axis of the result; a removed index of another leaves the bias."""
+    source, weight, bias = layer_operands(call)
+    rest = range(len(axes) - (len(weight.shape) == 2))
+    others = [bias is not None or tracker.may_be_nonzero(source, dim) for dim in rest]
+    return others if len(others) == len(axes) else [*others, bias_or(tracker, weight, bias)]
+
+
+def _linear_shape(a: Mapping[str, Any]) -> Tensor | None:
+    source, weight, bias = a["input"], a["weight"], a["bias"]
+    if not plain(source, weight, bias) or source.dim() < 2 or weight.dim() != 2:
+        return None
+    if source.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    return empty(source, [*source.shape[:-1], weight.shape[0]])
+
+
+@op("linear", zeros=_linear_zeros, meta_shape=_linear_shape, whole=True, certain=True)
 def linear(flow: Propagation, call: Call) -> list[Axes]:
     source, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
     axes = flow.axes(source)
@@ -99,7 +56,7 @@ def linear(flow: Propagation, call: Call) -> list[Axes]:
     consumed = flow.axes(weight)[-1]
     flow.consume(weight, consumed)
     flow.unify(axes[-1], consumed)
-    _summed(flow, consumed, (weight, -1), (source, -1))
+    sum_along(flow, consumed, (weight, -1), (source, -1))
     result: Axes = [*axes[:-1], *([produced] if len(weight.shape) == 2 else [])]
     if isinstance(bias, Ref) and bias.shape:
         flow.unify(produced, flow.axes(bias)[-1])
@@ -115,7 +72,21 @@ def factors(call: Call) -> tuple[Ref, Ref, Any]:
     return (operands[0], operands[1], first) if len(operands) > 1 else (first, operands[0], None)
 
 
-@rule(*PRODUCTS)
+def _product_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """The first factor has the rows, the second the columns, both the axes in front."""
+    a, b, added = factors(call)
+    rows, columns, rank = len(a.shape) > 1, len(b.shape) > 1, len(axes)
+    front = range(-2, rank - rows - columns - 2)
+    made = [all(tracker.broadcast_nonzero(ref, dim - len(front)) for ref in (a, b)) for dim in front]
+    made += [tracker.may_be_nonzero(a, -2)] if rows else []
+    made += [tracker.may_be_nonzero(b, -1)] if columns else []
+    term = [isinstance(added, Ref) and tracker.broadcast_nonzero(added, dim) for dim in range(-rank, 0)]
+    return [left or right for left, right in zip(made, term, strict=True)]
+
+
+# A product of more than two axes decomposes into a reshape, a product and a reshape, which say no more.
+@op("matmul", zeros=_product_zeros, whole=True)
+@op("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addbmm", "addmv", zeros=_product_zeros)
 def product(flow: Propagation, call: Call) -> list[Axes]:
     """(..., m, k) times (..., k, n); a vector on either side has no m or n. The added term broadcasts to the
     result."""
@@ -130,7 +101,7 @@ def product(flow: Propagation, call: Call) -> list[Axes]:
             flow.produce(ref, axis)
         flow.consume(ref, summed)
     flow.unify(summed_a, summed_b)
-    _summed(flow, summed_a, (a, -1), (b, -1 if vector_b else -2))
+    sum_along(flow, summed_a, (a, -1), (b, -1 if vector_b else -2))
     batch = _batch(flow, a, b)
     if flow.value(a).data and flow.value(b).data and any(not axis.fixed for axis in batch):
         for axis in batch:
@@ -150,7 +121,7 @@ def product(flow: Propagation, call: Call) -> list[Axes]:
     return [result]
 
 
-def _summed(flow: Propagation, axis: AxisLabels, *factors: tuple[Ref, int]) -> None:
+def sum_along(flow: Propagation, axis: AxisLabels, *factors: tuple[Ref, int]) -> None:
     """The products of two tensors are added up along this axis, which is this dim of theirs: what both have
     in a removed unit counts."""
     if not axis.fixed and all(flow.may_be_nonzero(ref, dim) for ref, dim in factors):
@@ -171,14 +142,43 @@ def _batch(flow: Propagation, a: Ref, b: Ref) -> Axes:
     return axes
 
 
-@rule("scaled_dot_product_attention")
+def _attention_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """A softmax of 0 is not 0, but what it weighs is; the positions are those of the query."""
+    value, rank = call.arguments["value"], len(axes)
+    front = [tracker.broadcast_nonzero(value, dim) for dim in range(-rank, -2)]
+    return [*front, True, tracker.may_be_nonzero(value, -1)]
+
+
+def _attention_shape(a: Mapping[str, Any]) -> Tensor | None:
+    query, key, value, mask = (a[name] for name in ("query", "key", "value", "attn_mask"))
+    q, k, v = (list(t.shape) for t in (query, key, value))
+    like = (query.device, query.dtype)
+    same = all((t.device, t.dtype) == like for t in (key, value)) and query.dtype.is_floating_point
+    if (
+        not (same and query.is_meta)
+        or not len(q) == len(k) == len(v) == 4
+        or q[-1] != k[-1]
+        or k[-2] != v[-2]
+    ):
+        return None
+    grouped = bool(a["enable_gqa"]) and k[1] > 0 and q[1] % k[1] == 0
+    if k[:2] != v[:2] or q[0] != k[0] or not (q[1] == k[1] or grouped):
+        return None
+    scores = [*q[:-1], k[-2]]
+    if mask is not None and broadcast(scores, mask.shape) != scores:
+        return None
+    return empty(query, [*q[:-1], v[-1]])
+
+
+# Decomposed, the scale would become a bare number.
+@op("scaled_dot_product_attention", zeros=_attention_zeros, meta_shape=_attention_shape, whole=True)
 def attention(flow: Propagation, call: Call) -> list[Axes]:
     """q (..., H, L, E), k (..., G, S, E), v (..., G, S, V) to (..., H, L, V); with ``enable_gqa`` H is a
     multiple of G."""
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
     q, k, v = (flow.axes(ref) for ref in (query, key, value))
     flow.unify(q[-1], k[-1])
-    _summed(flow, q[-1], (query, -1), (key, -1))
+    sum_along(flow, q[-1], (query, -1), (key, -1))
     flow.unify(k[-2], v[-2])
     flow.freeze(k[-2], Reason.ATTENDS)
     if call.arguments.get("scale") is None:

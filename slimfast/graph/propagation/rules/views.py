@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
-from slimfast.graph.propagation.rules.pointwise import unknown
-from slimfast.graph.propagation.rules.registry import rule
+from slimfast.graph.propagation.rules.frozen import unknown
+from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
 from slimfast.graph.recording.attributes import integers_of
-from slimfast.graph.recording.forward import Call
+from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.op_registry import op
 
 
 def reshape_axes(flow: Propagation, axes: Axes, after: tuple[int, ...]) -> Axes:
@@ -45,7 +50,9 @@ def reshape_axes(flow: Propagation, axes: Axes, after: tuple[int, ...]) -> Axes:
     return result
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy")
+@op("view", "_unsafe_view", selects=True, sized=True, reshapes=True, plain_view=True)
+@op("reshape", "_reshape_alias", selects=True, sized=True, reshapes=True, plain_view=True)
+@op("view_copy", selects=True)
 def reshape(flow: Propagation, call: Call) -> list[Axes]:
     if "dtype" in call.arguments:
         return unknown(flow, call)
@@ -56,7 +63,7 @@ def reshape(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("as_strided")
+@op("as_strided")
 def as_strided(flow: Propagation, call: Call) -> list[Axes]:
     """Only a change of memory layout, with the sizes as they are, is understood."""
     source = call.arguments["self"]
@@ -65,7 +72,7 @@ def as_strided(flow: Propagation, call: Call) -> list[Axes]:
     return [list(flow.axes(source))]
 
 
-@rule("expand")
+@op("expand", selects=True, sized=True, plain_view=True)
 def expand(flow: Propagation, call: Call) -> list[Axes]:
     """An axis of length 1 repeated: the copies are alike, so any of them may go."""
     source, out = call.arguments["self"], call.outputs[0]
@@ -79,7 +86,7 @@ def expand(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("repeat")
+@op("repeat")
 def repeat(flow: Propagation, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     offset = len(out.shape) - len(source.shape)
@@ -94,7 +101,8 @@ def repeat(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("t", "transpose", "transpose_", "t_")
+@op("t", selects=True)
+@op("transpose", selects=True, certain=True)
 def transpose(flow: Propagation, call: Call) -> list[Axes]:
     axes = list(flow.axes(call.arguments["self"]))
     if len(axes) > 1:
@@ -103,13 +111,14 @@ def transpose(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("permute")
+@op("permute", selects=True, certain=True)
 def permute(flow: Propagation, call: Call) -> list[Axes]:
     axes = flow.axes(call.arguments["self"])
     return [[axes[dim] for dim in call.arguments["dims"]]]
 
 
-@rule("squeeze", "unsqueeze", "squeeze_", "unsqueeze_", "view_as_real")
+@op("squeeze", "unsqueeze", selects=True, plain_view=True)
+@op("view_as_real")
 def resize_ones(flow: Propagation, call: Call) -> list[Axes]:
     """Axes of length 1 come and go; those longer than 1 stay in order."""
     source = call.arguments["self"]
@@ -121,14 +130,31 @@ def resize_ones(flow: Propagation, call: Call) -> list[Axes]:
     return [[next(remaining) if n > 1 else FIXED for n in shape]]
 
 
-@rule("view_as_complex")
+@op("view_as_complex")
 def view_as_complex(flow: Propagation, call: Call) -> list[Axes]:
     axes = flow.axes(call.arguments["self"])
     flow.freeze(axes[-1])
     return [list(axes[:-1])]
 
 
-@rule("cat", "concat")
+def _cat_shape(a: Mapping[str, Any]) -> Tensor | None:
+    parts = a["tensors"]
+    if not parts or not plain(*parts) or not all(1 < t.dim() == parts[0].dim() for t in parts):
+        return None
+    shape = list(parts[0].shape)
+    if not -len(shape) <= a["dim"] < len(shape):
+        return None
+    shape[a["dim"]] = sum(t.shape[a["dim"]] for t in parts)
+    fit = all(
+        n == m or d == a["dim"] % len(shape)
+        for t in parts
+        for d, (n, m) in enumerate(zip(t.shape, shape, strict=True))
+    )
+    return empty(parts[0], shape) if fit else None
+
+
+@op("cat", meta_shape=_cat_shape, certain=True)
+@op("concat")
 def cat(flow: Propagation, call: Call) -> list[Axes]:
     # an empty 1-d tensor may stand among the others and counts for nothing
     parts = [ref for ref in call.arguments["tensors"] if ref.shape != (0,)]
@@ -146,7 +172,7 @@ def cat(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("stack")
+@op("stack")
 def stack(flow: Propagation, call: Call) -> list[Axes]:
     parts = call.arguments["tensors"]
     axes = list(flow.axes(parts[0]))
@@ -158,7 +184,7 @@ def stack(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk")
+@op("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", selects=True)
 def split(flow: Propagation, call: Call) -> list[Axes]:
     """Parts of one size shrink together, whether the size was written down or taken from the shape.
 
@@ -185,7 +211,7 @@ def split(flow: Propagation, call: Call) -> list[Axes]:
     return [[*axes[:dim], part, *axes[dim + 1 :]] for part in parts]
 
 
-@rule("glu")
+@op("glu")
 def glu(flow: Propagation, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     dim = call.arguments["dim"] % len(source.shape)
@@ -196,7 +222,7 @@ def glu(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("pixel_shuffle")
+@op("pixel_shuffle")
 def pixel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
     """(..., C r r, H, W) to (..., C, H r, W r): the r positions of a block stay."""
     source, out = call.arguments["self"], call.outputs[0]
@@ -207,7 +233,7 @@ def pixel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
     return [[*axes[:-3], channels, FIXED, FIXED]]
 
 
-@rule("pixel_unshuffle")
+@op("pixel_unshuffle")
 def pixel_unshuffle(flow: Propagation, call: Call) -> list[Axes]:
     source, out = call.arguments["self"], call.outputs[0]
     axes = list(flow.axes(source))
@@ -217,7 +243,7 @@ def pixel_unshuffle(flow: Propagation, call: Call) -> list[Axes]:
     return [[*axes[:-3], flow.merge(axes[-3], inside), FIXED, FIXED]]
 
 
-@rule("channel_shuffle", "native_channel_shuffle")
+@op("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
     source, groups = call.arguments["self"], call.arguments["groups"]
     axes = list(flow.axes(source))
@@ -227,7 +253,13 @@ def channel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("constant_pad_nd")
+def _pad_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """Axes keep their places; positions that were not there are not masked."""
+    source, value = call.arguments["self"], call.arguments["value"]
+    return [value != 0 or tracker.may_be_nonzero(source, dim) for dim in range(len(axes))]
+
+
+@op("constant_pad_nd", zeros=_pad_zeros)
 def pad(flow: Propagation, call: Call) -> list[Axes]:
     """Padded channels are free labels: what they are added to, or read by, decides what becomes of them.
 

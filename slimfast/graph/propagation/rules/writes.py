@@ -8,13 +8,14 @@ from slimfast.graph.propagation.axis_labels import Axes, AxisLabels
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
 from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.rules.frozen import unknown
 from slimfast.graph.propagation.rules.indexing import behind_mask, chosen
-from slimfast.graph.propagation.rules.pointwise import unknown
-from slimfast.graph.propagation.rules.registry import rule
-from slimfast.graph.recording.forward import Call, Ref
+from slimfast.graph.propagation.zeros import all_nonzero
+from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.op_registry import op
 
 
-@rule("index_add", "index_copy", "index_reduce", "index_fill")
+@op("index_add", "index_copy", "index_reduce", "index_fill", zeros=all_nonzero)
 def write_slices(flow: Propagation, call: Call) -> list[Axes]:
     """Slices of ``self`` along ``dim``: the other axes are those of what is written."""
     written = _written(call)
@@ -32,7 +33,7 @@ def write_slices(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("scatter", "scatter_add", "scatter_reduce")
+@op("scatter", "scatter_add", "scatter_reduce", zeros=all_nonzero)
 def scatter(flow: Propagation, call: Call) -> list[Axes]:
     """Element by element, at ``index`` along ``dim``; the other axes are one with those of the index."""
     target, places, written = call.arguments["self"], call.arguments["index"], _written(call)
@@ -52,7 +53,7 @@ def scatter(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+@op("index_put", "_index_put_impl", "_unsafe_index_put", zeros=all_nonzero)
 def index_put(flow: Propagation, call: Call) -> list[Axes]:
     """``self[indices] = values``: the axes of the values are those of what is chosen, the last ones first."""
     target, source = call.arguments["self"], call.arguments["values"]

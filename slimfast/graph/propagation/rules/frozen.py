@@ -1,0 +1,35 @@
+"""Operations that leave all they touch as it is, for want of a rule or because they tell of nothing."""
+
+from __future__ import annotations
+
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, fixed_axis
+from slimfast.graph.propagation.flow import Propagation
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.zeros import all_nonzero
+from slimfast.graph.recording.calls import Call, refs_in
+from slimfast.graph.recording.op_registry import OpEntry, op, register
+
+# Einsums decompose into other operations at other lengths; each of those has a rule.
+register(OpEntry(shape_dependent=True), "einsum", "tensordot")
+
+
+@op("_assert_async", "_assert_tensor_metadata", "_assert_scalar", "_functional_assert_async", "record_stream")
+def nothing(flow: Propagation, call: Call) -> list[Axes]:
+    """Checks: what they return, if anything, is no part of the network."""
+    return [[FIXED] * len(out.shape) for out in call.outputs]
+
+
+# Recurrent layers are recorded whole: decomposed they would be a step per token.
+@op("lstm", "gru", "rnn_tanh", "rnn_relu", whole=True)
+@op("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", whole=True)
+@op("masked_scatter", "put", zeros=all_nonzero)
+def unknown(flow: Propagation, call: Call) -> list[Axes]:
+    """Whatever goes in or comes out stays as it is: the rule of all operations that have no other."""
+    whole = fixed_axis(flow.cause(Reason.NO_RULE))
+    for ref in refs_in(call.arguments):
+        for axis in flow.axes(ref):
+            if len(ref.shape) > 1:
+                # weights that it uses are told among what is left alone
+                flow.consume(ref, axis)
+            flow.freeze(axis, Reason.NO_RULE)
+    return [[whole] * len(out.shape) for out in call.outputs]
