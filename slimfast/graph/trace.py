@@ -51,12 +51,12 @@ def trace_channels(
     args, kwargs = arguments(example)
     recording = record(network, args, kwargs)
     flow = propagate(network, recording, args, kwargs)
-    grouping = Grouping(flow, include, exclude)
+    grouping = Grouping(flow.labels, include, exclude)
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
         parameters=frozenset(name for name, t in network.tensors.items() if isinstance(t, nn.Parameter)),
-        operations=tuple(grouping.operation(i) for i in range(len(flow.steps))),
+        operations=tuple(map(grouping.operation, flow.calls)),
         frozen=grouping.frozen(),
         inputs=inputs,
         tied=network.tied,

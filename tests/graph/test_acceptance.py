@@ -14,6 +14,7 @@ from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.recording.forward import record
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.verification import verify
 
 ENDS = {"network input", "network output"}
@@ -62,7 +63,7 @@ def test_windows_pads_and_shifts_make_no_labels_of_axes_that_are_frozen(torchvis
     """They doubled with every block, and grouping took minutes."""
     network = Network.of(_small_swin(torchvision).eval())
     flow = propagate(network, record(network, (images,), {}), (images,), {})
-    axes = [axis for step in flow.steps for output in step.outputs for axis in output]
+    axes = [axis for traced in flow.calls for output in traced.outputs for axis in output]
     assert max(axis.labels.shape[1] for axis in axes) <= 4
 
 

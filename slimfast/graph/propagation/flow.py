@@ -2,76 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from slimfast.graph.channel_graph import Role
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, fixed_axis
 from slimfast.graph.propagation.label_matrices import Labels, Mark, merge, widen
-from slimfast.graph.propagation.partition import Partition
-from slimfast.graph.propagation.reasons import FIXED_LENGTH, Cause, Causes, Reason
-from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.propagation.network_labels import NetworkLabels
+from slimfast.graph.propagation.reasons import FIXED_LENGTH, Cause, Reason
+from slimfast.graph.propagation.traced import TracedCall, TracedTensor
+from slimfast.graph.propagation.zeros import ZeroTracker
+from slimfast.graph.recording.calls import Call, Ref, refs_in
+from slimfast.graph.recording.forward import Recording
+from slimfast.graph.recording.op_registry import entry_of
 
-
-@dataclass(slots=True, eq=False)
-class TracedTensor:
-    """A tensor while it is traced. ``data``: depends on the network's input or on chance; ``sources``: the
-    parameters that a value which does not is made of, or which it holds elements of."""
-
-    axes: Axes
-    data: bool
-    sources: frozenset[str] = frozenset()
-
-
-@dataclass(slots=True, eq=False)
-class TracedCall:
-    """A call with what its rule found: the axes of its outputs, its MACs and its size arguments."""
-
-    call: Call
-    outputs: list[Axes] = field(default_factory=list)
-    macs: list[int | AxisLabels] = field(default_factory=list)
-    constants: list[tuple[str, int, AxisLabels]] = field(default_factory=list)
+_NOTHING_RUNS = Call("", "", {}, (), False)
 
 
 class Propagation:
-    """Labels on their way through the network. Rules call its methods; ``step`` is the operation being
-    handled. ``training``: what is followed now runs in training only, after all that runs in eval mode.
+    """Labels on their way through one recorded forward; rules call its methods for the running operation.
+
+    ``labels``: those of the network's own tensors, which several forwards share. ``training``: this forward
+    runs in training only, and is followed after the one in eval mode.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module] | None = None) -> None:
-        self.modules = modules or {}
-        self.partition = Partition()
-        self.causes = Causes()
-        self.values: dict[int, TracedTensor] = {}
-        self.tensors: dict[str, TracedTensor] = {}
-        self.roles: dict[tuple[str, int], Role] = {}
-        self.steps: list[TracedCall] = []
-        self.step = TracedCall(Call("", "", {}, (), False))
-        self.training = False
-        # whether a tensor may be other than 0 at removed units of an axis, when the running operation gets it
-        self.may_be_nonzero: Callable[[Ref, int], bool] = lambda ref, dim: True
+    def __init__(self, labels: NetworkLabels, recording: Recording, *, training: bool = False) -> None:
+        self.labels = labels
+        self.calls: list[TracedCall] = []
+        self._partition = labels.partition
+        self._training = training
+        self._values = {value: labels.tensors[name] for value, name in recording.names.items()}
+        parameters = [value for value, tensor in self._values.items() if tensor.sources]
+        given = labels.causes.add(Reason.NETWORK_INPUT)
+        for ref in recording.inputs:
+            self._values[ref.value] = TracedTensor([fixed_axis(given, n) for n in ref.shape], True)
+        self._zeros = ZeroTracker(parameters, self._values, self._partition)
+        self._call = _NOTHING_RUNS
+        self._macs: tuple[int | AxisLabels, ...] = ()
+        self._constants: list[tuple[str, int, AxisLabels]] = []
 
-    # Axes
+    # One operation after the other
+
+    def begin(self, call: Call) -> None:
+        """Make this the running operation."""
+        self._call, self._macs, self._constants = call, (), []
+        for ref in refs_in(call.arguments):
+            # a tensor that the model keeps outside its parameters and buffers is a constant nobody can cut
+            if ref.value not in self._values:
+                self._values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
+
+    def finish(self, outputs: Sequence[Axes]) -> None:
+        """Take these as the axes of what the running operation returns."""
+        call, operands = self._call, [self.value(ref) for ref in refs_in(self._call.arguments)]
+        data = any(operand.data for operand in operands)
+        # experts chosen by the input are still elements of the parameter they are chosen from
+        made = data and not entry_of(call.op).selects
+        sources = frozenset() if made else frozenset().union(*(operand.sources for operand in operands))
+        for ref, axes in zip(call.outputs, outputs, strict=True):
+            self._values[ref.value] = TracedTensor(axes, data, sources)
+        self.calls.append(TracedCall(call, tuple(outputs), self._macs, tuple(self._constants)))
+
+    # Tensors and their axes
+
+    def knows(self, value: int) -> bool:
+        """Whether a tensor of the recording has been met."""
+        return value in self._values
 
     def value(self, ref: Ref) -> TracedTensor:
-        return self.values[ref.value]
+        """What is known of a tensor."""
+        return self._values[ref.value]
 
     def axes(self, ref: Ref) -> Axes:
-        return self.values[ref.value].axes
+        """The axes of a tensor."""
+        return self._values[ref.value].axes
+
+    def axis_at(self, value: int, dim: int) -> AxisLabels:
+        """One axis of a tensor, by the tensor's number in the recording."""
+        return self._values[value].axes[dim]
+
+    def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
+        """Whether a tensor, as the running operation gets it, may be other than 0 at removed units of an
+        axis."""
+        return self._zeros.nonzero_after(self.calls, ref, dim)
 
     def fresh(self, shape: Sequence[int]) -> Axes:
-        """Free labels along every axis longer than 1: of a parameter, or of a constant that is the same
-        everywhere."""
-        return [AxisLabels(self.partition.fresh(n)[:, None]) if n > 1 else FIXED.of_length(n) for n in shape]
+        """Free labels along every axis longer than 1: of a constant that is the same everywhere."""
+        return self.labels.fresh(shape)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that the running operation runs in."""
+        return self.labels.modules.get(self._call.module)
 
     def cause(self, reason: Reason, detail: str = "") -> Cause:
         """A reason at the running operation."""
-        call = self.step.call
-        return self.causes.add(reason, call.module, call.op, detail)
+        return self.labels.causes.add(reason, self._call.module, self._call.op, detail)
 
     def unify(self, a: AxisLabels, b: AxisLabels) -> None:
         """Two axes of the same length are one axis."""
@@ -84,15 +111,15 @@ class Propagation:
             if cause is None or cause is FIXED_LENGTH:
                 self.freeze(free, Reason.JOINS_FIXED_AXIS)
             else:
-                self.partition.freeze_classes(free.labels, cause.number)
+                self._partition.freeze_classes(free.labels, cause.number)
             return
-        self.partition.join_rows(a.labels, b.labels, self.cause(Reason.JOINS_FIXED_INDEX).number)
+        self._partition.join_rows(a.labels, b.labels, self.cause(Reason.JOINS_FIXED_INDEX).number)
 
     def differ(self, a: AxisLabels, b: AxisLabels) -> bool:
         """Whether two labelled axes of one length are not one axis yet."""
         if a.fixed or b.fixed or len(a) != len(b):
             return False
-        return not np.array_equal(self.partition.resolve(a.labels), self.partition.resolve(b.labels))
+        return not np.array_equal(self._partition.resolve(a.labels), self._partition.resolve(b.labels))
 
     def freeze(self, axis: AxisLabels, reason: Reason = Reason.MIXES, detail: str = "") -> AxisLabels:
         """No index of this axis may be removed, because of the running operation; returns it as a fixed
@@ -100,14 +127,8 @@ class Propagation:
         if axis.fixed:
             return axis
         cause = self.cause(reason, detail)
-        self.partition.freeze_classes(axis.labels, cause.number)
+        self._partition.freeze_classes(axis.labels, cause.number)
         return fixed_axis(cause, len(axis))
-
-    def freeze_for(self, axes: Sequence[AxisLabels], cause: Cause) -> None:
-        """No index of these axes may be removed, because of something else than the running operation."""
-        for axis in axes:
-            if not axis.fixed:
-                self.partition.freeze_classes(axis.labels, cause.number)
 
     def tie(self, a: AxisLabels, b: AxisLabels) -> None:
         """Two axes must stay equally long. Where they are not permutations of each other they become one
@@ -116,17 +137,17 @@ class Propagation:
             self.unify(a, b)
 
     def _permuted(self, a: Labels, b: Labels) -> bool:
-        left, right = (_sorted_rows(self.partition.resolve(labels)) for labels in (a, b))
+        left, right = (_sorted_rows(self._partition.resolve(labels)) for labels in (a, b))
         return np.array_equal(left, right)
 
     def inexact(self, axis: AxisLabels, reason: Reason) -> None:
         """Removing an index of this axis changes what the operation computes for the others."""
         if not axis.fixed:
-            self.partition.make_inexact(axis.labels, self.cause(reason).number)
+            self._partition.make_inexact(axis.labels, self.cause(reason).number)
 
     def mark(self, axis: AxisLabels, mark: Mark) -> None:
         if not axis.fixed:
-            self.partition.add_mark(axis.labels, mark)
+            self._partition.add_mark(axis.labels, mark)
 
     def known(self, axis: AxisLabels) -> AxisLabels:
         """The same axis; a fixed one where by now no index of it can be removed.
@@ -135,11 +156,11 @@ class Propagation:
         """
         if axis.fixed:
             return axis
-        roots = self.partition.resolve(axis.labels)
-        reasons = self.partition.frozen_reasons(roots[roots > 0])
+        roots = self._partition.resolve(axis.labels)
+        reasons = self._partition.frozen_reasons(roots[roots > 0])
         if not len(reasons) or not reasons.all():
             return axis
-        return fixed_axis(self.causes[int(reasons.min())], len(axis))
+        return fixed_axis(self.labels.causes[int(reasons.min())], len(axis))
 
     def merge(self, outer: AxisLabels, inner: AxisLabels) -> AxisLabels:
         """The axis (a * b) that a reshape makes of the axes (a) and (b)."""
@@ -163,7 +184,7 @@ class Propagation:
         if axis.fixed:
             return axis.of_length(a), axis.of_length(b)
         cause = self.cause(Reason.SPLITS)
-        outer, inner = self.partition.split_grid(axis.labels, a, b, cause.number)
+        outer, inner = self._partition.split_grid(axis.labels, a, b, cause.number)
         return _axis_of(outer), _axis_of(inner)
 
     def concatenate(self, parts: Sequence[AxisLabels]) -> AxisLabels:
@@ -177,25 +198,13 @@ class Propagation:
 
     def produce(self, ref: Ref, axis: AxisLabels) -> None:
         """``axis`` of ``ref`` starts a new axis of the output."""
-        self._role(ref, axis, "producer")
+        for own in self.labels.use(self.value(ref).sources, axis, "producer"):
+            if self._training:
+                self.freeze(own, Reason.TRAINING_ONLY)
 
     def consume(self, ref: Ref, axis: AxisLabels) -> None:
         """``axis`` of ``ref`` is summed over."""
-        self._role(ref, axis, "consumer")
-
-    def _role(self, ref: Ref, axis: AxisLabels, role: Role) -> None:
-        """The first use of a weight decides: an embedding that is also the classifier produces."""
-        value = self.value(ref)
-        if axis.fixed:
-            return
-        for name in sorted(value.sources):
-            for dim, own in enumerate(self.tensors[name].axes):
-                if (name, dim) in self.roles or own.fixed:
-                    continue
-                if own is axis or self.partition.meet(own.labels, axis.labels):
-                    self.roles[name, dim] = role
-                    if self.training and role == "producer":
-                        self.freeze(own, Reason.TRAINING_ONLY)
+        self.labels.use(self.value(ref).sources, axis, "consumer")
 
     def macs(self, *factors: int | AxisLabels) -> None:
         """The operation costs the product of these numbers and lengths."""
@@ -208,12 +217,12 @@ class Propagation:
                 constant *= len(factor)
             else:
                 free.append(factor)
-        self.step.macs = [constant, *free]
+        self._macs = (constant, *free)
 
     def constant(self, argument: str, value: Any, axis: AxisLabels) -> None:
         """The integer argument is the length of this axis, which may shrink."""
         if not axis.fixed and isinstance(value, int) and value >= 0:
-            self.step.constants.append((argument, value, axis))
+            self._constants.append((argument, value, axis))
 
 
 def _sorted_rows(labels: Labels) -> Labels:

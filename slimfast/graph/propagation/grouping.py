@@ -22,9 +22,10 @@ from slimfast.graph.channel_graph import (
     matches,
 )
 from slimfast.graph.propagation.axis_labels import AxisLabels
-from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Labels, Mark, Mask, some, tidy
+from slimfast.graph.propagation.network_labels import NetworkLabels
 from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.traced import TracedCall
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
 
@@ -43,18 +44,18 @@ class _Draft:
 
 
 class Grouping:
-    """Reads the groups, the axes and the frozen parts off a finished flow."""
+    """Reads the groups, the axes and the frozen parts off labels that were followed to the end."""
 
     def __init__(
-        self, flow: Propagation, include: Sequence[str] | None, exclude: Sequence[str] | None
+        self, labels: NetworkLabels, include: Sequence[str] | None, exclude: Sequence[str] | None
     ) -> None:
-        self._flow = flow
-        self._partition = flow.partition
+        self._labels = labels
+        self._partition = labels.partition
         self._tables: dict[tuple[str, int], Labels] = {}
         self._resolved: dict[AxisLabels, Labels] = {}
         self._size = self._partition.size
         roots = self._partition.whole()
-        for name, value in flow.tensors.items():
+        for name, value in labels.tensors.items():
             for dim, axis in enumerate(value.axes):
                 if not axis.fixed:
                     table = self._tables[name, dim] = self._table(axis.labels, roots)
@@ -85,7 +86,7 @@ class Grouping:
         signature, joined = self._signatures()
         order = []
         seen = np.zeros(self._size, dtype=bool)
-        for (name, dim), role in self._flow.roles.items():
+        for (name, dim), role in self._labels.roles.items():
             if role == "producer" and (name, dim) in self._tables:
                 found = self._tables[name, dim].ravel()
                 found = found[(found > 0) & ~seen.take(found)]
@@ -123,7 +124,7 @@ class Grouping:
             reason = self._partition.inexact_reason(free)
             self._group_of[free] = len(drafts)
             self._unit_of[free] = np.arange(len(free))
-            inexact = str(self._flow.causes[reason]) if reason else None
+            inexact = str(self._labels.causes[reason]) if reason else None
             drafts.append(_Draft(name, kind, free, inexact))
         return drafts
 
@@ -140,7 +141,7 @@ class Grouping:
             # wraps around: the sum over the multiset is the same in any order
             np.add.at(signature, np.concatenate(columns), hashes)
         for position, (key, table) in enumerate(self._tables.items()):
-            if self._flow.roles.get(key) == "producer":
+            if self._labels.roles.get(key) == "producer":
                 roots = table[table > 0]
                 joined[roots] |= producer[roots] >= 0
                 producer[roots] = position
@@ -150,8 +151,8 @@ class Grouping:
         members: list[list[Member]] = [[] for _ in self._drafts]
         number = {draft.name: g for g, draft in enumerate(self._drafts)}
         for name, dim in self._in_order():
-            role = self._flow.roles.get((name, dim), "follower")
-            for group, units in self.axis(self._flow.tensors[name].axes[dim]).parts:
+            role = self._labels.roles.get((name, dim), "follower")
+            for group, units in self.axis(self._labels.tensors[name].axes[dim]).parts:
                 members[number[group]].append(Member(name, dim, role, units))
         return tuple(
             ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(found), draft.inexact)
@@ -160,8 +161,8 @@ class Grouping:
 
     def _in_order(self) -> list[tuple[str, int]]:
         """(tensor, dim) pairs: those with a role in the order they were used, then the others."""
-        with_role = [key for key in self._flow.roles if key in self._tables]
-        return [*with_role, *(key for key in self._tables if key not in self._flow.roles)]
+        with_role = [key for key in self._labels.roles if key in self._tables]
+        return [*with_role, *(key for key in self._tables if key not in self._labels.roles)]
 
     # Axes
 
@@ -201,21 +202,21 @@ class Grouping:
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """The axes of every parameter and buffer."""
-        return {name: tuple(map(self.axis, value.axes)) for name, value in self._flow.tensors.items()}
+        return {name: tuple(map(self.axis, value.axes)) for name, value in self._labels.tensors.items()}
 
-    def operation(self, step_index: int) -> Operation:
-        step = self._flow.steps[step_index]
+    def operation(self, traced: TracedCall) -> Operation:
+        """A call that was followed, with its axes as those of groups."""
         return Operation(
-            name=step.call.op,
-            module=step.call.module,
-            outputs=tuple(tuple(map(self.axis, axes)) for axes in step.outputs),
-            macs=tuple(f if isinstance(f, int) else self.axis(f) for f in step.macs),
+            name=traced.call.op,
+            module=traced.call.module,
+            outputs=tuple(tuple(map(self.axis, axes)) for axes in traced.outputs),
+            macs=tuple(f if isinstance(f, int) else self.axis(f) for f in traced.macs),
             constants=tuple(
                 Constant(argument, value, axis)
-                for argument, value, labels in step.constants
+                for argument, value, labels in traced.constants
                 if (axis := self.axis(labels)).parts
             ),
-            within=step.call.einsum,
+            within=traced.call.einsum,
         )
 
     # What is left alone
@@ -223,7 +224,7 @@ class Grouping:
     def frozen(self) -> tuple[Frozen, ...]:
         """Every weight axis, or part of one, that no group can change, with the reason."""
         found: dict[Frozen, None] = {}
-        for name, dim in self._flow.roles:
+        for name, dim in self._labels.roles:
             table = self._tables[name, dim]
             grouped = (self._group_of.take(table) >= 0).max(axis=1, initial=False)
             roots = table[~grouped]
@@ -232,7 +233,7 @@ class Grouping:
                 continue
             for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
                 if code:
-                    cause = self._flow.causes[code]
+                    cause = self._labels.causes[code]
                     found[Frozen(name, dim, cause.text, cause.module)] = None
             free = roots[~self._partition.frozen(roots)]
             for code in np.unique(self._why[free]).tolist():

@@ -10,7 +10,7 @@ that many operations share.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, TypeAlias
@@ -18,7 +18,8 @@ from typing import Any, TypeAlias
 import torch
 
 from slimfast.graph.propagation.axis_labels import Axes, AxisLabels
-from slimfast.graph.propagation.flow import Propagation, TracedCall
+from slimfast.graph.propagation.partition import Partition
+from slimfast.graph.propagation.traced import TracedCall, TracedTensor
 from slimfast.graph.recording.calls import Call, Ref, refs_in
 from slimfast.graph.recording.op_registry import entry_of
 
@@ -37,14 +38,16 @@ _CHOOSING = frozenset({"index", "indices", "mask", "condition"})
 class ZeroTracker:
     """Knows which values of a propagation are 0 at the indices of removed units.
 
-    The steps of ``flow`` grow while the network is followed; none is looked at before it is asked for, since
-    few networks multiply what they compute. ``parameters``: values that are 0 there. All others that no step
-    makes, the network's inputs and buffers, stay as they are when units are masked.
+    No call is looked at before it is asked for, since few networks multiply what they compute.
+    ``parameters``: values that are 0 there. All others that no call makes, the network's inputs and buffers,
+    stay as they are when units are masked. ``values``: the tensors of the propagation by number, as it goes.
     """
 
-    def __init__(self, flow: Propagation, parameters: Iterable[int]) -> None:
-        self._flow = flow
-        self._steps = flow.steps
+    def __init__(
+        self, parameters: Iterable[int], values: Mapping[int, TracedTensor], partition: Partition
+    ) -> None:
+        self._values = values
+        self._partition = partition
         self._seen = 0
         self._parameters = frozenset(parameters)
         self._nonzero: dict[int, NonzeroByAxis] = {}
@@ -52,17 +55,19 @@ class ZeroTracker:
         # the first operand of what made a value, which may share its memory
         self._views: dict[int, Ref] = {}
 
-    def nonzero_by_now(self, ref: Ref, dim: int) -> bool:
-        """Whether this tensor, as it is after the last step, may be other than 0 at removed units of an
-        axis."""
+    def nonzero_after(self, calls: Sequence[TracedCall], ref: Ref, dim: int) -> bool:
+        """Whether this tensor, as it is after these calls, may be other than 0 at removed units of an axis.
+
+        ``calls``: all so far, among them those of the questions before.
+        """
         if ref.value not in self._parameters:
-            for step in self._steps[self._seen :]:
-                self._look_at(step)
-            self._seen = len(self._steps)
+            for traced in calls[self._seen :]:
+                self._look_at(traced)
+            self._seen = len(calls)
         return self.may_be_nonzero(ref, dim)
 
     def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
-        """:meth:`nonzero_by_now` as far as steps have been looked at."""
+        """:meth:`nonzero_after` the calls that have been looked at."""
         known = self._nonzero.get(ref.value)
         return ref.value not in self._parameters if known is None else known[dim]
 
@@ -78,7 +83,7 @@ class ZeroTracker:
         given = [
             (axis, self.may_be_nonzero(ref, dim))
             for ref in chain.from_iterable(operands)
-            for dim, axis in enumerate(self._flow.axes(ref))
+            for dim, axis in enumerate(self._values[ref.value].axes)
             if not axis.fixed
         ]
         return [axis.fixed or self._reached(given, axis) for axis in axes]
@@ -87,15 +92,15 @@ class ZeroTracker:
         """Whether an axis has labels of an axis that is not 0 there, or of none of these."""
         if not any(nonzero for _, nonzero in given):
             return not given
-        meet = self._flow.partition.meet
+        meet = self._partition.meet
         met = [nonzero for own, nonzero in given if own is axis or meet(own.labels, axis.labels)]
         return any(met) or not met
 
-    def _look_at(self, step: TracedCall) -> None:
-        call = step.call
+    def _look_at(self, traced: TracedCall) -> None:
+        call = traced.call
         zeros: Zeros = entry_of(call.op).zeros or (by_outcome if call.pointwise else handed_on)
         in_place = call.op.endswith("_")
-        for ref, axes in zip(call.outputs, step.outputs, strict=True):
+        for ref, axes in zip(call.outputs, traced.outputs, strict=True):
             made = zeros(self, call, axes)
             (self._made_of_zeros.add if made is False else self._made_of_zeros.discard)(ref.value)
             by_axis = self._nonzero[ref.value] = [made] * len(axes) if isinstance(made, bool) else made

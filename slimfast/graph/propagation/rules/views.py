@@ -287,11 +287,11 @@ def pad(flow: Propagation, call: Call) -> list[Axes]:
 
 def _holds_twice(flow: Propagation, number: int) -> bool:
     """Whether the running module has two attributes, or two places in one, with this value."""
-    module = flow.modules.get(flow.step.call.module)
-    return module is not None and sum(value == number for _, _, value in integers_of(module)) > 1
+    held = integers_of(flow.module) if flow.module is not None else ()
+    return sum(value == number for _, _, value in held) > 1
 
 
 def _padding(flow: Propagation, position: int, amount: int) -> AxisLabels:
-    axis = AxisLabels(flow.partition.fresh(amount)[:, None])
+    axis = AxisLabels(flow.labels.partition.fresh(amount)[:, None])
     flow.constant(f"pad[{position}]", amount, axis)
     return axis
