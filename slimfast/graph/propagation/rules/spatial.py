@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from slimfast.graph.propagation.axis_labels import FIXED, Axes
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
+from slimfast.graph.recording.attributes import integers_of
 from slimfast.graph.recording.calls import Call
 from slimfast.graph.recording.meta_shortcuts import empty, plain
 from slimfast.graph.recording.op_registry import op
@@ -105,3 +107,68 @@ def fourier(flow: Propagation, call: Call) -> list[Axes]:
     for dim in call.arguments["dim"]:
         axes[dim] = flow.freeze(axes[dim], Reason.MIXES)
     return [axes]
+
+
+@op("pixel_shuffle")
+def pixel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
+    """(..., C r r, H, W) to (..., C, H r, W r): the r positions of a block stay."""
+    source, out = call.arguments["self"], call.outputs[0]
+    axes = list(flow.axes(source))
+    channels, inside = flow.split(axes[-3], out.shape[-3])
+    for axis in (inside, axes[-2], axes[-1]):
+        flow.freeze(axis)
+    return [[*axes[:-3], channels, FIXED, FIXED]]
+
+
+@op("pixel_unshuffle")
+def pixel_unshuffle(flow: Propagation, call: Call) -> list[Axes]:
+    source, out = call.arguments["self"], call.outputs[0]
+    axes = list(flow.axes(source))
+    for axis in axes[-2:]:
+        flow.freeze(axis)
+    inside = FIXED.of_length(out.shape[-3] // source.shape[-3])
+    return [[*axes[:-3], flow.merge(axes[-3], inside), FIXED, FIXED]]
+
+
+def _pad_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """Axes keep their places; positions that were not there are not masked."""
+    source, value = call.arguments["self"], call.arguments["value"]
+    return [value != 0 or tracker.may_be_nonzero(source, dim) for dim in range(len(axes))]
+
+
+@op("constant_pad_nd", zeros=_pad_zeros)
+def pad(flow: Propagation, call: Call) -> list[Axes]:
+    """Padded channels are free labels: what they are added to, or read by, decides what becomes of them.
+
+    Equal amounts before and after shrink together, unless the module holds two numbers they may come from.
+    """
+    source, amounts = call.arguments["self"], call.arguments["pad"]
+    axes = list(flow.axes(source))
+    for i in range(len(amounts) // 2):
+        dim = len(axes) - 1 - i
+        before, after = amounts[2 * i], amounts[2 * i + 1]
+        if before or after:
+            axes[dim] = flow.known(axes[dim])
+        if axes[dim].fixed and source.shape[dim] > 1:
+            continue
+        if before < 0 or after < 0:
+            axes[dim] = flow.freeze(axes[dim], Reason.CROPS)
+            continue
+        front = _padding(flow, 2 * i, before)
+        back = _padding(flow, 2 * i + 1, after)
+        if before == after and not _holds_twice(flow, before):
+            flow.unify(front, back)
+        axes[dim] = flow.concatenate([front, axes[dim], back])
+    return [axes]
+
+
+def _holds_twice(flow: Propagation, number: int) -> bool:
+    """Whether the running module has two attributes, or two places in one, with this value."""
+    held = integers_of(flow.module) if flow.module is not None else ()
+    return sum(value == number for _, _, value in held) > 1
+
+
+def _padding(flow: Propagation, position: int, amount: int) -> AxisLabels:
+    axis = AxisLabels(flow.labels.partition.fresh(amount)[:, None])
+    flow.constant(f"pad[{position}]", amount, axis)
+    return axis
