@@ -28,7 +28,7 @@ def trace_channels(
     exclude: Sequence[str] | None = None,
     settle: bool = True,
 ) -> ChannelGraph:
-    """The channel groups of ``model``, found by running it once on tensors without data.
+    """Find the channel groups of ``model`` by running it once on tensors without data.
 
     ``example``: a tensor, a tuple or a dict of the model's arguments. ``include`` and ``exclude`` are globs
     over the names of groups (``layer3.*``) or their kinds (``head``): only included and not excluded groups

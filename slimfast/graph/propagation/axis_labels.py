@@ -1,4 +1,4 @@
-"""The labels along one axis of a tensor, or the reason why no index of it can be removed."""
+"""Describe one axis of a tensor: the labels of its indices, or the reason why none of them can be removed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["FIXED", "Axes", "AxisLabels", "first_free", "fixed_axis"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AxisLabels:
-    """One axis: ``labels`` (length, k) has the labels of each index in a row, 0 for none.
+    """One axis of a tensor: row i of ``labels`` (length, k) has the labels of index i, 0 for none.
 
     ``reason``: why no index can ever be removed, and then there are no labels (k = 0); None where some may
     be.
@@ -27,22 +27,22 @@ class AxisLabels:
 
     @property
     def fixed(self) -> bool:
-        """Whether no index of the axis can ever be removed."""
+        """Say whether no index of the axis can ever be removed."""
         return self.reason is not None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, part: slice) -> AxisLabels:
-        """A part of the axis as an axis."""
+        """Take a part of the axis."""
         return AxisLabels(self.labels[part], self.reason)
 
     def repeated(self, times: int) -> AxisLabels:
-        """The axis so many times one after the other."""
+        """Put the axis ``times`` times one after the other."""
         return AxisLabels(np.tile(self.labels, (times, 1)), self.reason)
 
     def of_length(self, length: int) -> AxisLabels:
-        """A fixed axis of another length, for the same reason."""
+        """Give a fixed axis another length; the reason stays."""
         return self if len(self.labels) == length else fixed_axis(self.reason or FIXED_LENGTH, length)
 
 
@@ -51,7 +51,7 @@ Axes: TypeAlias = list[AxisLabels]
 
 
 def fixed_axis(cause: Cause, length: int = 1) -> AxisLabels:
-    """An axis that never changes."""
+    """Make an axis that never changes."""
     return AxisLabels(np.zeros((length, 0), dtype=np.int64), cause)
 
 
@@ -60,5 +60,5 @@ FIXED = fixed_axis(FIXED_LENGTH)
 
 
 def first_free(axes: Iterable[AxisLabels], default: AxisLabels) -> AxisLabels:
-    """The first axis that is not fixed, else the default."""
+    """Find the first axis that is not fixed; the default where all are."""
     return next((axis for axis in axes if axis.reason is None), default)

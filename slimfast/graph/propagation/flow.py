@@ -1,4 +1,4 @@
-"""The state that the rules work on: which labels run along each axis of each tensor of a recording."""
+"""Hold what the rules work on: the labels of every axis of every tensor in one recorded forward."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOTHING_RUNS = Call("", "", {}, (), False)
 
 
 class Propagation:
-    """Labels on their way through one recorded forward; rules call its methods for the running operation.
+    """Carries labels through one recorded forward; rules call its methods for the operation that is running.
 
     ``labels``: those of the network's own tensors, which several forwards share. ``training``: this forward
     runs in training only, and is followed after the one in eval mode.
@@ -46,7 +46,7 @@ class Propagation:
     # One operation after the other
 
     def begin(self, call: Call) -> None:
-        """Make this the running operation."""
+        """Make ``call`` the running operation."""
         self._call, self._macs, self._constants = call, (), []
         for ref in refs_in(call.arguments):
             # a tensor that the model keeps outside its parameters and buffers is a constant nobody can cut
@@ -54,7 +54,7 @@ class Propagation:
                 self._values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
 
     def finish(self, outputs: Sequence[Axes]) -> None:
-        """Take these as the axes of what the running operation returns."""
+        """Take these as the axes of the results of the running operation, and be done with it."""
         call, operands = self._call, [self.value(ref) for ref in refs_in(self._call.arguments)]
         data = any(operand.data for operand in operands)
         # experts chosen by the input are still elements of the parameter they are chosen from
@@ -67,41 +67,42 @@ class Propagation:
     # Tensors and their axes
 
     def knows(self, value: int) -> bool:
-        """Whether a tensor of the recording has been met."""
+        """Say whether the tensor with this number has been met in the recording."""
         return value in self._values
 
     def value(self, ref: Ref) -> TracedTensor:
-        """What is known of a tensor."""
+        """Look up what is known of a tensor."""
         return self._values[ref.value]
 
     def axes(self, ref: Ref) -> Axes:
-        """The axes of a tensor."""
+        """Look up the axes of a tensor."""
         return self._values[ref.value].axes
 
     def axis_at(self, value: int, dim: int) -> AxisLabels:
-        """One axis of a tensor, by the tensor's number in the recording."""
+        """Look up one axis of a tensor by the number of the tensor in the recording."""
         return self._values[value].axes[dim]
 
     def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
-        """Whether a tensor, as the running operation gets it, may be other than 0 at removed units of an
-        axis."""
+        """Say whether a tensor, as the running operation gets it, may hold anything but 0 at the removed
+        units of an axis."""
         return self._zeros.nonzero_after(self.calls, ref, dim)
 
     def fresh(self, shape: Sequence[int]) -> Axes:
-        """Free labels along every axis longer than 1: of a constant that is the same everywhere."""
+        """Make axes with new labels, for a tensor that is the same everywhere; those of length 1 are
+        fixed."""
         return self.labels.fresh(shape)
 
     @property
     def module(self) -> nn.Module | None:
-        """The module that the running operation runs in."""
+        """Find the module in which the running operation runs."""
         return self.labels.modules.get(self._call.module)
 
     def cause(self, reason: Reason, detail: str = "") -> Cause:
-        """A reason at the running operation."""
+        """Name a reason, at the running operation and its module."""
         return self.labels.causes.add(reason, self._call.module, self._call.op, detail)
 
     def unify(self, a: AxisLabels, b: AxisLabels) -> None:
-        """Two axes of the same length are one axis."""
+        """Make two axes of one length the same: index i of both is removed together."""
         if a is b:
             return
         if a.reason is not None and b.reason is not None:
@@ -116,14 +117,14 @@ class Propagation:
         self._partition.join_rows(a.labels, b.labels, self.cause(Reason.JOINS_FIXED_INDEX).number)
 
     def differ(self, a: AxisLabels, b: AxisLabels) -> bool:
-        """Whether two labelled axes of one length are not one axis yet."""
+        """Say whether two axes with labels and of one length are not the same axis yet."""
         if a.fixed or b.fixed or len(a) != len(b):
             return False
         return not np.array_equal(self._partition.resolve(a.labels), self._partition.resolve(b.labels))
 
     def freeze(self, axis: AxisLabels, reason: Reason = Reason.MIXES, detail: str = "") -> AxisLabels:
-        """No index of this axis may be removed, because of the running operation; returns it as a fixed
-        one."""
+        """Forbid the removal of any index of an axis because of the running operation; return it as a fixed
+        axis."""
         if axis.fixed:
             return axis
         cause = self.cause(reason, detail)
@@ -131,26 +132,28 @@ class Propagation:
         return fixed_axis(cause, len(axis))
 
     def tie(self, a: AxisLabels, b: AxisLabels) -> None:
-        """Two axes must stay equally long. Where they are not permutations of each other they become one
-        axis."""
+        """Keep two axes equally long: they become the same axis unless one is a permutation of the other."""
         if a.fixed or b.fixed or not self._permuted(a.labels, b.labels):
             self.unify(a, b)
 
     def _permuted(self, a: Labels, b: Labels) -> bool:
+        """Say whether two axes have the same rows of labels, in whatever order."""
         left, right = (_sorted_rows(self._partition.resolve(labels)) for labels in (a, b))
         return np.array_equal(left, right)
 
     def inexact(self, axis: AxisLabels, reason: Reason) -> None:
-        """Removing an index of this axis changes what the operation computes for the others."""
+        """Note that removing an index of this axis changes what the operation computes for the others."""
         if not axis.fixed:
             self._partition.make_inexact(axis.labels, self.cause(reason).number)
 
     def mark(self, axis: AxisLabels, mark: Mark) -> None:
+        """Add a mark to the labels of an axis."""
         if not axis.fixed:
             self._partition.add_mark(axis.labels, mark)
 
     def known(self, axis: AxisLabels) -> AxisLabels:
-        """The same axis; a fixed one where by now no index of it can be removed.
+        """Replace an axis of which no index can be removed by now with a fixed one; return any other as it
+        is.
 
         Frozen labels say no more than that, but windows, shifts and pads make more of them at every step.
         """
@@ -163,7 +166,7 @@ class Propagation:
         return fixed_axis(self.labels.causes[int(reasons.min())], len(axis))
 
     def merge(self, outer: AxisLabels, inner: AxisLabels) -> AxisLabels:
-        """The axis (a * b) that a reshape makes of the axes (a) and (b)."""
+        """Join the axes (a) and (b) to the axis (a * b) that a reshape makes of them."""
         if len(inner) == 1:
             return outer
         if len(outer) == 1:
@@ -174,7 +177,7 @@ class Propagation:
         return AxisLabels(merge(outer.labels, inner.labels))
 
     def split(self, axis: AxisLabels, a: int) -> tuple[AxisLabels, AxisLabels]:
-        """The axes (a) and (b) that a reshape makes of the axis (a * b)."""
+        """Divide the axis (a * b) into the axes (a) and (b) that a reshape makes of it."""
         b = len(axis) // a
         if b == 1:
             return axis, FIXED
@@ -188,7 +191,7 @@ class Propagation:
         return _axis_of(outer), _axis_of(inner)
 
     def concatenate(self, parts: Sequence[AxisLabels]) -> AxisLabels:
-        """The axis made of these axes one after the other."""
+        """Put axes one after the other."""
         if all(axis.fixed for axis in parts):
             return parts[0].of_length(sum(map(len, parts))) if parts else FIXED
         k = max(axis.labels.shape[1] for axis in parts)
@@ -197,17 +200,17 @@ class Propagation:
     # What the running operation computes, counts and was told
 
     def produce(self, ref: Ref, axis: AxisLabels) -> None:
-        """``axis`` of ``ref`` starts a new axis of the output."""
+        """Note that ``axis`` of a weight starts a new axis of the result."""
         for own in self.labels.use(self.value(ref).sources, axis, "producer"):
             if self._training:
                 self.freeze(own, Reason.TRAINING_ONLY)
 
     def consume(self, ref: Ref, axis: AxisLabels) -> None:
-        """``axis`` of ``ref`` is summed over."""
+        """Note that ``axis`` of a weight is summed over."""
         self.labels.use(self.value(ref).sources, axis, "consumer")
 
     def macs(self, *factors: int | AxisLabels) -> None:
-        """The operation costs the product of these numbers and lengths."""
+        """Note what the operation costs: the product of these numbers and lengths, in multiply-adds."""
         constant = 1
         free: list[AxisLabels] = []
         for factor in factors:
@@ -220,17 +223,17 @@ class Propagation:
         self._macs = (constant, *free)
 
     def constant(self, argument: str, value: Any, axis: AxisLabels) -> None:
-        """The integer argument is the length of this axis, which may shrink."""
+        """Note that this integer argument is the length of an axis that may shrink."""
         if not axis.fixed and isinstance(value, int) and value >= 0:
             self._constants.append((argument, value, axis))
 
 
 def _sorted_rows(labels: Labels) -> Labels:
-    """The rows as sets, in an order of their own."""
+    """Sort the labels of each row, and the rows, so that equal sets of rows are equal arrays."""
     rows = np.sort(labels, axis=1)
     return rows[np.lexsort(rows.T)] if rows.shape[1] else rows
 
 
 def _axis_of(labels: Labels) -> AxisLabels:
-    """The axis of these labels, fixed where there are none."""
+    """Make an axis of a label matrix, a fixed one where it has no labels."""
     return AxisLabels(labels) if labels.shape[1] else FIXED.of_length(len(labels))

@@ -33,7 +33,7 @@ def propagate(
 
 
 def _follow(flow: Propagation, recording: Recording) -> Propagation:
-    """Follow a recording from its inputs to its outputs."""
+    """Follow a recording from its inputs to its outputs, which stay as they are."""
     for call in recording.calls:
         _follow_call(flow, call)
     cause = flow.labels.causes.add(Reason.NETWORK_OUTPUT)
@@ -44,7 +44,8 @@ def _follow(flow: Propagation, recording: Recording) -> Propagation:
 
 
 def _follow_call(flow: Propagation, call: Call) -> None:
-    """Let the rule of an operation pass the labels on, and tie the axes that sizes were read off."""
+    """Let the rule of an operation pass the labels on, then tie the axes whose lengths were passed as
+    sizes."""
     flow.begin(call)
     outputs = [
         [axis.of_length(n) if axis.fixed else axis for axis, n in zip(axes, ref.shape, strict=True)]
@@ -57,7 +58,7 @@ def _follow_call(flow: Propagation, call: Call) -> None:
 
 
 def _tie(flow: Propagation, call: Call, axes: Axes, dim: int, origin: LengthOrigin) -> None:
-    """A size read off another axis ties the two.
+    """Tie an axis to the one that its size was read off.
 
     A part of it, ``c // heads``, ties that part. The number of parts is another axis of the result whose size
     was not read off one, the nearest in front, else behind; without such an axis it stays.
@@ -114,13 +115,13 @@ def _follow_training(
 
 
 def _idle(labels: NetworkLabels, recording: Recording) -> list[str]:
-    """The parameters that no operation of a recording uses."""
+    """List the parameters that no operation of a recording uses."""
     used = {ref.value for call in recording.calls for ref in refs_in(call.arguments)}
     return [n for value, n in recording.names.items() if value not in used and labels.tensors[n].sources]
 
 
 def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
-    """The modules that hold idle parameters and others: it is their forward that leaves the idle ones out."""
+    """List the modules that hold idle parameters and others: their forwards leave the idle ones out."""
     inside: dict[str, set[bool]] = {}
     for name in parameters:
         parts = name.split(".")

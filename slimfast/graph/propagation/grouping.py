@@ -1,5 +1,4 @@
-"""From labels to channel groups: units are classes of labels, a group is the units with the same
-membership."""
+"""Make channel groups of labels: a unit is a class of labels, a group the units found in the same places."""
 
 from __future__ import annotations
 
@@ -35,7 +34,7 @@ _WHY = (Reason.NO_PRODUCER, Reason.ONE_UNIT, Reason.EXCLUDED, Reason.SCALE)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Draft:
-    """A group before it has its members: unit u is the class ``roots[u]``."""
+    """A group without its members: unit u is the class of labels ``roots[u]``."""
 
     name: str
     kind: str
@@ -44,7 +43,7 @@ class _Draft:
 
 
 class Grouping:
-    """Reads the groups, the axes and the frozen parts off labels that were followed to the end."""
+    """Reads the groups, the axes and the frozen parts off labels that have been followed to the end."""
 
     def __init__(
         self, labels: NetworkLabels, include: Sequence[str] | None, exclude: Sequence[str] | None
@@ -72,7 +71,8 @@ class Grouping:
         self._named = np.where((roots < 0) | (self._group_of.take(roots) >= 0), roots, 0)
 
     def _table(self, labels: Labels, roots: Labels) -> Labels:
-        """The classes along an axis; ``roots`` (size,) as :meth:`Partition.whole` has them."""
+        """Resolve the labels of an axis to their classes; ``roots`` (size,) is what :meth:`Partition.whole`
+        returns."""
         if labels.shape[1] == 1:
             table = roots.take(labels)
             if not some(table < 0):
@@ -82,7 +82,7 @@ class Grouping:
     # Units and groups
 
     def _find(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[_Draft]:
-        """Groups in the order of their first producers, each with its units in the order they have there."""
+        """Collect the units of each group, ordered by the first weight that produces them."""
         signature, joined = self._signatures()
         order = []
         seen = np.zeros(self._size, dtype=bool)
@@ -129,7 +129,8 @@ class Grouping:
         return drafts
 
     def _signatures(self) -> tuple[Hashes, Mask]:
-        """A hash of each class's multiset of (tensor, dim), and whether it has several producers."""
+        """Hash the (tensor, dim) pairs in which each class occurs, and find which classes have several
+        producers."""
         signature = np.zeros(self._size, dtype=np.uint64)
         producer = np.full(self._size, -1, dtype=np.int64)
         joined = np.zeros(self._size, dtype=bool)
@@ -148,6 +149,7 @@ class Grouping:
         return signature, joined
 
     def groups(self) -> tuple[ChannelGroup, ...]:
+        """Make the groups with all of their members."""
         members: list[list[Member]] = [[] for _ in self._drafts]
         number = {draft.name: g for g, draft in enumerate(self._drafts)}
         for name, dim in self._in_order():
@@ -160,14 +162,15 @@ class Grouping:
         )
 
     def _in_order(self) -> list[tuple[str, int]]:
-        """(tensor, dim) pairs: those with a role in the order they were used, then the others."""
+        """Sort the (tensor, dim) pairs: first those with a role, in the order they were used, then the
+        others."""
         with_role = [key for key in self._labels.roles if key in self._tables]
         return [*with_role, *(key for key in self._tables if key not in self._labels.roles)]
 
     # Axes
 
     def axis(self, axis: AxisLabels) -> Axis:
-        """The axis of these labels; equal axes are one object."""
+        """Describe an axis by the groups that have a say in it; equal axes are one object."""
         if axis.fixed:
             fixed = self._axis_of_length.get(len(axis))
             if fixed is None:
@@ -179,7 +182,7 @@ class Grouping:
         return found
 
     def _roots_of(self, axis: AxisLabels) -> Labels:
-        """The classes along an axis that are in a group, without columns where none is."""
+        """Find the classes along an axis that are in a group; columns without any are left out."""
         if axis.labels.shape[1] == 1:
             named = self._named.take(axis.labels)
             if not some(named < 0):
@@ -190,6 +193,7 @@ class Grouping:
         return roots[:, [some(column) for column in roots.T]]
 
     def _intern(self, roots: Labels) -> Axis:
+        """Make the axis of these classes, or return the one made before."""
         length = len(roots)
         key = (length, roots.tobytes())
         if key not in self._axes:
@@ -201,11 +205,11 @@ class Grouping:
         return self._axes[key]
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
-        """The axes of every parameter and buffer."""
+        """Describe the axes of every parameter and buffer."""
         return {name: tuple(map(self.axis, value.axes)) for name, value in self._labels.tensors.items()}
 
     def operation(self, traced: TracedCall) -> Operation:
-        """A call that was followed, with its axes as those of groups."""
+        """Describe an operation that labels were followed through."""
         return Operation(
             name=traced.call.op,
             module=traced.call.module,
@@ -222,7 +226,7 @@ class Grouping:
     # What is left alone
 
     def frozen(self) -> tuple[Frozen, ...]:
-        """Every weight axis, or part of one, that no group can change, with the reason."""
+        """List every weight axis, or part of one, that no group can change, with the reason."""
         found: dict[Frozen, None] = {}
         for name, dim in self._labels.roles:
             table = self._tables[name, dim]
@@ -242,7 +246,8 @@ class Grouping:
 
 
 def _mix(x: Hashes) -> Hashes:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection that spreads every bit."""
+    """Spread every bit of a number over all of its bits, by the finaliser of SplitMix64 (Steele, Lea and
+    Flood, 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -251,7 +256,7 @@ def _mix(x: Hashes) -> Hashes:
 
 
 def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
-    """The units of one group as few (length,) arrays: one, unless an index belongs to several of its
+    """Arrange the units of one group in (length,) arrays: in one, unless an index belongs to several of its
     units."""
     if mine.shape[1] == 1:
         return [np.where(mine, units, -1)[:, 0]]
@@ -264,6 +269,7 @@ def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
 
 
 def _kind(marks: Mark, *, joined: bool) -> str:
+    """Name the kind of a group by the marks of its units."""
     if Mark.ADDED in marks and joined:
         return "residual"
     if Mark.HEAD in marks:
@@ -274,9 +280,11 @@ def _kind(marks: Mark, *, joined: bool) -> str:
 
 
 def _name(tensor: str, kind: str) -> str:
+    """Name a group after the weight that produces it first."""
     path = tensor.removesuffix(".weight")
     return path if kind == "channel" else f"{path}[{kind}]"
 
 
 def _wanted(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
+    """Say whether the user asked for this group."""
     return (include is None or matches(include, name, kind)) and not matches(exclude or (), name, kind)

@@ -1,4 +1,4 @@
-"""Labels of tensor indices: a union-find whose classes can be split into an outer and an inner label.
+"""Keep classes of labels by union-find; a class can be split into an outer and an inner label.
 
 An axis of length n is a label matrix (n, k): index i survives a cut when each of its labels does; 0 says "no
 label". Every operation takes whole arrays: there is no Python loop over indices.
@@ -19,7 +19,7 @@ Array = TypeVar("Array", Labels, Mask)
 
 
 class LabelClasses:
-    """The classes of labels, with what is known of each: its split, its marks, why it is frozen or inexact.
+    """Classes of labels with what is known of each: its split, its marks, why it is frozen or inexact.
 
     Reasons are small integers that the caller numbers in the order it finds them; the earliest wins.
     """
@@ -41,11 +41,11 @@ class LabelClasses:
 
     @property
     def size(self) -> int:
-        """Labels are smaller than this."""
+        """Bound the labels: all are smaller than this."""
         return self._size
 
     def fresh(self, n: int) -> Labels:
-        """n new labels, each its own class: (n,)."""
+        """Make n new labels (n,), each its own class."""
         start, end = self._size, self._size + n
         if end > len(self._parent):
             room = max(end, 2 * len(self._parent))
@@ -60,7 +60,7 @@ class LabelClasses:
         return np.arange(start, end, dtype=np.int64)
 
     def find(self, labels: Labels) -> Labels:
-        """The representative of each label's class, same shape."""
+        """Find the representative of the class of each label; the shape stays."""
         root: Labels = self._parent.take(labels)
         further = self._parent.take(root)
         if not same(further, root):
@@ -70,15 +70,15 @@ class LabelClasses:
         return root
 
     def resolve(self, labels: Labels) -> Labels:
-        """The label matrix (n, k') in terms of representatives that are not split; duplicates in a row
-        become 0.
+        """Replace labels (n, k) with the representatives (n, k') of classes that are not split; duplicates in
+        a row become 0.
 
         The order of a row's labels (outer before inner) is kept and zeros stand last.
         """
         return self._resolved(self.find(labels))
 
     def _resolved(self, root: Labels) -> Labels:
-        """:meth:`resolve` of representatives."""
+        """Do what :meth:`resolve` does to labels that are representatives already."""
         while self._has_splits:
             outer = self._outer.take(root)
             if not some(outer):
@@ -95,38 +95,38 @@ class LabelClasses:
         return matrices.tidy(root)
 
     def whole(self) -> Labels:
-        """The representative of every label's class (size,), -1 where the class is split."""
+        """Find the representative of every label there is (size,), -1 where its class is split."""
         roots = self.find(np.arange(self._size))
         return np.where(self._outer.take(roots) > 0, -1, roots)
 
     def frozen(self, roots: Labels) -> Mask:
-        """Which of these representatives can never be removed."""
+        """Say which of these representatives can never be removed."""
         found: Mask = self._frozen.take(roots) != NO_REASON
         return found
 
     def frozen_reasons(self, roots: Labels) -> Labels:
-        """The reason each representative is frozen for, 0 where it is not."""
+        """Look up why each representative is frozen, 0 where it is not."""
         reasons: Labels = self._frozen.take(roots)
         return np.where(reasons == NO_REASON, 0, reasons)
 
     def inexact_reason(self, roots: Labels) -> int:
-        """The earliest reason any of these representatives is inexact for, 0 where none is."""
+        """Look up the earliest reason why any of these representatives is inexact, 0 where none is."""
         reason = int(self._inexact[roots].min(initial=NO_REASON))
         return 0 if reason == NO_REASON else reason
 
     def marks(self, roots: Labels) -> Labels:
-        """The marks of each representative."""
+        """Look up the marks of each representative."""
         found: Labels = self._marks[roots]
         return found
 
     def freeze_classes(self, labels: Labels, reason: int) -> None:
-        """Nothing in this label matrix may be removed."""
+        """Forbid the removal of anything in this label matrix."""
         roots = self._classes(labels)
         self._frozen[roots] = np.minimum(self._frozen[roots], reason)
         self._told[roots] = True
 
     def make_inexact(self, labels: Labels, reason: int) -> None:
-        """Removing any of these changes what the rest computes."""
+        """Note that removing any of these changes what is computed for the others."""
         roots = self._classes(labels)
         self._inexact[roots] = np.minimum(self._inexact[roots], reason)
         self._told[roots] = True
@@ -138,12 +138,12 @@ class LabelClasses:
         self._told[roots] = True
 
     def _classes(self, labels: Labels) -> Labels:
-        """The representatives in a label matrix, each at least once."""
+        """List the representatives in a label matrix, each at least once."""
         roots = self.resolve(labels).ravel()
         return roots[roots > 0]
 
     def meet(self, a: Labels, b: Labels) -> bool:
-        """Whether two label matrices have a class in common."""
+        """Say whether two label matrices have a class in common."""
         left = self.resolve(a)
         self._scratch[left] = 1
         self._scratch[0] = 0
@@ -156,7 +156,7 @@ class LabelClasses:
         self._join(self.find(a), self.find(b))
 
     def _join(self, a: Labels, b: Labels) -> None:
-        """:meth:`union` of representatives."""
+        """Do what :meth:`union` does to labels that are representatives already."""
         while True:
             differ = a != b
             if not some(differ):
@@ -176,7 +176,7 @@ class LabelClasses:
             a, b = self.find(a), self.find(b)
 
     def _inherit(self, heirs: Labels, ancestors: Labels, kept_marks: int) -> None:
-        """The classes that heirs[i] are in take over what was known of ancestors[i]."""
+        """Hand what is known of ancestors[i] down to the class that heirs[i] is in, for every i."""
         told = self._told.take(ancestors)
         if not some(told):
             return
@@ -191,7 +191,8 @@ class LabelClasses:
             np.minimum.at(self._inexact, roots, inexact)
 
     def expand(self, labels: Labels, outer: Labels, inner: Labels) -> None:
-        """Split the classes of distinct representatives labels[i] into the pair (outer[i], inner[i])."""
+        """Split the class of each representative labels[i], all distinct, into the pair (outer[i],
+        inner[i])."""
         self._has_splits = True
         self._outer[labels] = outer
         self._inner[labels] = inner
@@ -199,7 +200,7 @@ class LabelClasses:
         self._inherit(inner, labels, Mark.ADDED)
 
     def _expand_all(self, labels: Labels, parts: Labels) -> None:
-        """Split the classes of distinct representatives labels[i] into all of parts[i, :]."""
+        """Split the class of each representative labels[i], all distinct, into all of parts[i, :]."""
         while parts.shape[1] > 2:
             rest = self.fresh(len(labels))
             self.expand(labels, parts[:, 0], rest)
@@ -208,4 +209,5 @@ class LabelClasses:
 
 
 def _extended(array: Array, room: int, fill: int) -> Array:
+    """Lengthen an array to ``room`` entries."""
     return np.concatenate([array, np.full(room - len(array), fill, dtype=array.dtype)])

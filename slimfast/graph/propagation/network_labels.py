@@ -1,4 +1,4 @@
-"""The labels of a network's parameters and buffers: what all of its forwards share."""
+"""Give labels to a network's parameters and buffers, which all of its forwards share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from slimfast.graph.recording.network import Network
 
 
 class NetworkLabels:
-    """Labels for every axis of every parameter and buffer, and what is known of them so far.
+    """The labels of every axis of every parameter and buffer, with what is known of them so far.
 
     ``roles``: what the (tensor, dim) pairs that a forward computes with were first used as, in that order.
     """
@@ -34,11 +34,11 @@ class NetworkLabels:
         }
 
     def fresh(self, shape: Sequence[int]) -> Axes:
-        """Axes with labels of their own, but for those of length 1."""
+        """Make axes with new labels; those of length 1 are fixed."""
         return [AxisLabels(self.partition.fresh(n)[:, None]) if n > 1 else FIXED.of_length(n) for n in shape]
 
     def freeze(self, axes: Iterable[AxisLabels], cause: Cause) -> None:
-        """No index of these axes may be removed."""
+        """Forbid the removal of any index of these axes."""
         for axis in axes:
             if not axis.fixed:
                 self.partition.freeze_classes(axis.labels, cause.number)
@@ -53,7 +53,7 @@ class NetworkLabels:
                     self.roles[name, dim] = "consumer"
 
     def use(self, sources: Iterable[str], axis: AxisLabels, role: Role) -> Axes:
-        """Give a role to the axes of these parameters that ``axis`` has labels of, and return them.
+        """Give a role to the axes of these parameters that share labels with ``axis``, and return them.
 
         The first use of a weight decides: an embedding that is also the classifier produces.
         """
@@ -71,5 +71,5 @@ class NetworkLabels:
 
 
 def module_of(name: str) -> str:
-    """The path of the module that holds a parameter."""
+    """Find the path of the module that holds a parameter."""
     return name.rpartition(".")[0]

@@ -1,4 +1,5 @@
-"""Align axes: make index i of one survive together with index i of another, or a grid of indices a rectangle.
+"""Align axes: make index i of one survive together with index i of the other, or a grid of indices a
+rectangle.
 
 Every operation takes whole arrays: there is no Python loop over indices.
 """
@@ -13,7 +14,7 @@ from slimfast.graph.propagation.label_matrices import Labels, Mask, everywhere, 
 
 
 class Partition(LabelClasses):
-    """Classes of labels that are joined, split and frozen until the axes they run along agree."""
+    """Joins, splits and freezes classes of labels until the axes that they run along agree."""
 
     def join_rows(self, a: Labels, b: Labels, reason: int) -> None:
         """Make index i of two label matrices (n, ka) and (n, kb) survive together, for every i.
@@ -45,8 +46,8 @@ class Partition(LabelClasses):
                 self._join_unequal(left, right, reason)
 
     def _expand_new(self, few: Labels, many: Labels) -> bool:
-        """Whether ``few`` was one label on each index, no two alike and none among the pairs, and is split
-        now."""
+        """Split the labels ``few`` into the pairs ``many`` where that is all there is to do; say whether it
+        was."""
         if few.shape[1] != 1 or many.shape[1] != 2 or not (everywhere(few) and everywhere(many)):
             return False
         if some(self.frozen(few)) or some(self.frozen(many)):
@@ -61,16 +62,17 @@ class Partition(LabelClasses):
         return True
 
     def _has_removable_label(self, labels: Labels) -> Mask:
-        """Which rows have a label that can be removed."""
+        """Say which rows have a label that can be removed."""
         return matrices.any_in_row((labels > 0) & ~self.frozen(labels))
 
     def _pair(self, left: Labels, right: Labels) -> None:
+        """Join sets of one size label by label."""
         left, right = left[:, left[0] > 0], right[:, right[0] > 0]
         for c, d in enumerate(matrices.fewest_pairs(left, right)):
             self.union(left[:, c], right[:, d])
 
     def _join_unequal(self, left: Labels, right: Labels, reason: int) -> None:
-        """One round for rows whose sets differ in size; every call joins, splits or freezes something."""
+        """Join, split or freeze something in the rows whose sets differ in size."""
         reason = self._earliest(left, right, reason)
         left, right = self._without_frozen(left), self._without_frozen(right)
         rows = matrices.like_first(
@@ -90,13 +92,16 @@ class Partition(LabelClasses):
             self._join_each_row(few, many)
 
     def _earliest(self, left: Labels, right: Labels, reason: int) -> int:
+        """Find the earliest reason why any of these labels is frozen; ``reason`` where none is."""
         known = min(self._frozen[left].min(initial=NO_REASON), self._frozen[right].min(initial=NO_REASON))
         return reason if known == NO_REASON else int(known)
 
     def _without_frozen(self, labels: Labels) -> Labels:
+        """Clear the labels that can never be removed."""
         return matrices.tidy(np.where(self.frozen(labels), 0, labels))
 
     def _join_each_row(self, left: Labels, right: Labels) -> None:
+        """Join all labels of a row, on both sides, into one class."""
         both = np.concatenate([left, right], axis=1)
         first = both.max(axis=1, keepdims=True)
         everything = np.where(both > 0, both, first)
@@ -104,7 +109,7 @@ class Partition(LabelClasses):
             self.union(everything[:, 0], everything[:, c])
 
     def split_grid(self, labels: Labels, outer: int, inner: int, reason: int) -> tuple[Labels, Labels]:
-        """Label matrices of the axes (outer,) and (inner,) that an axis (outer * inner, k) is reshaped to.
+        """Divide an axis (outer * inner, k) into the label matrices of the axes (outer,) and (inner,).
 
         A column that is constant along one of the two belongs to the other. Anything else is a grid of
         labels, each of which is split into a fresh outer and a fresh inner label, so that what survives
@@ -128,7 +133,8 @@ class Partition(LabelClasses):
         return matrices.join_columns(rows, outer), matrices.join_columns(columns, inner)
 
     def _factor(self, plane: Labels, reason: int) -> tuple[Labels, Labels]:
-        """Fresh outer (a,) and inner (b,) labels for a grid (a, b) of representatives (0: never removed)."""
+        """Split a grid (a, b) of representatives (0: never removed) into fresh outer (a,) and inner (b,)
+        labels."""
         a, b = plane.shape
         outer, inner = self.fresh(a), self.fresh(b)
         fixed = plane == 0

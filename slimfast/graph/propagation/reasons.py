@@ -1,4 +1,4 @@
-"""Why an axis stays as long as it is, or why removing an index of it is not the same as masking it."""
+"""Say why an axis stays as long as it is, or why removing an index of it is not the same as masking it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from enum import Enum
 
 
 class Reason(Enum):
-    """A kind of reason with its text: ``{op}`` stands for the operation, ``{detail}`` for what it adds."""
+    """A kind of reason with its text: ``{op}`` is the operation it arose at, ``{detail}`` what else there is
+    to say."""
 
     # what no operation is to blame for
     FIXED_LENGTH = "its length is fixed"
@@ -71,7 +72,10 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """A reason at the module where it arose. ``number``: causes found earlier have smaller ones, from 1."""
+    """A reason at the operation and the module where it arose.
+
+    ``number``: from 1; a cause found earlier has a smaller one.
+    """
 
     number: int
     reason: Reason
@@ -81,7 +85,7 @@ class Cause:
 
     @property
     def text(self) -> str:
-        """The reason in words, without the module."""
+        """Put the reason into words, without the module."""
         return self.reason.text.format(op=self.operation, detail=self.detail)
 
     def __str__(self) -> str:
@@ -93,7 +97,7 @@ FIXED_LENGTH = Cause(1, Reason.FIXED_LENGTH)
 
 
 class Causes:
-    """The causes found in one trace, by their numbers."""
+    """Keeps the causes found in one trace by their numbers."""
 
     def __init__(self) -> None:
         self._found = [FIXED_LENGTH]
@@ -103,7 +107,7 @@ class Causes:
         return self._found[number - 1]
 
     def add(self, reason: Reason, module: str = "", operation: str = "", detail: str = "") -> Cause:
-        """The cause of this reason at this module, the one found before where it is the same in words."""
+        """Number this reason at this module; what reads the same keeps the number it has."""
         key = (reason, module, operation if reason.names_operation else "", detail)
         cause = self._by_key.get(key)
         if cause is None:

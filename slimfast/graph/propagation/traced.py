@@ -1,4 +1,4 @@
-"""What is known of the tensors and operations of a recording while labels are followed through it."""
+"""Hold what is known of the tensors and the operations that labels are followed through."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TracedTensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TracedCall:
-    """A call with what its rule found: the axes of its outputs, its MACs as a product of numbers and lengths,
-    and the integers among its arguments that are the length of an axis."""
+    """A call with what its rule found: the axes of its outputs, its multiply-adds as a product of numbers and
+    lengths, and the integers among its arguments that are the length of an axis."""
 
     call: Call
     outputs: tuple[Axes, ...]

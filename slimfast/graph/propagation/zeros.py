@@ -36,7 +36,7 @@ _CHOOSING = frozenset({"index", "indices", "mask", "condition"})
 
 
 class ZeroTracker:
-    """Knows which values of a propagation are 0 at the indices of removed units.
+    """Tracks which values of a propagation are 0 at the indices of removed units.
 
     No call is looked at before it is asked for, since few networks multiply what they compute.
     ``parameters``: values that are 0 there. All others that no call makes, the network's inputs and buffers,
@@ -56,7 +56,7 @@ class ZeroTracker:
         self._views: dict[int, Ref] = {}
 
     def nonzero_after(self, calls: Sequence[TracedCall], ref: Ref, dim: int) -> bool:
-        """Whether this tensor, as it is after these calls, may be other than 0 at removed units of an axis.
+        """Say whether this tensor, after these calls, may be other than 0 at the removed units of an axis.
 
         ``calls``: all so far, among them those of the questions before.
         """
@@ -67,18 +67,20 @@ class ZeroTracker:
         return self.may_be_nonzero(ref, dim)
 
     def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
-        """:meth:`nonzero_after` the calls that have been looked at."""
+        """Answer as :meth:`nonzero_after` does, for the calls that have been looked at."""
         known = self._nonzero.get(ref.value)
         return ref.value not in self._parameters if known is None else known[dim]
 
     def broadcast_nonzero(self, ref: Ref, dim: int) -> bool:
-        """:meth:`may_be_nonzero` at an axis, from the end, of an operand that is broadcast: where it is the
-        same for all units it is not masked with them."""
+        """Answer for an axis, counted from the end, of an operand that is broadcast.
+
+        What is the same for all units is not masked with them.
+        """
         same = len(ref.shape) < -dim or ref.shape[dim] == 1
         return ref.value not in self._made_of_zeros if same else self.may_be_nonzero(ref, dim)
 
     def handed_on(self, call: Call, axes: Axes) -> NonzeroByAxis:
-        """What an operation makes whose result holds no numbers but 0 and those of its operands."""
+        """Track zeros through an operation whose result holds no numbers but 0 and those of its operands."""
         operands = [refs_in(argument) for key, argument in call.arguments.items() if key not in _CHOOSING]
         given = [
             (axis, self.may_be_nonzero(ref, dim))
@@ -89,7 +91,7 @@ class ZeroTracker:
         return [axis.fixed or self._reached(given, axis) for axis in axes]
 
     def _reached(self, given: list[tuple[AxisLabels, bool]], axis: AxisLabels) -> bool:
-        """Whether an axis has labels of an axis that is not 0 there, or of none of these."""
+        """Say whether an axis shares labels with an axis that is not 0 there, or with none of these."""
         if not any(nonzero for _, nonzero in given):
             return not given
         meet = self._partition.meet
@@ -97,6 +99,7 @@ class ZeroTracker:
         return any(met) or not met
 
     def _look_at(self, traced: TracedCall) -> None:
+        """Ask the entry of an operation what it makes of zeros, and remember it."""
         call = traced.call
         zeros: Zeros = entry_of(call.op).zeros or (by_outcome if call.pointwise else handed_on)
         in_place = call.op.endswith("_")
@@ -110,7 +113,7 @@ class ZeroTracker:
                 self._views[ref.value] = call.arguments["self"]
 
     def _write_through(self, value: int) -> None:
-        """What a tensor may be a view of may hold what was written into the tensor."""
+        """Note that a tensor may be a view of another, which then holds what was written into it."""
         while value in self._views:
             source = self._views[value]
             value = source.value
@@ -119,12 +122,12 @@ class ZeroTracker:
 
 
 def handed_on(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """Of operations that move, select or sum what they are given."""
+    """Track zeros through operations that move, select or sum what they are given."""
     return tracker.handed_on(call, axes)
 
 
 def by_outcome(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """Of operations that work element by element: what they make of 0, tried out."""
+    """Track zeros through operations that work element by element: try what they make of 0."""
     name = call.op.removeprefix("aten.").rstrip("_")
 
     def kind(argument: Any, dim: int) -> Any:
@@ -141,12 +144,12 @@ def by_outcome(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
 
 
 def all_zero(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
-    """Of operations that make zeros."""
+    """Answer for operations that make zeros."""
     return False
 
 
 def all_nonzero(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
-    """Of operations that make numbers, set some or make some of 0, and are not looked into."""
+    """Answer for operations that make numbers, set some or make some of 0, and are not looked into."""
     return True
 
 
@@ -159,7 +162,7 @@ _NOTHING, _SOME = _Tensor(), _Tensor()
 
 @cache
 def _outcome(name: str, given: tuple[tuple[str, Any], ...]) -> bool:
-    """Whether the operation makes anything but 0 of what it is given, found by running it."""
+    """Say whether the operation makes anything but 0 of what it is given, by running it."""
     numbers = iter(_GENERIC)
 
     def tensor(key: str, kind: Any) -> Any:

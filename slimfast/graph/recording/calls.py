@@ -1,4 +1,4 @@
-"""What a recording is made of: calls of ATen operations and references to the tensors they work on."""
+"""Hold what a recording is made of: calls of ATen operations, and references to the tensors they work on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Call:
 
 
 def refs_in(argument: Any) -> Iterator[Ref]:
-    """The tensors of a recorded argument, in order."""
+    """Yield the tensors of a recorded argument in order."""
     if isinstance(argument, Ref):
         yield argument
     elif isinstance(argument, (list, tuple)):

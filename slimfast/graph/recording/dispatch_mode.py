@@ -1,4 +1,4 @@
-"""The mode under which a forward is recorded: it sees each ATen operation, and in which module it ran."""
+"""Record a forward in a dispatch mode, which sees each ATen operation, and note in which module it ran."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device
 
 
 class RecordingLimit(BaseException):
-    """As many operations were recorded as were asked for; no handler in a forward may stop it."""
+    """Raised when as many operations were recorded as were asked for; no handler in a forward may stop it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class _Operator:
 
 @cache
 def _operator(func: Any) -> _Operator:
+    """Look up what is known of an operation, once for each overload."""
     schema = func._schema
     name = schema.name.replace("::", ".")
     entry = entry_of(name)
@@ -73,7 +74,7 @@ def _operator(func: Any) -> _Operator:
 
 
 def _number(tensor: Tensor) -> Any:
-    """The number that Python made a tensor of; None where the tensor has no data."""
+    """Read the number that Python made a tensor of; None where the tensor has no data."""
     if tensor.is_meta or type(tensor) is not Tensor:
         return None
     with _disable_current_modes():
@@ -81,8 +82,8 @@ def _number(tensor: Tensor) -> Any:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down each ATen operation. Tensors are kept alive so that an object's identity names one
-    tensor.
+    """Writes down each ATen operation. It keeps all tensors alive, so that the identity of an object names
+    one tensor.
 
     ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.recording.meta_shortcuts`
     knows from there. ``max_operations``: raise :class:`RecordingLimit` after that many operations, copies not
@@ -103,15 +104,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @property
     def module(self) -> str:
-        """The path of the module that is running."""
+        """Name the path of the module that is running."""
         return self._stack[-1][0] if self._stack else ""
 
     def called_with(self) -> list[list[int]]:
-        """The shapes of the tensors among the arguments of the module that is running."""
+        """List the shapes of the tensors among the arguments of the module that is running."""
         _, args, kwargs = self._stack[-1] if self._stack else ("", (), {})
         return [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
 
     def value_of(self, tensor: Tensor) -> int:
+        """Number a tensor: the same object has the same number."""
         value = self._values.get(id(tensor))
         if value is None:
             value = self._values[id(tensor)] = len(self._alive)
@@ -119,19 +121,20 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     def give(self, size_origins: SizeOrigins) -> None:
-        """The axes that the sizes of the calls from here on were read off."""
+        """Take note of the axes that the sizes of the calls from here on were read off."""
         self._given = size_origins
 
     def compute(self, computed: bool) -> None:
-        """Whether the sizes of the calls from here on are computed by PyTorch."""
+        """Take note of whether the sizes of the calls from here on are computed by PyTorch."""
         self._computed = computed
 
     def ref(self, tensor: Tensor) -> Ref:
+        """Refer to a tensor as it is now."""
         return Ref(self.value_of(tensor), tuple(tensor.shape))
 
     @contextmanager
     def watching(self, network: Network) -> Iterator[None]:
-        """Knows the running module while a forward of the network runs, which is nobody else's.
+        """Keep track of the running module while a forward of the network runs, which must be nobody else's.
 
         Each module's ``forward`` is stood in for: hooks would send every call down the slow road of
         ``nn.Module``, which takes as long as recording an operation.
@@ -151,6 +154,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     attributes["forward"] = forward
 
     def _watched(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Stand in for the forward of one module."""
         stack = self._stack
 
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -164,7 +168,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No compiler runs in a recording, and the wrapper that keeps it out costs more than the method."""
+        """Say that no compiler runs here: the wrapper that keeps it out costs more than the method."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -189,8 +193,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _as_another(self, operator: _Operator, args: Any, kwargs: Any) -> Any:
-        """The output of a composite operation that is recorded as the one it stands for; None where that has
-        no shortcut for it."""
+        """Record a composite operation as the one it stands for, and return its output; None where that has
+        no shortcut."""
         assert operator.stands_for is not None
         name, more = operator.stands_for
         given = {**_bind(operator, args, kwargs), **more}
@@ -201,6 +205,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
+        """Write down one call."""
         outputs = (
             (self.ref(output),)
             if isinstance(output, Tensor)
@@ -225,12 +230,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise RecordingLimit
 
     def _refs_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments with every tensor replaced by its Ref."""
+        """Replace every tensor among arguments with its Ref."""
         return {
             name: value if type(value) in _PLAIN else self._replace(value) for name, value in given.items()
         }
 
     def _replace(self, argument: Any) -> Any:
+        """Replace the tensors of one argument, however nested."""
         if isinstance(argument, Tensor):
             return self.ref(argument)
         if isinstance(argument, (list, tuple)):
@@ -238,6 +244,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return argument
 
     def _decomposed(self, operator: _Operator, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a composite operation as the operations that it is made of."""
         outermost = operator.shape_dependent and not self._einsum
         if outermost:
             self._einsums += 1
@@ -251,7 +258,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _bind(operator: _Operator, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Arguments by name, defaults filled in."""
+    """Sort arguments by name, with defaults filled in."""
     given: dict[str, Any] = {}
     for position, (name, default) in enumerate(operator.parameters):
         if position < len(args):

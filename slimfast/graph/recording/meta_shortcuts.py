@@ -1,4 +1,4 @@
-"""What some operations return on the meta device, where PyTorch's own answer runs dozens of others.
+"""Know what some operations return on the meta device, where PyTorch's own answer runs dozens of others.
 
 PyTorch describes a GELU, a batch norm or an attention in Python, by decomposing it; in a recording that would
 be most of the time. The registry's ``meta_shape`` functions return the same empty tensor from the shapes
@@ -18,7 +18,8 @@ from slimfast.graph.recording.op_registry import MetaShape, entry_of
 
 
 def shortcut_of(operation: str) -> MetaShape | None:
-    """What answers for an operation; in place it gives the operand, where the answer has its shape."""
+    """Find what answers for an operation; one in place returns its operand, where the answer has its
+    shape."""
     meta_shape = entry_of(operation).meta_shape
     if meta_shape is None or not operation.endswith("_"):
         return meta_shape
@@ -32,7 +33,8 @@ def shortcut_of(operation: str) -> MetaShape | None:
 
 
 def plain(*tensors: Any) -> bool:
-    """Whether these are contiguous floating tensors of one dtype on the meta device (None counts as one)."""
+    """Say whether these are contiguous floating tensors of one dtype on the meta device (None counts
+    as one)."""
     dtype = tensors[0].dtype
     return dtype.is_floating_point and all(
         t is None or (isinstance(t, Tensor) and t.is_meta and t.dtype == dtype and t.is_contiguous())
@@ -41,12 +43,12 @@ def plain(*tensors: Any) -> bool:
 
 
 def empty(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """A tensor without data of this shape, in the dtype of another."""
+    """Make a tensor without data of this shape, in the dtype of another."""
     return torch.empty(shape, dtype=like.dtype, device="meta")
 
 
 def broadcast(a: Sequence[int], b: Sequence[int]) -> list[int] | None:
-    """The shape that two shapes broadcast to, None where they do not."""
+    """Find the shape that two shapes broadcast to, None where they do not."""
     if len(a) < len(b):
         a, b = b, a
     shape = list(a)

@@ -1,4 +1,4 @@
-"""What is known of each ATen operation, in one entry: recording, propagation and trial all ask here.
+"""Register what is known of each ATen operation in one entry, which recording, propagation and trial ask.
 
 The entries are made beside the rules, in :mod:`slimfast.graph.propagation.rules`, so that adding an operation
 touches one file. The registry lies in the lowest room that asks it: which operations a recording writes down
@@ -19,7 +19,7 @@ Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OpEntry:
-    """What is known of an operation.
+    """What is known of one operation.
 
     For the propagation, which has the types of these functions: ``rule`` passes labels from the operands to
     the results, ``zeros`` tells where a removed unit is still 0 (unless given, by whether the operation works
@@ -57,7 +57,8 @@ _UNKNOWN = OpEntry()
 
 
 def register(entry: OpEntry, *names: str) -> None:
-    """Make this the entry of ATen operations (all overloads; ``name_`` in place follows ``name``)."""
+    """Make this the entry of ATen operations, with all of their overloads; ``name_`` in place follows
+    ``name``."""
     for name in names:
         if f"aten.{name}" in _ENTRIES:
             raise ValueError(f"register: expected one entry for aten.{name}, got two")
@@ -65,7 +66,7 @@ def register(entry: OpEntry, *names: str) -> None:
 
 
 def op(*names: str, **facts: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for ATen operations together with other facts, which are fields of OpEntry."""
+    """Register the rule of ATen operations together with other facts, which are fields of OpEntry."""
 
     def decorate(rule: Rule) -> Rule:
         register(OpEntry(rule=rule, **facts), *names)
@@ -75,10 +76,11 @@ def op(*names: str, **facts: Any) -> Callable[[Rule], Rule]:
 
 
 def entry_of(operation: str) -> OpEntry:
-    """The entry of an operation (``aten.add_``): its own, its out-of-place twin's, or an empty one."""
+    """Look up the entry of an operation (``aten.add_``): its own, that of its twin out of place, or an empty
+    one."""
     return _ENTRIES.get(operation) or _ENTRIES.get(operation.rstrip("_"), _UNKNOWN)
 
 
 def sized_operations() -> frozenset[str]:
-    """The names, without ``aten.``, of the operations that take the sizes of their result."""
+    """List the operations that take the sizes of their result, by their names without ``aten.``."""
     return frozenset(name.removeprefix("aten.") for name, entry in _ENTRIES.items() if entry.sized)

@@ -1,4 +1,5 @@
-"""Where the sizes that a model's Python passes on come from: integers read off a shape remember its axis.
+"""Trace where the sizes come from that a model's Python passes on: a length read off a shape remembers its
+axis.
 
 ``b, n, c = x.shape`` followed by ``y.reshape(b, n, c)`` ties the last axis of y to that of x, wherever y came
 from, and ``y.reshape(b, n, heads, c // heads)`` its last two. No recorded operation says so: it is seen here,
@@ -36,7 +37,7 @@ _MAKERS = frozenset(
 
 
 class TracedLength(int):
-    """The length of an axis, or a part of one, as an integer that knows which.
+    """The length of an axis, or an exact part of it, as an integer that knows which.
 
     Division without a remainder gives such a part, all other arithmetic plain integers.
     """
@@ -44,6 +45,7 @@ class TracedLength(int):
     axis: LengthOrigin
 
     def __floordiv__(self, divisor: int) -> int:
+        """Divide the length; what is left of it stays a part of the axis where there is no remainder."""
         if not isinstance(divisor, int):
             return NotImplemented
         quotient = int.__floordiv__(self, divisor)
@@ -54,13 +56,14 @@ class TracedLength(int):
 
 
 def _length(number: int, axis: LengthOrigin) -> TracedLength:
+    """Make a length that knows its axis."""
     length = TracedLength(number)
     length.axis = axis
     return length
 
 
 def _sizes(args: Any, kwargs: Any) -> SizeOrigins:
-    """The axes of the sizes in ``y.reshape(a, b)``, ``torch.zeros((a, b))`` and their like."""
+    """Find the axes of the sizes in ``y.reshape(a, b)``, ``torch.zeros((a, b))`` and their like."""
     sizes = (args[1:] if args and isinstance(args[0], Tensor) else args) or (kwargs.get("size", ()),)
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = sizes[0]
@@ -68,13 +71,14 @@ def _sizes(args: Any, kwargs: Any) -> SizeOrigins:
 
 
 def _unflattened(tensor: Tensor, dim: int, sizes: Any) -> SizeOrigins:
-    """The axes of the sizes that one dim of a tensor is divided into; the other dims stay."""
+    """Find the axes of the sizes that one dim of a tensor is divided into; the other dims stay."""
     rest = tensor.dim() - 1
     before = dim % (rest + 1)
     return (*[None] * before, *_axes(sizes), *[None] * (rest - before))
 
 
 def _axes(sizes: Any) -> SizeOrigins:
+    """Find the axis that each size was read off, None where it was not."""
     return tuple(size.axis if isinstance(size, TracedLength) else None for size in sizes)
 
 
@@ -96,7 +100,8 @@ _ATTENTION = FunctionType(
 
 
 class ShapeReads(TorchFunctionMode):
-    """Makes shapes of :class:`TracedLength` and tells ``given`` which axes the sizes of a function are from.
+    """Makes shapes of :class:`TracedLength`, and reports the axes that the sizes of a function come from to
+    ``given``.
 
     New tensors are made on ``device``, as under PyTorch's own mode for that; every further mode would cost a
     recording a tenth of its time.
@@ -156,12 +161,13 @@ class ShapeReads(TorchFunctionMode):
             self._given(())
 
     def _told_by(self, func: Any, result: Any) -> Any:
-        """The result of a function, when it is noted whether it may be a length."""
+        """Return the result of a function, having noted whether it may tell a length."""
         if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
             self.saw_lengths = True
         return result
 
     def _flattened(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function that computes the sizes of its result, and say so meanwhile."""
         self._computes(True)
         try:
             return func(*args, **kwargs)
@@ -169,6 +175,7 @@ class ShapeReads(TorchFunctionMode):
             self._computes(False)
 
     def _lengths(self, tensor: Tensor) -> list[int]:
+        """List the lengths of a tensor, each knowing its axis."""
         self.saw_lengths = True
         value = self._value_of(tensor)
         return [
@@ -176,12 +183,13 @@ class ShapeReads(TorchFunctionMode):
         ]
 
     def _size(self, tensor: Tensor, dim: int | None = None) -> Any:
+        """Answer ``tensor.size(dim)``."""
         lengths = self._lengths(tensor)
         return torch.Size(lengths) if dim is None else lengths[dim]
 
 
 def _tensors_alone(result: Any) -> bool:
-    """Whether a result holds tensors and nothing else."""
+    """Say whether a result holds tensors and nothing else."""
     if isinstance(result, (tuple, list)):
         return all(map(_tensors_alone, result))
     return result is None or isinstance(result, Tensor)

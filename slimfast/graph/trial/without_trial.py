@@ -76,6 +76,7 @@ def _accounted(call: Call, module: nn.Module) -> bool:
 
 
 def _is_no_number(value: Any) -> bool:
+    """Say whether an argument holds no numbers."""
     if isinstance(value, list):
         return all(map(_is_no_number, value))
     return value is None or isinstance(value, (bool, str, Ref)) or not isinstance(value, (int, float))

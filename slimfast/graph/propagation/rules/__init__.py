@@ -1,4 +1,4 @@
-"""What each ATen operation makes of the labels of its operands: one entry an operation in the registry.
+"""Say what each ATen operation makes of the labels of its operands, in one registry entry an operation.
 
 A rule takes the propagation and the call and returns the axes of each output. Importing a file registers its
 entries. What has no rule freezes all that it touches.
@@ -34,5 +34,6 @@ Rule: TypeAlias = Callable[[Propagation, Call], list[Axes]]
 
 
 def rule_of(call: Call) -> Rule:
-    """The rule for a call: its own, its out-of-place twin's, the pointwise one, or the one that freezes."""
+    """Find the rule of a call: its own, else that of its twin out of place, else the pointwise one, else the
+    one that freezes."""
     return entry_of(call.op).rule or (elementwise if call.pointwise else unknown)

@@ -1,4 +1,4 @@
-"""Bilinear forms and distances: sums over an axis of products or differences of all pairs."""
+"""Follow bilinear forms and distances, which sum products or differences of all pairs over an axis."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from slimfast.graph.recording.op_registry import op
 
 @op("_trilinear")
 def trilinear(flow: Propagation, call: Call) -> list[Axes]:
-    """The product of three tensors, given axes of length 1 where told, summed over some axes: a bilinear
-    layer has a weight (out, in1, in2) among them."""
+    """Follow a product of three tensors, summed over some axes.
+
+    Each is given axes of length 1 first, as the arguments say. A bilinear layer has its weight (out, in1,
+    in2) among them.
+    """
     refs = [call.arguments[name] for name in ("i1", "i2", "i3")]
     operands: list[Axes] = []
     for ref, name in zip(refs, ("expand1", "expand2", "expand3"), strict=True):
@@ -43,7 +46,8 @@ def trilinear(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("_cdist_forward", "_euclidean_dist", zeros=all_nonzero)
 def distances(flow: Propagation, call: Call) -> list[Axes]:
-    """(..., P, M) and (..., R, M) to (..., P, R): over fewer coordinates it is another distance."""
+    """Follow distances from (..., P, M) and (..., R, M) to (..., P, R): fewer coordinates make other
+    distances."""
     a, b = (flow.axes(call.arguments[name]) for name in ("x1", "x2"))
     flow.unify(a[-1], b[-1])
     flow.inexact(a[-1], Reason.NORM)

@@ -1,4 +1,4 @@
-"""Convolutions: channels are summed over and new ones start, in groups; positions slide."""
+"""Follow convolutions: channels are summed over and new ones start, in groups, while positions slide."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ register(OpEntry(stands_for=_CONVOLUTION), "conv1d", "conv2d", "conv3d")
 
 
 def _zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """As of a linear layer, but the channels are in front of the positions."""
+    """Track zeros as in a linear layer; the channels are in front of the positions."""
     source, weight, bias = layer_operands(call)
     made = [bias is not None or tracker.may_be_nonzero(source, dim) for dim in range(len(axes))]
     at = len(axes) - len(weight.shape) + 1
@@ -34,6 +34,7 @@ def _zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
 
 
 def _shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a convolution of contiguous tensors."""
     source, weight, bias, groups = a["input"], a["weight"], a["bias"], a["groups"]
     taps = weight.dim() - 2
     if not plain(source, weight, bias) or source.dim() != weight.dim() or taps < 1:
@@ -49,8 +50,8 @@ def _shape(a: Mapping[str, Any]) -> Tensor | None:
 
 
 def _positions(a: Mapping[str, Any], lengths: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """The lengths of a convolution's result, as the documentation of nn.Conv2d and nn.ConvTranspose2d has
-    them."""
+    """Compute the lengths of a convolution's result, as the documentation of nn.Conv2d and nn.ConvTranspose2d
+    has them."""
     names = ("stride", "padding", "dilation", "output_padding")
     per_dim = [a[name] if len(a[name]) == len(kernel) else list(a[name]) * len(kernel) for name in names]
     found = []
@@ -63,9 +64,12 @@ def _positions(a: Mapping[str, Any], lengths: Sequence[int], kernel: Sequence[in
 @op("convolution", zeros=_zeros, meta_shape=_shape, certain=True)
 @op("_convolution", "cudnn_convolution", "mkldnn_convolution", zeros=_zeros)
 def convolution(flow: Propagation, call: Call) -> list[Axes]:
-    """Channels are (groups, positions in a group) on both sides; the weight has all outputs and one group's
+    """Join incoming channels with the weight's, start the outgoing ones, and freeze the positions that slide.
+
+    Channels are (groups, positions in a group) on both sides; the weight has all outputs and one group's
     inputs, or, transposed, all inputs and one group's outputs. A filter of one tap mixes nothing along its
-    axis."""
+    axis.
+    """
     source, weight = call.arguments["input"], call.arguments["weight"]
     bias, groups = call.arguments.get("bias"), call.arguments["groups"]
     transposed = bool(call.arguments.get("transposed", False))
@@ -93,7 +97,7 @@ def convolution(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _still(call: Call, source: Ref, out: Ref, dim: int) -> bool:
-    """Whether each index along this axis is made of the one at its own place alone."""
+    """Say whether each index along this axis is made of the one at its own place alone."""
     settings = [(call.arguments[name], value) for name, value in (("stride", 1), ("padding", 0))]
     alone = all(given[dim if len(given) > 1 else 0] == value for given, value in settings)
     return alone and call.arguments["weight"].shape[dim] == 1 and source.shape[dim] == out.shape[dim]

@@ -1,4 +1,4 @@
-"""Operations that make tensors: of one number, of chance, of positions, or shaped like another tensor."""
+"""Follow operations that make tensors: of one number, of chance, of positions, or shaped like another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from slimfast.graph.recording.op_registry import op
 
 
 def _filled(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
-    """Whether the number that a tensor is filled with may be other than 0."""
+    """Say whether the number that a tensor is filled with may be other than 0."""
     number = next(call.arguments[key] for key in ("s", "fill_value", "value") if key in call.arguments)
     return isinstance(number, Ref) or number != 0
 
@@ -21,7 +21,7 @@ def _filled(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
 @op("contiguous", copies=True)
 @op("resolve_conj", "resolve_neg", "_conj", "native_dropout")
 def same(flow: Propagation, call: Call) -> list[Axes]:
-    """Each output has the axes of the first tensor."""
+    """Give each output the axes of the first tensor."""
     source = next(refs_in(call.arguments))
     return [list(flow.axes(source)) for _ in call.outputs]
 
@@ -31,7 +31,8 @@ def same(flow: Propagation, call: Call) -> list[Axes]:
 @op("ones", "empty", "new_ones", "new_empty", zeros=all_nonzero, sized=True)
 @op("empty_strided", "new_empty_strided", zeros=all_nonzero)
 def constant(flow: Propagation, call: Call) -> list[Axes]:
-    """The same value everywhere: any index may go, if the size argument goes along."""
+    """Start free axes: the value is the same everywhere, so any index may go if the size argument goes
+    along."""
     axes = flow.fresh(call.outputs[0].shape)
     for dim, (axis, size) in enumerate(zip(axes, call.outputs[0].shape, strict=True)):
         flow.constant(f"size[{dim}]", size, axis)
@@ -42,5 +43,5 @@ def constant(flow: Propagation, call: Call) -> list[Axes]:
 @op("arange", "linspace", "eye", "tril_indices", "triu_indices", "hann_window", zeros=all_nonzero)
 @op("rand", "randn", "randint", "randperm", "bernoulli", "rand_like", "randn_like", zeros=all_nonzero)
 def positions(flow: Propagation, call: Call) -> list[Axes]:
-    """Values that depend on the index or on chance: nothing of them may go."""
+    """Fix all axes, for the values depend on the index or on chance."""
     return [[FIXED] * len(out.shape) for out in call.outputs]

@@ -1,4 +1,4 @@
-"""Operations that leave all they touch as it is, for want of a rule or because they tell of nothing."""
+"""Leave alone what an operation touches, where there is no rule for it or nothing to follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ register(OpEntry(shape_dependent=True), "einsum", "tensordot")
 
 @op("_assert_async", "_assert_tensor_metadata", "_assert_scalar", "_functional_assert_async", "record_stream")
 def nothing(flow: Propagation, call: Call) -> list[Axes]:
-    """Checks: what they return, if anything, is no part of the network."""
+    """Follow nothing: the operation checks something, and what it returns is no part of the network."""
     return [[FIXED] * len(out.shape) for out in call.outputs]
 
 
@@ -24,7 +24,7 @@ def nothing(flow: Propagation, call: Call) -> list[Axes]:
 @op("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", whole=True)
 @op("masked_scatter", "put", zeros=all_nonzero)
 def unknown(flow: Propagation, call: Call) -> list[Axes]:
-    """Whatever goes in or comes out stays as it is: the rule of all operations that have no other."""
+    """Freeze all that goes in and comes out. This is the rule of every operation that has no other."""
     whole = fixed_axis(flow.cause(Reason.NO_RULE))
     for ref in refs_in(call.arguments):
         for axis in flow.axes(ref):

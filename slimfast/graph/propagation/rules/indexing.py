@@ -1,4 +1,4 @@
-"""Selections: by position, by a range, by the values of an index tensor."""
+"""Follow selections: by position, by a range, by the values of an index tensor."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from slimfast.graph.recording.op_registry import op
 
 @op("select", selects=True)
 def select(flow: Propagation, call: Call) -> list[Axes]:
+    """Drop the axis of which one index is taken, and freeze it."""
     axes = list(flow.axes(call.arguments["self"]))
     flow.freeze(axes.pop(call.arguments["dim"]), Reason.ONE_INDEX)
     return [axes]
@@ -27,6 +28,7 @@ def select(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("unbind")
 def unbind(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis that is taken apart index by index."""
     axes = list(flow.axes(call.arguments["self"]))
     flow.freeze(axes.pop(call.arguments["dim"]), Reason.INDEX_BY_INDEX)
     return [list(axes) for _ in call.outputs]
@@ -34,6 +36,7 @@ def unbind(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("slice", selects=True)
 def slice_(flow: Propagation, call: Call) -> list[Axes]:
+    """Take the labels of a range; a step keeps the runs that it jumps over whole."""
     source = call.arguments["self"]
     axes = list(flow.axes(source))
     dim = call.arguments["dim"] % len(axes)
@@ -61,6 +64,7 @@ def slice_(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("flip")
 def flip(flow: Propagation, call: Call) -> list[Axes]:
+    """Turn the labels of some axes round."""
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dims"]:
         axes[dim] = axes[dim][::-1]
@@ -68,6 +72,7 @@ def flip(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _roll_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a contiguous tensor that is shifted."""
     source, dims = a["self"], a["dims"]
     known = len(dims) == len(a["shifts"]) > 0 and all(-source.dim() <= dim < source.dim() for dim in dims)
     return empty(source, source.shape) if known and plain(source) else None
@@ -75,6 +80,7 @@ def _roll_shape(a: Mapping[str, Any]) -> Tensor | None:
 
 @op("roll", meta_shape=_roll_shape)
 def roll(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axes that are shifted by a fixed number."""
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dims"] or range(len(axes)):
         flow.freeze(axes[dim], Reason.SHIFTS)
@@ -83,7 +89,7 @@ def roll(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("index", "_unsafe_index", selects=True)
 def index(flow: Propagation, call: Call) -> list[Axes]:
-    """``self[indices]`` with tensors of positions: what they point into stays, their own axes pass on."""
+    """Follow ``self[indices]``: the axes that are indexed stay whole, those of the index tensors pass on."""
     found, out = chosen(flow, call), call.outputs[0]
     if len(found) != len(out.shape):
         axes = behind_mask(flow, call)
@@ -97,7 +103,7 @@ def index(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def chosen(flow: Propagation, call: Call) -> Axes:
-    """The axes of ``self[indices]``, if the indices are positions or masks of one axis."""
+    """List the axes of ``self[indices]`` if the indices are positions, or masks of one axis each."""
     source, given = call.arguments["self"], call.arguments["indices"]
     axes = flow.axes(source)
     given = [*given, *[None] * (len(axes) - len(given))]
@@ -119,13 +125,13 @@ def chosen(flow: Propagation, call: Call) -> Axes:
 
 
 def _latest(fixed: Axes) -> AxisLabels:
-    """Of fixed axes the one whose reason was found last."""
+    """Choose, of fixed axes, the one whose reason was found last."""
     return max(fixed, key=lambda axis: axis.reason.number if axis.reason else 0)
 
 
 def behind_mask(flow: Propagation, call: Call) -> Axes | None:
-    """The axes of ``self[mask]`` for one mask of several axes, which makes a single one of them; None where
-    there are more indices."""
+    """List the axes of ``self[mask]`` for one mask over several axes, which become one; None where there are
+    more indices."""
     masks = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
     if len(masks) > 1:
         return None
@@ -138,6 +144,7 @@ def behind_mask(flow: Propagation, call: Call) -> Axes | None:
 
 @op("index_select", selects=True)
 def index_select(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis that is looked up by value; the axis of the index takes its place."""
     axes = list(flow.axes(call.arguments["self"]))
     dim = call.arguments["dim"]
     flow.freeze(axes[dim], Reason.BY_VALUE)
@@ -148,6 +155,7 @@ def index_select(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("gather")
 def gather(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis that is looked up by value; the other axes are those of the index."""
     source, positions = call.arguments["self"], call.arguments["index"]
     axes = list(flow.axes(source))
     dim = call.arguments["dim"] % max(len(axes), 1)
@@ -163,6 +171,7 @@ def gather(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("embedding")
 def embedding(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the rows, which are looked up by value; the columns are the channels."""
     weight = call.arguments["weight"]
     rows, columns = flow.axes(weight)
     flow.produce(weight, columns)
@@ -172,7 +181,8 @@ def embedding(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("_embedding_bag", "_embedding_bag_forward_only")
 def embedding_bag(flow: Propagation, call: Call) -> list[Axes]:
-    """Rows are looked up and joined: (bags, columns), then tables of positions."""
+    """Follow rows that are looked up and summed up: the result is (bags, columns), then come tables of
+    positions."""
     weight = call.arguments["weight"]
     rows, columns = flow.axes(weight)
     flow.produce(weight, columns)
@@ -185,7 +195,7 @@ def embedding_bag(flow: Propagation, call: Call) -> list[Axes]:
 @op("sort", "topk", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode")
 @op("cumsum", "cumprod", "logcumsumexp")
 def along(flow: Propagation, call: Call) -> list[Axes]:
-    """Operations whose result at an index depends on the order or number of the others."""
+    """Freeze the axis along which order or number matters: sorting, choosing, running sums."""
     source = call.arguments["self"]
     axes = list(flow.axes(source))
     dim = call.arguments.get("dim")

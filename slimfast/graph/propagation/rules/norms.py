@@ -1,4 +1,4 @@
-"""Normalisations of batches, layers, groups and weights."""
+"""Follow normalisations of batches, layers, groups and weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from slimfast.graph.recording.op_registry import op
 
 
 def _zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """A scale and a shift that are parameters make 0 of a removed channel, and the shift is left of a removed
-    index of another axis. What is left of the mean of a batch norm is not 0."""
+    """Track zeros through a norm.
+
+    A scale and a shift that are parameters make 0 of a removed channel; the shift stays at a removed index of
+    another axis. What a batch norm makes of its mean is not 0.
+    """
     source, weight, bias = layer_operands(call)
     shape, rank = call.arguments.get("normalized_shape"), len(axes)
     own = [1] if shape is None else list(range(rank - len(shape), rank))
@@ -33,6 +36,7 @@ def _zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
 
 
 def _batch_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a batch norm of contiguous tensors."""
     source = a["input"]
     of_channels = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
     if not plain(source, *of_channels) or source.dim() < 2:
@@ -46,6 +50,7 @@ def _batch_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
 @op("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", zeros=_zeros)
 @op("_batch_norm_no_update", "_batch_norm_with_update", zeros=_zeros)
 def batch_norm(flow: Propagation, call: Call) -> list[Axes]:
+    """Join the channels with the statistics, scale and shift that each of them has."""
     source = call.arguments["input"]
     axes = list(flow.axes(source))
     tensors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
@@ -59,10 +64,12 @@ def batch_norm(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _statistics(out: Ref, channels: AxisLabels, length: int) -> Axes:
+    """Describe the axes of the statistics that a batch norm returns."""
     return [channels if n == length and n > 1 else FIXED for n in out.shape]
 
 
 def _layer_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a layer norm, whose result is contiguous whatever its input is."""
     source, weight, bias = a["input"], a["weight"], a.get("bias")
     shape = tuple(a["normalized_shape"])
     # the result is contiguous, whatever the layout of the input
@@ -82,6 +89,7 @@ def _layer_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
 @op("rms_norm", zeros=_zeros, meta_shape=_layer_norm_shape, certain=True)
 @op("native_layer_norm", "_fused_rms_norm", zeros=_zeros)
 def layer_norm(flow: Propagation, call: Call) -> list[Axes]:
+    """Join the last axes with those of scale and shift; a mean over fewer channels is another mean."""
     source, shape = call.arguments["input"], call.arguments["normalized_shape"]
     axes = list(flow.axes(source))
     first = len(axes) - len(shape)
@@ -98,6 +106,7 @@ def layer_norm(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _group_norm_shape(a: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Know the shapes of a group norm of contiguous tensors and of its statistics."""
     source, groups = a["input"], a["group"]
     if not plain(source, a["weight"], a["bias"]) or source.dim() < 2 or a["C"] % groups:
         return None
@@ -112,7 +121,7 @@ def _group_norm_shape(a: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | N
 @op("native_group_norm", zeros=_zeros, meta_shape=_group_norm_shape)
 @op("group_norm", zeros=_zeros)
 def group_norm(flow: Propagation, call: Call) -> list[Axes]:
-    """Whole groups may go. With a single group it is a layer norm over the channels."""
+    """Split the channels into groups, which go whole; a single group is a layer norm over all channels."""
     source = call.arguments["input"]
     groups = call.arguments["group"] if "group" in call.arguments else call.arguments["num_groups"]
     axes = list(flow.axes(source))
@@ -138,7 +147,7 @@ def group_norm(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("_weight_norm_interface", "_weight_norm")
 def weight_norm(flow: Propagation, call: Call) -> list[Axes]:
-    """g * v / |v| with one norm per index of ``dim``: the other axes enter the norm."""
+    """Follow g * v / |v| with one norm for each index of ``dim``: the other axes enter the norm."""
     direction, scale, dim = call.arguments["v"], call.arguments["g"], call.arguments["dim"]
     axes = list(flow.axes(direction))
     for d, axis in enumerate(axes):

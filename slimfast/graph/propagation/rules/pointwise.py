@@ -1,4 +1,4 @@
-"""Operations that work element by element."""
+"""Follow operations that work element by element."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slimfast.graph.recording.op_registry import op
 
 
 def align(flow: Propagation, shape: tuple[int, ...], operands: list[Ref]) -> Axes:
-    """The axes of a result of ``shape`` that these operands broadcast to: axes that meet are one axis."""
+    """List the axes of a result of ``shape`` that these operands broadcast to; axes that meet become one."""
     axes: Axes = []
     for dim, size in enumerate(shape):
         met: Axes = []
@@ -30,6 +30,7 @@ def align(flow: Propagation, shape: tuple[int, ...], operands: list[Ref]) -> Axe
 
 
 def _join(flow: Propagation, met: Axes) -> AxisLabels:
+    """Make axes one, and return the first that is not fixed."""
     if not met:
         return FIXED
     first = first_free(met, met[0])
@@ -39,7 +40,8 @@ def _join(flow: Propagation, met: Axes) -> AxisLabels:
 
 
 def _shape(a: Mapping[str, Any]) -> Tensor | None:
-    """Element by element, of one tensor or of two or one and a number, in the dtype of the first."""
+    """Know the shape of an operation on one tensor, on two, or on one and a number, in the dtype of the
+    first."""
     first, second = a["self"], a.get("other")
     if isinstance(second, (bool, complex)) or not (plain(first) and _all_numbers(a)):
         return None
@@ -52,7 +54,7 @@ def _shape(a: Mapping[str, Any]) -> Tensor | None:
 
 
 def _all_numbers(a: Mapping[str, Any]) -> bool:
-    """Whether the arguments but the operands are plain numbers, words or nothing."""
+    """Say whether all arguments but the operands are plain numbers, words or nothing."""
     return all(
         isinstance(value, (bool, int, float, str, type(None)))
         for name, value in a.items()
@@ -76,7 +78,7 @@ def _all_numbers(a: Mapping[str, Any]) -> bool:
 @op("copy", "where", "softshrink", "hardshrink", "threshold", zeros=by_outcome)
 @op("log_sigmoid_forward", "rrelu_with_noise", "polar", "complex", zeros=by_outcome)
 def elementwise(flow: Propagation, call: Call) -> list[Axes]:
-    """Axes that meet are one axis; an addition marks those that it is the first to join."""
+    """Join the axes that meet; an addition marks those that it is the first to join."""
     operands = list(refs_in(call.arguments))
     adds = call.op.rstrip("_") in ("aten.add", "aten.sub", "aten.rsub")
     joined = _joined_axes(flow, operands) if adds else []
@@ -87,7 +89,7 @@ def elementwise(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _joined_axes(flow: Propagation, operands: list[Ref]) -> Axes:
-    """Axes of computed tensors that this addition is the first to join."""
+    """List the axes of computed tensors that this addition is the first to join."""
     computed = [ref for ref in operands if flow.value(ref).data]
     if len(computed) < 2:
         return []
@@ -97,7 +99,7 @@ def _joined_axes(flow: Propagation, operands: list[Ref]) -> Axes:
 
 @op("tril", "triu")
 def triangle(flow: Propagation, call: Call) -> list[Axes]:
-    """Parts of matrices become 0, by their position."""
+    """Freeze the last two axes, whose positions decide what becomes 0."""
     axes = list(flow.axes(call.arguments["self"]))
     for axis in axes[-2:]:
         flow.freeze(axis)

@@ -1,4 +1,4 @@
-"""Linear layers, matrix products and attention: one axis is summed over, another starts."""
+"""Follow linear layers, matrix products and attention: one axis is summed over, another starts."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from slimfast.graph.recording.op_registry import op
 
 
 def layer_operands(call: Call) -> tuple[Ref, Any, Any]:
-    """The input of a layer, its weight and its bias, which may be None."""
+    """Pick the input of a layer, its weight and its bias, which may be None."""
     return call.arguments["input"], call.arguments.get("weight"), call.arguments.get("bias")
 
 
 def bias_or(tracker: ZeroTracker, weight: Ref, bias: Ref | None, dim: int = 0) -> bool:
-    """Whether this axis of a weight, or the bias added along it, may be other than 0 at removed units."""
+    """Say whether this axis of a weight, or the bias added along it, may be other than 0 at removed units."""
     return tracker.may_be_nonzero(weight, dim) or (bias is not None and tracker.may_be_nonzero(bias, 0))
 
 
 def _linear_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """Rows of the weight are the last axis of the result; a removed index of another leaves the bias."""
+    """Track zeros: the rows of the weight become the last axis; at a removed index of another the bias
+    stays."""
     source, weight, bias = layer_operands(call)
     rest = range(len(axes) - (len(weight.shape) == 2))
     others = [bias is not None or tracker.may_be_nonzero(source, dim) for dim in rest]
@@ -37,6 +38,7 @@ def _linear_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis
 
 
 def _linear_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a linear layer of contiguous tensors."""
     source, weight, bias = a["input"], a["weight"], a["bias"]
     if not plain(source, weight, bias) or source.dim() < 2 or weight.dim() != 2:
         return None
@@ -47,6 +49,7 @@ def _linear_shape(a: Mapping[str, Any]) -> Tensor | None:
 
 @op("linear", zeros=_linear_zeros, meta_shape=_linear_shape, whole=True, certain=True)
 def linear(flow: Propagation, call: Call) -> list[Axes]:
+    """Sum over the input's last axis and start an axis from the rows of the weight."""
     source, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
     axes = flow.axes(source)
     produced: AxisLabels = FIXED
@@ -65,7 +68,7 @@ def linear(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def factors(call: Call) -> tuple[Ref, Ref, Any]:
-    """The two factors of a matrix product and what is added to it, None where nothing is."""
+    """Pick the two factors of a matrix product and what is added to it, None where nothing is."""
     names = ("mat1", "mat2", "batch1", "batch2", "mat", "vec", "other", "tensor")
     operands = [call.arguments[name] for name in names if isinstance(call.arguments.get(name), Ref)]
     first = call.arguments["self"]
@@ -73,7 +76,7 @@ def factors(call: Call) -> tuple[Ref, Ref, Any]:
 
 
 def _product_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """The first factor has the rows, the second the columns, both the axes in front."""
+    """Track zeros: the first factor has the rows, the second the columns, both have the axes in front."""
     a, b, added = factors(call)
     rows, columns, rank = len(a.shape) > 1, len(b.shape) > 1, len(axes)
     front = range(-2, rank - rows - columns - 2)
@@ -88,8 +91,10 @@ def _product_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxi
 @op("matmul", zeros=_product_zeros, whole=True)
 @op("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addbmm", "addmv", zeros=_product_zeros)
 def product(flow: Propagation, call: Call) -> list[Axes]:
-    """(..., m, k) times (..., k, n); a vector on either side has no m or n. The added term broadcasts to the
-    result."""
+    """Follow (..., m, k) times (..., k, n).
+
+    A vector on either side has no m or n. The added term broadcasts to the result.
+    """
     a, b, added = factors(call)
     vector_a, vector_b = len(a.shape) == 1, len(b.shape) == 1
     axes_a, axes_b = flow.axes(a), flow.axes(b)
@@ -122,14 +127,17 @@ def product(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def sum_along(flow: Propagation, axis: AxisLabels, *factors: tuple[Ref, int]) -> None:
-    """The products of two tensors are added up along this axis, which is this dim of theirs: what both have
-    in a removed unit counts."""
+    """Note whether products that are added up along an axis count at removed units.
+
+    ``factors``: the two tensors, each with the dim that the axis is of it. Where both may be other than 0,
+    masking is not the same as removal.
+    """
     if not axis.fixed and all(flow.may_be_nonzero(ref, dim) for ref, dim in factors):
         flow.inexact(axis, Reason.SUMS_NONZERO)
 
 
 def _batch(flow: Propagation, a: Ref, b: Ref) -> Axes:
-    """The leading axes of two factors, broadcast against each other."""
+    """List the leading axes of two factors, broadcast against each other."""
     rank = max(len(a.shape), len(b.shape)) - 2
     axes: Axes = []
     for dim in range(-rank - 2, -2):
@@ -143,13 +151,14 @@ def _batch(flow: Propagation, a: Ref, b: Ref) -> Axes:
 
 
 def _attention_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """A softmax of 0 is not 0, but what it weighs is; the positions are those of the query."""
+    """Track zeros: a softmax of 0 is not 0, but what it weighs is; the positions are those of the query."""
     value, rank = call.arguments["value"], len(axes)
     front = [tracker.broadcast_nonzero(value, dim) for dim in range(-rank, -2)]
     return [*front, True, tracker.may_be_nonzero(value, -1)]
 
 
 def _attention_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of an attention over four axes."""
     query, key, value, mask = (a[name] for name in ("query", "key", "value", "attn_mask"))
     q, k, v = (list(t.shape) for t in (query, key, value))
     like = (query.device, query.dtype)
@@ -173,8 +182,10 @@ def _attention_shape(a: Mapping[str, Any]) -> Tensor | None:
 # Decomposed, the scale would become a bare number.
 @op("scaled_dot_product_attention", zeros=_attention_zeros, meta_shape=_attention_shape, whole=True)
 def attention(flow: Propagation, call: Call) -> list[Axes]:
-    """q (..., H, L, E), k (..., G, S, E), v (..., G, S, V) to (..., H, L, V); with ``enable_gqa`` H is a
-    multiple of G."""
+    """Follow q (..., H, L, E), k (..., G, S, E), v (..., G, S, V) to (..., H, L, V).
+
+    With ``enable_gqa`` H is a multiple of G.
+    """
     query, key, value = (call.arguments[name] for name in ("query", "key", "value"))
     q, k, v = (flow.axes(ref) for ref in (query, key, value))
     flow.unify(q[-1], k[-1])
@@ -204,6 +215,7 @@ def attention(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _heads(flow: Propagation, query: Ref, key: Ref, value: Ref) -> Axes:
+    """List the leading axes of an attention, in which several queries may share a key."""
     for name, other in zip(flow.axes(key)[:-2], flow.axes(value)[:-2], strict=True):
         flow.unify(name, other)
     grouped = len(query.shape) > 2 and query.shape[-3] != key.shape[-3] and key.shape[-3] > 1

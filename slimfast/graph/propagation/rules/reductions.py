@@ -1,4 +1,4 @@
-"""Reductions and softmax: operations that compute statistics along an axis."""
+"""Follow reductions and softmax, which compute statistics along an axis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slimfast.graph.recording.op_registry import op
 
 
 def reduced(flow: Propagation, call: Call, source: Ref) -> tuple[Axes, Axes]:
-    """The axes a reduction sums over and the axes of its result."""
+    """List the axes that a reduction sums over, and the axes of its result."""
     axes = flow.axes(source)
     dims = call.arguments.get("dim")
     if dims is None or dims == []:
@@ -33,6 +33,7 @@ def reduced(flow: Propagation, call: Call, source: Ref) -> tuple[Axes, Axes]:
 
 
 def _mean_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a mean of a contiguous tensor."""
     source, dims = a["self"], a.get("dim")
     if not plain(source) or not dims or a.get("dtype") is not None:
         return None
@@ -48,7 +49,7 @@ def _mean_shape(a: Mapping[str, Any]) -> Tensor | None:
 @op("var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm")
 @op("sum", "nansum", "prod", "amax", "amin", "aminmax")
 def statistic(flow: Propagation, call: Call) -> list[Axes]:
-    """The statistic of fewer channels is another statistic: allowed, but no longer the masked network.
+    """Allow fewer channels, though their statistic is another one and no longer that of the masked network.
 
     Even a sum: what a function makes of a masked channel need not be 0.
     """
@@ -62,6 +63,7 @@ def statistic(flow: Propagation, call: Call) -> list[Axes]:
 @op("all", zeros=all_nonzero)
 @op("any", "count_nonzero")
 def reduction(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axes that are reduced to a yes, a no or a count."""
     source = call.arguments["self"]
     gone, out = reduced(flow, call, source)
     for axis in gone:
@@ -71,7 +73,7 @@ def reduction(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", zeros=all_nonzero)
 def softmax(flow: Propagation, call: Call) -> list[Axes]:
-    """Like a layer norm: over fewer channels, as in attention between channels, it is another function."""
+    """Allow fewer channels, as in attention between channels, though they make another softmax."""
     axes = list(flow.axes(call.arguments["self"]))
     flow.inexact(axes[call.arguments["dim"]], Reason.RUNS)
     return [axes]

@@ -1,5 +1,5 @@
-"""Pooling, resampling, padding and unfolding: operations along trailing positions that leave the channels
-alone."""
+"""Follow operations on trailing positions, which leave the channels alone: pooling, resampling, padding,
+unfolding."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from slimfast.graph.recording.op_registry import op
 
 
 def _upsample_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a contiguous image that is resampled."""
     source, size = a["self"], a["output_size"]
     if source.dim() != 4 or not plain(source) or min(*size, *source.shape) < 1:
         return None
@@ -37,7 +38,7 @@ def _upsample_shape(a: Mapping[str, Any]) -> Tensor | None:
 @op("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d")
 @op("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
 def positions(flow: Propagation, call: Call) -> list[Axes]:
-    """Along as many trailing axes as the name says (``2d``) each index is made of several."""
+    """Freeze as many trailing axes as the name says (``2d``), of which each index is made of several."""
     source = call.arguments["input"] if "input" in call.arguments else call.arguments["self"]
     axes, n = flow.axes(source), _dims_in(call.op)
     for axis in axes[-n:]:
@@ -46,13 +47,13 @@ def positions(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _dims_in(op: str) -> int:
-    """The number of positions in the name of an operation: 2 in ``aten.max_pool2d``."""
+    """Read the number of positions off the name of an operation: 2 in ``aten.max_pool2d``."""
     return int(next(character for character in op if character.isdigit()))
 
 
 @op("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
 def grid_sampler(flow: Propagation, call: Call) -> list[Axes]:
-    """(N, C, ...) read at the places of a grid (N, ..., coordinates), which stays as it is."""
+    """Follow an input (N, C, ...) read at the places of a grid (N, ..., coordinates), which stays whole."""
     axes = flow.axes(call.arguments["input"])
     for axis in (*axes[2:], *flow.axes(call.arguments["grid"])):
         flow.freeze(axis, Reason.SAMPLES)
@@ -61,7 +62,7 @@ def grid_sampler(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("max_unpool2d", "max_unpool3d")
 def unpool(flow: Propagation, call: Call) -> list[Axes]:
-    """Values back to the places in their own channel that ``indices`` tell."""
+    """Put values back to the places in their own channel that ``indices`` hold."""
     n = _dims_in(call.op)
     axes, places = flow.axes(call.arguments["self"]), flow.axes(call.arguments["indices"])
     for axis, place in zip(axes[:-n], places[:-n], strict=True):
@@ -73,7 +74,7 @@ def unpool(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("im2col")
 def im2col(flow: Propagation, call: Call) -> list[Axes]:
-    """(..., C, H, W) to (..., C k, L)."""
+    """Unfold (..., C, H, W) to (..., C k, L)."""
     source, out = call.arguments["self"], call.outputs[0]
     axes = flow.axes(source)
     for axis in axes[-2:]:
@@ -83,7 +84,7 @@ def im2col(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("col2im")
 def col2im(flow: Propagation, call: Call) -> list[Axes]:
-    """(..., C k, L) to (..., C, H, W)."""
+    """Fold (..., C k, L) to (..., C, H, W)."""
     axes, out = flow.axes(call.arguments["self"]), call.outputs[0]
     outer, inner = flow.split(axes[-2], out.shape[-3])
     flow.freeze(inner)
@@ -93,6 +94,7 @@ def col2im(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("unfold")
 def unfold(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis that is taken apart into windows."""
     axes = list(flow.axes(call.arguments["self"]))
     dim = call.arguments["dimension"]
     flow.freeze(axes[dim])
@@ -102,7 +104,7 @@ def unfold(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("_fft_r2c", "_fft_c2r", "_fft_c2c")
 def fourier(flow: Propagation, call: Call) -> list[Axes]:
-    """Frequencies along some axes are made of all positions there; the others pass."""
+    """Freeze the axes whose frequencies are made of all positions; the others pass."""
     axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dim"]:
         axes[dim] = flow.freeze(axes[dim], Reason.MIXES)
@@ -111,7 +113,7 @@ def fourier(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("pixel_shuffle")
 def pixel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
-    """(..., C r r, H, W) to (..., C, H r, W r): the r positions of a block stay."""
+    """Move (..., C r r, H, W) to (..., C, H r, W r): the r positions of a block stay."""
     source, out = call.arguments["self"], call.outputs[0]
     axes = list(flow.axes(source))
     channels, inside = flow.split(axes[-3], out.shape[-3])
@@ -122,6 +124,7 @@ def pixel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("pixel_unshuffle")
 def pixel_unshuffle(flow: Propagation, call: Call) -> list[Axes]:
+    """Move (..., C, H r, W r) to (..., C r r, H, W)."""
     source, out = call.arguments["self"], call.outputs[0]
     axes = list(flow.axes(source))
     for axis in axes[-2:]:
@@ -131,14 +134,14 @@ def pixel_unshuffle(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _pad_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
-    """Axes keep their places; positions that were not there are not masked."""
+    """Track zeros: axes keep their places, and positions that were not there are not masked."""
     source, value = call.arguments["self"], call.arguments["value"]
     return [value != 0 or tracker.may_be_nonzero(source, dim) for dim in range(len(axes))]
 
 
 @op("constant_pad_nd", zeros=_pad_zeros)
 def pad(flow: Propagation, call: Call) -> list[Axes]:
-    """Padded channels are free labels: what they are added to, or read by, decides what becomes of them.
+    """Add free labels for what is padded: what it is added to, or read by, decides what becomes of it.
 
     Equal amounts before and after shrink together, unless the module holds two numbers they may come from.
     """
@@ -163,12 +166,13 @@ def pad(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _holds_twice(flow: Propagation, number: int) -> bool:
-    """Whether the running module has two attributes, or two places in one, with this value."""
+    """Say whether the running module has two attributes, or two places in one, with this value."""
     held = integers_of(flow.module) if flow.module is not None else ()
     return sum(value == number for _, _, value in held) > 1
 
 
 def _padding(flow: Propagation, position: int, amount: int) -> AxisLabels:
+    """Make the labels of one side of a padded axis."""
     axis = AxisLabels(flow.labels.partition.fresh(amount)[:, None])
     flow.constant(f"pad[{position}]", amount, axis)
     return axis

@@ -1,4 +1,4 @@
-"""Reshapes and other operations that only rearrange axes, and those that join or cut tensors along one."""
+"""Follow reshapes and what else rearranges axes, and operations that join or divide tensors along one."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from slimfast.graph.recording.op_registry import op
 
 
 def reshape_axes(flow: Propagation, axes: Axes, after: tuple[int, ...]) -> Axes:
-    """The axes of a tensor with these axes reshaped to ``after``: the smallest runs of equal product map to
-    each other."""
+    """Reshape axes to the lengths ``after``: the smallest runs of equal product become each other."""
     before = [len(axis) for axis in axes]
     result: Axes = [FIXED] * len(after)
     if prod(after) == 0:
@@ -51,6 +50,7 @@ def reshape_axes(flow: Propagation, axes: Axes, after: tuple[int, ...]) -> Axes:
 @op("reshape", "_reshape_alias", selects=True, sized=True, reshapes=True, plain_view=True)
 @op("view_copy", selects=True)
 def reshape(flow: Propagation, call: Call) -> list[Axes]:
+    """Merge and split axes, and note the sizes that must follow them."""
     if "dtype" in call.arguments:
         return unknown(flow, call)
     source, out = call.arguments["self"], call.outputs[0]
@@ -62,7 +62,7 @@ def reshape(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("as_strided")
 def as_strided(flow: Propagation, call: Call) -> list[Axes]:
-    """Only a change of memory layout, with the sizes as they are, is understood."""
+    """Follow a change of memory layout that leaves the sizes as they are; freeze any other."""
     source = call.arguments["self"]
     if tuple(call.arguments["size"]) != source.shape or call.arguments["storage_offset"]:
         return unknown(flow, call)
@@ -71,7 +71,7 @@ def as_strided(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("expand", selects=True, sized=True, plain_view=True)
 def expand(flow: Propagation, call: Call) -> list[Axes]:
-    """An axis of length 1 repeated: the copies are alike, so any of them may go."""
+    """Give an axis of length 1 that is repeated free labels: its copies are alike, so any of them may go."""
     source, out = call.arguments["self"], call.outputs[0]
     axes = flow.fresh(out.shape)
     offset = len(out.shape) - len(source.shape)
@@ -85,6 +85,7 @@ def expand(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("repeat")
 def repeat(flow: Propagation, call: Call) -> list[Axes]:
+    """Put each axis so many times one after the other."""
     source, out = call.arguments["self"], call.outputs[0]
     offset = len(out.shape) - len(source.shape)
     axes = flow.fresh(out.shape)
@@ -101,6 +102,7 @@ def repeat(flow: Propagation, call: Call) -> list[Axes]:
 @op("t", selects=True)
 @op("transpose", selects=True, certain=True)
 def transpose(flow: Propagation, call: Call) -> list[Axes]:
+    """Swap two axes."""
     axes = list(flow.axes(call.arguments["self"]))
     if len(axes) > 1:
         a, b = call.arguments.get("dim0", 0), call.arguments.get("dim1", 1)
@@ -110,6 +112,7 @@ def transpose(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("permute", selects=True, certain=True)
 def permute(flow: Propagation, call: Call) -> list[Axes]:
+    """Reorder the axes."""
     axes = flow.axes(call.arguments["self"])
     return [[axes[dim] for dim in call.arguments["dims"]]]
 
@@ -117,7 +120,7 @@ def permute(flow: Propagation, call: Call) -> list[Axes]:
 @op("squeeze", "unsqueeze", selects=True, plain_view=True)
 @op("view_as_real")
 def resize_ones(flow: Propagation, call: Call) -> list[Axes]:
-    """Axes of length 1 come and go; those longer than 1 stay in order."""
+    """Drop or add axes of length 1; those longer than 1 stay in order."""
     source = call.arguments["self"]
     longer = [axis for axis, n in zip(flow.axes(source), source.shape, strict=True) if n > 1]
     shape = call.outputs[0].shape
@@ -129,12 +132,14 @@ def resize_ones(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("view_as_complex")
 def view_as_complex(flow: Propagation, call: Call) -> list[Axes]:
+    """Drop the last axis, the real and the imaginary part."""
     axes = flow.axes(call.arguments["self"])
     flow.freeze(axes[-1])
     return [list(axes[:-1])]
 
 
 def _cat_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of contiguous tensors joined along one axis."""
     parts = a["tensors"]
     if not parts or not plain(*parts) or not all(1 < t.dim() == parts[0].dim() for t in parts):
         return None
@@ -153,6 +158,7 @@ def _cat_shape(a: Mapping[str, Any]) -> Tensor | None:
 @op("cat", meta_shape=_cat_shape, certain=True)
 @op("concat")
 def cat(flow: Propagation, call: Call) -> list[Axes]:
+    """Put the axes ``dim`` one after the other and join the others."""
     # an empty 1-d tensor may stand among the others and counts for nothing
     parts = [ref for ref in call.arguments["tensors"] if ref.shape != (0,)]
     dim = call.arguments["dim"] % len(parts[0].shape)
@@ -171,6 +177,7 @@ def cat(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("stack")
 def stack(flow: Propagation, call: Call) -> list[Axes]:
+    """Join all axes and add a new one, which is fixed."""
     parts = call.arguments["tensors"]
     axes = list(flow.axes(parts[0]))
     for ref in parts[1:]:
@@ -183,7 +190,7 @@ def stack(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("split", "unsafe_split", "split_with_sizes", "unsafe_split_with_sizes", "chunk", selects=True)
 def split(flow: Propagation, call: Call) -> list[Axes]:
-    """Parts of one size shrink together, whether the size was written down or taken from the shape.
+    """Divide an axis into parts, of which those of one size shrink together.
 
     A smaller last part goes along with the beginning of each of the others: that leaves it smaller by less
     than the number of parts where it was before, so that what divides by that number finds the same parts.
@@ -210,6 +217,7 @@ def split(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("glu")
 def glu(flow: Propagation, call: Call) -> list[Axes]:
+    """Join the two halves of an axis, of which one gates the other."""
     source, out = call.arguments["self"], call.outputs[0]
     dim = call.arguments["dim"] % len(source.shape)
     axes = list(flow.axes(source))
@@ -221,6 +229,7 @@ def glu(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("channel_shuffle", "native_channel_shuffle")
 def channel_shuffle(flow: Propagation, call: Call) -> list[Axes]:
+    """Turn the channels (groups, positions in a group) into (positions in a group, groups)."""
     source, groups = call.arguments["self"], call.arguments["groups"]
     axes = list(flow.axes(source))
     outer, inner = flow.split(axes[1], groups)

@@ -1,4 +1,4 @@
-"""Writes by position: a tensor in which some places are replaced by, or added to, those of another."""
+"""Follow writes: some places of a tensor are replaced by, or added to, those of another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from slimfast.graph.recording.op_registry import op
 
 @op("index_add", "index_copy", "index_reduce", "index_fill", zeros=all_nonzero)
 def write_slices(flow: Propagation, call: Call) -> list[Axes]:
-    """Slices of ``self`` along ``dim``: the other axes are those of what is written."""
+    """Write slices of ``self`` along ``dim``: the other axes are those of what is written."""
     written = _written(call)
     if written is None:
         return unknown(flow, call)
@@ -35,7 +35,7 @@ def write_slices(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("scatter", "scatter_add", "scatter_reduce", zeros=all_nonzero)
 def scatter(flow: Propagation, call: Call) -> list[Axes]:
-    """Element by element, at ``index`` along ``dim``; the other axes are one with those of the index."""
+    """Write elements at ``index`` along ``dim``: the other axes are one with those of the index."""
     target, places, written = call.arguments["self"], call.arguments["index"], _written(call)
     if written is None:
         return unknown(flow, call)
@@ -55,7 +55,8 @@ def scatter(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("index_put", "_index_put_impl", "_unsafe_index_put", zeros=all_nonzero)
 def index_put(flow: Propagation, call: Call) -> list[Axes]:
-    """``self[indices] = values``: the axes of the values are those of what is chosen, the last ones first."""
+    """Follow ``self[indices] = values``: the axes of the values are those of what is chosen, the last ones
+    first."""
     target, source = call.arguments["self"], call.arguments["values"]
     given = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
     found = chosen(flow, call)
@@ -71,12 +72,12 @@ def index_put(flow: Propagation, call: Call) -> list[Axes]:
 
 
 def _may_be_mask(target: Ref, dim: int, places: Ref) -> bool:
-    """Whether an index of several axes has the lengths of a mask over ``target``."""
+    """Say whether an index of several axes has the lengths of a mask over ``target``."""
     return len(places.shape) > 1 and places.shape == target.shape[dim : dim + len(places.shape)]
 
 
 def _written(call: Call) -> list[Ref] | None:
-    """The tensor that is written, nothing where it is zeros, None for other numbers."""
+    """List the tensor that is written: none where it is zeros; None for other numbers."""
     found = next(call.arguments[name] for name in ("source", "src", "value") if name in call.arguments)
     if isinstance(found, Ref):
         return [found] if found.shape else None
@@ -84,7 +85,7 @@ def _written(call: Call) -> list[Ref] | None:
 
 
 def _join(flow: Propagation, pairs: Iterable[tuple[AxisLabels, AxisLabels]]) -> None:
-    """Axes of the target and of what is written into it are one, as in an addition."""
+    """Join axes of the target with those of what is written into it, as an addition does."""
     for a, b in pairs:
         if not a.fixed and not b.fixed and len(a) != len(b):
             # as many as a mask chooses: which ones is not known
