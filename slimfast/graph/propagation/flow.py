@@ -43,13 +43,11 @@ class Propagation:
         self._macs: tuple[int | AxisLabels, ...] = ()
         self._constants: list[tuple[str, int, AxisLabels]] = []
 
-    # One operation after the other
-
     def begin(self, call: Call) -> None:
         """Make ``call`` the running operation."""
         self._call, self._macs, self._constants = call, (), []
         for ref in refs_in(call.arguments):
-            # a tensor that the model keeps outside its parameters and buffers is a constant nobody can cut
+            # a tensor that the model keeps outside its parameters and buffers is a constant: it cannot be cut
             if ref.value not in self._values:
                 self._values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
 
@@ -63,8 +61,6 @@ class Propagation:
         for ref, axes in zip(call.outputs, outputs, strict=True):
             self._values[ref.value] = TracedTensor(axes, data, sources)
         self.calls.append(TracedCall(call, tuple(outputs), self._macs, tuple(self._constants)))
-
-    # Tensors and their axes
 
     def knows(self, value: int) -> bool:
         """Say whether the tensor with this number has been met in the recording."""
@@ -196,8 +192,6 @@ class Propagation:
             return parts[0].of_length(sum(map(len, parts))) if parts else FIXED
         k = max(axis.labels.shape[1] for axis in parts)
         return AxisLabels(np.concatenate([widen(axis.labels, k) for axis in parts]))
-
-    # What the running operation computes, counts and was told
 
     def produce(self, ref: Ref, axis: AxisLabels) -> None:
         """Note that ``axis`` of a weight starts a new axis of the result."""

@@ -66,8 +66,8 @@ class Grouping:
         self._axis_of_labels: dict[AxisLabels, Axis] = {}
         self._axis_of_length: dict[int, Axis] = {}
         self._drafts = self._find(include, exclude)
-        # A label by itself as the axes have it: its class where that is in a group, 0 where it is in none, -1
-        # where it was split. What is frozen is in none.
+        # Of each label its class where that is in a group, 0 where it is in none (what is frozen is in none),
+        # -1 where it was split.
         self._named = np.where((roots < 0) | (self._group_of.take(roots) >= 0), roots, 0)
 
     def _table(self, labels: Labels, roots: Labels) -> Labels:
@@ -78,8 +78,6 @@ class Grouping:
             if not some(table < 0):
                 return tidy(table)
         return self._partition.resolve(labels)
-
-    # Units and groups
 
     def _find(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[_Draft]:
         """Collect the units of each group, ordered by the first weight that produces them."""
@@ -110,7 +108,7 @@ class Grouping:
                 continue
             marks = Mark(int(self._partition.marks(free[:1])[0]))
             if Mark.SCALED in marks and Mark.ADDED not in marks:
-                # inside a head only: other positions would see another softmax
+                # positions inside a head alone: with fewer of them the others would see another softmax
                 self._why[free] = 3
                 continue
             kind = _kind(marks, joined=bool(joined[free[0]]))
@@ -139,7 +137,7 @@ class Grouping:
         at = [i << 8 | c for i, table in enumerate(self._tables.values()) for c in range(table.shape[1])]
         hashes = np.repeat(_mix(np.array(at, dtype=np.uint64)), [len(column) for column in columns])
         if columns:
-            # wraps around: the sum over the multiset is the same in any order
+            # the sum wraps around: it is the same in any order
             np.add.at(signature, np.concatenate(columns), hashes)
         for position, (key, table) in enumerate(self._tables.items()):
             if self._labels.roles.get(key) == "producer":
@@ -166,8 +164,6 @@ class Grouping:
         others."""
         with_role = [key for key in self._labels.roles if key in self._tables]
         return [*with_role, *(key for key in self._tables if key not in self._labels.roles)]
-
-    # Axes
 
     def axis(self, axis: AxisLabels) -> Axis:
         """Describe an axis by the groups that have a say in it; equal axes are one object."""
@@ -222,8 +218,6 @@ class Grouping:
             ),
             within=traced.call.einsum,
         )
-
-    # What is left alone
 
     def frozen(self) -> tuple[Frozen, ...]:
         """List every weight axis, or part of one, that no group can change, with the reason."""

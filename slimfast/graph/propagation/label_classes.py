@@ -27,7 +27,7 @@ class LabelClasses:
     def __init__(self) -> None:
         self._size = 1
         self._has_splits = False
-        # of every label that there is room for
+        # one entry for every label that there is room for
         self._parent = np.arange(1024, dtype=np.int64)
         self._outer = np.zeros(1024, dtype=np.int64)
         self._inner = np.zeros(1024, dtype=np.int64)
@@ -36,7 +36,7 @@ class LabelClasses:
         self._inexact = np.full(1024, NO_REASON, dtype=np.int64)
         # which classes have marks or are frozen or inexact
         self._told = np.zeros(1024, dtype=bool)
-        # zero but while a method uses it, which then clears what it wrote
+        # all zero except while a method uses it, which clears what it wrote
         self._scratch = np.zeros(1024, dtype=np.int64)
 
     @property
@@ -167,8 +167,8 @@ class LabelClasses:
             self._parent[high] = low
             alone = same(self._parent.take(high), low)
             if not alone:
-                # a representative that appears several times takes the smallest partner now, the others next
-                # round
+                # a representative that appears several times takes its smallest partner now and the others in
+                # the next round
                 np.minimum.at(self._parent, high, low)
             self._inherit(high, high, ~0)
             if alone:

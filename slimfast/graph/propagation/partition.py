@@ -34,7 +34,7 @@ class Partition(LabelClasses):
             if self._expand_new(left, right) or self._expand_new(right, left):
                 return
             left, right = matrices.remove_common(left, right)
-            # a frozen label says nothing: rows that differ in frozen labels only are equal
+            # a frozen label is never removed: rows that differ in frozen labels only are equal
             differ = self._has_removable_label(left) | self._has_removable_label(right)
             if not some(differ):
                 return

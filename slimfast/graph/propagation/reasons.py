@@ -10,7 +10,7 @@ class Reason(Enum):
     """A kind of reason with its text: ``{op}`` is the operation it arose at, ``{detail}`` what else there is
     to say."""
 
-    # what no operation is to blame for
+    # arises at no operation
     FIXED_LENGTH = "its length is fixed"
     NETWORK_INPUT = "network input"
     NETWORK_OUTPUT = "network output"

@@ -25,13 +25,14 @@ from slimfast.graph.recording.op_registry import entry_of
 
 # Of each axis of a tensor: whether it may be other than 0 at the index of a removed unit.
 NonzeroByAxis: TypeAlias = "list[bool]"
-# What an operation makes of zeros, given the axes of a result of it; one bool is about all numbers there are.
+# What an operation makes of zeros, by the axes of one of its results; a single bool stands for all numbers in
+# it.
 Zeros: TypeAlias = "Callable[[ZeroTracker, Call, Axes], NonzeroByAxis | bool]"
 
-# Numbers that no function is 0 at all of, for each operand of a pointwise operation that need not be 0.
+# What stands for an operand that need not be 0, a row for each: no function in use is 0 at all four numbers.
 _GENERIC = ((-2.37, -0.31, 0.43, 1.73), (0.59, -1.91, 2.83, -0.47), (1.13, 0.71, -0.83, -3.19))
 _EITHER = (True, False, True, False)
-# Arguments that choose among values and are none.
+# Arguments that choose among values and are no values themselves.
 _CHOOSING = frozenset({"index", "indices", "mask", "condition"})
 
 

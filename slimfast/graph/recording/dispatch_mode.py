@@ -51,7 +51,7 @@ def _operator(func: Any) -> _Operator:
     schema = func._schema
     name = schema.name.replace("::", ".")
     entry = entry_of(name)
-    # A question about a tensor (prim::device); the dispatcher knows no such operation.
+    # prim::device and its like ask about a tensor; the dispatcher knows no such operation
     silent = func.namespace == "prim"
     composite = not (silent or entry.whole) and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"

@@ -82,7 +82,7 @@ def _axes(sizes: Any) -> SizeOrigins:
     return tuple(size.axis if isinstance(size, TracedLength) else None for size in sizes)
 
 
-# What tells a model's Python something of a tensor, and nothing of its lengths.
+# Questions about a tensor whose answer tells none of its lengths.
 _SAYS_NO_LENGTH = frozenset(
     {Tensor.dim, Tensor.is_floating_point, Tensor.is_complex}
     | {getattr(Tensor, name).__get__ for name in ("ndim", "dtype", "device", "is_meta", "is_cuda", "layout",
@@ -90,7 +90,8 @@ _SAYS_NO_LENGTH = frozenset(
 )  # fmt: skip
 
 
-# Its Python reads shapes, but hides from a mode all that it calls: the same code without the check that does.
+# The attention of nn.MultiheadAttention reads shapes, but hides all that it calls from a mode: here is the
+# same code without the check that hides it.
 _ATTENTION = FunctionType(
     multi_head_attention_forward.__code__,
     {**multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
@@ -123,7 +124,7 @@ class ShapeReads(TorchFunctionMode):
         self._given = given
         self._device = device
         self._computes = computes
-        # named like the ATen operations they call
+        # these functions are named like the ATen operations that they call
         self._sized = sized_operations()
         self._seen = _SEEN | self._sized
 

@@ -9,7 +9,7 @@ from slimfast.graph.propagation.zeros import all_nonzero
 from slimfast.graph.recording.calls import Call, refs_in
 from slimfast.graph.recording.op_registry import OpEntry, op, register
 
-# Einsums decompose into other operations at other lengths; each of those has a rule.
+# They decompose into other operations at other lengths; each of those has a rule of its own.
 register(OpEntry(shape_dependent=True), "einsum", "tensordot")
 
 
@@ -29,7 +29,7 @@ def unknown(flow: Propagation, call: Call) -> list[Axes]:
     for ref in refs_in(call.arguments):
         for axis in flow.axes(ref):
             if len(ref.shape) > 1:
-                # weights that it uses are told among what is left alone
+                # the weights that it uses are listed among what is left alone
                 flow.consume(ref, axis)
             flow.freeze(axis, Reason.NO_RULE)
     return [[whole] * len(out.shape) for out in call.outputs]

@@ -88,7 +88,7 @@ def _join(flow: Propagation, pairs: Iterable[tuple[AxisLabels, AxisLabels]]) -> 
     """Join axes of the target with those of what is written into it, as an addition does."""
     for a, b in pairs:
         if not a.fixed and not b.fixed and len(a) != len(b):
-            # as many as a mask chooses: which ones is not known
+            # as many as a mask chooses, and nobody knows which
             flow.freeze(a)
             flow.freeze(b)
             continue
