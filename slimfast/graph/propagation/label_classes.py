@@ -35,7 +35,7 @@ class LabelClasses:
         self._frozen = np.full(1024, NO_REASON, dtype=np.int64)
         self._inexact = np.full(1024, NO_REASON, dtype=np.int64)
         # which classes have marks or are frozen or inexact
-        self._told = np.zeros(1024, dtype=bool)
+        self._has_facts = np.zeros(1024, dtype=bool)
         # all zero except while a method uses it, which clears what it wrote
         self._scratch = np.zeros(1024, dtype=np.int64)
 
@@ -55,7 +55,7 @@ class LabelClasses:
             )
             self._frozen = _extended(self._frozen, room, NO_REASON)
             self._inexact = _extended(self._inexact, room, NO_REASON)
-            self._told = _extended(self._told, room, 0)
+            self._has_facts = _extended(self._has_facts, room, 0)
         self._size = end
         return np.arange(start, end, dtype=np.int64)
 
@@ -123,19 +123,19 @@ class LabelClasses:
         """Forbid the removal of anything in this label matrix."""
         roots = self._classes(labels)
         self._frozen[roots] = np.minimum(self._frozen[roots], reason)
-        self._told[roots] = True
+        self._has_facts[roots] = True
 
     def make_inexact(self, labels: Labels, reason: int) -> None:
         """Note that removing any of these changes what is computed for the others."""
         roots = self._classes(labels)
         self._inexact[roots] = np.minimum(self._inexact[roots], reason)
-        self._told[roots] = True
+        self._has_facts[roots] = True
 
     def add_mark(self, labels: Labels, mark: Mark) -> None:
         """Add a mark to the class of every label in this label matrix."""
         roots = self._classes(labels)
         self._marks[roots] |= mark
-        self._told[roots] = True
+        self._has_facts[roots] = True
 
     def _classes(self, labels: Labels) -> Labels:
         """List the representatives in a label matrix, each at least once."""
@@ -177,11 +177,11 @@ class LabelClasses:
 
     def _inherit(self, heirs: Labels, ancestors: Labels, kept_marks: int) -> None:
         """Hand what is known of ancestors[i] down to the class that heirs[i] is in, for every i."""
-        told = self._told.take(ancestors)
-        if not some(told):
+        known = self._has_facts.take(ancestors)
+        if not some(known):
             return
         roots = self.find(heirs)
-        self._told[roots[told]] = True
+        self._has_facts[roots[known]] = True
         marks, frozen, inexact = (a.take(ancestors) for a in (self._marks, self._frozen, self._inexact))
         if some(marks):
             np.bitwise_or.at(self._marks, roots, marks & kept_marks)

@@ -108,7 +108,7 @@ class ShapeReads(TorchFunctionMode):
     recording a tenth of its time.
 
     ``computes`` is told when a function begins that computes the sizes of its result from its operand's, and
-    when it ends. ``told`` says whether the model's Python may have been told a length.
+    when it ends. ``saw_lengths`` says whether the model's Python may have been told a length.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class ShapeReads(TorchFunctionMode):
                 # the same tensor, made by an operation that is recorded with its number
                 func, args = torch.full, ((), *args)
         if name not in self._seen:
-            return self._told_by(func, func(*args, **kwargs))
+            return self._watching_lengths(func, func(*args, **kwargs))
         if name == "__get__" and func.__self__ is Tensor.shape:
             return torch.Size(self._lengths(args[0]))
         if func is Tensor.size:
@@ -152,7 +152,7 @@ class ShapeReads(TorchFunctionMode):
         elif name == "unflatten":
             given = _unflattened(*args, **kwargs)
         else:
-            return self._told_by(func, func(*args, **kwargs))
+            return self._watching_lengths(func, func(*args, **kwargs))
         if not any(given):
             return func(*args, **kwargs)
         self._given(given)
@@ -161,7 +161,7 @@ class ShapeReads(TorchFunctionMode):
         finally:
             self._given(())
 
-    def _told_by(self, func: Any, result: Any) -> Any:
+    def _watching_lengths(self, func: Any, result: Any) -> Any:
         """Return the result of a function, having noted whether it may tell a length."""
         if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
             self.saw_lengths = True
