@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from slimfast.graph.recording.inputs import tensors_in
 from slimfast.graph.recording.meta_shortcuts import shortcut_of
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.op_registry import MetaShape, entry_of
+
+# A module that is running: its path, its arguments and its keyword arguments.
+_Running: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 _NO_DEFAULT = object()
 
@@ -93,7 +96,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, *, shortcuts: bool = False, max_operations: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
-        self._stack: list[tuple[str, Any, Any]] = []
+        self._stack: list[_Running] = []
+        self._failed: tuple[BaseException, _Running] | None = None
         self._shortcuts = shortcuts
         self._left = max_operations
         self._given: SizeOrigins = ()
@@ -107,10 +111,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Name the path of the module that is running."""
         return self._stack[-1][0] if self._stack else ""
 
-    def called_with(self) -> list[list[int]]:
-        """List the shapes of the tensors among the arguments of the module that is running."""
-        _, args, kwargs = self._stack[-1] if self._stack else ("", (), {})
-        return [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
+    def failed_in(self, error: BaseException) -> tuple[str, list[list[int]]]:
+        """Name the module in which an error arose that a forward did not catch, with the shapes it was called
+        with."""
+        failed = self._failed
+        path, args, kwargs = failed[1] if failed and failed[0] is error else ("", (), {})
+        return path, [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
 
     def value_of(self, tensor: Tensor) -> int:
         """Number a tensor: the same object has the same number."""
@@ -155,16 +161,24 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _watched(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         """Stand in for the forward of one module."""
-        stack = self._stack
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            stack.append((path, args, kwargs))
-            output = forward(*args, **kwargs)
-            # after an error the module that was running stays on top
-            stack.pop()
-            return output
+            self._stack.append((path, args, kwargs))
+            try:
+                return forward(*args, **kwargs)
+            except BaseException as error:
+                self._note_failure(error)
+                raise
+            finally:
+                self._stack.pop()
 
         return watched
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Remember the innermost module that an error, or the one that it was made of, has come out of."""
+        known = self._failed
+        place = known[1] if known and known[0] in (error, error.__context__) else self._stack[-1]
+        self._failed = error, place
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

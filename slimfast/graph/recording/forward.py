@@ -197,10 +197,11 @@ def record_copy(
         except RecordingLimit:
             output = ()
         except Exception as error:
-            shapes = ", ".join(map(str, recorder.called_with())) or "no tensors"
-            where = f"forward failed in {recorder.module or 'the model itself'} called with shapes {shapes}"
+            module, called_with = recorder.failed_in(error)
+            shapes = ", ".join(map(str, called_with)) or "no tensors"
+            where = f"forward failed in {module or 'the model itself'} called with shapes {shapes}"
             message = f"{where}: {_first_line(error)}"
-            raise ForwardFailed(message, tuple(recorder.calls), recorder.module) from error
+            raise ForwardFailed(message, tuple(recorder.calls), module) from error
     outputs = tuple(recorder.ref(t) for t in tensors_in(output))
     return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, reads.saw_lengths)
 

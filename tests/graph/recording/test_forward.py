@@ -126,6 +126,38 @@ def test_a_forward_that_raises_is_named():
         trace_channels(Broken(), torch.zeros(1, 2))
 
 
+class _Raises(nn.Module):
+    def forward(self, x):
+        raise KeyError("nothing there")
+
+
+class _Catches(nn.Module):
+    """Catches the error of a module inside it, and goes on or raises another."""
+
+    def __init__(self, goes_on):
+        super().__init__()
+        self.raises, self.linear, self.goes_on = _Raises(), nn.Linear(2, 3), goes_on
+
+    def forward(self, x):
+        try:
+            return self.raises(x)
+        except KeyError:
+            if self.goes_on:
+                return self.linear(x) * 2
+            raise ValueError("not without it") from None
+
+
+def test_after_an_error_that_is_caught_the_module_that_caught_it_runs():
+    recording = _record(nn.Sequential(nn.ReLU(), _Catches(True)), torch.zeros(1, 2))
+    assert [c.module for c in recording.calls] == ["0", "1.linear", "1"]
+
+
+def test_an_error_made_of_another_is_named_where_that_arose():
+    message = r"forward failed in 1\.raises called with shapes \[1, 2\]: not without it$"
+    with pytest.raises(UnsupportedGraph, match=message):
+        trace_channels(nn.Sequential(nn.ReLU(), _Catches(False)), torch.zeros(1, 2))
+
+
 def test_a_lazy_module_must_have_run_before():
     with pytest.raises(UnsupportedGraph, match="a lazy parameter has no shape yet"):
         trace_channels(nn.LazyLinear(3), torch.zeros(2, 4))
