@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, unique
 
 
+@unique
 class Reason(Enum):
     """A kind of reason with its text: ``{op}`` is the operation it arose at, ``{detail}`` what else there is
     to say."""
