@@ -40,20 +40,22 @@ class Propagation:
             self._values[ref.value] = TracedTensor([fixed_axis(given, n) for n in ref.shape], True)
         self._zeros = ZeroTracker(parameters, self._values, self._partition)
         self._call = _NOTHING_RUNS
+        self._operands: list[Ref] = []
         self._macs: tuple[int | AxisLabels, ...] = ()
         self._constants: list[tuple[str, int, AxisLabels]] = []
 
     def begin(self, call: Call) -> None:
         """Make ``call`` the running operation."""
         self._call, self._macs, self._constants = call, (), []
-        for ref in refs_in(call.arguments):
+        self._operands = refs_in(call.arguments)
+        for ref in self._operands:
             # a tensor that the model keeps outside its parameters and buffers is a constant: it cannot be cut
             if ref.value not in self._values:
                 self._values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
 
     def finish(self, outputs: Sequence[Axes]) -> None:
         """Take these as the axes of the results of the running operation, and be done with it."""
-        call, operands = self._call, [self.value(ref) for ref in refs_in(self._call.arguments)]
+        call, operands = self._call, [self.value(ref) for ref in self._operands]
         data = any(operand.data for operand in operands)
         # experts chosen by the input are still elements of the parameter they are chosen from
         made = data and not entry_of(call.op).selects

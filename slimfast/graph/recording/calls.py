@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 # An axis and a divisor of its length: the number of a tensor in the recording, the dim, the divisor.
 LengthOrigin = tuple[int, int, int]
 SizeOrigins = tuple["LengthOrigin | None", ...]
+
+_NESTS = frozenset({list, tuple, dict})
 
 
 class Ref(NamedTuple):
@@ -40,13 +41,18 @@ class Call:
     sizes_computed: bool = False
 
 
-def refs_in(argument: Any) -> Iterator[Ref]:
-    """Yield the tensors of a recorded argument in order."""
+def refs_in(argument: Any) -> list[Ref]:
+    """List the tensors of a recorded argument, or of all arguments by name, in order."""
     if isinstance(argument, Ref):
-        yield argument
-    elif isinstance(argument, (list, tuple)):
-        for item in argument:
-            yield from refs_in(item)
-    elif isinstance(argument, dict):
-        for item in argument.values():
-            yield from refs_in(item)
+        return [argument]
+    if isinstance(argument, dict):
+        argument = list(argument.values())
+    if not isinstance(argument, (list, tuple)):
+        return []
+    found: list[Ref] = []
+    for item in argument:
+        if type(item) is Ref:
+            found.append(item)
+        elif type(item) in _NESTS:
+            found += refs_in(item)
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeAlias, TypeVar
 
 # The result of an operation on the meta device, from its arguments by name; None: ask PyTorch.
@@ -63,6 +64,7 @@ def register(entry: OpEntry, *names: str) -> None:
         if f"aten.{name}" in _ENTRIES:
             raise ValueError(f"register: expected one entry for aten.{name}, got two")
         _ENTRIES[f"aten.{name}"] = entry
+    entry_of.cache_clear()
 
 
 def op(*names: str, **facts: Any) -> Callable[[Rule], Rule]:
@@ -75,6 +77,7 @@ def op(*names: str, **facts: Any) -> Callable[[Rule], Rule]:
     return decorate
 
 
+@cache
 def entry_of(operation: str) -> OpEntry:
     """Look up the entry of an operation (``aten.add_``): its own, that of its twin out of place, or an empty
     one."""

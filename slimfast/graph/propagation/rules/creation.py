@@ -22,7 +22,7 @@ def _filled(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
 @op("resolve_conj", "resolve_neg", "_conj", "native_dropout")
 def same(flow: Propagation, call: Call) -> list[Axes]:
     """Give each output the axes of the first tensor."""
-    source = next(refs_in(call.arguments))
+    source = refs_in(call.arguments)[0]
     return [list(flow.axes(source)) for _ in call.outputs]
 
 

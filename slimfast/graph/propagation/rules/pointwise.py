@@ -79,7 +79,7 @@ def _all_numbers(a: Mapping[str, Any]) -> bool:
 @op("log_sigmoid_forward", "rrelu_with_noise", "polar", "complex", zeros=by_outcome)
 def elementwise(flow: Propagation, call: Call) -> list[Axes]:
     """Join the axes that meet; an addition marks those that it is the first to join."""
-    operands = list(refs_in(call.arguments))
+    operands = refs_in(call.arguments)
     adds = call.op.rstrip("_") in ("aten.add", "aten.sub", "aten.rsub")
     joined = _joined_axes(flow, operands) if adds else []
     axes = [align(flow, out.shape, operands) for out in call.outputs]
