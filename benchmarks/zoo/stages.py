@@ -23,7 +23,7 @@ import slimfast
 from benchmarks.zoo.networks import build, classifier, two_samples
 from slimfast.checkpoints.thin_files import export
 from slimfast.graph import ChannelGraph
-from slimfast.graph.cutting.cut import cut, thin_shape
+from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.inputs import arguments, tensors_in
 from slimfast.pruning.verification import difference, rounding, verify
 
@@ -164,13 +164,12 @@ def parameters(model: nn.Module) -> int:
 
 def prunable(graph: ChannelGraph) -> float:
     """The share of the parameters that goes when every group is cut to a single unit."""
-    least = cut(graph, {group.name: np.zeros(1, dtype=np.int64) for group in graph})
+    least = Cut(graph, {group.name: np.zeros(1, dtype=np.int64) for group in graph})
     before = after = 0
     for name, axes in graph.axes.items():
         if name in graph.parameters and name not in graph.tied:
-            shape = tuple(axis.length for axis in axes)
-            before += math.prod(shape)
-            after += math.prod(thin_shape(shape, least.get(name, {})))
+            before += math.prod(axis.length for axis in axes)
+            after += math.prod(map(least.kept_length, axes))
     return 1 - after / before
 
 

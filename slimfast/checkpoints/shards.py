@@ -24,13 +24,12 @@ from slimfast.calibration import ErrorCurve
 from slimfast.distributed.team import Team
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import apply_patches, select_indices, thin_shape
+from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
-from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Plan, plan_widths
-from slimfast.pruning.manifests import Manifest, attach, manifest
-from slimfast.pruning.prune import prune_channels
+from slimfast.pruning.manifests import Manifest, manifest
+from slimfast.pruning.prune import gather_slices, prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra, until_settled
 from slimfast.spectra.eigenvalues import Scaling
@@ -187,7 +186,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
         if name not in stored:
             if wide[name].is_meta or isinstance(wide[name], nn.Parameter):
                 raise SlimfastError(f"{index}: {name} is not stored and has no values in the model")
-            tensors[name] = select_indices(wide[name], described.keeps.get(name, {})).clone()
+            tensors[name] = described.slice_of(name, wide[name])
         elif weights.infos[stored[name]].shape != shape:
             raise SlimfastError(
                 f"{index}: {name}: expected shape {shape}, got {weights.infos[stored[name]].shape}"
@@ -195,13 +194,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
         else:
             device = "cpu" if wide[name].is_meta else wide[name].device
             tensors[name] = weights.load(stored[name]).to(device)
-    thin = copy_with(model, tensors)
-    try:
-        apply_patches(thin, described.patches)
-    except SlimfastError as error:
-        raise SlimfastError(f"{index}: {error}") from None
-    attach(thin, described)
-    return thin
+    return described.thin_copy(model, tensors, what=str(index))
 
 
 def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -300,19 +293,10 @@ def _write_shard(
     in_order = sorted(names, key=lambda name: -dtypes[name].itemsize)
     shapes = {name: (thin_shape(weights.infos[name].shape, cuts[name]), dtypes[name]) for name in in_order}
     thin = (
-        (name, _cut(weights.load(name), cuts[name], name, backend))
+        (name, gather_slices({name: weights.load(name)}, {name: cuts[name]}, backend)[name])
         for name in read_ahead(in_order, weights, lambda name: [name])
     )
     write_tensors(path, shapes, thin, metadata={"format": "pt", _JOB: job})
-
-
-def _cut(tensor: Tensor, dims: Mapping[int, Any], name: str, backend: str) -> Tensor:
-    left = sorted(dims.items())
-    while left:
-        keep = {dim: torch.tensor(index, device="cpu") for dim, index in left[:2]}
-        (tensor,) = grouped_gather([tensor], [keep], names=[name], backend=backend)
-        left = left[2:]
-    return tensor
 
 
 def _job(weights: Weights, described: Manifest) -> str:

@@ -19,11 +19,11 @@ from slimfast.arrays import Shape
 from slimfast.checkpoints.exporting import Run, write_onnx
 from slimfast.distributed.dtensors import gathered, is_part
 from slimfast.errors import ArgumentError, SlimfastError, one_line
-from slimfast.graph.cutting.cut import apply_patches, read_attribute, select_indices
+from slimfast.graph.cutting.patches import read_attribute
 from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
-from slimfast.pruning.manifests import Manifest, attach, manifest
+from slimfast.pruning.manifests import Manifest, manifest
 from slimfast.pruning.verification import difference, rounding
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
@@ -43,7 +43,7 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
     it cannot store.
     """
     if not os.fspath(path).endswith(".safetensors"):
-        raise ValueError(f"save: expected a path ending in .safetensors, got {os.fspath(path)}")
+        raise ArgumentError(f"save: expected a path ending in .safetensors, got {os.fspath(path)}")
     described = manifest(thin)
     present = named_tensors(thin)
     passing = _not_persistent(thin)
@@ -93,17 +93,10 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
             raise SlimfastError(
                 f"{shown}: {name} is not stored and is a meta tensor in the model: build it on a device"
             )
-        tensors[name] = select_indices(wide[name].detach(), described.keeps.get(name, {})).clone()
+        tensors[name] = described.slice_of(name, wide[name])
     placed = {n: t.to("cpu" if wide[n].is_meta else wide[n].device) for n, t in tensors.items()}
-    thin = copy_with(model, placed)
     _log.debug("loaded %d tensors of %s", len(placed), shown)
-    try:
-        apply_patches(thin, described.patches)
-    except SlimfastError as error:
-        # Each patch fits the model, but not after the ones before it.
-        raise SlimfastError(f"{shown}: {error}") from None
-    attach(thin, described)
-    return thin
+    return described.thin_copy(model, placed, what=shown)
 
 
 def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
@@ -234,9 +227,9 @@ def _check_model(model: nn.Module, described: Manifest, shown: str) -> None:
         where = f"{label}: {patch.module or 'the model'}: {patch.attribute}"
         if patch.module not in modules:
             raise SlimfastError(f"{where}: expected {patch.before}, got no such module")
-        found = read_attribute(modules[patch.module], patch.attribute)
-        if found != patch.before:
-            raise SlimfastError(f"{where}: expected {patch.before}, got {found}")
+        got = read_attribute(modules[patch.module], patch.attribute)
+        if got != patch.before:
+            raise SlimfastError(f"{where}: expected {patch.before}, got {got}")
 
 
 def _check_storable(model: nn.Module) -> None:

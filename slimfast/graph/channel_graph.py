@@ -18,7 +18,7 @@ Role = Literal["producer", "consumer", "follower"]
 
 
 def matches(globs: Iterable[str], name: str, kind: str) -> bool:
-    """Whether a group of that name and kind is meant by any of the globs.
+    """Say whether any of the globs means a group of that name and kind.
 
     A name as it is printed means itself, brackets included: ``blocks.0.attn.qkv[head]``.
     """
@@ -26,9 +26,10 @@ def matches(globs: Iterable[str], name: str, kind: str) -> bool:
 
 
 def alive_units(keep: IntArray) -> BoolArray:
-    """A table of a group's units by number + 1: number -1 (no unit) is alive, the last stands for all beyond.
+    """Tabulate which of a group's units are kept, by their number + 1.
 
-    ``keep``: the kept units, sorted."""
+    Number -1 (no unit) is kept, the last entry stands for all units beyond. ``keep``: the kept units, sorted.
+    """
     table = np.zeros(int(keep[-1]) + 3 if len(keep) else 2, dtype=bool)
     table[0] = True
     table[np.asarray(keep) + 1] = True
@@ -49,11 +50,11 @@ class Axis:
     parts: tuple[tuple[str, IntArray], ...] = ()
 
     def kept(self, keeps: Mapping[str, IntArray]) -> IntArray:
-        """The surviving indices, sorted, when each group keeps these units (a group not named keeps all)."""
+        """Find the indices that are left when each group keeps these units; one not named keeps all."""
         return self.alive({group: alive_units(keeps[group]) for group, _ in self.parts if group in keeps})
 
     def alive(self, masks: Mapping[str, BoolArray]) -> IntArray:
-        """:meth:`kept` from the :func:`alive_units` of each group."""
+        """Find the indices that are left, from the :func:`alive_units` of each group."""
         alive = np.ones(self.length, dtype=bool)
         for group, units in self.parts:
             if group in masks:
@@ -61,11 +62,11 @@ class Axis:
         return np.flatnonzero(alive)
 
     def terms(self) -> dict[tuple[str, ...], int]:
-        """Number of indices by the groups that have a say in them: the polynomial of the axis's length in
-        widths.
+        """Count the indices by the groups that have a say in them.
 
-        With w_g of n_g units kept, the length is the sum over terms of count * prod(w_g / n_g); exact where
-        every unit of a group has equally many indices, which holds for the axes of parameters.
+        This is the polynomial of the axis's length in widths: with w_g of n_g units kept, the length is the
+        sum over terms of count * prod(w_g / n_g); exact where every unit of a group has equally many indices,
+        which holds for the axes of parameters.
         """
         if not self.parts:
             return {(): self.length}
@@ -109,14 +110,13 @@ class ChannelGroup:
     inexact: str | None = None
 
     def producers(self) -> tuple[Member, ...]:
-        """The members whose weights compute the units."""
+        """List the members whose weights compute the units."""
         return tuple(m for m in self.members if m.role == "producer")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
-    """A Python integer an operation was given that is the surviving length of ``axis`` and so must change
-    with it.
+    """A Python integer that an operation was given: the length of ``axis``, with which it must change.
 
     ``argument`` names it as ``size[2]`` or ``groups``; ``value`` is what was recorded.
     """
@@ -128,9 +128,11 @@ class Constant:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operation:
-    """One recorded ATen operation. ``within`` numbers the einsum it is a part of, 0 for none. ``macs`` is a
-    product of constants and axis lengths (empty: none
-    counted)."""
+    """One recorded ATen operation.
+
+    ``within`` numbers the einsum that it is a part of, 0 for none. ``macs``, its multiply-accumulates, is a
+    product of constants and axis lengths (empty: none counted).
+    """
 
     name: str
     module: str
@@ -142,11 +144,10 @@ class Operation:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attribute:
-    """A Python attribute of a module that feeds constants and so must always be the surviving length of
-    ``axis``.
+    """A Python attribute of a module that constants come from: it must always be the length of ``axis``.
 
     ``name`` is the attribute's, or ``config.name`` for one of an object the module holds; ``index`` is the
-    place in it where it is a tuple or list. Found by a trial cut (:mod:`slimfast.graph.cutting.cut`).
+    place in it where it is a tuple or list. Found by a trial cut (:mod:`slimfast.graph.trial.trial_cut`).
     """
 
     module: str
@@ -157,7 +158,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """What is left alone and why: ``tensor`` dim ``dim``, because of ``reason`` at ``module``."""
+    """A dim of a tensor that is left alone, because of ``reason`` at ``module``."""
 
     tensor: str
     dim: int

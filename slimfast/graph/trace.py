@@ -1,8 +1,8 @@
-"""From a model and an example of its arguments to its channel graph."""
+"""Trace a model with an example of its arguments into its channel graph."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,26 +10,13 @@ from torch import nn
 
 from slimfast.errors import ArgumentTypeError, UnsupportedGraph
 from slimfast.graph.channel_graph import ChannelGraph
-from slimfast.graph.propagation.flow import FIXED, Flow, Span, Step, Value, Way, refs_in
+from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.propagation.grouping import Grouping
-from slimfast.graph.propagation.rules import find_rule
-from slimfast.graph.propagation.zeros import Masked
-from slimfast.graph.recording.collector import collector_paused
-from slimfast.graph.recording.forward import Call, ForwardFailed, Recording, record, record_at
+from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.inputs import InputSpec, arguments
-from slimfast.graph.recording.module_copies import modules_of, named_tensors, tensor_names
-from slimfast.graph.recording.shape_reads import AxisOf
+from slimfast.graph.recording.module_copies import collector_paused
+from slimfast.graph.recording.network import Network
 from slimfast.graph.trial import trial_cut
-
-# What these make of a parameter are its elements still, though the input may say which: experts chosen by it.
-_SELECTING = frozenset(
-    f"aten.{name}"
-    for name in (
-        *("index", "_unsafe_index", "index_select", "select", "slice", "split", "split_with_sizes", "chunk"),
-        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze", "expand"),
-        *("clone", "_to_copy", "detach", "alias"),
-    )
-)
 
 
 @collector_paused()
@@ -41,7 +28,7 @@ def trace_channels(
     exclude: Sequence[str] | None = None,
     settle: bool = True,
 ) -> ChannelGraph:
-    """The channel groups of ``model``, found by running it once on tensors without data.
+    """Find the channel groups of ``model`` by running it once on tensors without data.
 
     ``example``: a tensor, a tuple or a dict of the model's arguments. ``include`` and ``exclude`` are globs
     over the names of groups (``layer3.*``) or their kinds (``head``): only included and not excluded groups
@@ -55,153 +42,24 @@ def trace_channels(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
-    for path, module in modules_of(model):
+    network = Network.of(model)
+    for path, module in network.modules.items():
         if isinstance(module, torch.jit.ScriptModule):
             where = path or "the model itself"
             raise UnsupportedGraph(f"{where} is TorchScript, which cannot be cut; give what it was made from")
     inputs = InputSpec.of(example)
     args, kwargs = arguments(example)
-    recording = record(model, args, kwargs)
-    flow = propagate(model, recording)
-    _follow_training(flow, model, recording, args, kwargs)
-    grouping = Grouping(flow, include, exclude)
-    tensors, tied = tensor_names(model)
+    recording = record(network, args, kwargs)
+    flow = propagate(network, recording, args, kwargs)
+    grouping = Grouping(flow.labels, include, exclude)
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
-        parameters=frozenset(name for name, t in tensors.items() if isinstance(t, nn.Parameter)),
-        operations=tuple(grouping.operation(i) for i in range(len(flow.steps))),
+        parameters=frozenset(name for name, t in network.tensors.items() if isinstance(t, nn.Parameter)),
+        operations=tuple(map(grouping.operation, flow.calls)),
         frozen=grouping.frozen(),
         inputs=inputs,
-        tied=tied,
-        itemsize={name: tensor.element_size() for name, tensor in tensors.items()},
+        tied=network.tied,
+        itemsize={name: tensor.element_size() for name, tensor in network.tensors.items()},
     )
-    return trial_cut.settle(model, graph, recording) if settle else graph
-
-
-def propagate(model: nn.Module, recording: Recording) -> Flow:
-    """Follow the labels of every parameter and buffer through the recorded operations."""
-    flow = Flow(dict(model.named_modules()))
-    for name, tensor in named_tensors(model).items():
-        shape = tuple(tensor.shape)
-        # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
-        sources = frozenset({name} if isinstance(tensor, nn.Parameter) else ())
-        flow.tensors[name] = Value(flow.fresh(shape), False, sources, shape)
-    _follow_all(flow, recording)
-    tensors = named_tensors(model)
-    for (name, dim), role in flow.roles.items():
-        if role == "producer" and not tensors[name].is_floating_point():
-            told = f"its elements are {tensors[name].dtype}, of which no spectrum is made"
-            way = flow.tensors[name].ways[dim]
-            if not isinstance(way, int):
-                flow.partition.freeze(way, flow.reason(told, name.rpartition(".")[0]))
-    return flow
-
-
-def _follow_all(flow: Flow, recording: Recording) -> None:
-    flow.values = {value: flow.tensors[name] for value, name in recording.names.items()}
-    given = flow.reason("network input", "")
-    for ref in recording.inputs:
-        flow.values[ref.value] = Value([given] * len(ref.shape), True)
-    parameters = (value for value, name in recording.names.items() if flow.tensors[name].sources)
-    flow.nonzero = Masked(flow, parameters).nonzero
-    for call in recording.calls:
-        _follow(flow, call)
-    result = flow.reason("network output", "")
-    for ref in recording.outputs:
-        if ref.value in flow.values:
-            for way in flow.ways(ref):
-                if not isinstance(way, int):
-                    flow.partition.freeze(way, result)
-
-
-def _follow_training(
-    flow: Flow, model: nn.Module, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Couple what the forward leaves out in eval mode (the auxiliary classifiers of GoogLeNet) to the rest.
-
-    It is left whole itself, for no eval mode shows what its cut does. Where the training forward cannot be
-    recorded the frozen parameters say so: what they read may be cut, and they are not.
-    """
-    idle = _idle(flow, recording)
-    paths = _deciding(dict(model.named_parameters()), idle)
-    if not paths:
-        _tell_idle(flow, idle, "the forward does not use it with this example")
-        return
-    try:
-        training = record_at(model, args, kwargs, recording.place, training=paths)
-    except ForwardFailed as failure:
-        _tell_idle(flow, idle, f"it is left out in eval mode, and in training mode the {failure}")
-        return
-    steps, flow.steps, flow.training = flow.steps, [], True
-    _follow_all(flow, training)
-    flow.steps, flow.training = steps, False
-    never = set(_idle(flow, training))
-    _tell_idle(flow, [n for n in idle if n in never], "the forward does not use it with this example")
-
-
-def _idle(flow: Flow, recording: Recording) -> list[str]:
-    """The parameters that no operation of a recording uses."""
-    used = {ref.value for call in recording.calls for ref in refs_in(call.arguments)}
-    return [n for value, n in recording.names.items() if value not in used and flow.tensors[n].sources]
-
-
-def _tell_idle(flow: Flow, names: Collection[str], reason: str) -> None:
-    """Leave parameters alone and tell why."""
-    for name in names:
-        number = flow.reason(reason, name.rpartition(".")[0])
-        for dim, way in enumerate(flow.tensors[name].ways):
-            if not isinstance(way, int):
-                flow.partition.freeze(way, number)
-                flow.roles[name, dim] = "consumer"
-
-
-def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:
-    """The modules that hold idle parameters and others: it is their forward that leaves the idle ones out."""
-    inside: dict[str, set[bool]] = {}
-    for name in parameters:
-        parts = name.split(".")
-        for depth in range(len(parts)):
-            inside.setdefault(".".join(parts[:depth]), set()).add(name in idle)
-    return [path for path, kinds in inside.items() if len(kinds) == 2]
-
-
-def _follow(flow: Flow, call: Call) -> None:
-    flow.step = Step(call)
-    operands = list(refs_in(call.arguments))
-    for ref in operands:
-        # a tensor that the model keeps outside its parameters and buffers is a constant nobody can cut
-        if ref.value not in flow.values:
-            flow.values[ref.value] = Value([FIXED] * len(ref.shape), False)
-    data = any(flow.value(ref).data for ref in operands)
-    computed = data and call.op not in _SELECTING
-    sources = frozenset() if computed else frozenset().union(*(flow.value(ref).sources for ref in operands))
-    ways = find_rule(call)(flow, call)
-    for dim, axis in enumerate(call.lengths):
-        if axis is not None and axis[0] in flow.values:
-            _tie(flow, call, ways[0], dim, axis)
-    for ref, found in zip(call.outputs, ways, strict=True):
-        flow.step.outputs.append([Span(way, n) for way, n in zip(found, ref.shape, strict=True)])
-        flow.values[ref.value] = Value(found, data, sources)
-    flow.steps.append(flow.step)
-
-
-def _tie(flow: Flow, call: Call, ways: list[Way], dim: int, axis: AxisOf) -> None:
-    """A size read off another axis ties the two.
-
-    A part of it, ``c // heads``, ties that part. The number of parts is another axis of the result whose size
-    was not read off one, the nearest in front, else behind; without such an axis it stays.
-    """
-    value, at, divisor = axis
-    source, shape = flow.values[value].ways[at], call.outputs[0].shape
-    if divisor == 1:
-        flow.tie(ways[dim], source)
-        return
-    parts, part = flow.split(source, divisor, shape[dim])
-    flow.tie(ways[dim], part)
-    free = [d for d, n in enumerate(shape) if call.lengths[d] is None and n % divisor == 0]
-    number = max((d for d in free if d < dim), default=min((d for d in free if d > dim), default=None))
-    if number is None:
-        flow.freeze(parts, "its length is divided by a fixed number")
-    else:
-        flow.tie(flow.split(ways[number], shape[number] // divisor, divisor)[1], parts)
+    return trial_cut.settle(network, graph, recording) if settle else graph

@@ -24,10 +24,11 @@ from torch import nn
 
 from slimfast.arrays import Arguments, Shape
 from slimfast.errors import ArgumentTypeError, SlimfastError
-from slimfast.graph.cutting.cut import Patch, read_attribute
+from slimfast.graph.cutting.patches import Patch, read_attribute
 from slimfast.graph.recording.forward import PROCESS_LOCK, Ref, record
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.manifests import manifest
 from slimfast.pruning.verification import difference, rounding
 from slimfast.storage.atomic import cannot_write
@@ -272,7 +273,7 @@ def _operations(module: nn.Module, inputs: Arguments) -> list[Any]:
 
     return [
         (call.op, call.module, [(name, shown(value)) for name, value in call.arguments.items()])
-        for call in record(module, *inputs).calls
+        for call in record(Network.of(module), *inputs).calls
     ]
 
 

@@ -14,9 +14,9 @@ from torch import nn
 
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
-from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices
-from slimfast.graph.recording.forward import hollow_copy
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.recording.forward import dataless_copy
+from slimfast.graph.recording.network import Network
 from slimfast.huggingface.pretrained import changed_config, config_of, find_config, leaves
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.costs import Cost, CostModel
@@ -142,13 +142,11 @@ def _knob(
 def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Any | None:
     """The configuration of ``model`` cut to these widths, None where its class has none for them."""
     keeps = {name: np.arange(width, dtype=np.int64) for name, width in widths.items()}
-    hollow = hollow_copy(model)
-    wide = named_tensors(hollow)
-    thin = copy_with(hollow, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()})
-    changes = patches(hollow, graph, keeps)
-    apply_patches(thin, changes)
-    before = {name: tuple(tensor.shape) for name, tensor in wide.items()}
-    return find_config(thin, before, changes, graph.inputs.example())
+    cut, dataless = Cut(graph, keeps), Network.of(dataless_copy(Network.of(model)))
+    patches = cut.attribute_patches(dataless)
+    thin = cut.thin_copy(dataless, patches=patches, share=True)
+    before = {name: tuple(tensor.shape) for name, tensor in dataless.tensors.items()}
+    return find_config(thin, before, patches, graph.inputs.example())
 
 
 def _steps(groups: Sequence[ChannelGroup], multiple_of: int) -> tuple[float, ...]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from slimfast.errors import printable
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
+from slimfast.graph.propagation.reasons import Reason
 
 if TYPE_CHECKING:
     from slimfast.plans.plan_data import GroupPlan, Plan
@@ -21,10 +22,10 @@ _WHOLE = {
 }
 # Reasons that the graph tells in a word, in a sentence.
 _REASONS = {
-    "network input": "it is what the network is given",
-    "network output": "it is what the network returns",
-    "one unit only": "all of its channels can only go at once",
-    "no weight produces it": "no weight of this network produces it",
+    Reason.NETWORK_INPUT.text: "it is what the network is given",
+    Reason.NETWORK_OUTPUT.text: "it is what the network returns",
+    Reason.ONE_UNIT.text: "all of its channels can only go at once",
+    Reason.NO_PRODUCER.text: "no weight of this network produces it",
 }
 _SILENT = "goes along with what is left alone (depthwise filters, tables), or takes no part in this forward"
 

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, shown
-from slimfast.graph.cutting.cut import Patch, plain, thin_shape
-from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.graph.cutting.cut import select_indices, thin_shape
+from slimfast.graph.cutting.patches import Patch, apply_patches, plain
+from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.storage.documents import LARGEST, Fields, parse_object
 
 KIND = "slimfast.thin"
@@ -43,6 +44,24 @@ class Manifest:
         return {
             name: thin_shape(shape, self.keeps.get(name, {})) for name, shape in self.shapes_before.items()
         }
+
+    def slice_of(self, name: str, tensor: Tensor) -> Tensor:
+        """A copy of what is left of the wide tensor of that name."""
+        return select_indices(tensor.detach(), self.keeps.get(name, {})).clone()
+
+    def thin_copy(self, model: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> nn.Module:
+        """A copy of the wide ``model`` with these thin tensors, its attributes patched and this its manifest.
+
+        Raises :class:`SlimfastError`, which names ``what`` the manifest is from, where an attribute does not
+        hold what it held.
+        """
+        thin = copy_with(model, tensors)
+        try:
+            apply_patches(thin, self.patches)
+        except SlimfastError as error:
+            raise SlimfastError(f"{what}: {error}") from None
+        attach(thin, self)
+        return thin
 
     def to_json(self) -> str:
         """The manifest as a JSON document; index lists that many tensors share are written once."""

@@ -15,8 +15,9 @@ from slimfast.calibration.moments import Calibration
 from slimfast.distributed.dtensors import check_whole
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches_of, survivors
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording.network import Network
 from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
@@ -25,7 +26,7 @@ from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manife
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
-from slimfast.pruning.verification import verify as verify_thin
+from slimfast.pruning.verification import verify_cut
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
 
@@ -110,30 +111,30 @@ def prune_channels(
         if progress is not None:
             progress(next(stages), _STAGES)
 
-    tensors = named_tensors(model)
-    check_whole(tensors, type(model).__name__)
+    network = Network.of(model)
+    check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
     graph = graph_of(model, plan)
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
     reached("units selected")
-    _check_cost(plan, graph, keeps)
-    cuts = cut(graph, keeps)
-    kept = survivors(keeps)
-    changes = patches_of(model, cuts, [(a, len(kept(a.axis))) for a in graph.attributes or ()])
-    thin = copy_with(model, _gather(tensors, cuts, backend))
-    apply_patches(thin, changes)
+    cut = Cut(graph, keeps)
+    _check_cost(plan, cut)
+    patches = cut.attribute_patches(network)
+    gathered = gather_slices(network.tensors, cut.tensor_cuts, backend)
+    thin = cut.thin_copy(network, tensors=gathered, patches=patches)
     reached("weights gathered")
-    mismatches = check_thin(thin, graph, keeps)
+    mismatches = check_thin(thin, cut)
     if mismatches:
         raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
+    cuts = cut.tensor_cuts.items()
+    indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts}
     widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
-    attach(thin, compose(manifest(model), Manifest(shapes, indices, changes, widths)))
+    attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
     reached("shapes checked")
     if verify:
-        verify_thin(model, thin, graph, keeps, example)
+        verify_cut(network, thin, cut, example)
     if repair is not None:
         repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, damping=repair_damping)
     reached("verified" if verify else "done")
@@ -214,9 +215,9 @@ def _keeps(
     )
 
 
-def _check_cost(plan: Plan, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
+def _check_cost(plan: Plan, cut: Cut) -> None:
     """Refuse a plan whose costs are not those of the network that its units leave."""
-    said, left = plan.cost_after, count_kept(graph, keeps)
+    said, left = plan.cost_after, count_kept(cut.graph, cut.keeps)
     if (said.params, said.macs) != (left.params, left.macs):
         raise SlimfastError(
             f"prune: expected the {said.params:,} parameters and {said.macs:,} MACs that the plan says, got "
@@ -224,10 +225,10 @@ def _check_cost(plan: Plan, graph: ChannelGraph, keeps: Mapping[str, IntArray]) 
         )
 
 
-def _gather(
+def gather_slices(
     tensors: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
 ) -> dict[str, Tensor]:
-    """The thin version of each tensor that is cut, all tensors of a device in one call."""
+    """The slices that are left of the tensors that these cuts name, all tensors of a device in one call."""
     thin: dict[str, Tensor] = {}
     for device in sorted({tensors[name].device for name in cuts}, key=str):
         names = [name for name in cuts if tensors[name].device == device]

@@ -1,4 +1,4 @@
-"""Whether a thin network computes what the original computes with the removed units masked to zero."""
+"""Proving that a thin network computes what the original does with the removed units masked to zero."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from slimfast.arrays import Arguments, IntArray
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import Axis, ChannelGraph
-from slimfast.graph.cutting.cut import apply_patches, cut, patches, select_indices, survivors
+from slimfast.graph.cutting.cut import Cut, select_indices
 from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.module_copies import copy_network, named_tensors
+from slimfast.graph.recording.network import Network
 
 # Rounding errors of L operations with inner products of length n, taken as independent, add up to about
 # sqrt(L n) u of the output (Higham & Mary, SIAM J. Sci. Comput. 41, 2019); networks amplify them somewhat.
@@ -69,40 +70,42 @@ def verify(
     Raises :class:`SlimfastError` naming the first tensor that is not the slice, or the first module whose
     output disagrees.
     """
-    _check_tensors(model, thin, graph, keeps)
-    cut_groups = [group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n]
-    inexact = {group.name: group.inexact for group in cut_groups if group.inexact is not None}
-    exact = {name: keep for name, keep in keeps.items() if name not in inexact}
+    return verify_cut(Network.of(model), thin, Cut(graph, keeps), example)
+
+
+def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None) -> Verification:
+    """Compare ``thin`` with a network after a cut, as :func:`verify` does."""
+    _check_tensors(network, thin, cut)
+    inexact = {group.name: group.inexact for group in cut.narrowed_groups if group.inexact is not None}
+    exact = cut.without(inexact)
     if inexact:
-        thin = _cut_without_gather(model, graph, exact)
-    inputs = graph.inputs.example() if example is None else arguments(example)
-    pair = _Pair(model, _masked(model, graph, exact), thin, graph, exact, inputs)
+        thin = exact.thin_copy(network, share=True)
+    inputs = cut.graph.inputs.example() if example is None else arguments(example)
+    pair = _Pair(network, _masked(network, exact), thin, exact, inputs)
     dtype, wide_output, operations = pair.run_masked()
     if not _is_finite(wide_output):
         # A weight divided by its norm is 0 / 0 where it is masked.
-        nearly = replace(pair, masked=_masked(model, graph, exact, fill=_NEARLY_ZERO))
-        found = nearly.run_masked()
-        if _is_finite(found[1]):
-            pair, (dtype, wide_output, operations) = nearly, found
+        nearly = replace(pair, masked=_masked(network, exact, fill=_NEARLY_ZERO))
+        again = nearly.run_masked()
+        if _is_finite(again[1]):
+            pair, (dtype, wide_output, operations) = nearly, again
     thin_output = pair.run_thin(dtype)
-    tolerance = rounding(model, dtype, operations)
+    tolerance = rounding(network.model, dtype, operations)
     max_error = difference(wide_output, thin_output)
     if not max_error <= tolerance:
         raise SlimfastError(
             f"verify: {pair.blame(dtype, tolerance)} (output off by {max_error:.2g} of its size)"
         )
-    names = tuple(group.name for group in cut_groups if group.name not in inexact)
+    names = tuple(group.name for group in exact.narrowed_groups)
     return Verification(max_error, tolerance, str(dtype).removeprefix("torch."), names, inexact)
 
 
-def _check_tensors(
-    model: nn.Module, thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]
-) -> None:
-    """Every tensor of ``thin`` is the kept slice of the one in ``model``, bit for bit."""
-    found, cuts = named_tensors(thin), cut(graph, keeps)
-    for name, wide in named_tensors(model).items():
-        expected = select_indices(wide.detach(), cuts.get(name, {}))
-        got = found.get(name)
+def _check_tensors(network: Network, thin: nn.Module, cut: Cut) -> None:
+    """Check that every tensor of ``thin`` is the kept slice of the network's, bit for bit."""
+    thin_tensors = named_tensors(thin)
+    for name, wide in network.tensors.items():
+        expected = select_indices(wide.detach(), cut.tensor_cuts.get(name, {}))
+        got = thin_tensors.get(name)
         if got is None or got.shape != expected.shape or got.dtype != expected.dtype:
             shown = "no such tensor" if got is None else f"{got.dtype} of shape {tuple(got.shape)}"
             raise SlimfastError(
@@ -113,51 +116,41 @@ def _check_tensors(
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The tensor's memory, so that NaN equals itself and -0 differs from 0."""
+    """View a tensor's memory, so that NaN equals itself and -0 differs from 0."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
-
-
-def _cut_without_gather(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> nn.Module:
-    wide = named_tensors(model)
-    thin = copy_with(model, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()})
-    apply_patches(thin, patches(model, graph, keeps))
-    return thin
 
 
 def _is_finite(output: Any) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors_in(output))
 
 
-def _masked(
-    model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray], *, fill: float = 0.0
-) -> nn.Module:
-    """``model`` with the removed slices of its parameters set to ``fill``; the other tensors are shared."""
-    tensors = {name: tensor.detach() for name, tensor in named_tensors(model).items()}
-    for name, dims in cut(graph, keeps).items():
-        if name in graph.parameters:
-            masked = tensors[name].clone()
+def _masked(network: Network, cut: Cut, *, fill: float = 0.0) -> nn.Module:
+    """Copy a network with the removed slices of its parameters set to ``fill``, sharing the other tensors."""
+    tensors: dict[str, Tensor] = {}
+    for name, dims in cut.tensor_cuts.items():
+        if name in cut.graph.parameters:
+            masked = network.tensors[name].detach().clone()
             for dim, index in dims.items():
                 gone = torch.ones(masked.shape[dim], dtype=torch.bool, device="cpu")
                 gone[torch.from_numpy(index)] = False
                 masked.index_fill_(dim, gone.nonzero()[:, 0].to(masked.device), fill)
             tensors[name] = masked
-    return copy_with(model, tensors)
+    return copy_network(network, tensors, share=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
     """The masked original and the thin network, and what both are called with."""
 
-    model: nn.Module
+    network: Network
     masked: nn.Module
     thin: nn.Module
-    graph: ChannelGraph
-    keeps: Mapping[str, IntArray]
+    cut: Cut
     inputs: Arguments
 
     def run_masked(self) -> tuple[torch.dtype, Any, int]:
-        """The dtype that works (float64 first), the masked network's output, its number of operations."""
-        elements = sum(tensor.numel() for tensor in named_tensors(self.model).values())
+        """Run the masked network: the dtype that works (float64 first), the output, and the operations."""
+        elements = sum(tensor.numel() for tensor in self.network.tensors.values())
         failure = None
         for dtype in (torch.float64, torch.float32) if elements <= _FLOAT64_ELEMENTS else (torch.float32,):
             counter = _Precision(dtype)
@@ -175,10 +168,8 @@ class _Pair:
             raise SlimfastError(f"verify: the thin network's forward fails: {one_line(error)}") from error
 
     def blame(self, dtype: torch.dtype, tolerance: float) -> str:
-        """Which module's output is the first to disagree, from both networks run again with their outputs
-        kept.
-        """
-        kept = survivors(self.keeps)
+        """Name the module whose output is the first to disagree, from both networks run again."""
+        kept = self.cut.kept_indices
         wide: dict[tuple[str, int], Tensor] = {}
 
         def keep(call: tuple[str, int], output: Tensor) -> None:
@@ -199,8 +190,8 @@ class _Pair:
         return f"the thin network is not the masked original: the first output to disagree is {where}'s"
 
     def _axes(self, module: str, shape: tuple[int, ...]) -> tuple[Axis, ...] | None:
-        """The axes of a module's output: those of the last operation inside it that has this shape."""
-        for operation in reversed(self.graph.operations):
+        """Find the axes of a module's output: those of the last operation inside it that has this shape."""
+        for operation in reversed(self.cut.graph.operations):
             if operation.module == module or operation.module.startswith(f"{module}."):
                 for axes in operation.outputs:
                     if tuple(axis.length for axis in axes) == shape:
@@ -209,7 +200,7 @@ class _Pair:
 
 
 class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Runs every operation in float64 (or lets it be, for float32), whatever the module's code casts to."""
+    """A precision: every operation runs in float64, whatever the code casts to, or for float32 as it is."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -217,7 +208,7 @@ class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations = 0
 
     def promote(self, value: Any) -> Any:
-        """A floating tensor in the precision of this run."""
+        """Bring a floating tensor to the precision of this run."""
         if not isinstance(value, Tensor):
             return value
         if self.dtype == torch.float64:
@@ -242,10 +233,10 @@ def _run(
     precision: _Precision,
     watch: Callable[[tuple[str, int], Tensor], None] | None = None,
 ) -> Any:
-    """The output of a copy of ``module`` in eval mode and that precision; ``module`` does not run."""
-    copied = copy_with(
-        module, {n: precision.promote(t.detach()) for n, t in named_tensors(module).items()}
-    ).eval()
+    """Run a copy of ``module`` in eval mode and that precision."""
+    network = Network.of(module)
+    promoted = {name: precision.promote(tensor.detach()) for name, tensor in network.tensors.items()}
+    copied = copy_network(network, promoted).eval()
     # Buffers that a forward writes to must not be the original's.
     for part in copied.modules():
         part._buffers.update({n: b.clone() for n, b in part._buffers.items() if b is not None})
@@ -272,7 +263,7 @@ def _run(
 
 @contextmanager
 def _watched(module: nn.Module, watch: Callable[[tuple[str, int], Tensor], None]) -> Iterator[None]:
-    """Calls ``watch((path, earlier calls), output)`` after each submodule that returns one tensor."""
+    """Call ``watch((path, earlier calls), output)`` after each submodule that returns one tensor."""
     calls: dict[str, int] = {}
 
     def hook_of(path: str) -> Callable[..., None]:
@@ -292,8 +283,8 @@ def _watched(module: nn.Module, watch: Callable[[tuple[str, int], Tensor], None]
 
 
 def difference(wide: Any, thin: Any) -> float:
-    """The largest difference of a floating output, relative to its size; inf where the outputs are of another
-    form.
+    """Measure the largest difference of a floating output, relative to its size; inf where the outputs are of
+    another form.
     """
     pairs = list(zip(tensors_in(wide), tensors_in(thin), strict=False))
     if len(list(tensors_in(wide))) != len(list(tensors_in(thin))) or not pairs:
@@ -318,6 +309,6 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 def rounding(model: nn.Module, dtype: torch.dtype, operations: int) -> float:
-    """The relative difference that rounding explains in an output of ``model`` after so many operations."""
+    """Estimate the relative difference that rounding explains in an output after so many operations."""
     positions = max((t.numel() // max(t.shape[0], 1) for t in model.parameters() if t.ndim > 1), default=1)
     return _SLACK * torch.finfo(dtype).eps / 2 * math.sqrt(max(operations, 1) * max(positions, 1))

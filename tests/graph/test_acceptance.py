@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import slimfast
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.graph import ChannelGraph, trace_channels
+from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.recording.forward import record
-from slimfast.graph.trace import propagate
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.verification import verify
 
 ENDS = {"network input", "network output"}
@@ -60,10 +61,10 @@ def test_swin_t(torchvision, images):
 
 def test_windows_pads_and_shifts_make_no_labels_of_axes_that_are_frozen(torchvision, images):
     """They doubled with every block, and grouping took minutes."""
-    model = _small_swin(torchvision).eval()
-    flow = propagate(model, record(model, (images,), {}))
-    ways = [span.way for step in flow.steps for output in step.outputs for span in output]
-    assert max(way.shape[1] for way in ways if not isinstance(way, int)) <= 4
+    network = Network.of(_small_swin(torchvision).eval())
+    flow = propagate(network, record(network, (images,), {}), (images,), {})
+    axes = [axis for traced in flow.calls for output in traced.outputs for axis in output]
+    assert max(axis.labels.shape[1] for axis in axes) <= 4
 
 
 def test_maxvit_t(torchvision, images):

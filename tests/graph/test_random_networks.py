@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from support.graph_helpers import random_keeps, reasons
 from torch import Tensor, nn
 
-from slimfast.graph import ChannelGraph, trace_channels
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
+from slimfast.graph import trace_channels
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 
 
 class Residual(nn.Module):
@@ -184,20 +186,16 @@ def _randomised(network: nn.Module, seed: int) -> nn.Module:
     return network
 
 
-def _thin_and_masked(network: nn.Module, graph: ChannelGraph, keeps: dict) -> tuple[nn.Module, nn.Module]:
-    wide = {name: tensor.detach() for name, tensor in named_tensors(network).items()}
-    thin, masked = {}, {}
-    for name, dims in cut(graph, keeps).items():
-        thin[name] = select_indices(wide[name], dims)
-        zeroed = wide[name].clone()
+def _masked(network: nn.Module, cut: Cut) -> nn.Module:
+    wide, masked = named_tensors(network), {}
+    for name, dims in cut.tensor_cuts.items():
+        zeroed = wide[name].detach().clone()
         for dim, kept in dims.items():
             gone = np.setdiff1d(np.arange(zeroed.shape[dim]), kept)
             zeroed.index_fill_(dim, torch.from_numpy(gone), 0)
-        if name in graph.parameters:
+        if name in cut.graph.parameters:
             masked[name] = zeroed
-    small = copy_with(network, thin)
-    apply_patches(small, patches(network, graph, keeps))
-    return small, copy_with(network, masked)
+    return copy_with(network, masked)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -211,11 +209,12 @@ def test_a_cut_network_computes_what_the_masked_one_does(seed):
         assert ("0.weight", 0) in reasons(graph)
         return
     keeps = random_keeps(graph, seed)
-    thin, masked = _thin_and_masked(network, graph, keeps)
+    cut = Cut(graph, keeps)
+    thin, masked = cut.thin_copy(Network.of(network)), _masked(network, cut)
     with torch.no_grad():
         wide_out, masked_out, thin_out = network(x), masked(x), thin(x)
     scale = masked_out.abs().max()
     assert (thin_out - masked_out).abs().max() <= 1e-10 * scale
     assert (wide_out - masked_out).abs().max() > 1e-6 * scale
     # a size of -1 stands for any: it is the shapes that must agree
-    assert [m for m in check_thin(thin, graph, keeps) if m.found != "-1"] == []
+    assert [m for m in check_thin(thin, cut) if m.got != "-1"] == []

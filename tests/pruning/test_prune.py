@@ -18,9 +18,10 @@ from torch import nn
 
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import cut, select_indices
-from slimfast.graph.recording.forward import hollow_copy
+from slimfast.graph.cutting.cut import Cut, select_indices
+from slimfast.graph.recording.forward import dataless_copy
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import count_module
@@ -49,7 +50,7 @@ def test_any_choice_of_units_gives_the_masked_original(name, data):
     assert found.dtype == "float64"
     for tensor_name, tensor in named_tensors(thin).items():
         expected = named_tensors(model)[tensor_name]
-        for dim, index in cut(graph, keeps).get(tensor_name, {}).items():
+        for dim, index in Cut(graph, keeps).tensor_cuts.get(tensor_name, {}).items():
             expected = expected[(slice(None),) * dim + (torch.tensor(index),)]
         assert torch.equal(tensor, expected)
 
@@ -128,7 +129,7 @@ def test_a_training_step_changes_the_thin_network_only():
 def test_a_model_on_the_meta_device_is_cut_without_memory():
     model, x = build("transformer")
     plan = random_plan(model, x)
-    thin = prune_channels(hollow_copy(model), plan, verify=False)
+    thin = prune_channels(dataless_copy(Network.of(model)), plan, verify=False)
     real = prune_channels(model, plan, verify=False)
     assert all(tensor.is_meta for tensor in named_tensors(thin).values())
     assert {n: t.shape for n, t in named_tensors(thin).items()} == {

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import slimfast
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import cut, select_indices
+from slimfast.graph.cutting.cut import Cut, select_indices
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.training_state import cuts_between, prune_optimizer, prune_state
@@ -65,7 +65,7 @@ def test_the_state_is_the_kept_part_of_the_state(name, kind):
     assert {k: v for k, v in pruned.param_groups[0].items() if k != "params"} == {
         k: v for k, v in optimizer.param_groups[0].items() if k != "params"
     }
-    cuts = cut(graph, keeps)
+    cuts = Cut(graph, keeps).tensor_cuts
     wide = dict(model.named_parameters())
     seen = 0
     for parameter_name, parameter in thin.named_parameters():
@@ -107,7 +107,7 @@ def test_a_step_after_the_prune_is_that_of_the_masked_original(name, kind):
     graph = trace_channels(model, x)
     keeps = {n: k for n, k in random_keeps(graph, 4).items() if graph[n].inexact is None}
     thin, pruned = prune_channels(model, plan_of(graph, keeps), optimizer=optimizer)
-    cuts = cut(graph, keeps)
+    cuts = Cut(graph, keeps).tensor_cuts
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             for dim, index in cuts.get(parameter_name, {}).items():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slimfast.graph import InputSpec
 from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Member, Operation
@@ -67,3 +67,25 @@ def joint(
     }
     group = ChannelGroup("g", kind, n, tuple(Member(name, dim, "producer", u) for name, _, dim, u in members))
     return ChannelGraph((group,), axes, frozenset(axes), (), (), InputSpec.of(torch.zeros(1)))
+
+
+def hidden_graph() -> ChannelGraph:
+    """Linear(3, 4) to Linear(4, 2), by hand: one group of four hidden units."""
+    units, three, two, batch = np.arange(4), Axis(3), Axis(2), Axis(5)
+    hidden = Axis(4, (("hidden", units),))
+    members = (Member("0.weight", 0, "producer", units), Member("0.bias", 0, "follower", units))
+    group = ChannelGroup("hidden", "channel", 4, (*members, Member("1.weight", 1, "consumer", units)))
+    linear = "aten.linear"
+    return ChannelGraph(
+        groups=(group,),
+        axes={"0.weight": (hidden, three), "0.bias": (hidden,), "1.weight": (two, hidden), "1.bias": (two,)},
+        parameters=frozenset({"0.weight", "0.bias", "1.weight", "1.bias"}),
+        operations=(Operation(linear, "0", ((batch, hidden),)), Operation(linear, "1", ((batch, two),))),
+        frozen=(),
+        inputs=InputSpec.of(torch.zeros(5, 3)),
+        attributes=(),
+    )
+
+
+def hidden_model() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))

@@ -1,70 +1,141 @@
-"""Cutting a traced network's structure: which indices of which tensor survive, which Python constants change.
+"""A traced network's structure after a cut: what is left of its axes and tensors, and the thin copy.
 
-Nothing here reads a weight. A network is described by its :class:`ChannelGraph`, a cut by the units each
-group keeps; both are data, so that the same functions serve pruning, loading and a trial on meta tensors.
+A network is described by its :class:`ChannelGraph`, a cut by the units each group keeps; both are data, so
+that the same class serves pruning and a trial on tensors without data. Nothing but the copy reads a weight.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray, Shape
-from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
-from slimfast.graph.channel_graph import Attribute, ChannelGraph
-from slimfast.graph.cutting.prediction import Mismatch, check_thin, predicted_shapes, survivors
-from slimfast.graph.recording.module_copies import modules_of, named_tensors
-
-__all__ = [
-    "Mismatch",
-    "Patch",
-    "Shape",
-    "apply_patches",
-    "check_keeps",
-    "check_thin",
-    "cut",
-    "patches",
-    "patches_of",
-    "plain",
-    "predicted_shapes",
-    "read_attribute",
-    "select_indices",
-    "standard_attributes",
-    "survivors",
-    "thin_shape",
-]
-
-# What a patched attribute may hold: an int, or a tuple or list of ints among other plain values.
-Value: TypeAlias = Any
+from slimfast.errors import ArgumentError
+from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, ChannelGroup, Operation, alive_units
+from slimfast.graph.cutting.patches import Patch, apply_patches, patches_of
+from slimfast.graph.recording.module_copies import copy_network
+from slimfast.graph.recording.network import Network
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """``attribute`` of ``module`` held ``before`` and must hold ``after``: ints, or tuples where it is a
-    sequence.
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A graph cut to the units that ``keeps`` has for each group; a group it does not name keeps all.
 
-    ``attribute`` is ``config.name`` for one of an object that the module holds; that object is then copied
-    first, because modules share it.
+    What follows from the two is worked out when it is asked for, once. Raises ``ValueError`` unless every key
+    is a group and every value its sorted, distinct units, at least one.
     """
 
-    module: str
-    attribute: str
-    before: Value
-    after: Value
+    graph: ChannelGraph
+    keeps: Mapping[str, IntArray]
+
+    def __post_init__(self) -> None:
+        _check_keeps(self.graph, self.keeps)
+
+    @cached_property
+    def kept_indices(self) -> Callable[[Axis], IntArray]:
+        """The indices of an axis that are left, sorted."""
+        masks = {group: alive_units(keep) for group, keep in self.keeps.items()}
+        return cache(lambda axis: axis.alive(masks))
+
+    def kept_length(self, axis: Axis) -> int:
+        """Count the indices of an axis that are left."""
+        return len(self.kept_indices(axis))
+
+    def shapes_of(self, operation: Operation) -> tuple[Shape, ...]:
+        """Predict the shapes of what an operation makes."""
+        return tuple(tuple(map(self.kept_length, axes)) for axes in operation.outputs)
+
+    def only(self, groups: Collection[str]) -> Cut:
+        """Cut none but these groups."""
+        return Cut(self.graph, {name: keep for name, keep in self.keeps.items() if name in groups})
+
+    def without(self, groups: Iterable[str]) -> Cut:
+        """Leave these groups whole."""
+        return self.only(self.keeps.keys() - set(groups))
+
+    @cached_property
+    def narrowed_groups(self) -> tuple[ChannelGroup, ...]:
+        """The groups that lose units."""
+        keeps = self.keeps
+        return tuple(group for group in self.graph if len(keeps.get(group.name, range(group.n))) < group.n)
+
+    @cached_property
+    def tensor_cuts(self) -> Mapping[str, Mapping[int, IntArray]]:
+        """The kept indices of each dim that changes, of each tensor that changes."""
+        cuts: dict[str, dict[int, IntArray]] = {}
+        for tensor, axes in self.graph.axes.items():
+            for dim, axis in enumerate(axes):
+                if axis.parts and self.kept_length(axis) < axis.length:
+                    cuts.setdefault(tensor, {})[dim] = self.kept_indices(axis)
+        return cuts
+
+    @cached_property
+    def thin_shapes(self) -> Mapping[str, Shape]:
+        """The shape of each tensor that changes."""
+        return {name: tuple(map(self.kept_length, self.graph.axes[name])) for name in self.tensor_cuts}
+
+    def attribute_patches(
+        self, network: Network, attributes: Iterable[Attribute] | None = None
+    ) -> tuple[Patch, ...]:
+        """List the Python attributes of a network that change, in order of module and name.
+
+        Those of PyTorch's own layers follow from the shapes of their tensors, ``attributes`` (the graph's
+        unless given) from their axes.
+        """
+        following = (self.graph.attributes or ()) if attributes is None else attributes
+        lengths = [(attribute, self.kept_length(attribute.axis)) for attribute in following]
+        return patches_of(network, self.thin_shapes, lengths)
+
+    def thin_tensors(self, network: Network) -> dict[str, Tensor]:
+        """Slice the tensors of a network that change."""
+        return {
+            # without data there is nothing to select
+            name: network.tensors[name].new_empty(self.thin_shapes[name])
+            if network.tensors[name].is_meta
+            else select_indices(network.tensors[name].detach(), dims)
+            for name, dims in self.tensor_cuts.items()
+        }
+
+    def thin_copy(
+        self,
+        network: Network,
+        *,
+        tensors: Mapping[str, Tensor] | None = None,
+        patches: Iterable[Patch] | None = None,
+        share: bool = False,
+    ) -> nn.Module:
+        """Copy a network as it is after the cut.
+
+        ``tensors`` and ``patches``: its :meth:`thin_tensors` and :meth:`attribute_patches` unless given.
+        ``share``: the tensors that do not change are the network's own, not copies.
+        """
+        thin = copy_network(network, self.thin_tensors(network) if tensors is None else tensors, share=share)
+        apply_patches(thin, self.attribute_patches(network) if patches is None else patches)
+        return thin
 
 
-def check_keeps(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
-    """``ValueError`` unless every key is a group and every value its sorted, distinct units, at least one."""
+def thin_shape(shape: Shape, dims: Mapping[int, IntArray]) -> Shape:
+    """Replace the lengths of the cut dims in a shape."""
+    return tuple(len(dims[dim]) if dim in dims else length for dim, length in enumerate(shape))
+
+
+def select_indices(tensor: Tensor, dims: Mapping[int, IntArray]) -> Tensor:
+    """Slice a tensor at these indices of its dims, by plain indexing: what the gather kernels must equal."""
+    for dim, index in dims.items():
+        tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+    return tensor
+
+
+def _check_keeps(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
     sizes = {group.name: group.n for group in graph}
     for name, keep in keeps.items():
         if name not in sizes:
-            raise ArgumentError(f"keeps: the network has no group {name!r}{did_you_mean(name, sizes)}")
+            raise ArgumentError(f"keeps: the network has no group {name!r}")
         units = np.asarray(keep)
         if units.ndim != 1 or units.size == 0 or not np.issubdtype(units.dtype, np.integer):
             raise ArgumentError(f"keeps: expected at least one unit, got {keep!r} ({name})")
@@ -73,162 +144,3 @@ def check_keeps(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> None:
                 f"keeps: expected sorted, distinct units in 0..{sizes[name] - 1}, "
                 f"got {units.size} in {units.min()}..{units.max()} ({name})"
             )
-
-
-def cut(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> dict[str, dict[int, IntArray]]:
-    """The kept indices of each dim of each tensor that a cut changes, tensors under the first of their names.
-
-    A group that ``keeps`` does not name keeps all of its units. Raises ``ValueError`` as :func:`check_keeps`
-    does.
-    """
-    check_keeps(graph, keeps)
-    kept = survivors(keeps)
-    tensors: dict[str, dict[int, IntArray]] = {}
-    for tensor, axes in graph.axes.items():
-        dims = {dim: kept(axis) for dim, axis in enumerate(axes) if axis.parts}
-        changed = {dim: index for dim, index in dims.items() if len(index) < axes[dim].length}
-        if changed:
-            tensors[graph.tied.get(tensor, tensor)] = changed
-    return tensors
-
-
-def thin_shape(shape: Shape, dims: Mapping[int, IntArray]) -> Shape:
-    """``shape`` with the lengths of the cut dims."""
-    return tuple(len(dims[dim]) if dim in dims else length for dim, length in enumerate(shape))
-
-
-def select_indices(tensor: Tensor, dims: Mapping[int, IntArray]) -> Tensor:
-    """The slice of a tensor at these indices of its dims, by plain indexing: what the gather kernels must
-    equal.
-    """
-    for dim, index in dims.items():
-        tensor = tensor.index_select(dim, torch.tensor(index, device=tensor.device))
-    return tensor
-
-
-def patches(model: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> tuple[Patch, ...]:
-    """The Python attributes of ``model`` that a cut changes, in order of module and name."""
-    kept = survivors(keeps)
-    lengths = [(attribute, len(kept(attribute.axis))) for attribute in graph.attributes or ()]
-    return patches_of(model, cut(graph, keeps), lengths)
-
-
-def patches_of(
-    model: nn.Module, cuts: Mapping[str, Mapping[int, IntArray]], lengths: Iterable[tuple[Attribute, int]]
-) -> tuple[Patch, ...]:
-    """The patches that a cut of these tensors and these attribute lengths call for, in order of module and
-    name.
-
-    The attributes of PyTorch's own layers follow from the shapes of their thin tensors.
-    """
-    values: dict[tuple[str, str], list[Value]] = {}
-    modules = dict(modules_of(model))
-    for attribute, length in lengths:
-        _set(values, modules[attribute.module], attribute, length)
-    for prefix, shapes in _thin_shapes_by_module(modules, named_tensors(model), cuts).items():
-        module = modules[prefix]
-        groups = values.get((prefix, "groups"), [getattr(module, "groups", 1)])[-1]
-        for name, value in standard_attributes(module, shapes, groups).items():
-            values[prefix, name] = [read_attribute(module, name), value]
-    return tuple(
-        Patch(module, name, before, after)
-        for (module, name), (before, after) in sorted(values.items())
-        if before != after
-    )
-
-
-def standard_attributes(module: nn.Module, shapes: Mapping[str, Shape], groups: int = 1) -> dict[str, Value]:
-    """What the attributes of one of PyTorch's own layers must be for tensors of these shapes."""
-    weight = shapes.get("weight", ())
-    if isinstance(module, nn.modules.conv._ConvTransposeNd) and weight:
-        return {"in_channels": weight[0], "out_channels": weight[1] * groups}
-    if isinstance(module, nn.modules.conv._ConvNd) and weight:
-        return {"out_channels": weight[0], "in_channels": weight[1] * groups}
-    if isinstance(module, nn.Linear) and weight:
-        return {"out_features": weight[0], "in_features": weight[1]}
-    if isinstance(module, nn.Bilinear) and weight:
-        return {"out_features": weight[0], "in1_features": weight[1], "in2_features": weight[2]}
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and weight:
-        return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
-    if isinstance(module, nn.modules.batchnorm._NormBase):
-        return {"num_features": (weight or shapes["running_mean"])[0]}
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight:
-        return {"normalized_shape": weight}
-    if isinstance(module, nn.GroupNorm) and weight:
-        return {"num_channels": weight[0]}
-    if isinstance(module, nn.PReLU) and weight:
-        return {"num_parameters": weight[0]}
-    return {}
-
-
-def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
-    """Set the attributes of ``model`` in place; :class:`SlimfastError` where one does not hold its
-    ``before``.
-    """
-    modules = dict(modules_of(model, repeated=True))
-    for patch in patches:
-        module = modules[patch.module] if patch.module in modules else model.get_submodule(patch.module)
-        found = read_attribute(module, patch.attribute)
-        if found != patch.before:
-            where = patch.module or type(model).__name__
-            raise SlimfastError(f"{where}: expected {patch.attribute} = {patch.before}, got {found}")
-        _write_attribute(module, patch.attribute, patch.after)
-
-
-def read_attribute(module: nn.Module, name: str) -> Value:
-    """The value of ``name`` or ``holder.name``, sequences as tuples; None where there is none."""
-    owner: Any = module
-    *holders, last = name.split(".")
-    for holder in holders:
-        owner = getattr(owner, holder, None)
-    return plain(getattr(owner, last, None))
-
-
-def plain(value: Any) -> Value:
-    """A value with its lists and ``torch.Size`` as tuples, as it is compared and written to JSON."""
-    return tuple(plain(item) for item in value) if isinstance(value, (tuple, list)) else value
-
-
-def _write_attribute(module: nn.Module, name: str, value: Value) -> None:
-    owner: Any = module
-    *holders, last = name.split(".")
-    for holder in holders:
-        alone = copy.copy(getattr(owner, holder))
-        setattr(owner, holder, alone)
-        owner = alone
-    kind = type(getattr(owner, last))
-    setattr(owner, last, value if kind is int else kind(value))
-
-
-def _set(
-    values: dict[tuple[str, str], list[Value]], module: nn.Module, attribute: Attribute, length: int
-) -> None:
-    """Note that ``attribute`` becomes ``length``: [value before, value after] of it, whole where it is a
-    tuple.
-    """
-    key = (attribute.module, attribute.name)
-    if key not in values:
-        before = read_attribute(module, attribute.name)
-        values[key] = [before, before]
-    if attribute.index is None:
-        values[key][1] = length
-    else:
-        after = list(values[key][1])
-        after[attribute.index] = length
-        values[key][1] = tuple(after)
-
-
-def _thin_shapes_by_module(
-    modules: Mapping[str, nn.Module],
-    tensors: Mapping[str, Tensor],
-    cuts: Mapping[str, Mapping[int, IntArray]],
-) -> dict[str, dict[str, Shape]]:
-    """Module path -> name of each of its own cut tensors -> thin shape."""
-    first = {id(tensor): name for name, tensor in tensors.items() if name in cuts}
-    found: dict[str, dict[str, Shape]] = {}
-    for prefix, module in modules.items():
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and id(tensor) in first:
-                dims = cuts[first[id(tensor)]]
-                found.setdefault(prefix, {})[name] = thin_shape(tuple(tensor.shape), dims)
-    return found

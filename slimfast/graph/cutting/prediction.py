@@ -1,97 +1,83 @@
-"""What a cut makes of a recorded network, operation by operation, and where a recording differs from it."""
+"""Where the recording of a thin network differs from what the cut predicts, operation by operation."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from slimfast.arrays import IntArray, Shape
-from slimfast.graph.channel_graph import Axis, ChannelGraph, Operation, alive_units
-from slimfast.graph.recording.collector import collector_paused
-from slimfast.graph.recording.dispatch_mode import COPIES, RESHAPES
+from slimfast.graph.channel_graph import Operation
+from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.forward import Call, record
+from slimfast.graph.recording.module_copies import collector_paused
+from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.op_registry import entry_of
 
-Kept: TypeAlias = Callable[[Axis], IntArray]
 # An operation with its number.
 Step: TypeAlias = tuple[int, Operation]
 
 STOPPED = "nothing more"
-# Operations that neither compute nor reorder: code that repeats something n times leaves them out for n = 1.
-_PLAIN_VIEWS = RESHAPES | {"aten.unsqueeze", "aten.squeeze", "aten.expand"}
-
-
-def survivors(keeps: Mapping[str, IntArray]) -> Callable[[Axis], IntArray]:
-    """The surviving indices of an axis under a cut, as a function that remembers the axes it has seen."""
-    masks = {group: alive_units(keep) for group, keep in keeps.items()}
-    return functools.cache(lambda axis: axis.alive(masks))
-
-
-def predicted_shapes(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[tuple[Shape, ...]]:
-    """The shapes of the outputs of every recorded operation after a cut."""
-    kept = survivors(keeps)
-    return [_shapes(operation, kept) for operation in graph.operations]
-
-
-def _shapes(operation: Operation, kept: Callable[[Axis], IntArray]) -> tuple[Shape, ...]:
-    return tuple(tuple(len(kept(axis)) for axis in axes) for axes in operation.outputs)
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """Operation number ``index`` of a recording is not what was predicted; ``str`` says it in one line."""
+    """A difference at operation number ``index``; ``str`` says it in one line."""
 
     index: int
     operation: str
     module: str
     expected: str
-    found: str
+    got: str
 
     def __str__(self) -> str:
         where = self.module or "the model itself"
-        return f"{self.operation} at {where}: expected {self.expected}, got {self.found}"
+        return f"{self.operation} at {where}: expected {self.expected}, got {self.got}"
 
 
-def mismatches(graph: ChannelGraph, kept: Kept, calls: Sequence[Call]) -> Iterator[Mismatch]:
-    """Where a recording differs from the prediction in an operation, a shape or a constant, in order.
+def mismatches(cut: Cut, calls: Sequence[Call]) -> Iterator[Mismatch]:
+    """Find where a recording differs from the prediction in an operation, a shape or a constant, in order.
 
-    ``kept`` is the cut, as :func:`survivors` gives it. What is missing at the end is ``found`` as
-    :data:`STOPPED`.
+    What is missing at the end is ``got`` as :data:`STOPPED`.
 
     Where a length becomes 1, PyTorch carries out an einsum by other operations, of which the result is then
     compared alone, and a model may leave out the views around a repetition.
     """
-    steps = [(i, operation) for i, operation in enumerate(graph.operations) if operation.name not in COPIES]
-    found = [call for call in calls if call.op not in COPIES]
-    wide_runs = [list(run) for _, run in itertools.groupby(steps, lambda step: step[1].within)]
-    thin_runs = [list(run) for _, run in itertools.groupby(found, lambda call: call.within)]
+    wide_runs = [list(run) for _, run in itertools.groupby(_steps(cut), lambda step: step[1].within)]
+    thin_runs = [list(run) for _, run in itertools.groupby(_no_copies(calls), lambda call: call.einsum)]
     for k in range(max(len(wide_runs), len(thin_runs))):
         run = wide_runs[k] if k < len(wide_runs) else []
         thin = thin_runs[k] if k < len(thin_runs) else []
-        differ = list(_compare(run, thin, kept, len(graph.operations)))
-        if differ and run and thin and run[0][1].within and thin[0].within and _collapse(run, kept):
-            differ = list(_compare_shapes(run[-1], thin[-1], kept))
+        differ = list(_compare(run, thin, cut, len(cut.graph.operations)))
+        if differ and run and thin and run[0][1].within and thin[0].einsum and _collapse(run, cut):
+            differ = list(_compare_shapes(run[-1], thin[-1], cut))
         yield from differ
 
 
+def _steps(cut: Cut) -> list[Step]:
+    return [(i, step) for i, step in enumerate(cut.graph.operations) if not entry_of(step.name).copies]
+
+
+def _no_copies(calls: Sequence[Call]) -> list[Call]:
+    return [call for call in calls if not entry_of(call.op).copies]
+
+
 def _name(operation: str) -> str:
-    return "aten.view" if operation in RESHAPES else operation
+    return "a reshape" if entry_of(operation).reshapes else operation
 
 
-def _compare_shapes(step: Step, call: Call, kept: Kept) -> Iterator[Mismatch]:
+def _compare_shapes(step: Step, call: Call, cut: Cut) -> Iterator[Mismatch]:
     i, operation = step
-    shapes, got = _shapes(operation, kept), tuple(ref.shape for ref in call.outputs)
+    shapes, got = cut.shapes_of(operation), tuple(ref.shape for ref in call.outputs)
     if shapes != got:
         yield Mismatch(i, operation.name, operation.module, f"shapes {shapes}", f"{got}")
 
 
-def _compare(run: list[Step], thin: list[Call], kept: Kept, end: int) -> Iterator[Mismatch]:
-    """Operation by operation; ``end`` is the number of the operation after the last."""
-    for step, call in _aligned(run, thin, kept):
+def _compare(run: list[Step], thin: list[Call], cut: Cut, end: int) -> Iterator[Mismatch]:
+    """Compare operation by operation; ``end`` is the number of the operation after the last."""
+    for step, call in _aligned(run, thin, cut):
         if step is None or call is None:
             yield _left_over(run, step, call, end)
             return
@@ -99,38 +85,39 @@ def _compare(run: list[Step], thin: list[Call], kept: Kept, end: int) -> Iterato
         if _name(call.op) != _name(operation.name):
             yield Mismatch(i, operation.name, operation.module, operation.name, call.op)
             continue
-        yield from _compare_shapes((i, operation), call, kept)
+        yield from _compare_shapes((i, operation), call, cut)
         for constant in operation.constants:
-            value, length = argument_of(call, constant.argument), len(kept(constant.axis))
+            value, length = argument_of(call, constant.argument), cut.kept_length(constant.axis)
             # -1 asks for whatever fits, which the shapes have shown to be right.
             if value not in (length, -1):
-                told = f"{constant.argument} = {length}"
-                yield Mismatch(i, operation.name, operation.module, told, str(value))
+                expected = f"{constant.argument} = {length}"
+                yield Mismatch(i, operation.name, operation.module, expected, str(value))
 
 
 def _left_over(run: list[Step], step: Step | None, call: Call | None, end: int) -> Mismatch:
-    """An operation without its call, or a call that no operation predicts."""
+    """Describe an operation without its call, or a call that no operation predicts."""
     if step is not None:
         return Mismatch(step[0], step[1].name, step[1].module, step[1].name, STOPPED)
     op, module = (call.op, call.module) if call is not None else ("", "")
     return Mismatch(run[-1][0] + 1 if run else end, op, module, STOPPED, op)
 
 
-def aligned(graph: ChannelGraph, kept: Kept, calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
-    """The number of each predicted operation with the call that stands for it."""
-    steps = [(i, operation) for i, operation in enumerate(graph.operations) if operation.name not in COPIES]
-    for step, call in _aligned(steps, [call for call in calls if call.op not in COPIES], kept):
+def aligned(cut: Cut, calls: Sequence[Call]) -> Iterator[tuple[int, Call]]:
+    """Pair the number of each predicted operation with the call that stands for it."""
+    for step, call in _aligned(_steps(cut), _no_copies(calls), cut):
         if step is not None and call is not None:
             yield step[0], call
 
 
-def _aligned(run: list[Step], thin: list[Call], kept: Kept) -> Iterator[tuple[Step | None, Call | None]]:
-    """Operations and calls side by side, without the views that may be left out; None where one side ends."""
+def _aligned(run: list[Step], thin: list[Call], cut: Cut) -> Iterator[tuple[Step | None, Call | None]]:
+    """Put operations and calls side by side, without the views that may be left out; None where one side
+    ends.
+    """
     i = j = 0
     while i < len(run):
         call = thin[j] if j < len(thin) else None
         agree = call is not None and _name(call.op) == _name(run[i][1].name)
-        if call is None or agree or not _may_be_missing(run, i, kept):
+        if call is None or agree or not _may_be_missing(run, i, cut):
             yield run[i], call
             j += 1
         i += 1
@@ -138,47 +125,48 @@ def _aligned(run: list[Step], thin: list[Call], kept: Kept) -> Iterator[tuple[St
         yield None, rest
 
 
-def _may_be_missing(run: list[Step], i: int, kept: Kept) -> bool:
-    """Whether operation ``i`` is one of several plain views in a row of which one has a length that becomes
-    1."""
+def _may_be_missing(run: list[Step], i: int, cut: Cut) -> bool:
+    """Say whether operation ``i`` is one of several plain views in a row of which one has a length that
+    becomes 1.
+    """
     first = last = i
-    while first >= 0 and run[first][1].name in _PLAIN_VIEWS:
+    while first >= 0 and entry_of(run[first][1].name).plain_view:
         first -= 1
-    while last < len(run) and run[last][1].name in _PLAIN_VIEWS:
+    while last < len(run) and entry_of(run[last][1].name).plain_view:
         last += 1
-    return _collapse(run[first + 1 : last], kept)
+    return _collapse(run[first + 1 : last], cut)
 
 
-def _collapse(run: list[Step], kept: Kept) -> bool:
-    """Whether a length in the results of these operations becomes 1."""
+def _collapse(run: list[Step], cut: Cut) -> bool:
+    """Say whether a length in the results of these operations becomes 1."""
     axes = {axis for _, operation in run for output in operation.outputs for axis in output}
-    return any(axis.length > 1 and len(kept(axis)) == 1 for axis in axes)
+    return any(axis.length > 1 and cut.kept_length(axis) == 1 for axis in axes)
 
 
 @collector_paused()
-def check_thin(thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> list[Mismatch]:
+def check_thin(thin: nn.Module, cut: Cut) -> list[Mismatch]:
     """Record the thin network and compare every operation with the prediction; empty where all is well.
 
     Raises :class:`UnsupportedGraph` when its forward fails, naming the module.
     """
-    args, kwargs = graph.inputs.example()
-    return list(mismatches(graph, survivors(keeps), record(thin, args, kwargs).calls))
+    args, kwargs = cut.graph.inputs.example()
+    return list(mismatches(cut, record(Network.of(thin), args, kwargs).calls))
 
 
 def split_argument(argument: str) -> tuple[str, int | None]:
-    """``size[2]`` as ("size", 2), ``groups`` as ("groups", None)."""
+    """Split ``size[2]`` into ("size", 2), ``groups`` into ("groups", None)."""
     name, _, rest = argument.partition("[")
     return name, int(rest[:-1]) if rest else None
 
 
 def argument_of(call: Call, argument: str) -> Any:
-    """The value that a recorded call was given for ``size[2]`` or ``groups``; None where it has none."""
+    """Look up what a recorded call was given for ``size[2]`` or ``groups``; None where it has none."""
     name, index = split_argument(argument)
     return item_of(call.arguments.get(name), index)
 
 
 def item_of(value: Any, index: int | None) -> Any:
-    """The value itself, or the item at ``index`` of a tuple or list; None where there is none."""
+    """Take a value itself, or the item at ``index`` of a tuple or list; None where there is none."""
     if index is None:
         return value
     return value[index] if isinstance(value, (tuple, list)) and index < len(value) else None

@@ -1,1 +1,1 @@
-"""Channels followed through a recording: which slices of which tensors can only be removed together."""
+"""Follow channels through a recording: find which slices of which tensors can only be removed together."""

@@ -1,252 +1,235 @@
-"""The state that the rules work on: which labels run along each axis of each tensor of a recording."""
+"""Hold what the rules work on: the labels of every axis of every tensor in one recorded forward."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
 
-from slimfast.graph.channel_graph import Role
-from slimfast.graph.propagation.label_matrices import Labels, merge, widen
-from slimfast.graph.propagation.partition import Partition
-from slimfast.graph.recording.forward import Call, Ref
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels, fixed_axis
+from slimfast.graph.propagation.label_matrices import Labels, Mark, merge, widen
+from slimfast.graph.propagation.network_labels import NetworkLabels
+from slimfast.graph.propagation.reasons import FIXED_LENGTH, Cause, Reason
+from slimfast.graph.propagation.traced import TracedCall, TracedTensor
+from slimfast.graph.propagation.zeros import ZeroTracker
+from slimfast.graph.recording.calls import Call, Ref, refs_in
+from slimfast.graph.recording.forward import Recording
+from slimfast.graph.recording.op_registry import entry_of
 
-# The labels of an axis (length, k), or, where no index of it can ever be removed, the number of the reason.
-Way: TypeAlias = "Labels | int"
-
-# Fixed for no reason worth telling: kernel taps, axes of length 1, positions made by an operation.
-FIXED = 1
-
-
-@dataclass(slots=True, eq=False)
-class Value:
-    """A tensor while it is traced. ``data``: depends on the network's input or on chance; ``sources``: the
-    parameters that a value which does not is made of, or which it holds elements of."""
-
-    ways: list[Way]
-    data: bool
-    sources: frozenset[str] = frozenset()
-    shape: tuple[int, ...] = ()
+_NOTHING_RUNS = Call("", "", {}, (), False)
 
 
-@dataclass(slots=True, eq=False)
-class Span:
-    """An axis to be described once tracing is done: its labels and its length."""
+class Propagation:
+    """Carries labels through one recorded forward; rules call its methods for the operation that is running.
 
-    way: Way
-    length: int
-
-
-@dataclass(slots=True, eq=False)
-class Step:
-    """A call with what its rule found: the ways of its outputs, its MACs and its size arguments."""
-
-    call: Call
-    outputs: list[list[Span]] = field(default_factory=list)
-    macs: list[int | Span] = field(default_factory=list)
-    constants: list[tuple[str, int, Span]] = field(default_factory=list)
-
-
-class Flow:
-    """Labels on their way through the network. Rules call its methods; ``step`` is the operation being
-    handled. ``training``: what is followed now runs in training only, after all that runs in eval mode.
+    ``labels``: those of the network's own tensors, which several forwards share. ``training``: this forward
+    runs in training only, and is followed after the one in eval mode.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module] | None = None) -> None:
-        self.modules = modules or {}
-        self.partition = Partition()
-        self.reasons: list[tuple[str, str]] = [("", ""), ("its length is fixed", "")]
-        self.values: dict[int, Value] = {}
-        self.tensors: dict[str, Value] = {}
-        self.roles: dict[tuple[str, int], Role] = {}
-        self.steps: list[Step] = []
-        self.step = Step(Call("", "", {}, (), False))
-        self.training = False
-        # whether a tensor may be other than 0 at removed units of an axis, when the running operation gets it
-        self.nonzero: Callable[[Ref, int], bool] = lambda ref, dim: True
-        self._reason_numbers: dict[tuple[str, str], int] = {}
+    def __init__(self, labels: NetworkLabels, recording: Recording, *, training: bool = False) -> None:
+        self.labels = labels
+        self.calls: list[TracedCall] = []
+        self._partition = labels.partition
+        self._training = training
+        self._values = {value: labels.tensors[name] for value, name in recording.names.items()}
+        parameters = [value for value, tensor in self._values.items() if tensor.sources]
+        given = labels.causes.add(Reason.NETWORK_INPUT)
+        for ref in recording.inputs:
+            self._values[ref.value] = TracedTensor([fixed_axis(given, n) for n in ref.shape], True)
+        self._zeros = ZeroTracker(parameters, self._values, self._partition)
+        self._call = _NOTHING_RUNS
+        self._operands: list[Ref] = []
+        self._macs: tuple[int | AxisLabels, ...] = ()
+        self._constants: list[tuple[str, int, AxisLabels]] = []
 
-    # Reasons
+    def begin(self, call: Call) -> None:
+        """Make ``call`` the running operation."""
+        self._call, self._macs, self._constants = call, (), []
+        self._operands = refs_in(call.arguments)
+        for ref in self._operands:
+            # a tensor that the model keeps outside its parameters and buffers is a constant: it cannot be cut
+            if ref.value not in self._values:
+                self._values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
 
-    def reason(self, text: str, module: str | None = None) -> int:
-        """The number of a reason at a module (default: the one running)."""
-        key = (text, self.step.call.module if module is None else module)
-        if key not in self._reason_numbers:
-            self._reason_numbers[key] = len(self.reasons)
-            self.reasons.append(key)
-        return self._reason_numbers[key]
+    def finish(self, outputs: Sequence[Axes]) -> None:
+        """Take these as the axes of the results of the running operation, and be done with it."""
+        call, operands = self._call, [self.value(ref) for ref in self._operands]
+        data = any(operand.data for operand in operands)
+        # experts chosen by the input are still elements of the parameter they are chosen from
+        made = data and not entry_of(call.op).selects
+        sources = frozenset() if made else frozenset().union(*(operand.sources for operand in operands))
+        for ref, axes in zip(call.outputs, outputs, strict=True):
+            self._values[ref.value] = TracedTensor(axes, data, sources)
+        self.calls.append(TracedCall(call, tuple(outputs), self._macs, tuple(self._constants)))
 
-    # Axes
+    def knows(self, value: int) -> bool:
+        """Say whether the tensor with this number has been met in the recording."""
+        return value in self._values
 
-    def value(self, ref: Ref) -> Value:
-        return self.values[ref.value]
+    def value(self, ref: Ref) -> TracedTensor:
+        """Look up what is known of a tensor."""
+        return self._values[ref.value]
 
-    def ways(self, ref: Ref) -> list[Way]:
-        return self.values[ref.value].ways
+    def axes(self, ref: Ref) -> Axes:
+        """Look up the axes of a tensor."""
+        return self._values[ref.value].axes
 
-    def fresh(self, shape: Sequence[int]) -> list[Way]:
-        """Free labels along every axis longer than 1: of a parameter, or of a constant that is the same
-        everywhere."""
-        return [self.partition.fresh(n)[:, None] if n > 1 else FIXED for n in shape]
+    def axis_at(self, value: int, dim: int) -> AxisLabels:
+        """Look up one axis of a tensor by the number of the tensor in the recording."""
+        return self._values[value].axes[dim]
 
-    def unify(self, a: Way, b: Way) -> None:
-        """Two axes of the same length are one axis."""
+    def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
+        """Say whether a tensor, as the running operation gets it, may hold anything but 0 at the removed
+        units of an axis."""
+        return self._zeros.nonzero_after(self.calls, ref, dim)
+
+    def fresh(self, shape: Sequence[int]) -> Axes:
+        """Make axes with new labels, for a tensor that is the same everywhere; those of length 1 are
+        fixed."""
+        return self.labels.fresh(shape)
+
+    @property
+    def module(self) -> nn.Module | None:
+        """Find the module in which the running operation runs."""
+        return self.labels.modules.get(self._call.module)
+
+    def cause(self, reason: Reason, detail: str = "") -> Cause:
+        """Name a reason, at the running operation and its module."""
+        return self.labels.causes.add(reason, self._call.module, self._call.op, detail)
+
+    def unify(self, a: AxisLabels, b: AxisLabels) -> None:
+        """Make two axes of one length the same: index i of both is removed together."""
         if a is b:
             return
-        if isinstance(a, int) and isinstance(b, int):
+        if a.reason is not None and b.reason is not None:
             return
-        if isinstance(a, int) or isinstance(b, int):
-            fixed, free = (a, b) if isinstance(a, int) else (b, a)
-            if fixed == FIXED:
-                self.freeze(free, f"{self.step.call.op} joins it with a fixed axis")
+        if a.reason is not None or b.reason is not None:
+            free, cause = (b, a.reason) if b.reason is None else (a, b.reason)
+            if cause is None or cause is FIXED_LENGTH:
+                self.freeze(free, Reason.JOINS_FIXED_AXIS)
             else:
-                self.partition.freeze(free, fixed)  # type: ignore[arg-type]
+                self._partition.freeze_classes(free.labels, cause.number)
             return
-        self.partition.unify(a, b, self.reason(f"{self.step.call.op} joins it with a fixed index"))
+        self._partition.join_rows(a.labels, b.labels, self.cause(Reason.JOINS_FIXED_INDEX).number)
 
-    def differ(self, a: Way, b: Way) -> bool:
-        """Whether two labelled axes of one length are not one axis yet."""
-        if isinstance(a, int) or isinstance(b, int) or len(a) != len(b):
+    def differ(self, a: AxisLabels, b: AxisLabels) -> bool:
+        """Say whether two axes with labels and of one length are not the same axis yet."""
+        if a.fixed or b.fixed or len(a) != len(b):
             return False
-        return not np.array_equal(self.partition.resolve(a), self.partition.resolve(b))
+        return not np.array_equal(self._partition.resolve(a.labels), self._partition.resolve(b.labels))
 
-    def freeze(self, way: Way, text: str | None = None) -> int:
-        """No index of this axis may be removed, because of the running operation; returns the reason's
-        number."""
-        if isinstance(way, int):
-            return way
-        reason = self.reason(text or f"{self.step.call.op} mixes along it")
-        self.partition.freeze(way, reason)
-        return reason
-
-    def tie(self, a: Way, b: Way) -> None:
-        """Two axes must stay equally long. Where they are not permutations of each other they become one
+    def freeze(self, axis: AxisLabels, reason: Reason = Reason.MIXES, detail: str = "") -> AxisLabels:
+        """Forbid the removal of any index of an axis because of the running operation; return it as a fixed
         axis."""
-        if isinstance(a, int) or isinstance(b, int) or not self._permuted(a, b):
+        if axis.fixed:
+            return axis
+        cause = self.cause(reason, detail)
+        self._partition.freeze_classes(axis.labels, cause.number)
+        return fixed_axis(cause, len(axis))
+
+    def tie(self, a: AxisLabels, b: AxisLabels) -> None:
+        """Keep two axes equally long: they become the same axis unless one is a permutation of the other."""
+        if a.fixed or b.fixed or not self._permuted(a.labels, b.labels):
             self.unify(a, b)
 
     def _permuted(self, a: Labels, b: Labels) -> bool:
-        left, right = (_sorted_rows(self.partition.resolve(labels)) for labels in (a, b))
+        """Say whether two axes have the same rows of labels, in whatever order."""
+        left, right = (_sorted_rows(self._partition.resolve(labels)) for labels in (a, b))
         return np.array_equal(left, right)
 
-    def inexact(self, way: Way, text: str) -> None:
-        """Removing an index of this axis changes what the operation computes for the others."""
-        if not isinstance(way, int):
-            self.partition.make_inexact(way, self.reason(text))
+    def inexact(self, axis: AxisLabels, reason: Reason) -> None:
+        """Note that removing an index of this axis changes what the operation computes for the others."""
+        if not axis.fixed:
+            self._partition.make_inexact(axis.labels, self.cause(reason).number)
 
-    def mark(self, way: Way, mark: int) -> None:
-        if not isinstance(way, int):
-            self.partition.mark(way, mark)
+    def mark(self, axis: AxisLabels, mark: Mark) -> None:
+        """Add a mark to the labels of an axis."""
+        if not axis.fixed:
+            self._partition.add_mark(axis.labels, mark)
 
-    def known(self, way: Way) -> Way:
-        """The same axis; the number of a reason where by now no index of it can be removed.
+    def known(self, axis: AxisLabels) -> AxisLabels:
+        """Replace an axis of which no index can be removed by now with a fixed one; return any other as it
+        is.
 
         Frozen labels say no more than that, but windows, shifts and pads make more of them at every step.
         """
-        if isinstance(way, int):
-            return way
-        roots = self.partition.resolve(way)
-        reasons = self.partition.frozen_reasons(roots[roots > 0])
+        if axis.fixed:
+            return axis
+        roots = self._partition.resolve(axis.labels)
+        reasons = self._partition.frozen_reasons(roots[roots > 0])
         if not len(reasons) or not reasons.all():
-            return way
-        return int(reasons.min())
+            return axis
+        return fixed_axis(self.labels.causes[int(reasons.min())], len(axis))
 
-    def merge(self, outer: Way, a: int, inner: Way, b: int) -> Way:
-        """The axis (a * b) that a reshape makes of the axes (a) and (b)."""
-        if b == 1:
+    def merge(self, outer: AxisLabels, inner: AxisLabels) -> AxisLabels:
+        """Join the axes (a) and (b) to the axis (a * b) that a reshape makes of them."""
+        if len(inner) == 1:
             return outer
-        if a == 1:
+        if len(outer) == 1:
             return inner
         outer, inner = self.known(outer), self.known(inner)
-        if isinstance(outer, int) and isinstance(inner, int):
-            return outer
-        return merge(as_labels(outer, a), as_labels(inner, b))
+        if outer.fixed and inner.fixed:
+            return outer.of_length(len(outer) * len(inner))
+        return AxisLabels(merge(outer.labels, inner.labels))
 
-    def split(self, way: Way, a: int, b: int) -> tuple[Way, Way]:
-        """The axes (a) and (b) that a reshape makes of the axis (a * b)."""
+    def split(self, axis: AxisLabels, a: int) -> tuple[AxisLabels, AxisLabels]:
+        """Divide the axis (a * b) into the axes (a) and (b) that a reshape makes of it."""
+        b = len(axis) // a
         if b == 1:
-            return way, FIXED
+            return axis, FIXED
         if a == 1:
-            return FIXED, way
-        way = self.known(way)
-        if isinstance(way, int):
-            return way, way
-        reason = self.reason(f"{self.step.call.op} splits an axis of which it is a part")
-        outer, inner = self.partition.split(way, a, b, reason)
-        return outer if outer.shape[1] else FIXED, inner if inner.shape[1] else FIXED
+            return FIXED, axis
+        axis = self.known(axis)
+        if axis.fixed:
+            return axis.of_length(a), axis.of_length(b)
+        cause = self.cause(Reason.SPLITS)
+        outer, inner = self._partition.split_grid(axis.labels, a, b, cause.number)
+        return _axis_of(outer), _axis_of(inner)
 
-    def concatenate(self, parts: Sequence[tuple[Way, int]]) -> Way:
-        """The axis made of these axes (with lengths) one after the other."""
-        if all(isinstance(way, int) for way, _ in parts):
-            return parts[0][0] if parts else FIXED
-        labels = [as_labels(way, n) for way, n in parts]
-        k = max(part.shape[1] for part in labels)
-        return np.concatenate([widen(part, k) for part in labels])
+    def concatenate(self, parts: Sequence[AxisLabels]) -> AxisLabels:
+        """Put axes one after the other."""
+        if all(axis.fixed for axis in parts):
+            return parts[0].of_length(sum(map(len, parts))) if parts else FIXED
+        k = max(axis.labels.shape[1] for axis in parts)
+        return AxisLabels(np.concatenate([widen(axis.labels, k) for axis in parts]))
 
-    # What the running operation computes, counts and was told
+    def produce(self, ref: Ref, axis: AxisLabels) -> None:
+        """Note that ``axis`` of a weight starts a new axis of the result."""
+        for own in self.labels.use(self.value(ref).sources, axis, "producer"):
+            if self._training:
+                self.freeze(own, Reason.TRAINING_ONLY)
 
-    def produce(self, ref: Ref, way: Way) -> None:
-        """``way`` is an axis of ``ref`` that starts a new axis of the output."""
-        self._role(ref, way, "producer")
+    def consume(self, ref: Ref, axis: AxisLabels) -> None:
+        """Note that ``axis`` of a weight is summed over."""
+        self.labels.use(self.value(ref).sources, axis, "consumer")
 
-    def consume(self, ref: Ref, way: Way) -> None:
-        """``way`` is an axis of ``ref`` that is summed over."""
-        self._role(ref, way, "consumer")
-
-    def _role(self, ref: Ref, way: Way, role: Role) -> None:
-        """The first use of a weight decides: an embedding that is also the classifier produces."""
-        value = self.value(ref)
-        if isinstance(way, int):
-            return
-        for name in sorted(value.sources):
-            for dim, own in enumerate(self.tensors[name].ways):
-                if (name, dim) in self.roles or isinstance(own, int):
-                    continue
-                if own is way or self.partition.meet(own, way):
-                    self.roles[name, dim] = role
-                    if self.training and role == "producer":
-                        self.freeze(own, "it is used in training only")
-
-    def macs(self, *factors: int | tuple[Way, int]) -> None:
-        """The operation costs the product of these lengths."""
+    def macs(self, *factors: int | AxisLabels) -> None:
+        """Note what the operation costs: the product of these numbers and lengths, in multiply-adds."""
         constant = 1
-        spans = []
+        free: list[AxisLabels] = []
         for factor in factors:
             if isinstance(factor, int):
                 constant *= factor
-            elif isinstance(factor[0], int):
-                constant *= factor[1]
+            elif factor.fixed:
+                constant *= len(factor)
             else:
-                spans.append(Span(*factor))
-        self.step.macs = [constant, *spans]
+                free.append(factor)
+        self._macs = (constant, *free)
 
-    def constant(self, argument: str, value: Any, way: Way, length: int) -> None:
-        """The integer argument is the length of this axis, which may shrink."""
-        if not isinstance(way, int) and isinstance(value, int) and value >= 0:
-            self.step.constants.append((argument, value, Span(way, length)))
+    def constant(self, argument: str, value: Any, axis: AxisLabels) -> None:
+        """Note that this integer argument is the length of an axis that may shrink."""
+        if not axis.fixed and isinstance(value, int) and value >= 0:
+            self._constants.append((argument, value, axis))
 
 
 def _sorted_rows(labels: Labels) -> Labels:
-    """The rows as sets, in an order of their own."""
+    """Sort the labels of each row, and the rows, so that equal sets of rows are equal arrays."""
     rows = np.sort(labels, axis=1)
     return rows[np.lexsort(rows.T)] if rows.shape[1] else rows
 
 
-def as_labels(way: Way, length: int) -> Labels:
-    """The label matrix of an axis, without columns where the axis is fixed."""
-    return np.zeros((length, 0), dtype=np.int64) if isinstance(way, int) else way
-
-
-def refs_in(argument: Any) -> Iterator[Ref]:
-    """The tensors of a recorded argument, in order."""
-    if isinstance(argument, Ref):
-        yield argument
-    elif isinstance(argument, (list, tuple)):
-        for item in argument:
-            yield from refs_in(item)
-    elif isinstance(argument, dict):
-        for item in argument.values():
-            yield from refs_in(item)
+def _axis_of(labels: Labels) -> AxisLabels:
+    """Make an axis of a label matrix, a fixed one where it has no labels."""
+    return AxisLabels(labels) if labels.shape[1] else FIXED.of_length(len(labels))

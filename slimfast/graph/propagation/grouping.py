@@ -1,5 +1,4 @@
-"""From labels to channel groups: units are classes of labels, a group is the units with the same
-membership."""
+"""Make channel groups of labels: a unit is a class of labels, a group the units found in the same places."""
 
 from __future__ import annotations
 
@@ -21,29 +20,21 @@ from slimfast.graph.channel_graph import (
     Operation,
     matches,
 )
-from slimfast.graph.propagation.flow import Flow, Span, Way
-from slimfast.graph.propagation.label_matrices import (
-    ADDED,
-    BLOCK,
-    HEAD,
-    HEAD_DIM,
-    SCALED,
-    Labels,
-    Mask,
-    some,
-    tidy,
-)
-from slimfast.graph.propagation.rules.products import DEFAULT_SCALE
+from slimfast.graph.propagation.axis_labels import AxisLabels
+from slimfast.graph.propagation.label_matrices import Labels, Mark, Mask, some, tidy
+from slimfast.graph.propagation.network_labels import NetworkLabels
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.traced import TracedCall
 
 Hashes: TypeAlias = "NDArray[np.uint64]"
 
 # Why units that nothing freezes are in no group.
-_WHY = ("no weight produces it", "one unit only", "excluded by name", DEFAULT_SCALE)
+_WHY = (Reason.NO_PRODUCER, Reason.ONE_UNIT, Reason.EXCLUDED, Reason.SCALE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Draft:
-    """A group before it has its members: unit u is the class ``roots[u]``."""
+    """A group without its members: unit u is the class of labels ``roots[u]``."""
 
     name: str
     kind: str
@@ -52,47 +43,48 @@ class _Draft:
 
 
 class Grouping:
-    """Reads the groups, the axes and the frozen parts off a finished flow."""
+    """Reads the groups, the axes and the frozen parts off labels that have been followed to the end."""
 
-    def __init__(self, flow: Flow, include: Sequence[str] | None, exclude: Sequence[str] | None) -> None:
-        self._flow = flow
-        self._partition = flow.partition
+    def __init__(
+        self, labels: NetworkLabels, include: Sequence[str] | None, exclude: Sequence[str] | None
+    ) -> None:
+        self._labels = labels
+        self._partition = labels.partition
         self._tables: dict[tuple[str, int], Labels] = {}
-        self._resolved: dict[int, Labels] = {}
+        self._resolved: dict[AxisLabels, Labels] = {}
         self._size = self._partition.size
         roots = self._partition.whole()
-        for name, value in flow.tensors.items():
-            for dim, way in enumerate(value.ways):
-                if not isinstance(way, int):
-                    table = self._tables[name, dim] = self._table(way, roots)
-                    self._resolved[id(way)] = table
+        for name, value in labels.tensors.items():
+            for dim, axis in enumerate(value.axes):
+                if not axis.fixed:
+                    table = self._tables[name, dim] = self._table(axis.labels, roots)
+                    self._resolved[axis] = table
         self._group_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._unit_of: IntArray = np.full(self._size, -1, dtype=np.int64)
         self._why: IntArray = np.zeros(self._size, dtype=np.int64)
         self._axes: dict[tuple[int, bytes], Axis] = {}
-        self._axis_of_way: dict[int, Axis] = {}
+        self._axis_of_labels: dict[AxisLabels, Axis] = {}
         self._axis_of_length: dict[int, Axis] = {}
         self._drafts = self._find(include, exclude)
-        # A label by itself as the axes have it: its class where that is in a group, 0 where it is in none, -1
-        # where it was split. What is frozen is in none.
+        # Of each label its class where that is in a group, 0 where it is in none (what is frozen is in none),
+        # -1 where it was split.
         self._named = np.where((roots < 0) | (self._group_of.take(roots) >= 0), roots, 0)
 
-    def _table(self, way: Labels, roots: Labels) -> Labels:
-        """The classes along an axis; ``roots`` (size,) as :meth:`Partition.whole` has them."""
-        if way.shape[1] == 1:
-            table = roots.take(way)
+    def _table(self, labels: Labels, roots: Labels) -> Labels:
+        """Resolve the labels of an axis to their classes; ``roots`` (size,) is what :meth:`Partition.whole`
+        returns."""
+        if labels.shape[1] == 1:
+            table = roots.take(labels)
             if not some(table < 0):
                 return tidy(table)
-        return self._partition.resolve(way)
-
-    # Units and groups
+        return self._partition.resolve(labels)
 
     def _find(self, include: Sequence[str] | None, exclude: Sequence[str] | None) -> list[_Draft]:
-        """Groups in the order of their first producers, each with its units in the order they have there."""
+        """Collect the units of each group, ordered by the first weight that produces them."""
         signature, joined = self._signatures()
         order = []
         seen = np.zeros(self._size, dtype=bool)
-        for (name, dim), role in self._flow.roles.items():
+        for (name, dim), role in self._labels.roles.items():
             if role == "producer" and (name, dim) in self._tables:
                 found = self._tables[name, dim].ravel()
                 found = found[(found > 0) & ~seen.take(found)]
@@ -114,9 +106,9 @@ class Grouping:
             if len(free) < 2:
                 self._why[free] = 1
                 continue
-            marks = int(self._partition.marks(free[:1])[0])
-            if marks & SCALED and not marks & ADDED:
-                # inside a head only: other positions would see another softmax
+            marks = Mark(int(self._partition.marks(free[:1])[0]))
+            if Mark.SCALED in marks and Mark.ADDED not in marks:
+                # positions inside a head alone: with fewer of them the others would see another softmax
                 self._why[free] = 3
                 continue
             kind = _kind(marks, joined=bool(joined[free[0]]))
@@ -130,11 +122,13 @@ class Grouping:
             reason = self._partition.inexact_reason(free)
             self._group_of[free] = len(drafts)
             self._unit_of[free] = np.arange(len(free))
-            drafts.append(_Draft(name, kind, free, self._tell(reason) if reason else None))
+            inexact = str(self._labels.causes[reason]) if reason else None
+            drafts.append(_Draft(name, kind, free, inexact))
         return drafts
 
     def _signatures(self) -> tuple[Hashes, Mask]:
-        """A hash of each class's multiset of (tensor, dim), and whether it has several producers."""
+        """Hash the (tensor, dim) pairs in which each class occurs, and find which classes have several
+        producers."""
         signature = np.zeros(self._size, dtype=np.uint64)
         producer = np.full(self._size, -1, dtype=np.int64)
         joined = np.zeros(self._size, dtype=bool)
@@ -143,25 +137,22 @@ class Grouping:
         at = [i << 8 | c for i, table in enumerate(self._tables.values()) for c in range(table.shape[1])]
         hashes = np.repeat(_mix(np.array(at, dtype=np.uint64)), [len(column) for column in columns])
         if columns:
-            # wraps around: the sum over the multiset is the same in any order
+            # the sum wraps around: it is the same in any order
             np.add.at(signature, np.concatenate(columns), hashes)
         for position, (key, table) in enumerate(self._tables.items()):
-            if self._flow.roles.get(key) == "producer":
+            if self._labels.roles.get(key) == "producer":
                 roots = table[table > 0]
                 joined[roots] |= producer[roots] >= 0
                 producer[roots] = position
         return signature, joined
 
-    def _tell(self, reason: int) -> str:
-        text, module = self._flow.reasons[reason]
-        return f"{text} at {module}" if module else text
-
     def groups(self) -> tuple[ChannelGroup, ...]:
+        """Make the groups with all of their members."""
         members: list[list[Member]] = [[] for _ in self._drafts]
         number = {draft.name: g for g, draft in enumerate(self._drafts)}
         for name, dim in self._in_order():
-            role = self._flow.roles.get((name, dim), "follower")
-            for group, units in self.axis(self._flow.tensors[name].ways[dim], -1).parts:
+            role = self._labels.roles.get((name, dim), "follower")
+            for group, units in self.axis(self._labels.tensors[name].axes[dim]).parts:
                 members[number[group]].append(Member(name, dim, role, units))
         return tuple(
             ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(found), draft.inexact)
@@ -169,38 +160,37 @@ class Grouping:
         )
 
     def _in_order(self) -> list[tuple[str, int]]:
-        """(tensor, dim) pairs: those with a role in the order they were used, then the others."""
-        with_role = [key for key in self._flow.roles if key in self._tables]
-        return [*with_role, *(key for key in self._tables if key not in self._flow.roles)]
+        """Sort the (tensor, dim) pairs: first those with a role, in the order they were used, then the
+        others."""
+        with_role = [key for key in self._labels.roles if key in self._tables]
+        return [*with_role, *(key for key in self._tables if key not in self._labels.roles)]
 
-    # Axes
-
-    def axis(self, way: Way, length: int) -> Axis:
-        """The axis of these labels; equal axes are one object."""
-        if isinstance(way, int):
-            fixed = self._axis_of_length.get(length)
+    def axis(self, axis: AxisLabels) -> Axis:
+        """Describe an axis by the groups that have a say in it; equal axes are one object."""
+        if axis.fixed:
+            fixed = self._axis_of_length.get(len(axis))
             if fixed is None:
-                fixed = self._axis_of_length[length] = self._intern(
-                    length, np.zeros((length, 0), dtype=np.int64)
-                )
+                fixed = self._axis_of_length[len(axis)] = self._intern(axis.labels)
             return fixed
-        found = self._axis_of_way.get(id(way))
+        found = self._axis_of_labels.get(axis)
         if found is None:
-            found = self._axis_of_way[id(way)] = self._intern(len(way), self._roots_of(way))
+            found = self._axis_of_labels[axis] = self._intern(self._roots_of(axis))
         return found
 
-    def _roots_of(self, way: Labels) -> Labels:
-        """The classes along an axis that are in a group, without columns where none is."""
-        if way.shape[1] == 1:
-            named = self._named.take(way)
+    def _roots_of(self, axis: AxisLabels) -> Labels:
+        """Find the classes along an axis that are in a group; columns without any are left out."""
+        if axis.labels.shape[1] == 1:
+            named = self._named.take(axis.labels)
             if not some(named < 0):
                 return named if some(named) else named[:, :0]
-        resolved = self._resolved.get(id(way))
-        roots = self._partition.resolve(way) if resolved is None else resolved
+        resolved = self._resolved.get(axis)
+        roots = self._partition.resolve(axis.labels) if resolved is None else resolved
         roots = np.where(self._group_of.take(roots) >= 0, roots, 0)
         return roots[:, [some(column) for column in roots.T]]
 
-    def _intern(self, length: int, roots: Labels) -> Axis:
+    def _intern(self, roots: Labels) -> Axis:
+        """Make the axis of these classes, or return the one made before."""
+        length = len(roots)
         key = (length, roots.tobytes())
         if key not in self._axes:
             parts = []
@@ -211,36 +201,28 @@ class Grouping:
         return self._axes[key]
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
-        """The axes of every parameter and buffer."""
-        return {
-            name: tuple(self.axis(way, n) for way, n in zip(value.ways, value.shape, strict=True))
-            for name, value in self._flow.tensors.items()
-        }
+        """Describe the axes of every parameter and buffer."""
+        return {name: tuple(map(self.axis, value.axes)) for name, value in self._labels.tensors.items()}
 
-    def operation(self, step_index: int) -> Operation:
-        step = self._flow.steps[step_index]
+    def operation(self, traced: TracedCall) -> Operation:
+        """Describe an operation that labels were followed through."""
         return Operation(
-            name=step.call.op,
-            module=step.call.module,
-            outputs=tuple(tuple(self._span(span) for span in out) for out in step.outputs),
-            macs=tuple(f if isinstance(f, int) else self._span(f) for f in step.macs),
+            name=traced.call.op,
+            module=traced.call.module,
+            outputs=tuple(tuple(map(self.axis, axes)) for axes in traced.outputs),
+            macs=tuple(f if isinstance(f, int) else self.axis(f) for f in traced.macs),
             constants=tuple(
                 Constant(argument, value, axis)
-                for argument, value, span in step.constants
-                if (axis := self._span(span)).parts
+                for argument, value, labels in traced.constants
+                if (axis := self.axis(labels)).parts
             ),
-            within=step.call.within,
+            within=traced.call.einsum,
         )
 
-    def _span(self, span: Span) -> Axis:
-        return self.axis(span.way, span.length)
-
-    # What is left alone
-
     def frozen(self) -> tuple[Frozen, ...]:
-        """Every weight axis, or part of one, that no group can change, with the reason."""
+        """List every weight axis, or part of one, that no group can change, with the reason."""
         found: dict[Frozen, None] = {}
-        for name, dim in self._flow.roles:
+        for name, dim in self._labels.roles:
             table = self._tables[name, dim]
             grouped = (self._group_of.take(table) >= 0).max(axis=1, initial=False)
             roots = table[~grouped]
@@ -249,16 +231,17 @@ class Grouping:
                 continue
             for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
                 if code:
-                    text, module = self._flow.reasons[code]
-                    found[Frozen(name, dim, text, module)] = None
+                    cause = self._labels.causes[code]
+                    found[Frozen(name, dim, cause.text, cause.module)] = None
             free = roots[~self._partition.frozen(roots)]
             for code in np.unique(self._why[free]).tolist():
-                found[Frozen(name, dim, _WHY[code], "")] = None
+                found[Frozen(name, dim, _WHY[code].text, "")] = None
         return tuple(found)
 
 
 def _mix(x: Hashes) -> Hashes:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014): a bijection that spreads every bit."""
+    """Spread every bit of a number over all of its bits, by the finaliser of SplitMix64 (Steele, Lea and
+    Flood, 2014)."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -267,7 +250,7 @@ def _mix(x: Hashes) -> Hashes:
 
 
 def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
-    """The units of one group as few (length,) arrays: one, unless an index belongs to several of its
+    """Arrange the units of one group in (length,) arrays: in one, unless an index belongs to several of its
     units."""
     if mine.shape[1] == 1:
         return [np.where(mine, units, -1)[:, 0]]
@@ -279,20 +262,23 @@ def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
     return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]
 
 
-def _kind(marks: int, *, joined: bool) -> str:
-    if marks & ADDED and joined:
+def _kind(marks: Mark, *, joined: bool) -> str:
+    """Name the kind of a group by the marks of its units."""
+    if Mark.ADDED in marks and joined:
         return "residual"
-    if marks & HEAD:
+    if Mark.HEAD in marks:
         return "head"
-    if marks & HEAD_DIM:
+    if Mark.HEAD_DIM in marks:
         return "head_dim"
-    return "block" if marks & BLOCK else "channel"
+    return "block" if Mark.BLOCK in marks else "channel"
 
 
 def _name(tensor: str, kind: str) -> str:
+    """Name a group after the weight that produces it first."""
     path = tensor.removesuffix(".weight")
     return path if kind == "channel" else f"{path}[{kind}]"
 
 
 def _wanted(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
+    """Say whether the user asked for this group."""
     return (include is None or matches(include, name, kind)) and not matches(exclude or (), name, kind)

@@ -1,8 +1,9 @@
-"""Label matrices of axes: (n, k) integers, the labels of an index in a row, 0 for none and zeros last;
-and the marks that a class of labels can carry."""
+"""Work on label matrices of axes: (n, k) integers, the labels of index i in row i, 0 for none and
+zeros last."""
 
 from __future__ import annotations
 
+from enum import IntFlag
 from itertools import combinations, permutations
 
 import numpy as np
@@ -11,37 +12,47 @@ from numpy.typing import NDArray
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-# A union carries the marks of both classes.
-ADDED = 1  # joined with another computed tensor by an addition
-HEAD = 2  # a batch axis of a product of two computed tensors
-HEAD_DIM = 4  # an axis of such a product that lies inside a head
-SCALED = 8  # the default scale of an attention depends on how many there are
-BLOCK = 16  # a group of a grouped convolution or a group norm
+
+class Mark(IntFlag):
+    """What the labels of a class have met; joined classes have the marks of both."""
+
+    ADDED = 1  # joined with another computed tensor by an addition
+    HEAD = 2  # a batch axis of a product of two computed tensors
+    HEAD_DIM = 4  # an axis of such a product that lies inside a head
+    SCALED = 8  # the default scale of an attention depends on how many there are
+    BLOCK = 16  # a group of a grouped convolution or a group norm
 
 
 def some(array: Labels | Mask) -> bool:
-    """Whether anything in an array is not zero: what ``any`` says, in a fifth of its time on a short one."""
+    """Say whether anything in an array is not zero: what ``any`` says, in a fifth of its time on a
+    short one."""
     return bool(np.count_nonzero(array))
 
 
+def everywhere(array: Labels | Mask) -> bool:
+    """Say whether nothing in an array is zero."""
+    return bool(np.count_nonzero(array) == array.size)
+
+
 def same(a: Labels, b: Labels) -> bool:
-    """Whether two arrays of one shape are equal: what ``array_equal`` says, in a tenth of its time."""
+    """Say whether two arrays of one shape are equal: what ``array_equal`` says, in a tenth of its time."""
     return a.tobytes() == b.tobytes()
 
 
 def merge(outer: Labels, inner: Labels) -> Labels:
-    """The label matrix of an axis made of the axes (a, ka) and (b, kb): (a * b, ka + kb)."""
+    """Make the label matrix (a * b, ka + kb) of the axis that the axes (a, ka) and (b, kb) are
+    reshaped to."""
     return np.concatenate([np.repeat(outer, len(inner), axis=0), np.tile(inner, (len(outer), 1))], axis=1)
 
 
 def widen(labels: Labels, k: int) -> Labels:
-    """The same label matrix with k columns."""
+    """Add columns of zeros, up to k columns."""
     missing = k - labels.shape[1]
     return labels if missing == 0 else np.pad(labels, ((0, 0), (0, missing)))
 
 
 def tidy(labels: Labels) -> Labels:
-    """Duplicates in a row become 0, zeros go last, and columns of zeros go away."""
+    """Clear duplicates in each row, move zeros to its end, and drop columns of zeros."""
     k = labels.shape[1]
     if k == 1:
         return labels if some(labels) else labels[:, :0]
@@ -60,19 +71,20 @@ def tidy(labels: Labels) -> Labels:
 
 
 def like_first(left: Labels, right: Labels, candidates: Mask) -> Mask:
-    """The candidate rows whose two sets have as many labels as those of the first candidate."""
+    """Choose the candidate rows that have as many labels on both sides as the first candidate."""
     sizes = np.stack([(left > 0).sum(1), (right > 0).sum(1)], axis=1)
     like: Mask = candidates & (sizes == sizes[np.argmax(candidates)]).all(1)
     return like
 
 
 def any_in_row(mask: Mask) -> Mask:
+    """Say which rows have anything set."""
     found: Mask = mask.max(axis=1, initial=False)
     return found
 
 
 def remove_common(a: Labels, b: Labels) -> tuple[Labels, Labels]:
-    """Both label matrices without the labels that a row has on both sides."""
+    """Clear the labels that a row has on both sides."""
     if a.shape[1] == 0 or b.shape[1] == 0:
         return a, b
     shared = a[:, :, None] == b[:, None, :]
@@ -80,7 +92,8 @@ def remove_common(a: Labels, b: Labels) -> tuple[Labels, Labels]:
 
 
 def fewest_pairs(left: Labels, right: Labels) -> tuple[int, ...]:
-    """The order of right's columns that meets left's columns in the fewest distinct pairs of labels."""
+    """Order the columns of ``right`` so that they meet those of ``left`` in the fewest distinct pairs of
+    labels."""
     k = left.shape[1]
     if k == 1:
         return (0,)
@@ -92,6 +105,7 @@ def fewest_pairs(left: Labels, right: Labels) -> tuple[int, ...]:
 
 
 def join_columns(columns: list[Labels], length: int) -> Labels:
+    """Put columns (length,) side by side."""
     joined = np.empty((length, len(columns)), dtype=np.int64)
     for c, column in enumerate(columns):
         joined[:, c] = column

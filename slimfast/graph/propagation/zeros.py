@@ -1,140 +1,157 @@
-"""What is left of a removed unit in the masked network: 0, until an operation makes another number of it.
+"""Track where a removed unit's value stays zero in the masked network.
 
 Where the parameters of a unit are 0, so is what a linear layer computes for it, and a ReLU keeps it 0; a
 sigmoid makes 0.5 of it. Consumers do not mind, because what they multiply it with is 0 as well. A product of
 two computed tensors that sums over the units does, unless one of its factors is 0 for the removed ones.
+
+Each operation says in its registry entry what it makes of zeros (``zeros=``); the functions here are those
+that many operations share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
 
-from slimfast.graph.propagation.flow import Flow, Step, Way, refs_in
-from slimfast.graph.propagation.label_matrices import Labels
-from slimfast.graph.propagation.rules.norms import NORMS
-from slimfast.graph.propagation.rules.pointwise import COPYING, UNTAGGED
-from slimfast.graph.propagation.rules.products import CONVOLUTIONS, PRODUCTS, factors
-from slimfast.graph.recording.forward import Call, Ref
+from slimfast.graph.propagation.axis_labels import Axes, AxisLabels
+from slimfast.graph.propagation.partition import Partition
+from slimfast.graph.propagation.traced import TracedCall, TracedTensor
+from slimfast.graph.recording.calls import Call, Ref, refs_in
+from slimfast.graph.recording.op_registry import entry_of
 
 # Of each axis of a tensor: whether it may be other than 0 at the index of a removed unit.
-Left: TypeAlias = "list[bool]"
+NonzeroByAxis: TypeAlias = "list[bool]"
+# What an operation makes of zeros, by the axes of one of its results; a single bool stands for all numbers in
+# it.
+Zeros: TypeAlias = "Callable[[ZeroTracker, Call, Axes], NonzeroByAxis | bool]"
 
-# Numbers that no function is 0 at all of, for each operand of a pointwise operation that need not be 0.
+# What stands for an operand that need not be 0, a row for each: no function in use is 0 at all four numbers.
 _GENERIC = ((-2.37, -0.31, 0.43, 1.73), (0.59, -1.91, 2.83, -0.47), (1.13, 0.71, -0.83, -3.19))
 _EITHER = (True, False, True, False)
-# Arguments that choose among values and are none.
+# Arguments that choose among values and are no values themselves.
 _CHOOSING = frozenset({"index", "indices", "mask", "condition"})
 
-_FILLED = ("scalar_tensor", "full", "new_full", "full_like", "fill")
-_ZEROS = frozenset({"zeros", "new_zeros", "zeros_like", "zero"})
-# What is made of numbers, sets some of them, or makes some of 0: not looked into.
-_NUMBERS = frozenset({"new_ones", "ones_like", "new_empty", "empty_like", "new_empty_strided", "rand_like",
-                      "randn_like", "normal", "uniform", "bernoulli", "logsumexp", "_softmax", "softmax",
-                      "_log_softmax", "_safe_softmax", "log_softmax", "all", "scatter", "scatter_add",
-                      "scatter_reduce", "index_put", "index_fill", "index_copy", "index_add",
-                      "masked_scatter", "put", "_cdist_forward", "_euclidean_dist"})  # fmt: skip
 
+class ZeroTracker:
+    """Tracks which values of a propagation are 0 at the indices of removed units.
 
-class Masked:
-    """What the values of a flow are at the indices of removed units.
-
-    The steps of ``flow`` grow while the network is followed; none is looked at before it is asked for, since
-    few networks multiply what they compute. ``parameters``: values that are 0 there. All others that no step
-    makes, the network's inputs and buffers, stay as they are when units are masked.
+    No call is looked at before it is asked for, since few networks multiply what they compute.
+    ``parameters``: values that are 0 there. All others that no call makes, the network's inputs and buffers,
+    stay as they are when units are masked. ``values``: the tensors of the propagation by number, as it goes.
     """
 
-    def __init__(self, flow: Flow, parameters: Iterable[int]) -> None:
-        self._flow = flow
-        self._steps = flow.steps
+    def __init__(
+        self, parameters: Iterable[int], values: Mapping[int, TracedTensor], partition: Partition
+    ) -> None:
+        self._values = values
+        self._partition = partition
         self._seen = 0
         self._parameters = frozenset(parameters)
-        self._left: dict[int, Left] = {}
-        self._zeros: set[int] = set()
+        self._nonzero: dict[int, NonzeroByAxis] = {}
+        self._made_of_zeros: set[int] = set()
         # the first operand of what made a value, which may share its memory
         self._views: dict[int, Ref] = {}
 
-    def nonzero(self, ref: Ref, dim: int) -> bool:
-        """Whether this tensor, as it is after the last step, may be other than 0 at removed units of an
-        axis."""
-        if ref.value not in self._parameters:
-            for step in self._steps[self._seen :]:
-                self._look_at(step)
-            self._seen = len(self._steps)
-        return self.left(ref, dim)
+    def nonzero_after(self, calls: Sequence[TracedCall], ref: Ref, dim: int) -> bool:
+        """Say whether this tensor, after these calls, may be other than 0 at the removed units of an axis.
 
-    def left(self, ref: Ref, dim: int) -> bool:
-        """:meth:`nonzero` as far as steps have been looked at."""
-        known = self._left.get(ref.value)
+        ``calls``: all so far, among them those of the questions before.
+        """
+        if ref.value not in self._parameters:
+            for traced in calls[self._seen :]:
+                self._look_at(traced)
+            self._seen = len(calls)
+        return self.may_be_nonzero(ref, dim)
+
+    def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
+        """Answer as :meth:`nonzero_after` does, for the calls that have been looked at."""
+        known = self._nonzero.get(ref.value)
         return ref.value not in self._parameters if known is None else known[dim]
 
-    def is_zero(self, ref: Ref) -> bool:
-        """Whether this tensor was made of zeros."""
-        return ref.value in self._zeros
+    def broadcast_nonzero(self, ref: Ref, dim: int) -> bool:
+        """Answer for an axis, counted from the end, of an operand that is broadcast.
 
-    def _look_at(self, step: Step) -> None:
-        call = step.call
-        name = call.op.removeprefix("aten.").rstrip("_")
-        zeros = name in _ZEROS or (name in _FILLED and not _filled_with(call))
+        What is the same for all units is not masked with them.
+        """
+        same = len(ref.shape) < -dim or ref.shape[dim] == 1
+        return ref.value not in self._made_of_zeros if same else self.may_be_nonzero(ref, dim)
+
+    def handed_on(self, call: Call, axes: Axes) -> NonzeroByAxis:
+        """Track zeros through an operation whose result holds no numbers but 0 and those of its operands."""
+        operands = [refs_in(argument) for key, argument in call.arguments.items() if key not in _CHOOSING]
+        given = [
+            (axis, self.may_be_nonzero(ref, dim))
+            for ref in chain.from_iterable(operands)
+            for dim, axis in enumerate(self._values[ref.value].axes)
+            if not axis.fixed
+        ]
+        return [axis.fixed or self._reached(given, axis) for axis in axes]
+
+    def _reached(self, given: list[tuple[AxisLabels, bool]], axis: AxisLabels) -> bool:
+        """Say whether an axis shares labels with an axis that is not 0 there, or with none of these."""
+        if not any(nonzero for _, nonzero in given):
+            return not given
+        meet = self._partition.meet
+        met = [nonzero for own, nonzero in given if own is axis or meet(own.labels, axis.labels)]
+        return any(met) or not met
+
+    def _look_at(self, traced: TracedCall) -> None:
+        """Ask the entry of an operation what it makes of zeros, and remember it."""
+        call = traced.call
+        zeros: Zeros = entry_of(call.op).zeros or (by_outcome if call.pointwise else handed_on)
         in_place = call.op.endswith("_")
-        for ref, spans in zip(call.outputs, step.outputs, strict=True):
-            ways = [span.way for span in spans]
-            made = self._left[ref.value] = self._makes(name, call, ways)
-            (self._zeros.add if zeros else self._zeros.discard)(ref.value)
-            if in_place and any(
-                left for way, left in zip(ways, made, strict=True) if not isinstance(way, int)
-            ):
+        for ref, axes in zip(call.outputs, traced.outputs, strict=True):
+            made = zeros(self, call, axes)
+            (self._made_of_zeros.add if made is False else self._made_of_zeros.discard)(ref.value)
+            by_axis = self._nonzero[ref.value] = [made] * len(axes) if isinstance(made, bool) else made
+            if in_place and any(n for axis, n in zip(axes, by_axis, strict=True) if not axis.fixed):
                 self._write_through(ref.value)
             elif not in_place and isinstance(call.arguments.get("self"), Ref):
                 self._views[ref.value] = call.arguments["self"]
 
     def _write_through(self, value: int) -> None:
-        """What a tensor may be a view of may hold what was written into the tensor."""
+        """Note that a tensor may be a view of another, which then holds what was written into it."""
         while value in self._views:
             source = self._views[value]
             value = source.value
-            self._left[value] = [True] * len(source.shape)
-            self._zeros.discard(value)
+            self._nonzero[value] = [True] * len(source.shape)
+            self._made_of_zeros.discard(value)
 
-    def _makes(self, name: str, call: Call, ways: list[Way]) -> Left:
-        if name in _RULES:
-            return _RULES[name](self, call, len(ways))
-        if name in _ZEROS or name in _NUMBERS:
-            return [name in _NUMBERS] * len(ways)
-        if (call.pointwise or name in UNTAGGED) and name not in COPYING:
-            from_end = range(-len(ways), 0)
-            return [isinstance(ways[dim], int) or self._outcome(name, call, dim) for dim in from_end]
-        operands = [refs_in(given) for key, given in call.arguments.items() if key not in _CHOOSING]
-        axes = [
-            (way, self.left(ref, dim))
-            for ref in chain.from_iterable(operands)
-            for dim, way in enumerate(self._flow.ways(ref))
-            if not isinstance(way, int)
-        ]
-        return [isinstance(way, int) or self._handed_on(axes, way) for way in ways]
 
-    def _outcome(self, name: str, call: Call, dim: int) -> bool:
-        """Whether a pointwise operation makes anything but 0 at removed units of ``dim``, from the end."""
+def handed_on(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """Track zeros through operations that move, select or sum what they are given."""
+    return tracker.handed_on(call, axes)
 
-        def kind(argument: Any) -> Any:
-            if isinstance(argument, list):
-                return tuple(map(kind, argument))
-            if not isinstance(argument, Ref):
-                return argument
-            return _SOME if _at(self, argument, dim) else _NOTHING
 
-        return _outcome(name, tuple((key, kind(argument)) for key, argument in call.arguments.items()))
+def by_outcome(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """Track zeros through operations that work element by element: try what they make of 0."""
+    name = call.op.removeprefix("aten.").rstrip("_")
 
-    def _handed_on(self, axes: list[tuple[Labels, bool]], way: Labels) -> bool:
-        """Whether an axis has labels of an axis that is not 0 there, or of none of these."""
-        if not any(left for _, left in axes):
-            return not axes
-        found = [left for own, left in axes if own is way or self._flow.partition.meet(own, way)]
-        return any(found) or not found
+    def kind(argument: Any, dim: int) -> Any:
+        if isinstance(argument, list):
+            return tuple(kind(item, dim) for item in argument)
+        if not isinstance(argument, Ref):
+            return argument
+        return _SOME if tracker.broadcast_nonzero(argument, dim) else _NOTHING
+
+    def outcome(dim: int) -> bool:
+        return _outcome(name, tuple((key, kind(argument, dim)) for key, argument in call.arguments.items()))
+
+    return [axes[dim].fixed or outcome(dim) for dim in range(-len(axes), 0)]
+
+
+def all_zero(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
+    """Answer for operations that make zeros."""
+    return False
+
+
+def all_nonzero(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
+    """Answer for operations that make numbers, set some or make some of 0, and are not looked into."""
+    return True
 
 
 class _Tensor:
@@ -146,7 +163,7 @@ _NOTHING, _SOME = _Tensor(), _Tensor()
 
 @cache
 def _outcome(name: str, given: tuple[tuple[str, Any], ...]) -> bool:
-    """Whether the operation makes anything but 0 of what it is given, found by running it."""
+    """Say whether the operation makes anything but 0 of what it is given, by running it."""
     numbers = iter(_GENERIC)
 
     def tensor(key: str, kind: Any) -> Any:
@@ -163,93 +180,3 @@ def _outcome(name: str, given: tuple[tuple[str, Any], ...]) -> bool:
         return bool((result != 0).any())
     except (RuntimeError, TypeError, StopIteration):
         return True  # an operation of integers, or of more operands: nothing is known of it
-
-
-def _linear(masked: Masked, call: Call, rank: int) -> Left:
-    """Rows of the weight are the last axis of the result; a removed index of another leaves the bias."""
-    source, weight, bias = _operands(call)
-    rest = range(rank - (len(weight.shape) == 2))
-    others = [bias is not None or masked.left(source, dim) for dim in rest]
-    return others if len(others) == rank else [*others, _shifted(masked, weight, bias)]
-
-
-def _convolution(masked: Masked, call: Call, rank: int) -> Left:
-    """As :func:`_linear`; the channels are in front of the positions."""
-    source, weight, bias = _operands(call)
-    found = [bias is not None or masked.left(source, dim) for dim in range(rank)]
-    at = rank - len(weight.shape) + 1
-    found[at] = _shifted(masked, weight, bias, 1 if call.arguments.get("transposed") else 0)
-    return found
-
-
-def _operands(call: Call) -> tuple[Ref, Any, Any]:
-    """The input of a layer, its weight and its bias, which may be None."""
-    return call.arguments["input"], call.arguments.get("weight"), call.arguments.get("bias")
-
-
-def _shifted(masked: Masked, weight: Ref, bias: Ref | None, dim: int = 0) -> bool:
-    return masked.left(weight, dim) or (bias is not None and masked.left(bias, 0))
-
-
-def _norm(masked: Masked, call: Call, rank: int) -> Left:
-    """A scale and a shift that are parameters make 0 of a removed channel, and the shift is left of a removed
-    index of another axis. What is left of the mean of a batch norm is not 0."""
-    source, weight, bias = _operands(call)
-    shape = call.arguments.get("normalized_shape")
-    own = [1] if shape is None else list(range(rank - len(shape), rank))
-    batch = "running_mean" in call.arguments
-    found = [batch or bias is not None or masked.left(source, dim) for dim in range(rank)]
-    for dim in own if weight is not None else ():
-        scale = masked.left(weight, dim - own[0])
-        found[dim] = scale or (bias is not None and masked.left(bias, dim - own[0]))
-    return found
-
-
-def _product(masked: Masked, call: Call, rank: int) -> Left:
-    """The first factor has the rows, the second the columns, both the axes in front."""
-    a, b, added = factors(call)
-    rows, columns = len(a.shape) > 1, len(b.shape) > 1
-    front = rank - rows - columns
-    both = [_at(masked, a, dim - front - 2) and _at(masked, b, dim - front - 2) for dim in range(front)]
-    found = [*both, *([masked.left(a, -2)] if rows else []), *([masked.left(b, -1)] if columns else [])]
-    more = [isinstance(added, Ref) and _at(masked, added, dim - rank) for dim in range(rank)]
-    return [left or term for left, term in zip(found, more, strict=True)]
-
-
-def _at(masked: Masked, ref: Ref, dim: int) -> bool:
-    """What is left at an axis, from the end, of an operand that is broadcast: where it is the same for all
-    units it is not masked with them."""
-    same = len(ref.shape) < -dim or ref.shape[dim] == 1
-    return not masked.is_zero(ref) if same else masked.left(ref, dim)
-
-
-def _attention(masked: Masked, call: Call, rank: int) -> Left:
-    """A softmax of 0 is not 0, but what it weighs is; the positions are those of the query."""
-    value = call.arguments["value"]
-    return [*(_at(masked, value, dim - rank) for dim in range(rank - 2)), True, masked.left(value, -1)]
-
-
-def _pad(masked: Masked, call: Call, rank: int) -> Left:
-    """Axes keep their places; positions that were not there are not masked."""
-    return [call.arguments["value"] != 0 or masked.left(call.arguments["self"], dim) for dim in range(rank)]
-
-
-def _filled(masked: Masked, call: Call, rank: int) -> Left:
-    return [_filled_with(call)] * rank
-
-
-def _filled_with(call: Call) -> bool:
-    """Whether the number that a tensor is filled with may be other than 0."""
-    number = next(call.arguments[key] for key in ("s", "fill_value", "value") if key in call.arguments)
-    return isinstance(number, Ref) or number != 0
-
-
-_RULES: dict[str, Callable[[Masked, Call, int], Left]] = {
-    "linear": _linear,
-    **dict.fromkeys(CONVOLUTIONS, _convolution),
-    **dict.fromkeys(NORMS, _norm),
-    **dict.fromkeys(PRODUCTS, _product),
-    "scaled_dot_product_attention": _attention,
-    "constant_pad_nd": _pad,
-    **dict.fromkeys(_FILLED, _filled),
-}

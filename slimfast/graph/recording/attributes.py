@@ -1,4 +1,4 @@
-"""Where a number that an operation was given may have come from: the integers that modules hold."""
+"""The integers that modules hold: where a number that an operation was given may have come from."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from slimfast.graph.channel_graph import Axis, Operation
 
 # An attribute: (module path, attribute or holder.attribute, index in it or None).
-Key: TypeAlias = tuple[str, str, int | None]
+AttributeKey: TypeAlias = tuple[str, str, int | None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Wanted:
+class NumberToChange:
     """A number that must become ``new``: the length of ``axis``, a constant or a dim of an output of an
     operation.
     """
@@ -28,15 +28,13 @@ class Wanted:
 
 
 def stack_of(module: str) -> list[str]:
-    """A module's path and those of the modules around it, innermost first; the model itself is ``""``."""
+    """List a module's path and those of the modules around it, innermost first; the model's is ``""``."""
     parts = module.split(".") if module else []
     return [".".join(parts[:k]) for k in range(len(parts), -1, -1)]
 
 
 def integers_of(module: nn.Module) -> Iterator[tuple[str, int | None, int]]:
-    """(attribute, index, value) of the integers a module holds: its own first, then those of objects it
-    holds.
-    """
+    """Find (attribute, index, value) of the integers a module holds, its own before those of its objects."""
     own = {name: value for name, value in vars(module).items() if not isinstance(value, (Tensor, nn.Module))}
     yield from _plain_integers(own, "")
     for name, value in own.items():
@@ -54,9 +52,9 @@ def _plain_integers(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[st
                     yield prefix + name, index, item
 
 
-def axis_at(operation: Operation, wanted: Wanted) -> Axis | None:
-    """The axis of ``operation`` at the place where ``wanted`` was found in another."""
-    if wanted.constant is not None:
-        return next((c.axis for c in operation.constants if c.argument == wanted.constant), None)
-    o, d = wanted.output
+def axis_at(operation: Operation, number: NumberToChange) -> Axis | None:
+    """Find the axis of ``operation`` at the place where ``number`` was found in another."""
+    if number.constant is not None:
+        return next((c.axis for c in operation.constants if c.argument == number.constant), None)
+    o, d = number.output
     return operation.outputs[o][d] if o < len(operation.outputs) and d < len(operation.outputs[o]) else None

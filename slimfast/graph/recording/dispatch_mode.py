@@ -1,4 +1,4 @@
-"""The mode under which a forward is recorded: it sees each ATen operation, and in which module it ran."""
+"""Record a forward in a dispatch mode, which sees each ATen operation, and note in which module it ran."""
 
 from __future__ import annotations
 
@@ -6,47 +6,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from slimfast.graph.recording.calls import Call, Ref, SizeOrigins
 from slimfast.graph.recording.inputs import tensors_in
-from slimfast.graph.recording.meta_shortcuts import SHORTCUTS, Shortcut
-from slimfast.graph.recording.module_copies import modules_of
-from slimfast.graph.recording.shape_reads import Given
+from slimfast.graph.recording.meta_shortcuts import shortcut_of
+from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.op_registry import MetaShape, entry_of
 
-# Composite operations recorded as they are called instead of what they decompose into: the scale of an
-# attention would become a bare number, a linear layer on (B, T, C) a reshape to (B T, C) and back, a
-# recurrent layer a step per token, a norm three operations that say no more.
-_WHOLE = frozenset(
-    f"aten::{name}"
-    for name in ("linear", "matmul", "scaled_dot_product_attention", "batch_norm", "layer_norm", "lstm",
-                 "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell")
-)  # fmt: skip
-
-# Composite operations that are one other operation with these arguments added. To decompose them takes longer
-# than all the rest of recording them.
-_CONVOLUTION = {"transposed": False, "output_padding": [0]}
-_ANOTHER: dict[str, tuple[str, dict[str, Any]]] = {
-    f"aten::conv{n}d": ("aten::convolution", _CONVOLUTION) for n in (1, 2, 3)
-}
-
-# Composite operations that decompose into others at other lengths, 1 above all.
-_SHAPE_DEPENDENT = frozenset({"aten::einsum", "aten::tensordot"})
-
-# Operations whose sizes are those of their result, dim by dim.
-_SIZED = frozenset(
-    f"aten::{name}"
-    for name in ("view", "_unsafe_view", "_reshape_alias", "expand", "zeros", "ones", "empty", "full",
-                 "new_zeros", "new_ones", "new_empty", "new_full")
-)  # fmt: skip
-
-# Operations that a recording of other lengths may have more or fewer of.
-COPIES = frozenset({"aten.clone", "aten.contiguous", "aten.alias"})
-# One reshape, under the names it has with and without a copy before it.
-RESHAPES = frozenset({"aten.view", "aten._unsafe_view", "aten._reshape_alias", "aten.reshape"})
+# A module that is running: its path, its arguments and its keyword arguments.
+_Running: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
 
 _NO_DEFAULT = object()
 
@@ -55,37 +28,8 @@ _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device
                     torch.memory_format})  # fmt: skip
 
 
-class Enough(BaseException):
-    """As many operations were recorded as were asked for; no handler in a forward may stop it."""
-
-
-class Ref(NamedTuple):
-    """A tensor in a recording: the same ``value`` is the same tensor object; an in-place op may change its
-    shape."""
-
-    value: int
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Call:
-    """One operation as it ran: ``arguments`` by schema name, defaults filled in, every tensor replaced by
-    its Ref.
-
-    ``pointwise``: PyTorch's own tag for an operation that works element by element with broadcasting.
-    ``lengths``: for each dim of the output the axis whose length was passed as its size, None where the size
-    came from elsewhere. ``within``: which of the forward's einsums this is a part of, counted from 1; 0 for
-    none. ``computed``: its sizes were computed by PyTorch from those of its operand.
-    """
-
-    op: str
-    module: str
-    arguments: dict[str, Any]
-    outputs: tuple[Ref, ...]
-    pointwise: bool
-    lengths: Given = ()
-    within: int = 0
-    computed: bool = False
+class RecordingLimit(BaseException):
+    """Raised when as many operations were recorded as were asked for; no handler in a forward may stop it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,41 +39,45 @@ class _Operator:
     name: str
     silent: bool
     composite: bool
-    another: tuple[str, dict[str, Any]] | None
+    stands_for: tuple[str, Mapping[str, Any]] | None
     shape_dependent: bool
     sized: bool
+    lifts: bool
     pointwise: bool
-    shortcut: Shortcut | None
+    shortcut: MetaShape | None
     parameters: tuple[tuple[str, Any], ...]
 
 
 @cache
 def _operator(func: Any) -> _Operator:
+    """Look up what is known of an operation, once for each overload."""
     schema = func._schema
-    name = schema.name
-    # A question about a tensor (prim::device); the dispatcher knows no such operation.
+    name = schema.name.replace("::", ".")
+    entry = entry_of(name)
+    # prim::device and its like ask about a tensor; the dispatcher knows no such operation
     silent = func.namespace == "prim"
-    composite = not (silent or name in _WHOLE) and torch._C._dispatch_has_kernel_for_dispatch_key(
+    composite = not (silent or entry.whole) and torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), "CompositeImplicitAutograd"
     )
     return _Operator(
-        name=name.replace("::", "."),
+        name=name,
         silent=silent,
         composite=bool(composite),
-        another=None if schema.overload_name else _ANOTHER.get(name),
-        shape_dependent=name in _SHAPE_DEPENDENT,
-        sized=name in _SIZED,
+        stands_for=None if schema.overload_name else entry.stands_for,
+        shape_dependent=entry.shape_dependent,
+        sized=entry.sized,
+        lifts=entry.lifts,
         pointwise=torch.Tag.pointwise in func.tags,
-        shortcut=SHORTCUTS.get(name),
+        shortcut=shortcut_of(name),
         parameters=tuple(
-            (entry.name, entry.default_value if entry.has_default_value() else _NO_DEFAULT)
-            for entry in schema.arguments
+            (parameter.name, parameter.default_value if parameter.has_default_value() else _NO_DEFAULT)
+            for parameter in schema.arguments
         ),
     )
 
 
 def _number(tensor: Tensor) -> Any:
-    """The number that Python made a tensor of; None where the tensor has no data."""
+    """Read the number that Python made a tensor of; None where the tensor has no data."""
     if tensor.is_meta or type(tensor) is not Tensor:
         return None
     with _disable_current_modes():
@@ -137,41 +85,42 @@ def _number(tensor: Tensor) -> Any:
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down each ATen operation. Tensors are kept alive so that an object's identity names one
-    tensor.
+    """Writes down each ATen operation. It keeps all tensors alive, so that the identity of an object names
+    one tensor.
 
     ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.recording.meta_shortcuts`
-    knows from there. ``most``: raise :class:`Enough` after that many operations, copies not counted.
+    knows from there. ``max_operations``: raise :class:`RecordingLimit` after that many operations, copies not
+    counted.
     """
 
-    def __init__(self, *, shortcuts: bool = False, most: int | None = None) -> None:
+    def __init__(self, *, shortcuts: bool = False, max_operations: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
-        self._stack: list[tuple[str, Any, Any]] = []
-        self._failed: tuple[BaseException, str, Any, Any] | None = None
+        self._stack: list[_Running] = []
+        self._failed: tuple[BaseException, _Running] | None = None
         self._shortcuts = shortcuts
-        self._left = most
-        self._given: Given = ()
+        self._left = max_operations
+        self._given: SizeOrigins = ()
         self._computed = False
-        self._within = self._composites = 0
+        self._einsum = self._einsums = 0
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
         self._made: list[int] = []
 
     @property
     def module(self) -> str:
-        """The path of the module that is running."""
+        """Name the path of the module that is running."""
         return self._stack[-1][0] if self._stack else ""
 
-    def raised_by(self, error: BaseException) -> tuple[str, list[list[int]]]:
-        """Name the innermost module whose forward raised ``error``: its path, and the shapes it was called
+    def failed_in(self, error: BaseException) -> tuple[str, list[list[int]]]:
+        """Name the module in which an error arose that a forward did not catch, with the shapes it was called
         with."""
-        if self._failed is None or self._failed[0] is not error:
-            return "", []
-        _, path, args, kwargs = self._failed
+        failed = self._failed
+        path, args, kwargs = failed[1] if failed and failed[0] is error else ("", (), {})
         return path, [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
 
     def value_of(self, tensor: Tensor) -> int:
+        """Number a tensor: the same object has the same number."""
         value = self._values.get(id(tensor))
         if value is None:
             value = self._values[id(tensor)] = len(self._alive)
@@ -179,32 +128,33 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return value
 
     def let_go(self) -> list[Tensor]:
-        """Hold no tensor any longer, and no error that does; returns the tensors that operations made."""
+        """Hold no tensor any longer, and no error that does; return the tensors that operations made."""
         made = [self._alive[value] for value in self._made]
         self._alive, self._failed = [], None
         self._stack.clear()
         return made
 
-    def give(self, lengths: Given) -> None:
-        """The axes that the sizes of the calls from here on were read off."""
-        self._given = lengths
+    def give(self, size_origins: SizeOrigins) -> None:
+        """Take note of the axes that the sizes of the calls from here on were read off."""
+        self._given = size_origins
 
     def compute(self, computed: bool) -> None:
-        """Whether the sizes of the calls from here on are computed by PyTorch."""
+        """Take note of whether the sizes of the calls from here on are computed by PyTorch."""
         self._computed = computed
 
     def ref(self, tensor: Tensor) -> Ref:
+        """Refer to a tensor as it is now."""
         return Ref(self.value_of(tensor), tuple(tensor.shape))
 
     @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Knows the running module while a forward of ``model`` runs, which is nobody else's.
+    def watching(self, network: Network) -> Iterator[None]:
+        """Keep track of the running module while a forward of the network runs, which must be nobody else's.
 
         Each module's ``forward`` is stood in for: hooks would send every call down the slow road of
         ``nn.Module``, which takes as long as recording an operation.
         """
         own: list[tuple[dict[str, Any], Any]] = []
-        for path, module in modules_of(model):
+        for path, module in network.modules.items():
             attributes = vars(module)
             own.append((attributes, attributes.get("forward")))
             attributes["forward"] = self._watched(path, module.forward)
@@ -218,25 +168,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     attributes["forward"] = forward
 
     def _watched(self, path: str, forward: Callable[..., Any]) -> Callable[..., Any]:
-        stack = self._stack
+        """Stand in for the forward of one module."""
 
         def watched(*args: Any, **kwargs: Any) -> Any:
-            stack.append((path, args, kwargs))
+            self._stack.append((path, args, kwargs))
             try:
                 return forward(*args, **kwargs)
-            except Exception as error:
-                # a forward around this one may catch it and go on, or raise another
-                if self._failed is None or self._failed[0] is not error:
-                    self._failed = (error, path, args, kwargs)
+            except BaseException as error:
+                self._note_failure(error)
                 raise
             finally:
-                stack.pop()
+                self._stack.pop()
 
         return watched
 
+    def _note_failure(self, error: BaseException) -> None:
+        """Remember the innermost module that an error comes out of; a forward around it may yet catch it."""
+        if self._failed is None or self._failed[0] is not error:
+            self._failed = error, self._stack[-1]
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """No compiler runs in a recording, and the wrapper that keeps it out costs more than the method."""
+        """Say that no compiler runs here: the wrapper that keeps it out costs more than the method."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -246,13 +199,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if operator.composite:
             output = (
-                self._as_another(operator, args, kwargs) if operator.another and self._shortcuts else None
+                self._as_another(operator, args, kwargs) if operator.stands_for and self._shortcuts else None
             )
             return self._decomposed(operator, func, args, kwargs) if output is None else output
         # before the call: an operation in place may change the shape of what it is given
         given = _bind(operator, args, kwargs)
         arguments = self._refs_for(given)
-        if operator.name == "aten.lift_fresh" and given["self"].ndim == 0:
+        if operator.lifts and given["self"].ndim == 0:
             arguments["value"] = _number(given["self"])
         output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
         if output is None:
@@ -261,17 +214,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return output
 
     def _as_another(self, operator: _Operator, args: Any, kwargs: Any) -> Any:
-        """The output of a composite operation that is recorded as the one it stands for; None where that has
-        no shortcut for it."""
-        assert operator.another is not None
-        name, more = operator.another
+        """Record a composite operation as the one it stands for, and return its output; None where that has
+        no shortcut."""
+        assert operator.stands_for is not None
+        name, more = operator.stands_for
         given = {**_bind(operator, args, kwargs), **more}
-        output = SHORTCUTS[name](given)
+        shortcut = shortcut_of(name)
+        output = shortcut(given) if shortcut else None
         if output is not None:
-            self._note(operator, name.replace("::", "."), self._refs_for(given), output)
+            self._note(operator, name, self._refs_for(given), output)
         return output
 
     def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
+        """Write down one call."""
         known = len(self._alive)
         outputs = (
             (self.ref(output),)
@@ -287,23 +242,24 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 arguments=arguments,
                 outputs=outputs,
                 pointwise=operator.pointwise,
-                lengths=self._given if sized else (),
-                within=self._within,
-                computed=self._computed,
+                size_origins=self._given if sized else (),
+                einsum=self._einsum,
+                sizes_computed=self._computed,
             )
         )
-        if self._left is not None and name not in COPIES:
+        if self._left is not None and not entry_of(name).copies:
             self._left -= 1
             if self._left == 0:
-                raise Enough
+                raise RecordingLimit
 
     def _refs_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments with every tensor replaced by its Ref."""
+        """Replace every tensor among arguments with its Ref."""
         return {
             name: value if type(value) in _PLAIN else self._replace(value) for name, value in given.items()
         }
 
     def _replace(self, argument: Any) -> Any:
+        """Replace the tensors of one argument, however nested."""
         if isinstance(argument, Tensor):
             return self.ref(argument)
         if isinstance(argument, (list, tuple)):
@@ -311,20 +267,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return argument
 
     def _decomposed(self, operator: _Operator, func: Any, args: Any, kwargs: Any) -> Any:
-        outermost = operator.shape_dependent and not self._within
+        """Run a composite operation as the operations that it is made of."""
+        outermost = operator.shape_dependent and not self._einsum
         if outermost:
-            self._composites += 1
-            self._within = self._composites
+            self._einsums += 1
+            self._einsum = self._einsums
         try:
             with self:
                 return func.decompose(*args, **kwargs)
         finally:
             if outermost:
-                self._within = 0
+                self._einsum = 0
 
 
 def _bind(operator: _Operator, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Arguments by name, defaults filled in."""
+    """Sort arguments by name, with defaults filled in."""
     given: dict[str, Any] = {}
     for position, (name, default) in enumerate(operator.parameters):
         if position < len(args):

@@ -51,8 +51,9 @@ class TensorSpec:
         return cls(tuple(tensor.shape), tensor.dtype, low, high)
 
     def make(self, generator: torch.Generator) -> Tensor:
-        """A tensor of this kind on the CPU: floats from N(0, 1), integers from [low, high], booleans all
-        True."""
+        """Make a tensor of this kind on the CPU: floats from N(0, 1), integers from [low, high], booleans all
+        True.
+        """
         if self.dtype == torch.bool:
             return torch.ones(self.shape, dtype=torch.bool, device="cpu")
         if self.dtype.is_floating_point or self.dtype.is_complex:
@@ -73,8 +74,7 @@ class InputSpec:
 
     @classmethod
     def of(cls, example: Any) -> InputSpec:
-        """``example``: a tensor (the only argument), a tuple or list of arguments, or a dict of keyword
-        arguments.
+        """Describe an example of arguments, as :func:`arguments` takes it.
 
         Raises TypeError for an argument that is neither a tensor nor a plain scalar nor a nest of those.
         """
@@ -85,7 +85,7 @@ class InputSpec:
         )
 
     def example(self, seed: int = 0, device: str | torch.device = "cpu") -> Arguments:
-        """Synthetic (args, kwargs), the same for the same seed on every device.
+        """Make (args, kwargs) up, the same for the same seed on every device.
 
         Raises :class:`SlimfastError` where no tensor can be what is described: a description from a file may
         ask for one that fits no memory.
@@ -101,7 +101,7 @@ class InputSpec:
             raise SlimfastError(f"the inputs that are described cannot be made: {one_line(error)}") from error
 
     def to_json(self) -> Json:
-        """Plain dicts, lists and scalars; :meth:`from_json` inverts it."""
+        """Write plain dicts, lists and scalars; :meth:`from_json` inverts it."""
         return {
             "args": [_encode(a) for a in self.args],
             "kwargs": {k: _encode(v) for k, v in self.kwargs.items()},
@@ -109,7 +109,7 @@ class InputSpec:
 
     @classmethod
     def from_json(cls, obj: Json) -> InputSpec:
-        """Raises ValueError for anything :meth:`to_json` cannot have written."""
+        """Read what :meth:`to_json` wrote; ValueError for anything that it cannot have written."""
         if not isinstance(obj, Mapping) or set(obj) != {"args", "kwargs"}:
             raise ArgumentError("InputSpec: expected an object with 'args' and 'kwargs'")
         if not isinstance(obj["args"], list) or not isinstance(obj["kwargs"], Mapping):
@@ -118,8 +118,10 @@ class InputSpec:
 
 
 def arguments(example: Any) -> Arguments:
-    """(args, kwargs) from an example: a tensor, a tuple or list of arguments, or a dict of keyword
-    arguments."""
+    """Split an example into (args, kwargs).
+
+    It is a tensor, a tuple or list of arguments, or a dict of keyword arguments; TypeError for all else.
+    """
     if isinstance(example, Tensor):
         return (example,), {}
     if isinstance(example, Mapping):
@@ -132,7 +134,7 @@ def arguments(example: Any) -> Arguments:
 
 
 def map_leaves(nest: Any, function: Callable[[Any], Any]) -> Any:
-    """The same nest of lists, tuples and mappings with ``function`` applied to everything else."""
+    """Apply ``function`` to everything in a nest of lists, tuples and mappings, which stays the same."""
     if isinstance(nest, Mapping):
         return {key: map_leaves(value, function) for key, value in nest.items()}
     if isinstance(nest, tuple) and hasattr(nest, "_fields"):
@@ -180,7 +182,7 @@ def _tensors_in(nest: Any, strict: bool, seen: set[int]) -> Iterator[Tensor]:
 
 
 def _parts_of(holder: Any) -> Iterable[Any] | None:
-    """What an object holds: its items where it is a container, and its attributes; None where it shows
+    """List what an object holds: its items where it is a container, and its attributes; None where it shows
     neither.
     """
     bases = type(holder).__mro__
@@ -199,7 +201,7 @@ def _parts_of(holder: Any) -> Iterable[Any] | None:
 
 
 def _slots_of(kind: type) -> list[str]:
-    """The names under which a class keeps what its ``__slots__`` name."""
+    """List the names under which a class keeps what its ``__slots__`` name."""
     slots = kind.__dict__.get("__slots__", ())
     names = [slots] if isinstance(slots, str) else [*slots]
     private = f"_{kind.__name__.lstrip('_')}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.errors import SlimfastError, one_line
-from slimfast.graph.recording.collector import collector_paused
+from slimfast.graph.recording.network import Network
 
 # Values that a copy shares, as copy.deepcopy does.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device})
@@ -22,81 +25,77 @@ _OWN = frozenset(name for name, value in vars(nn.Module()).items() if type(value
 _COPYING = {"__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__",
             "__getnewargs__", "__getnewargs_ex__"}  # fmt: skip
 
-
-def modules_of(model: nn.Module, *, repeated: bool = False) -> list[tuple[str, nn.Module]]:
-    """``named_modules`` as a list, made in one loop: its generators, one inside the other, take several times
-    as long. ``repeated``: a module in several places stands under each of its paths.
-    """
-    found: list[tuple[str, nn.Module]] = []
-    seen: set[int] = set()
-    waiting = [("", model)]
-    while waiting:
-        path, module = waiting.pop()
-        if not repeated:
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-        found.append((path, module))
-        if module._modules:
-            prefix = f"{path}." if path else ""
-            children = [
-                (prefix + name, child) for name, child in module._modules.items() if child is not None
-            ]
-            waiting += reversed(children)
-    return found
-
-
-def tensor_names(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Parameters, then buffers, by first name; further names of a shared (tied) tensor mapped to that first
-    name."""
-    first: dict[int, str] = {}
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    for name, tensor in _tensors(model):
-        if id(tensor) in first:
-            tied[name] = first[id(tensor)]
-        else:
-            first[id(tensor)] = name
-            tensors[name] = tensor
-    return tensors, tied
+# The pauses under way, and whether the collector was on before the first of them.
+_lock = threading.Lock()
+_pauses = 0
+_was_enabled = False
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer of a module, each once, under the first of its names; parameters first."""
-    return tensor_names(model)[0]
+    """Name every parameter and buffer of a module once, by the first of its names; parameters first."""
+    return dict(Network.of(model).tensors)
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
-    """Each further name of a shared (tied) parameter or buffer, and the first name of the same tensor."""
-    return tensor_names(model)[1]
+    """Find each further name of a shared (tied) parameter or buffer, and the tensor's first name."""
+    return dict(Network.of(model).tied)
 
 
 def copy_with(model: nn.Module, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
-    """A deep copy of ``model`` whose parameters and buffers of these names are ``tensors``, wherever they
-    occur.
+    """Copy a model that nobody has gone through yet, as :func:`copy_network` does."""
+    return copy_network(Network.of(model), tensors, share=share)
+
+
+def copy_network(network: Network, tensors: Mapping[str, Tensor], *, share: bool = False) -> nn.Module:
+    """Copy a model with ``tensors`` as its parameters and buffers of these names, wherever they occur.
 
     The replaced tensors are not copied, and a tied one is replaced under all of its names. A replacement
     takes the ``requires_grad`` and the class of the parameter it stands for, and may share memory with
     anything; what is not named is copied as ``copy.deepcopy`` does it, or with ``share`` is the copy's too.
     Raises :class:`SlimfastError` for a module that cannot be copied.
     """
-    present = dict(_tensors(model))
-    memo: dict[int, object] = {id(tensor): tensor for tensor in present.values()} if share else {}
+    memo: dict[int, object] = {id(tensor): tensor for tensor in network.tensors.values()} if share else {}
     for name, tensor in tensors.items():
-        old = present[name]
+        old = network.tensors[network.tied.get(name, name)]
         if isinstance(old, nn.Parameter):
             memo[id(old)] = type(old)(tensor.detach(), requires_grad=old.requires_grad)
         else:
             memo[id(old)] = tensor.detach().requires_grad_(old.requires_grad)
-    return deep_copy(model, memo)
+    return deep_copy(network, memo)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """Collect no cyclic garbage meanwhile, in any thread, until the last of several pauses ends.
+
+    A recording makes some ten thousand objects and frees hardly any. Python then goes through all objects of
+    the process, several hundred thousand with PyTorch loaded, and finds no garbage: a quarter of the time of
+    tracing a network.
+    """
+    global _pauses, _was_enabled
+    with _lock:
+        if _pauses == 0:
+            _was_enabled = gc.isenabled()
+            gc.disable()
+        _pauses += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _pauses -= 1
+            if _pauses == 0 and _was_enabled:
+                gc.enable()
 
 
 @collector_paused()
-def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """``copy.deepcopy(model, memo)``, several times faster. Raises :class:`SlimfastError` where it fails."""
+def deep_copy(network: Network, memo: dict[int, Any]) -> nn.Module:
+    """Copy a model as ``copy.deepcopy(network.model, memo)`` does, several times faster.
+
+    Raises :class:`SlimfastError` where it fails.
+    """
     try:
         shells = []
-        for _, module in modules_of(model):
+        for module in network.modules.values():
             if id(module) not in memo and _is_plain(type(module).__mro__):
                 shells.append((module, object.__new__(type(module))))
                 memo[id(module)] = shells[-1][1]
@@ -111,15 +110,15 @@ def deep_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                     state[name] = _copied(value, memo)
             # as nn.Module.__getstate__ has it
             state.pop("_compiled_call_impl", None)
-        copied: nn.Module = copy.deepcopy(model, memo)
+        copied: nn.Module = copy.deepcopy(network.model, memo)
     except Exception as error:
-        raise SlimfastError(f"{type(model).__name__} cannot be copied: {one_line(error)}") from error
+        raise SlimfastError(f"{type(network.model).__name__} cannot be copied: {one_line(error)}") from error
     return copied
 
 
 @cache
 def _is_plain(bases: tuple[type, ...]) -> bool:
-    """Whether copying a module of a class with these bases is copying its attributes: none says otherwise."""
+    """Say whether a module of a class with these bases is copied by copying its attributes."""
     for base in bases[: bases.index(nn.Module)]:
         # PyTorch's own layers fill in, when they are restored, what files of earlier versions lack.
         said = vars(base).keys() - ({"__setstate__"} if base.__module__.startswith("torch.nn.") else set())
@@ -146,16 +145,3 @@ def _copied(value: Any, memo: dict[int, Any]) -> Any:
         memo[id(value)] = value.detach().clone()
         return memo[id(value)]
     return copy.deepcopy(value, memo)
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What named_parameters and named_buffers yield with their duplicates, in one pass over the modules."""
-    modules = [(f"{path}." if path else "", module) for path, module in modules_of(model, repeated=True)]
-    for prefix, module in modules:
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                yield prefix + name, parameter
-    for prefix, module in modules:
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                yield prefix + name, buffer

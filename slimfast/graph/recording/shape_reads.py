@@ -1,4 +1,5 @@
-"""Where the sizes that a model's Python passes on come from: integers read off a shape remember its axis.
+"""Trace where the sizes come from that a model's Python passes on: a length read off a shape remembers its
+axis.
 
 ``b, n, c = x.shape`` followed by ``y.reshape(b, n, c)`` ties the last axis of y to that of x, wherever y came
 from, and ``y.reshape(b, n, heads, c // heads)`` its last two. No recorded operation says so: it is seen here,
@@ -16,20 +17,14 @@ from torch import Tensor
 from torch.nn.functional import multi_head_attention_forward
 from torch.overrides import TorchFunctionMode
 
-# An axis and a divisor of its length: the number of a tensor in the recording, the dim, the divisor.
-AxisOf = tuple[int, int, int]
-Given = tuple["AxisOf | None", ...]
-
-# Functions whose integers are the sizes of their result, dim by dim, after the tensor they are called on.
-_SIZED = frozenset({"view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", "new_full"})
-# The same without such a tensor.
-_MADE = frozenset({"zeros", "ones", "empty", "full"})
-
+from slimfast.graph.recording.calls import LengthOrigin, SizeOrigins
+from slimfast.graph.recording.op_registry import sized_operations
 
 # Functions that compute the sizes of their result.
 _FLATTENS = frozenset({torch.flatten, Tensor.flatten})
-# The names of functions that tell lengths, take them or compute them, and of the one that is seen through.
-_SEEN = _SIZED | _MADE | {"__get__", "size", "flatten", "unflatten", "multi_head_attention_forward"}
+# The names of functions that tell lengths, divide an axis or compute sizes, and of the one that is seen
+# through.
+_SEEN = frozenset({"__get__", "size", "flatten", "unflatten", "multi_head_attention_forward"})
 
 # Functions that make tensors on the default device.
 _MAKERS = frozenset(
@@ -41,15 +36,16 @@ _MAKERS = frozenset(
 ) | {torch.fft.fftfreq, torch.fft.rfftfreq}  # fmt: skip
 
 
-class Length(int):
-    """The length of an axis, or a part of one, as an integer that knows which.
+class TracedLength(int):
+    """The length of an axis, or an exact part of it, as an integer that knows which.
 
     Division without a remainder gives such a part, all other arithmetic plain integers.
     """
 
-    axis: AxisOf
+    axis: LengthOrigin
 
     def __floordiv__(self, divisor: int) -> int:
+        """Divide the length; what is left of it stays a part of the axis where there is no remainder."""
         if not isinstance(divisor, int):
             return NotImplemented
         quotient = int.__floordiv__(self, divisor)
@@ -59,32 +55,34 @@ class Length(int):
         return _length(quotient, (value, dim, int(divisor)))
 
 
-def _length(number: int, axis: AxisOf) -> Length:
-    length = Length(number)
+def _length(number: int, axis: LengthOrigin) -> TracedLength:
+    """Make a length that knows its axis."""
+    length = TracedLength(number)
     length.axis = axis
     return length
 
 
-def _sizes(name: str, args: Any, kwargs: Any) -> Given:
-    """The axes of the sizes in ``y.reshape(a, b)``, ``torch.zeros((a, b))`` and their like."""
-    sizes = (args[1:] if name in _SIZED else args) or (kwargs.get("size", ()),)
+def _sizes(args: Any, kwargs: Any) -> SizeOrigins:
+    """Find the axes of the sizes in ``y.reshape(a, b)``, ``torch.zeros((a, b))`` and their like."""
+    sizes = (args[1:] if args and isinstance(args[0], Tensor) else args) or (kwargs.get("size", ()),)
     if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
         sizes = sizes[0]
     return _axes(sizes)
 
 
-def _unflattened(tensor: Tensor, dim: int, sizes: Any) -> Given:
-    """The axes of the sizes that one dim of a tensor is divided into; the other dims stay."""
+def _unflattened(tensor: Tensor, dim: int, sizes: Any) -> SizeOrigins:
+    """Find the axes of the sizes that one dim of a tensor is divided into; the other dims stay."""
     rest = tensor.dim() - 1
     before = dim % (rest + 1)
     return (*[None] * before, *_axes(sizes), *[None] * (rest - before))
 
 
-def _axes(sizes: Any) -> Given:
-    return tuple(size.axis if isinstance(size, Length) else None for size in sizes)
+def _axes(sizes: Any) -> SizeOrigins:
+    """Find the axis that each size was read off, None where it was not."""
+    return tuple(size.axis if isinstance(size, TracedLength) else None for size in sizes)
 
 
-# What tells a model's Python something of a tensor, and nothing of its lengths.
+# Questions about a tensor whose answer tells none of its lengths.
 _SAYS_NO_LENGTH = frozenset(
     {Tensor.dim, Tensor.is_floating_point, Tensor.is_complex}
     | {getattr(Tensor, name).__get__ for name in ("ndim", "dtype", "device", "is_meta", "is_cuda", "layout",
@@ -92,7 +90,8 @@ _SAYS_NO_LENGTH = frozenset(
 )  # fmt: skip
 
 
-# Its Python reads shapes, but hides from a mode all that it calls: the same code without the check that does.
+# The attention of nn.MultiheadAttention reads shapes, but hides all that it calls from a mode: here is the
+# same code without the check that hides it.
 _ATTENTION = FunctionType(
     multi_head_attention_forward.__code__,
     {**multi_head_attention_forward.__globals__, "has_torch_function": lambda tensors: False},
@@ -102,28 +101,32 @@ _ATTENTION = FunctionType(
 
 
 class ShapeReads(TorchFunctionMode):
-    """Makes shapes of :class:`Length` and tells ``given`` which axes the sizes of a function are from.
+    """Makes shapes of :class:`TracedLength`, and reports the axes that the sizes of a function come from to
+    ``given``.
 
     New tensors are made on ``device``, as under PyTorch's own mode for that; every further mode would cost a
     recording a tenth of its time.
 
     ``computes`` is told when a function begins that computes the sizes of its result from its operand's, and
-    when it ends. ``told`` says whether the model's Python may have been told a length.
+    when it ends. ``saw_lengths`` says whether the model's Python may have been told a length.
     """
 
     def __init__(
         self,
         value_of: Callable[[Tensor], int],
-        given: Callable[[Given], None],
+        given: Callable[[SizeOrigins], None],
         device: torch.device | None = None,
         computes: Callable[[bool], None] = lambda computes: None,
     ) -> None:
         super().__init__()
-        self.told = False
+        self.saw_lengths = False
         self._value_of = value_of
         self._given = given
         self._device = device
         self._computes = computes
+        # these functions are named like the ATen operations that they call
+        self._sized = sized_operations()
+        self._seen = _SEEN | self._sized
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -133,8 +136,8 @@ class ShapeReads(TorchFunctionMode):
             if func is torch.tensor and args and isinstance(args[0], (int, float)):
                 # the same tensor, made by an operation that is recorded with its number
                 func, args = torch.full, ((), *args)
-        if name not in _SEEN:
-            return self._told_by(func, func(*args, **kwargs))
+        if name not in self._seen:
+            return self._watching_lengths(func, func(*args, **kwargs))
         if name == "__get__" and func.__self__ is Tensor.shape:
             return torch.Size(self._lengths(args[0]))
         if func is Tensor.size:
@@ -144,12 +147,12 @@ class ShapeReads(TorchFunctionMode):
                 return _ATTENTION(*args, **kwargs)
         if func in _FLATTENS:
             return self._flattened(func, args, kwargs)
-        if name in _SIZED or name in _MADE:
-            given = _sizes(name, args, kwargs)
+        if name in self._sized:
+            given = _sizes(args, kwargs)
         elif name == "unflatten":
             given = _unflattened(*args, **kwargs)
         else:
-            return self._told_by(func, func(*args, **kwargs))
+            return self._watching_lengths(func, func(*args, **kwargs))
         if not any(given):
             return func(*args, **kwargs)
         self._given(given)
@@ -158,13 +161,14 @@ class ShapeReads(TorchFunctionMode):
         finally:
             self._given(())
 
-    def _told_by(self, func: Any, result: Any) -> Any:
-        """The result of a function, when it is noted whether it may be a length."""
+    def _watching_lengths(self, func: Any, result: Any) -> Any:
+        """Return the result of a function, having noted whether it may tell a length."""
         if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
-            self.told = True
+            self.saw_lengths = True
         return result
 
     def _flattened(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a function that computes the sizes of its result, and say so meanwhile."""
         self._computes(True)
         try:
             return func(*args, **kwargs)
@@ -172,19 +176,21 @@ class ShapeReads(TorchFunctionMode):
             self._computes(False)
 
     def _lengths(self, tensor: Tensor) -> list[int]:
-        self.told = True
+        """List the lengths of a tensor, each knowing its axis."""
+        self.saw_lengths = True
         value = self._value_of(tensor)
         return [
             _length(torch._C.TensorBase.size(tensor, dim), (value, dim, 1)) for dim in range(tensor.dim())
         ]
 
     def _size(self, tensor: Tensor, dim: int | None = None) -> Any:
+        """Answer ``tensor.size(dim)``."""
         lengths = self._lengths(tensor)
         return torch.Size(lengths) if dim is None else lengths[dim]
 
 
 def _tensors_alone(result: Any) -> bool:
-    """Whether a result holds tensors and nothing else."""
+    """Say whether a result holds tensors and nothing else."""
     if isinstance(result, (tuple, list)):
         return all(map(_tensors_alone, result))
     return result is None or isinstance(result, Tensor)

@@ -1,1 +1,1 @@
-"""One cut tried without data: which numbers in a module's Python have to change with the widths."""
+"""One cut tried without data: which numbers in a module's Python must change with the widths."""

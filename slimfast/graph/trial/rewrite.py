@@ -13,49 +13,49 @@ from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Membe
 Part = tuple[str, IntArray]
 # What becomes of a group: the group it joins and the unit there of each of its units, or None where it is to
 # change nothing any more.
-Fate = tuple[str, IntArray] | None
+GroupChange = tuple[str, IntArray] | None
 
 
-class Regroup:
-    """The change that the fates of some groups make.
+class GroupRewrite:
+    """A change of a graph in which groups are dropped or joined with others.
 
     Several units may join one unit of the other group, equally many each. What no such group has a say in
     stays the same object.
     """
 
-    def __init__(self, names: Mapping[str, Fate]) -> None:
-        self._names = names
+    def __init__(self, changes: Mapping[str, GroupChange]) -> None:
+        self._changes = changes
         self._axes: dict[Axis, Axis] = {}
 
     def graph(self, graph: ChannelGraph) -> ChannelGraph:
-        """The whole graph after the change; its attributes and frozen parts are the caller's."""
+        """Rewrite the whole graph but for its attributes and frozen parts, which are the caller's."""
         return replace(
             graph,
-            groups=tuple(self._group(graph, group) for group in graph if group.name not in self._names),
+            groups=tuple(self._group(graph, group) for group in graph if group.name not in self._changes),
             axes={name: tuple(map(self.axis, axes)) for name, axes in graph.axes.items()},
             operations=tuple(map(self._operation, graph.operations)),
         )
 
     def axis(self, axis: Axis) -> Axis:
-        """An axis after the change."""
+        """Rewrite an axis."""
         if axis not in self._axes:
-            touched = any(name in self._names for name, _ in axis.parts)
+            touched = any(name in self._changes for name, _ in axis.parts)
             self._axes[axis] = Axis(axis.length, self._parts(axis.parts)) if touched else axis
         return self._axes[axis]
 
     def _parts(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-        found: list[Part] = []
+        joined: list[Part] = []
         for name, units in parts:
             now = self._part(name, units)
             if now is not None:
-                _join(found, *now)
-        return tuple(found)
+                _join(joined, *now)
+        return tuple(joined)
 
     def _part(self, name: str, units: IntArray) -> Part | None:
-        if name not in self._names:
+        if name not in self._changes:
             return name, units
-        fate = self._names[name]
-        return None if fate is None else (fate[0], np.where(units >= 0, fate[1][units], -1))
+        change = self._changes[name]
+        return None if change is None else (change[0], np.where(units >= 0, change[1][units], -1))
 
     def _operation(self, operation: Operation) -> Operation:
         return replace(
@@ -66,7 +66,7 @@ class Regroup:
         )
 
     def _group(self, graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
-        joined = [g for g in graph if (fate := self._names.get(g.name)) and fate[0] == group.name]
+        joined = [g for g in graph if (change := self._changes.get(g.name)) and change[0] == group.name]
         if not joined:
             return group
         members: dict[tuple[str, int], list[Part]] = {}
@@ -86,8 +86,8 @@ class Regroup:
         return replace(group, members=tuple(together), inexact=inexact)
 
 
-def joined_by(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, Fate] | None:
-    """The fate of the group of ``many`` that makes the two axes, each of one group, survive alike.
+def joining(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, GroupChange] | None:
+    """Find the change to the group of ``many`` after which the two axes, each of one group, survive alike.
 
     None where no function from all its units to all of the other's does, or units would join unequally.
     ``sizes``: the number of units of each group.

@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import nn
-
-from slimfast.arrays import IntArray
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph
-from slimfast.graph.cutting.cut import apply_patches, cut, patches_of, select_indices, thin_shape
-from slimfast.graph.cutting.prediction import STOPPED, mismatches, survivors
-from slimfast.graph.recording.attributes import Key
-from slimfast.graph.recording.dispatch_mode import COPIES
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import STOPPED, mismatches
+from slimfast.graph.recording.attributes import AttributeKey
 from slimfast.graph.recording.forward import (
     Call,
     ForwardFailed,
-    Place,
-    copy_hollow,
-    hollow_tensors,
+    TensorMode,
+    dataless_copy,
     record_at,
-    record_hollow,
+    record_copy,
 )
 from slimfast.graph.recording.leftovers import clear_frames, leaves_nothing
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.op_registry import entry_of
+from slimfast.graph.trial.rewrite import GroupChange, GroupRewrite
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trial:
+    """What is tried: a cut, and the attributes that follow the lengths of axes."""
+
+    cut: Cut
+    attributes: Mapping[AttributeKey, Axis]
+
+    def only(self, groups: Collection[str]) -> Trial:
+        """Cut none but these groups."""
+        return replace(self, cut=self.cut.only(groups))
+
+    def without(self, groups: Iterable[str]) -> Trial:
+        """Leave these groups whole."""
+        return replace(self, cut=self.cut.without(groups))
+
+    def rewritten(self, changes: Mapping[str, GroupChange]) -> Trial:
+        """Drop groups, or join them with others, and cut what is left."""
+        rewrite = GroupRewrite(changes)
+        keeps = self.cut.without(changes).keeps
+        attributes = {key: rewrite.axis(axis) for key, axis in self.attributes.items()}
+        return Trial(Cut(rewrite.graph(self.cut.graph), keeps), attributes)
+
+    def groups_in(self, axes: Iterable[Axis]) -> list[str]:
+        """Name the groups, of those that are cut, that have a say in these axes."""
+        return [name for axis in axes for name, _ in axis.parts if name in self.cut.keeps]
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """How far a trial got: the first operation that disagrees (None: none does), and the module that was
-    running, with the message of the error it stopped with.
+class TrialResult:
+    """How far a trial got: the first operation that disagrees (None: none does), the module that was running,
+    and the message of the error that it stopped with.
     """
 
     index: int | None
@@ -39,84 +62,53 @@ class Reach:
     calls: tuple[Call, ...]
     error: str = ""
 
-    def right(self, index: int) -> bool:
-        """Whether that operation and all before it agree."""
+    def is_right(self, index: int) -> bool:
+        """Say whether that operation and all before it agree."""
         return self.index is None or self.index > index
 
     def seen(self) -> tuple[Any, ...]:
-        """What a change that matters here changes: the last operation, or the error after it."""
+        """Show what an attribute that matters here changes: the last operation, or the error after it."""
         last = self.calls[-1] if self.calls else None
         return len(self.calls), self.error, last and (last.op, repr(last.arguments), repr(last.outputs))
 
 
-class Probe:
-    """Tries cuts of a model that stays as it is. ``kept`` is the last cut, as :func:`survivors` gives it."""
+class TrialRunner:
+    """Runs trials of a network, which stays as it is."""
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, place: Place) -> None:
-        self.kept = survivors({})
-        self._model = model
-        self._place = place
-        self._tensors = named_tensors(model)
-        self._hollow = hollow_tensors(model) if place != "real" else {}
+    def __init__(self, network: Network, graph: ChannelGraph, mode: TensorMode) -> None:
+        self._network = network
+        self._mode = mode
+        self._wide = network if mode == "real" else Network.of(dataless_copy(network))
         self._args, self._kwargs = graph.inputs.example()
-        self._keeps: Mapping[str, IntArray] = {}
-        self._cuts: Mapping[str, Mapping[int, IntArray]] = {}
 
-    def reach(
-        self,
-        graph: ChannelGraph,
-        keeps: Mapping[str, IntArray],
-        attributes: Mapping[Key, Axis],
-        last: int | None = None,
-    ) -> Reach:
-        """How far the network gets when these units are kept and these attributes follow their axes.
-
-        ``last``: the operation after which it need not go on.
-        """
-        if keeps is not self._keeps:
-            self._keeps, self._cuts, self.kept = keeps, cut(graph, keeps), survivors(keeps)
-        calls, failure = self._record(attributes, _most(graph, last))
-        first = next(mismatches(graph, self.kept, calls), None)
+    def run(self, trial: Trial, last: int | None = None) -> TrialResult:
+        """Say how far the network gets. ``last``: the operation after which it need not go on."""
+        calls, failure = self._record(trial, _count_operations(trial.cut.graph, last))
+        first = next(mismatches(trial.cut, calls), None)
         if failure is None:
-            return Reach(first.index, first.module, calls) if first else Reach(None, "", calls)
+            return TrialResult(first.index, first.module, calls) if first else TrialResult(None, "", calls)
         if first is None:
-            return Reach(len(graph.operations), failure.module, calls, str(failure))
-        module = failure.module if first.found == STOPPED else first.module
-        return Reach(first.index, module, calls, str(failure))
+            return TrialResult(len(trial.cut.graph.operations), failure.module, calls, str(failure))
+        module = failure.module if first.got == STOPPED else first.module
+        return TrialResult(first.index, module, calls, str(failure))
 
     @leaves_nothing
-    def _record(
-        self, attributes: Mapping[Key, Axis], most: int | None
-    ) -> tuple[tuple[Call, ...], ForwardFailed | None]:
-        lengths = [(Attribute(*key, axis), len(self.kept(axis))) for key, axis in attributes.items()]
-        thin = self._thin_copy()
-        apply_patches(thin, patches_of(self._model, self._cuts, lengths))
+    def _record(self, trial: Trial, most: int | None) -> tuple[tuple[Call, ...], ForwardFailed | None]:
+        following = [Attribute(*key, axis) for key, axis in trial.attributes.items()]
+        patches = trial.cut.attribute_patches(self._network, following)
+        thin = trial.cut.thin_copy(self._wide, patches=patches, share=True)
+        arguments = self._args, self._kwargs
         try:
-            if self._place == "meta":
-                return record_hollow(thin, self._args, self._kwargs, most=most).calls, None
-            return record_at(thin, self._args, self._kwargs, self._place, most=most).calls, None
+            if self._mode == "meta":
+                return record_copy(thin, *arguments, max_operations=most).calls, None
+            return record_at(Network.of(thin), *arguments, self._mode, max_operations=most).calls, None
         except ForwardFailed as failure:
             clear_frames(failure)
             return failure.calls, failure
 
-    def _thin_copy(self) -> nn.Module:
-        wide = self._tensors
-        if self._place == "real":
-            thin = {name: select_indices(wide[name].detach(), dims) for name, dims in self._cuts.items()}
-            return copy_with(self._model, thin)
-        tensors = dict(self._hollow)
-        for name, dims in self._cuts.items():
-            shape = thin_shape(tuple(wide[name].shape), dims)
-            cut_tensor = torch.empty(shape, dtype=wide[name].dtype, device="meta")
-            if isinstance(wide[name], nn.Parameter):
-                # some operations go by another name where no gradient is wanted
-                cut_tensor = nn.Parameter(cut_tensor, wide[name].requires_grad)
-            tensors[id(wide[name])] = cut_tensor
-        return copy_hollow(self._model, tensors)
 
-
-def _most(graph: ChannelGraph, last: int | None) -> int | None:
-    """The number of operations, copies not counted, up to operation ``last``."""
+def _count_operations(graph: ChannelGraph, last: int | None) -> int | None:
+    """Count the operations, copies left out, up to operation ``last``."""
     if last is None or last >= len(graph.operations):
         return None
-    return sum(operation.name not in COPIES for operation in graph.operations[: last + 1])
+    return sum(not entry_of(operation.name).copies for operation in graph.operations[: last + 1])

@@ -10,24 +10,18 @@ two numbers they are joined if they fit; groups that nothing makes right are giv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import nn
-
-from slimfast.arrays import IntArray
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, Operation
-from slimfast.graph.cutting.cut import read_attribute
-from slimfast.graph.cutting.prediction import Kept, item_of
-from slimfast.graph.recording.attributes import Key, Wanted, axis_at, stack_of
-from slimfast.graph.recording.forward import Call, Recording
-from slimfast.graph.recording.module_copies import modules_of
-from slimfast.graph.trial.candidates import Candidates, named_alike
-from slimfast.graph.trial.factors import changed_factors
-from slimfast.graph.trial.rewrite import Fate, Regroup, joined_by
-from slimfast.graph.trial.runner import Probe, Reach
-from slimfast.graph.trial.trial_widths import Told, telling_keeps, told_by, trial_keeps
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.recording.attributes import AttributeKey, stack_of
+from slimfast.graph.recording.forward import Call
+from slimfast.graph.trial.candidates import Assignment, Candidates, Layout, named_alike, same_elsewhere
+from slimfast.graph.trial.rewrite import GroupChange, joining
+from slimfast.graph.trial.runner import Trial, TrialResult, TrialRunner
+from slimfast.graph.trial.trial_widths import constants_told_apart, distinguishing_widths, trial_keeps
 
 # Sets of attributes tried at one operation before its groups are given up; each try records up to that
 # operation.
@@ -36,298 +30,241 @@ _MAX_TRIES = 48
 _MAX_ROUNDS = 4
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Settlement:
+    """What a search has found: the last trial, which runs as predicted, with its ``calls``.
+
+    ``uncuttable``: the module and the reason of each group that was given up.
+    """
+
+    trial: Trial
+    calls: tuple[Call, ...]
+    uncuttable: Mapping[str, tuple[str, str]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Conflict:
     """An attribute that follows the axis ``own`` stands where ``axis`` is wanted, as that constant of the
     operation or (None) in its shape."""
 
-    key: Key
+    key: AttributeKey
     own: Axis
     axis: Axis
     constant: str | None
 
 
-class Search:
-    """The state of one trial cut: what is cut, which attributes follow which axes, what has been given up."""
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """What attributes did at an operation when they were tried alone: those that changed nothing, and those
+    that changed the error alone, because they passed one check of several.
+    """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, recording: Recording) -> None:
-        self.graph = graph
-        self.wide = recording.calls
-        self.probe = Probe(model, graph, recording.place)
-        self.modules = dict(modules_of(model))
-        self.inside: dict[str, list[int]] = {}
-        for i, operation in enumerate(graph.operations):
-            for path in stack_of(operation.module):
-                self.inside.setdefault(path, []).append(i)
-        self.attributes: dict[Key, Axis] = {}
-        self.settled: set[Key] = set()
-        self.uncuttable: dict[str, tuple[str, str]] = {}
-        self.inexact: dict[str, str] = {}
-        self.keeps = trial_keeps(graph)
-        self.idle: set[Key] = set()
-        self.checked: set[Key] = set()
-        self.hopeless: set[tuple[Any, ...]] = set()
-        self.told: Told = set()
-        self.calls: tuple[Call, ...] = ()
+    idle: set[AttributeKey] = field(default_factory=set)
+    checked: set[AttributeKey] = field(default_factory=set)
 
-    @property
-    def kept(self) -> Kept:
-        """The surviving indices of an axis in the cut that was tried last."""
-        return self.probe.kept
+    def rules_out(self, assignment: Assignment) -> bool:
+        """Say whether it is no use to try these attributes together."""
+        idle = len(assignment) > 1 and not self.idle.isdisjoint(assignment)
+        return idle and self.checked.isdisjoint(assignment)
 
-    def run(self) -> None:
-        self.attributes |= named_alike(self.graph, self.modules)
-        self._make_right()
+    def note(self, assignment: Assignment, before: TrialResult, after: TrialResult) -> None:
+        """Compare a trial without this attribute with one in which it follows."""
+        if after.seen() == before.seen():
+            self.idle.update(assignment)
+        if after.error != before.error and len(after.calls) == len(before.calls):
+            self.checked.update(assignment)
+
+
+class AttributeSearch:
+    """Makes a trial cut of every group right, operation by operation."""
+
+    def __init__(self, runner: TrialRunner, layout: Layout, graph: ChannelGraph) -> None:
+        self._runner = runner
+        self._layout = layout
+        self._trial = Trial(Cut(graph, trial_keeps(graph)), named_alike(graph, layout.modules))
+        self._settled: set[AttributeKey] = set()
+        self._hopeless: set[tuple[Any, ...]] = set()
+        self._uncuttable: dict[str, tuple[str, str]] = {}
+
+    def run(self) -> Settlement:
+        """Cut until every constant that can change has been seen to follow its axis and no other."""
+        result = self._make_right()
+        told_apart = constants_told_apart(self._trial.cut)
         for _ in range(_MAX_ROUNDS - 1):
-            keeps = telling_keeps(self.graph, self.keeps, self.told)
+            keeps = distinguishing_widths(self._trial.cut, told_apart)
             if keeps is None:
                 break
-            self.keeps = keeps
-            self._make_right()
-        self._find_factors()
+            self._trial = replace(self._trial, cut=Cut(self._trial.cut.graph, keeps))
+            result = self._make_right()
+            told_apart |= constants_told_apart(self._trial.cut)
+        return Settlement(self._trial, result.calls, self._uncuttable)
 
-    def _make_right(self) -> None:
+    @property
+    def _operations(self) -> Sequence[Operation]:
+        return self._trial.cut.graph.operations
+
+    def _make_right(self) -> TrialResult:
         """Adopt attributes, join groups and give up others until the network runs as predicted."""
-        self.settled.clear()
-        reach = self._probe(self.keeps, self.attributes)
-        while reach.index is not None and self.keeps:
-            reach = self._resolve(reach, reach.index)
-        self.calls = reach.calls
-        self.told |= told_by(self.graph, self.kept)
+        self._settled.clear()
+        result = self._runner.run(self._trial)
+        while result.index is not None and self._trial.cut.keeps:
+            result = self._resolve(result, result.index)
+        return result
 
-    def _probe(self, keeps: Mapping[str, IntArray], attributes: Mapping[Key, Axis]) -> Reach:
-        """How far the network gets when these units are kept and these attributes follow their axes."""
-        return self.probe.reach(self.graph, keeps, attributes)
-
-    def _resolve(self, reach: Reach, index: int) -> Reach:
+    def _resolve(self, result: TrialResult, index: int) -> TrialResult:
         """Make operation ``index`` right by the least that does it, and say how far the trial gets then."""
-        operation = self.graph.operations[index] if index < len(self.graph.operations) else None
-        stack = list(
-            dict.fromkeys(
-                [*stack_of(operation.module if operation else reach.module), *stack_of(reach.module)]
-            )
-        )
+        operation = self._operations[index] if index < len(self._operations) else None
+        running = stack_of(result.module)
+        stack = list(dict.fromkeys([*(stack_of(operation.module) if operation else ()), *running]))
         conflicts = self._conflicts(operation, stack) if operation else []
-        self.idle.clear()
-        self.checked.clear()
-        candidates = Candidates(self.graph, self.modules, self.inside, self.kept, self.settled)
-        found = self._explain(itertools.islice(candidates.own(index, stack), _MAX_TRIES), index)
-        found = found or self._join(conflicts, index)
-        place = self._place(index)
-        if found is None and not conflicts and place not in self.hopeless:
-            found = self._explain(itertools.islice(candidates.nearby(stack), _MAX_TRIES), index)
-            if found is None:
-                self.hopeless.add(place)
-        return found or self._give_up(index, conflicts)
+        candidates = Candidates(self._trial.cut, self._layout, self._settled)
+        alone = _Alone()
+        # what stops the forward after its last operation has no numbers of its own
+        own = candidates.own(index, stack) if operation else iter(())
+        better = self._explain(own, index, alone) or self._join(conflicts, index)
+        kind = self._layout.kind_of(index, operation.module) if operation else ()
+        if better is None and not conflicts and kind not in self._hopeless:
+            better = self._explain(candidates.nearby(stack), index, alone)
+            if better is None:
+                # what fails in one block fails in the next
+                self._hopeless.add(kind)
+        return better or self._give_up(index, conflicts)
 
-    def _explain(self, assignments: Iterable[dict[Key, Wanted]], index: int) -> Reach | None:
-        """Adopt the first set of attributes that makes operation ``index`` right; None where none does.
-
-        An attribute that changes nothing there alone is not tried with others, but for those that change
-        the error alone: they passed one check of several.
-        """
+    def _explain(self, assignments: Iterator[Assignment], index: int, alone: _Alone) -> TrialResult | None:
+        """Adopt the first set of attributes that makes operation ``index`` right; None where none does."""
         before = None
-        assignments = iter(assignments)
+        assignments = itertools.islice(assignments, _MAX_TRIES)
         for assignment in assignments:
-            idle = len(assignment) > 1 and not self.idle.isdisjoint(assignment)
-            if idle and self.checked.isdisjoint(assignment):
+            if alone.rules_out(assignment):
                 continue
-            reach = self.probe.reach(self.graph, self.keeps, self._with(assignment), index)
-            if reach.right(index):
+            result = self._runner.run(self._with(assignment), index)
+            if result.is_right(index):
                 alike = [other for other in assignments if other.keys() == assignment.keys()]
-                return self._furthest([assignment, *alike])
+                return self._adopt_furthest([assignment, *alike])
             if len(assignment) == 1:
-                before = before or self.probe.reach(self.graph, self.keeps, self.attributes, index).seen()
-                self.idle |= assignment.keys() if reach.seen() == before else set()
-                passed = reach.error != before[1] and reach.seen()[0] == before[0]
-                self.checked |= assignment.keys() if passed else set()
+                before = before or self._runner.run(self._trial, index)
+                alone.note(assignment, before, result)
         return None
 
-    def _with(self, assignment: Mapping[Key, Wanted]) -> dict[Key, Axis]:
-        """The attributes so far and these, in all modules of their classes."""
-        chosen = {key: wanted.axis for key, wanted in assignment.items()}
-        return {**self.attributes, **self._generalised(assignment), **chosen}
+    def _with(self, assignment: Assignment) -> Trial:
+        """Let these attributes follow too, in all modules of their classes."""
+        attributes = self._trial.attributes
+        elsewhere = same_elsewhere(assignment, self._layout, self._operations)
+        more = {key: axis for key, axis in elsewhere.items() if key not in attributes}
+        chosen = {key: number.axis for key, number in assignment.items()}
+        return replace(self._trial, attributes={**attributes, **more, **chosen})
 
-    def _furthest(self, assignments: list[dict[Key, Wanted]]) -> Reach:
+    def _adopt_furthest(self, assignments: list[Assignment]) -> TrialResult:
         """Adopt the set that gets furthest of those that tie the same attributes to one axis or another.
 
         All make the operation in question right: where heads are as many as their dimensions, one
         operation may not tell which of the two an attribute counts.
         """
-        best = assignments[0]
-        furthest = self._probe(self.keeps, self._with(best))
-        for other in assignments[1:]:
+        best = self._with(assignments[0])
+        furthest = self._runner.run(best)
+        for assignment in assignments[1:]:
             if furthest.index is None:
                 break
-            reach = self._probe(self.keeps, self._with(other))
-            if reach.right(furthest.index):
-                best, furthest = other, reach
-        self.attributes = self._with(best)
-        self.settled |= best.keys()
+            other = self._with(assignment)
+            result = self._runner.run(other)
+            if result.is_right(furthest.index):
+                best, furthest = other, result
+        self._trial = best
+        self._settled |= assignments[0].keys()
         return furthest
 
     def _conflicts(self, operation: Operation, stack: list[str]) -> list[_Conflict]:
-        """Attributes that follow another axis than one here of the same old and another new length, constants
-        first.
+        """Find attributes that follow another axis than one here of the same old and another new length,
+        constants first.
         """
+        width = self._trial.cut.kept_length
         axes = {constant.argument: constant.axis for constant in operation.constants}
         here: list[tuple[str | None, Axis]] = [*axes.items()]
-        here += [
-            (None, axis)
-            for output in operation.outputs
-            for axis in output
-            if len(self.kept(axis)) == axis.length
-        ]
+        here += [(None, axis) for axes in operation.outputs for axis in axes if width(axis) == axis.length]
         return [
             _Conflict(key, own, axis, constant)
             for constant, axis in here
-            for key, own in self.attributes.items()
-            if key[0] in stack and own.length == axis.length and len(self.kept(own)) != len(self.kept(axis))
+            for key, own in self._trial.attributes.items()
+            if key[0] in stack and own.length == axis.length and width(own) != width(axis)
         ]
 
-    def _join(self, conflicts: list[_Conflict], index: int) -> Reach | None:
+    def _join(self, conflicts: list[_Conflict], index: int) -> TrialResult | None:
         """Where one attribute holds the widths of two groups, make them one group, here and in the like of
         this module; None where they do not fit.
         """
         for conflict in conflicts:
-            fates = self._fates(conflict.own, conflict.axis)
-            if fates is not None:
-                self._regroup({**self._fates_elsewhere(conflict, index, fates), **fates})
-                return self._probe(self.keeps, self.attributes)
+            changes = self._joining(conflict.own, conflict.axis)
+            if changes is not None:
+                return self._rewrite({**self._joining_elsewhere(conflict, index, changes), **changes})
         return None
 
-    def _fates(self, own: Axis, axis: Axis) -> dict[str, Fate] | None:
-        sizes = {group.name: group.n for group in self.graph}
-        return joined_by(own, axis, sizes) or joined_by(axis, own, sizes)
+    def _joining(self, own: Axis, axis: Axis) -> dict[str, GroupChange] | None:
+        sizes = {group.name: group.n for group in self._trial.cut.graph}
+        return joining(own, axis, sizes) or joining(axis, own, sizes)
 
-    def _fates_elsewhere(self, conflict: _Conflict, index: int, fates: Mapping[str, Fate]) -> dict[str, Fate]:
-        """What the same conflict in other modules of the class makes of their groups, as far as it can be
-        done at once: no group joins one that joins another.
+    def _joining_elsewhere(
+        self, conflict: _Conflict, index: int, changes: Mapping[str, GroupChange]
+    ) -> dict[str, GroupChange]:
+        """Join what the same conflict in other modules of the class asks for, as far as it can be done at
+        once: no group joins one that joins another.
         """
-        found: dict[str, Fate] = {}
+        elsewhere: dict[str, GroupChange] = {}
         path, name, place = conflict.key
-        for other, operation in self._counterparts(path, index) if conflict.constant else ():
-            own = self.attributes.get((other, name, place))
-            axis = next((c.axis for c in operation.constants if c.argument == conflict.constant), None)
-            more = self._fates(own, axis) if own is not None and axis is not None else None
-            goals = {fate[0] for fate in {**fates, **found, **(more or {})}.values() if fate is not None}
-            if more and not goals & {*fates, *found, *more}:
-                found |= more
-        return found
+        for other, number in self._layout.counterparts(path, index) if conflict.constant else ():
+            own = self._trial.attributes.get((other, name, place))
+            constants = self._operations[number].constants
+            axis = next((c.axis for c in constants if c.argument == conflict.constant), None)
+            more = self._joining(own, axis) if own is not None and axis is not None else None
+            together = {**changes, **elsewhere, **(more or {})}
+            goals = {change[0] for change in together.values() if change is not None}
+            if more and not goals & together.keys():
+                elsewhere |= more
+        return elsewhere
 
-    def _regroup(self, names: Mapping[str, Fate]) -> None:
-        change = Regroup(names)
-        self.graph = change.graph(self.graph)
-        self.attributes = {key: change.axis(axis) for key, axis in self.attributes.items()}
-        self.keeps = self._without(names)
+    def _rewrite(self, changes: Mapping[str, GroupChange]) -> TrialResult:
+        self._trial = self._trial.rewritten(changes)
+        return self._runner.run(self._trial)
 
-    def _place(self, index: int) -> tuple[Any, ...]:
-        """Which operation of which class of module this is: what fails in one block fails in the next."""
-        if index == len(self.graph.operations):
-            return ()
-        operation = self.graph.operations[index]
-        step = self.inside[operation.module].index(index)
-        return type(self.modules[operation.module]), operation.name, step
-
-    def _give_up(self, index: int, conflicts: list[_Conflict]) -> Reach:
+    def _give_up(self, index: int, conflicts: list[_Conflict]) -> TrialResult:
         """Leave alone the groups without which operation ``index`` is right, and their like elsewhere."""
-        operation = self.graph.operations[min(index, len(self.graph.operations) - 1)]
-        changed = [c for c in operation.constants if len(self.kept(c.axis)) != c.value]
-        # Constants that may be to blame, and the groups to leave alone then; the least comes first.
+        operation = self._operations[min(index, len(self._operations) - 1)]
+        blamed, names = self._blame(operation, index, conflicts)
+        numbers = ", ".join(f"{c.argument} = {c.value}" for c in blamed) or "the shape"
+        reason = f"{numbers} of {operation.name} cannot be made to follow its width"
+        arguments = {c.argument for c in blamed}
+        for _, number in self._layout.counterparts(operation.module, index) if blamed else ():
+            alike = [c.axis for c in self._operations[number].constants if c.argument in arguments]
+            names = names + self._trial.groups_in(alike)
+        self._uncuttable |= dict.fromkeys(names, (operation.module, reason))
+        return self._rewrite(dict.fromkeys(names))
+
+    def _blame(
+        self, operation: Operation, index: int, conflicts: list[_Conflict]
+    ) -> tuple[list[Constant], list[str]]:
+        """Find the constants that are to blame, and the groups to leave alone for it."""
+        groups_in, width = self._trial.groups_in, self._trial.cut.kept_length
+        changed = [c for c in operation.constants if width(c.axis) != c.value]
+        all_changed = (changed, groups_in(c.axis for c in changed))
+        # the least comes first
         suspects: list[tuple[list[Constant], list[str]]] = [
-            *(([c], self._groups_in([c.axis])) for c in (changed if len(changed) > 1 else ())),
-            (changed, self._groups_in([c.axis for c in changed])),
-            ([], self._groups_in([conflict.own for conflict in conflicts])),
-            ([], self._groups_in([axis for axes in operation.outputs for axis in axes])),
+            *(([c], groups_in([c.axis])) for c in (changed if len(changed) > 1 else ())),
+            all_changed,
+            ([], groups_in(conflict.own for conflict in conflicts)),
+            ([], groups_in(axis for axes in operation.outputs for axis in axes)),
         ]
         suspects = [suspect for suspect in suspects if suspect[1]]
-        for blamed, names in suspects:  # noqa: B007 (read after the loop)
-            if self.probe.reach(self.graph, self._without(names), self.attributes, index).right(index):
-                break
-        else:
-            blamed, names = (changed, self._groups_in([c.axis for c in changed]))
-            names = names or next((names for _, names in suspects), []) or [self._culprit()]
-        told = ", ".join(f"{c.argument} = {c.value}" for c in blamed) or "the shape"
-        reason = f"{told} of {operation.name} cannot be made to follow its width"
-        arguments = {c.argument for c in blamed}
-        for _, other in self._counterparts(operation.module, index) if blamed else ():
-            names = names + self._groups_in([c.axis for c in other.constants if c.argument in arguments])
-        self.uncuttable |= dict.fromkeys(names, (operation.module, reason))
-        self._regroup(dict.fromkeys(names))
-        return self._probe(self.keeps, self.attributes)
-
-    def _without(self, names: Iterable[str]) -> dict[str, IntArray]:
-        gone = set(names)
-        return {name: keep for name, keep in self.keeps.items() if name not in gone}
-
-    def _generalised(self, assignment: Mapping[Key, Wanted]) -> dict[Key, Axis]:
-        """The same attributes of other modules of the same class, where the same operation takes their
-        number.
-        """
-        more: dict[Key, Axis] = {}
-        for (path, name, index), wanted in assignment.items():
-            for other, operation in self._counterparts(path, wanted.operation):
-                axis = axis_at(operation, wanted)
-                key = (other, name, index)
-                held = item_of(read_attribute(self.modules[other], name), index)
-                if axis is not None and held == axis.length and key not in self.attributes:
-                    more[key] = axis
-        return more
-
-    def _counterparts(self, path: str, index: int) -> Iterator[tuple[str, Operation]]:
-        """Other modules of the class of ``path``, with the operation that runs there as ``index`` runs in
-        ``path``.
-        """
-        steps = self.inside.get(path, [])
-        if index not in steps:
-            return
-        step, name = steps.index(index), self.graph.operations[index].name
-        for other, module in self.modules.items():
-            there = self.inside.get(other, [])
-            if type(module) is type(self.modules[path]) and other != path and step < len(there):
-                operation = self.graph.operations[there[step]]
-                if operation.name == name:
-                    yield other, operation
-
-    def _runs_beside(self, i: int, j: int) -> bool:
-        return self.graph.operations[i].module == self.graph.operations[j].module
-
-    def _outputs(self, index: int) -> list[Axis]:
-        """The axes of what an operation makes."""
-        return [axis for axes in self.graph.operations[index].outputs for axis in axes]
-
-    def _groups_in(self, axes: list[Axis]) -> list[str]:
-        return [name for axis in axes for name, _ in axis.parts if name in self.keeps]
+        for suspect in suspects:
+            if self._runner.run(self._trial.without(suspect[1]), index).is_right(index):
+                return suspect
+        names = all_changed[1] or next((names for _, names in suspects), []) or [self._culprit()]
+        return changed, names
 
     def _culprit(self) -> str:
-        """The first group whose cut, with all before it, makes the network disagree; found by halving."""
-        names = list(self.keeps)
+        """Find the first group whose cut, with all before it, makes the network disagree, by halving."""
+        names = list(self._trial.cut.keeps)
         low, high = 0, len(names)
         while high - low > 1:
             middle = (low + high) // 2
-            some = {name: self.keeps[name] for name in names[:middle]}
-            low, high = (
-                (low, middle) if self._probe(some, self.attributes).index is not None else (middle, high)
-            )
+            disagrees = self._runner.run(self._trial.only(names[:middle])).index is not None
+            low, high = (low, middle) if disagrees else (middle, high)
         return names[low]
-
-    def _find_factors(self) -> None:
-        """Groups whose width changes a number in the arithmetic: removing their units is not masking them."""
-        if not changed_factors(self.graph, self.wide, self.kept, self.calls):
-            return
-        for kind in sorted({group.kind for group in self.graph if group.name in self.keeps}):
-            some = {g.name: self.keeps[g.name] for g in self.graph if g.kind == kind and g.name in self.keeps}
-            calls = self._probe(some, self.attributes).calls
-            changed = changed_factors(self.graph, self.wide, self.kept, calls)
-            for i, (before, after) in changed.items():
-                operation = self.graph.operations[i]
-                axes = self._outputs(i)
-                axes += [a for key, a in self.attributes.items() if key[0] in stack_of(operation.module)]
-                where = operation.module or "the model itself"
-                # a tensor that Python made of the number is an operation without any of the axes
-                near = [j for j in self.inside[operation.module] if self._runs_beside(i, j)]
-                around = [axis for j in near for axis in self._outputs(j)]
-                found = [[n for n in self._groups_in(a) if n in some] for a in (axes, around)]
-                for name in found[0] or found[1]:
-                    change = f"{before:g} to {after:g} in {operation.name} at {where}"
-                    self.inexact.setdefault(name, f"its width changes a factor: {change}")

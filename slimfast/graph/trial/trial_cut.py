@@ -4,21 +4,26 @@ follow, and which groups cannot be cut or not on their own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
+from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, Frozen, Operation
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import aligned
+from slimfast.graph.recording.attributes import AttributeKey, stack_of
+from slimfast.graph.recording.forward import Call, Recording, record
+from slimfast.graph.recording.network import Network
+from slimfast.graph.trial.candidates import Layout
+from slimfast.graph.trial.runner import TrialRunner
+from slimfast.graph.trial.search import AttributeSearch, Settlement
+from slimfast.graph.trial.without_trial import attributes_without_trial
 
-from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, Frozen
-from slimfast.graph.recording.attributes import Key
-from slimfast.graph.recording.forward import Recording, record
-from slimfast.graph.recording.module_copies import modules_of
-from slimfast.graph.trial.search import Search
-from slimfast.graph.trial.without_trial import certain_attributes
+# Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
+_FACTORS = ("other", "alpha", "beta", "exponent", "value", "fill_value", "scale")
 
 
-def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = None) -> ChannelGraph:
-    """The graph after a trial cut: what it holds runs when any of its groups is cut in any way.
+def settle(network: Network, graph: ChannelGraph, recording: Recording | None = None) -> ChannelGraph:
+    """Cut every group once, and return a graph that runs when any of its groups is cut in any way.
 
     It gets its attributes. Groups that cannot be cut join the frozen axes with their reason; groups whose
     widths one attribute holds are joined into one; groups whose width changes a factor of the network become
@@ -26,27 +31,75 @@ def settle(model: nn.Module, graph: ChannelGraph, recording: Recording | None = 
 
     Where the recording shows that there is nothing to find, nothing is cut.
     """
-    recording = recording or record(model, *graph.inputs.example())
-    certain = certain_attributes(graph, dict(modules_of(model)), recording)
+    recording = recording or record(network, *graph.inputs.example())
+    certain = attributes_without_trial(graph, network.modules, recording)
     if certain is not None:
         return replace(graph, attributes=_in_order(certain))
-    search = Search(model, graph, recording)
-    search.run()
-    frozen = dict.fromkeys(graph.frozen)
-    for group in graph:
-        if group.name in search.uncuttable:
-            for member in group.members:
-                if member.role != "follower":
-                    module, reason = search.uncuttable[group.name]
-                    frozen[Frozen(member.tensor, member.dim, reason, module)] = None
+    runner = TrialRunner(network, graph, recording.tensor_mode)
+    layout = Layout.of(network.modules, graph)
+    settlement = AttributeSearch(runner, layout, graph).run()
+    inexact = inexact_groups(settlement, recording.calls, runner, layout)
+    settled = settlement.trial.cut.graph
     return replace(
-        search.graph,
-        groups=tuple(replace(g, inexact=g.inexact or search.inexact.get(g.name)) for g in search.graph),
-        frozen=tuple(frozen),
-        attributes=_in_order(search.attributes),
+        settled,
+        groups=tuple(replace(group, inexact=group.inexact or inexact.get(group.name)) for group in settled),
+        frozen=tuple(dict.fromkeys([*graph.frozen, *_given_up(graph, settlement.uncuttable)])),
+        attributes=_in_order(settlement.trial.attributes),
     )
 
 
-def _in_order(attributes: Mapping[Key, Axis]) -> tuple[Attribute, ...]:
-    found = sorted(attributes.items(), key=lambda item: (item[0][:2], item[0][2] or 0))
-    return tuple(Attribute(*key, axis) for key, axis in found)
+def _given_up(graph: ChannelGraph, uncuttable: Mapping[str, tuple[str, str]]) -> Iterator[Frozen]:
+    for group in graph:
+        if group.name in uncuttable:
+            module, reason = uncuttable[group.name]
+            for member in group.members:
+                if member.role != "follower":
+                    yield Frozen(member.tensor, member.dim, reason, module)
+
+
+def _in_order(attributes: Mapping[AttributeKey, Axis]) -> tuple[Attribute, ...]:
+    in_order = sorted(attributes.items(), key=lambda item: (item[0][:2], item[0][2] or 0))
+    return tuple(Attribute(*key, axis) for key, axis in in_order)
+
+
+def inexact_groups(
+    settlement: Settlement, wide: Sequence[Call], runner: TrialRunner, layout: Layout
+) -> dict[str, str]:
+    """Find groups whose width changes a number in the arithmetic, so that removing their units is not masking
+    them; each with the reason. ``wide``: the calls before the cut.
+    """
+    trial, inexact = settlement.trial, dict[str, str]()
+    if not _changed_factors(trial.cut, wide, settlement.calls):
+        return inexact
+    operations = trial.cut.graph.operations
+    cut_groups = [group for group in trial.cut.graph if group.name in trial.cut.keeps]
+    for kind in sorted({group.kind for group in cut_groups}):
+        some = trial.only({group.name for group in cut_groups if group.kind == kind})
+        for i, (before, after) in _changed_factors(some.cut, wide, runner.run(some).calls).items():
+            path, stack = operations[i].module, stack_of(operations[i].module)
+            own = [*_outputs(operations[i]), *(a for key, a in some.attributes.items() if key[0] in stack)]
+            # a tensor that Python made of the number is an operation without any of the axes
+            beside = [operations[j] for j in layout.inside[path] if operations[j].module == path]
+            around = [axis for operation in beside for axis in _outputs(operation)]
+            change = f"{before:g} to {after:g} in {operations[i].name} at {path or 'the model itself'}"
+            for name in some.groups_in(own) or some.groups_in(around):
+                inexact.setdefault(name, f"its width changes a factor: {change}")
+    return inexact
+
+
+def _outputs(operation: Operation) -> list[Axis]:
+    return [axis for axes in operation.outputs for axis in axes]
+
+
+def _changed_factors(cut: Cut, wide: Sequence[Call], thin: Sequence[Call]) -> dict[int, tuple[float, float]]:
+    """Find the first number of each operation's arithmetic that is another in the thin recording: (before,
+    after).
+    """
+    changed: dict[int, tuple[float, float]] = {}
+    for i, call in aligned(cut, thin):
+        for name, old in wide[i].arguments.items():
+            new = call.arguments.get(name)
+            counts = isinstance(old, float) or (type(old) is int and name in _FACTORS)
+            if counts and isinstance(new, (int, float)) and new != old:
+                changed.setdefault(i, (float(old), float(new)))
+    return changed

@@ -1,20 +1,21 @@
-"""Which units the trial cuts keep: such that every constant of the network changes, and not like another."""
+"""The units that trial cuts keep: such that every constant of the network changes, and not like another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 
 from slimfast.arrays import IntArray
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant
+from slimfast.graph.cutting.cut import Cut
 
 # (number of an operation, its constant's argument)
-Told = set[tuple[int, str]]
+ConstantKeys = set[tuple[int, str]]
 
 
 def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
-    """Kept units of every group of two units or more, about two thirds of them.
+    """Choose the kept units of every group of two units or more, about two thirds of them.
 
     Widths differ between groups of the same size, so that a number that means two things is seen to mean two.
     """
@@ -28,26 +29,23 @@ def trial_keeps(graph: ChannelGraph) -> dict[str, IntArray]:
     return keeps
 
 
-def told_by(graph: ChannelGraph, kept: Callable[[Axis], IntArray]) -> Told:
-    """The constants that a cut changes, each to another number than the others that it may be taken for."""
+def constants_told_apart(cut: Cut) -> ConstantKeys:
+    """Find the constants that a cut changes to another number than those that they may be taken for."""
     return {
         (i, constant.argument)
-        for i, constant, twins in _with_twins(graph)
-        if len(kept(constant.axis)) not in (constant.value, *(len(kept(axis)) for axis in twins))
+        for i, constant, twins in _with_twins(cut.graph)
+        if cut.kept_length(constant.axis) not in (constant.value, *map(cut.kept_length, twins))
     }
 
 
-def telling_keeps(
-    graph: ChannelGraph, keeps: Mapping[str, IntArray], told: Told
-) -> dict[str, IntArray] | None:
-    """Other units to keep, so that constants change that have not, or not unlike others that were the
-    same.
+def distinguishing_widths(cut: Cut, told_apart: ConstantKeys) -> dict[str, IntArray] | None:
+    """Choose other units to keep, so that constants change that have not, or only like others.
 
-    None where every constant that can change has told what it follows.
+    None where every constant that can change has shown what it follows.
     """
-    others = dict(keeps)
-    for i, constant, twins in _with_twins(graph):
-        if (i, constant.argument) in told:
+    others = dict(cut.keeps)
+    for i, constant, twins in _with_twins(cut.graph):
+        if (i, constant.argument) in told_apart:
             continue
         # what was changed for one constant may tell the next
         length = len(constant.axis.kept(others))
@@ -56,18 +54,18 @@ def telling_keeps(
         for name, units in constant.axis.parts:
             other = [u for axis in twins for group, own in axis.parts if group == name for u in own]
             free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
-            if name in keeps and len(free):
-                left = np.setdiff1d(np.arange(graph[name].n), free[: 1 + len(free) // 2])
-                if len(left):
-                    others[name] = left.astype(np.int64)
+            if name in cut.keeps and len(free):
+                keep = np.setdiff1d(np.arange(cut.graph[name].n), free[: 1 + len(free) // 2])
+                if len(keep):
+                    others[name] = keep.astype(np.int64)
                     break
-    changed = any(not np.array_equal(others[name], keeps[name]) for name in keeps)
+    changed = any(not np.array_equal(others[name], cut.keeps[name]) for name in cut.keeps)
     return others if changed else None
 
 
 def _with_twins(graph: ChannelGraph) -> Iterator[tuple[int, Constant, list[Axis]]]:
-    """The constants that can change, with the number of their operation and the other axes for which the
-    same value stands in the same module.
+    """Find the constants that can change, each with the number of its operation and with the other axes for
+    which the same value stands in the same module.
     """
     axes: dict[tuple[str, int], dict[Axis, None]] = {}
     for operation in graph.operations:

@@ -14,7 +14,7 @@ from slimfast.arrays import Arguments, IntArray
 from slimfast.calibration.consumers import Reader, readers, survivors_of
 from slimfast.calibration.moments import Calibration, first_sample, joined, run, running, watched
 from slimfast.graph.channel_graph import ChannelGraph
-from slimfast.graph.cutting.cut import survivors
+from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.repair.least_squares import solve, worst
 from slimfast.pruning.repair.report import Fit, RepairReport
@@ -47,7 +47,7 @@ def repair_from_activations(
     """
     found, left = readers(model, graph)
     args = joined(calibration.batches)
-    kept = survivors(keeps)
+    kept = Cut(graph, keeps).kept_indices
     calls, with_norm = _survey(model, found, first_sample(calibration.batches))
     for reader in found:
         if calls.get(reader.weight, 0) != 1:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import Reader, readers, survivors_of
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
-from slimfast.graph.cutting.cut import survivors
+from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.repair.heads import head_covariances
 from slimfast.pruning.repair.least_squares import changes
@@ -37,7 +37,7 @@ def repair_from_weights(
     """Repair ``thin`` in place: what reads cut units gives their weights to those that stay."""
     found, left = readers(model, graph)
     tensors = named_tensors(model)
-    kept = survivors(keeps)
+    kept = Cut(graph, keeps).kept_indices
     norms, rectified = _norms_behind(model, graph), rectified_moments(model, graph, tensors)
     cut = {group.name: group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n}
     combinations = {

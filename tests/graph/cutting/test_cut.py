@@ -1,54 +1,23 @@
-"""Structure after a cut: kept indices, predicted shapes, patched attributes, groups that cannot be cut."""
+"""Structure after a cut: kept indices, predicted shapes, patched attributes."""
 
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from support.pruning_cases import Attention, OptionA, build, plan_of, random_keeps
+from support.channel_graphs import hidden_graph, hidden_model
+from support.pruning_cases import OptionA
 from torch import nn
 from torch.nn import functional
 
 from slimfast.errors import SlimfastError
-from slimfast.graph import trace_channels
 from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Constant, Member, Operation
-from slimfast.graph.cutting.cut import (
-    Patch,
-    apply_patches,
-    check_thin,
-    cut,
-    patches,
-    predicted_shapes,
-    standard_attributes,
-)
-from slimfast.graph.recording.inputs import InputSpec
-from slimfast.graph.trial.trial_cut import settle
-from slimfast.pruning.prune import prune_channels
-
-
-def hidden_graph() -> ChannelGraph:
-    """Linear(3, 4) to Linear(4, 2), by hand: one group of four hidden units."""
-    units, three, two, batch = np.arange(4), Axis(3), Axis(2), Axis(5)
-    hidden = Axis(4, (("hidden", units),))
-    members = (Member("0.weight", 0, "producer", units), Member("0.bias", 0, "follower", units))
-    group = ChannelGroup("hidden", "channel", 4, (*members, Member("1.weight", 1, "consumer", units)))
-    linear = "aten.linear"
-    return ChannelGraph(
-        groups=(group,),
-        axes={"0.weight": (hidden, three), "0.bias": (hidden,), "1.weight": (two, hidden), "1.bias": (two,)},
-        parameters=frozenset({"0.weight", "0.bias", "1.weight", "1.bias"}),
-        operations=(Operation(linear, "0", ((batch, hidden),)), Operation(linear, "1", ((batch, two),))),
-        frozen=(),
-        inputs=InputSpec.of(torch.zeros(5, 3)),
-        attributes=(),
-    )
-
-
-def hidden_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.patches import Patch, apply_patches, standard_attributes
+from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording.network import Network
 
 
 def as_lists(cuts):
@@ -58,13 +27,13 @@ def as_lists(cuts):
 def test_cut_names_the_tensors_and_dims_that_change():
     keep = {"hidden": np.array([0, 3])}
     kept = [0, 3]
-    assert as_lists(cut(hidden_graph(), keep)) == {
+    assert as_lists(Cut(hidden_graph(), keep).tensor_cuts) == {
         "0.weight": {0: kept},
         "0.bias": {0: kept},
         "1.weight": {1: kept},
     }
-    assert cut(hidden_graph(), {"hidden": np.arange(4)}) == {}
-    assert cut(hidden_graph(), {}) == {}
+    assert Cut(hidden_graph(), {"hidden": np.arange(4)}).tensor_cuts == {}
+    assert Cut(hidden_graph(), {}).tensor_cuts == {}
 
 
 def test_an_index_of_two_groups_survives_when_both_keep_it():
@@ -73,7 +42,7 @@ def test_an_index_of_two_groups_survives_when_both_keep_it():
     groups = (ChannelGroup("head", "head", 2, members), ChannelGroup("dim", "head_dim", 3, members))
     graph = ChannelGraph(groups, {"w": (fused,)}, frozenset({"w"}), (), (), None, attributes=())
     keeps = {"head": np.array([1]), "dim": np.array([0, 2])}
-    assert as_lists(cut(graph, keeps)) == {"w": {0: [3, 5]}}
+    assert as_lists(Cut(graph, keeps).tensor_cuts) == {"w": {0: [3, 5]}}
 
 
 @pytest.mark.parametrize(
@@ -89,16 +58,33 @@ def test_an_index_of_two_groups_survives_when_both_keep_it():
 )
 def test_keeps_that_are_no_units_are_refused(keeps, message):
     with pytest.raises(ValueError, match=message):
-        cut(hidden_graph(), keeps)
+        Cut(hidden_graph(), keeps)
 
 
 def test_predicted_shapes_are_those_of_the_operations():
-    assert predicted_shapes(hidden_graph(), {"hidden": np.array([1])}) == [((5, 1),), ((5, 2),)]
+    cut = Cut(hidden_graph(), {"hidden": np.array([1])})
+    assert [cut.shapes_of(operation) for operation in cut.graph.operations] == [((5, 1),), ((5, 2),)]
 
 
 def test_patches_of_standard_layers_follow_their_tensors():
-    found = patches(hidden_model(), hidden_graph(), {"hidden": np.array([0, 2, 3])})
-    assert found == (Patch("0", "out_features", 4, 3), Patch("1", "in_features", 4, 3))
+    cut = Cut(hidden_graph(), {"hidden": np.array([0, 2, 3])})
+    assert cut.attribute_patches(Network.of(hidden_model())) == (
+        Patch("0", "out_features", 4, 3),
+        Patch("1", "in_features", 4, 3),
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("share", [False, True])
+def test_a_thin_copy_has_the_slices_and_leaves_the_network(share, device):
+    network = Network.of(hidden_model().to(device))
+    thin = Cut(hidden_graph(), {"hidden": np.array([0, 3])}).thin_copy(network, share=share)
+    assert (thin[0].out_features, thin[1].in_features, network.model[0].out_features) == (2, 2, 4)
+    wide, kept = network.tensors["1.weight"], thin[1].weight
+    assert (kept.shape, kept.device, kept.requires_grad) == ((2, 2), wide.device, True)
+    assert wide.shape == (2, 4)
+    assert wide.is_meta or torch.equal(kept, wide[:, [0, 3]])
+    assert (thin[1].bias is network.tensors["1.bias"]) == share
 
 
 @pytest.mark.parametrize(
@@ -125,16 +111,16 @@ def test_attributes_of_standard_layers(module, shapes, expected):
 
 
 def test_check_thin_names_the_operation_that_is_not_as_predicted():
-    graph, keeps = hidden_graph(), {"hidden": np.array([0, 1])}
-    assert check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), graph, keeps) == []
-    found = check_thin(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), graph, keeps)
+    cut = Cut(hidden_graph(), {"hidden": np.array([0, 1])})
+    assert check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), cut) == []
+    found = check_thin(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), cut)
     assert [str(m) for m in found] == ["aten.linear at 0: expected shapes ((5, 2),), got ((5, 3),)"]
-    short = check_thin(nn.Sequential(nn.Linear(3, 2)), graph, keeps)
-    assert [(m.module, m.found) for m in short] == [("1", "nothing more")]
-    long = check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.ReLU()), graph, keeps)
-    assert [(m.module, m.found) for m in long] == [("2", "aten.relu")]
-    other = check_thin(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), graph, keeps)
-    assert [(m.module, m.expected, m.found) for m in other] == [("1", "aten.linear", "aten.relu")]
+    short = check_thin(nn.Sequential(nn.Linear(3, 2)), cut)
+    assert [(m.module, m.got) for m in short] == [("1", "nothing more")]
+    long = check_thin(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2), nn.ReLU()), cut)
+    assert [(m.module, m.got) for m in long] == [("2", "aten.relu")]
+    other = check_thin(nn.Sequential(nn.Linear(3, 2), nn.ReLU()), cut)
+    assert [(m.module, m.expected, m.got) for m in other] == [("1", "aten.linear", "aten.relu")]
 
 
 def test_check_thin_compares_constants_where_the_shapes_agree():
@@ -155,8 +141,8 @@ def test_check_thin_compares_constants_where_the_shapes_agree():
         def forward(self, x):
             return functional.pad(self.get_submodule("0")(x), self.pads)
 
-    assert check_thin(Pads(2, 1), graph, {}) == []
-    assert [str(m) for m in check_thin(Pads(1, 2), graph, {})] == [
+    assert check_thin(Pads(2, 1), Cut(graph, {})) == []
+    assert [str(m) for m in check_thin(Pads(1, 2), Cut(graph, {}))] == [
         "aten.constant_pad_nd at the model itself: expected pad[0] = 2, got 1",
         "aten.constant_pad_nd at the model itself: expected pad[1] = 1, got 2",
     ]
@@ -168,222 +154,3 @@ def test_apply_patches_keeps_the_type_of_a_sequence_and_checks_what_was_there():
     assert model.pads == [0, 0, 0, 0, 1, 0]
     with pytest.raises(SlimfastError, match=r"OptionA: expected pads = \(0, 0, 0, 0, 2, 2\), got \(0, 0"):
         apply_patches(model, [Patch("", "pads", (0, 0, 0, 0, 2, 2), (0,) * 6)])
-
-
-class Holder(nn.Module):
-    """Two blocks that read their sizes from one shared configuration object."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(heads=4, layers=2)
-        self.blocks = nn.ModuleList(ConfiguredAttention(self.config) for _ in range(2))
-
-    def forward(self, x):
-        for block in self.blocks:
-            x = x + block(x)
-        return x
-
-
-class ConfiguredAttention(nn.Module):
-    def __init__(self, config) -> None:
-        super().__init__()
-        self.config = config
-        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
-
-    def forward(self, x):
-        b, n, _ = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.config.heads, 2).permute(2, 0, 3, 1, 4)
-        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def test_a_shared_configuration_is_copied_before_one_module_changes_it():
-    torch.manual_seed(0)
-    model, x = Holder().eval(), torch.randn(1, 3, 8)
-    graph = trace_channels(model, x)
-    heads = [group.name for group in graph if group.kind == "head"]
-    assert len(heads) == 2
-    thin = prune_channels(model, plan_of(graph, {heads[0]: [1, 3]}))
-    assert [block.config.heads for block in thin.blocks] == [2, 4]
-    assert thin.config.heads == 4
-    assert model.config.heads == 4
-
-
-def test_every_attribute_that_a_derived_one_needs_is_patched():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 8), Attention(8, 4), nn.Linear(8, 2)).eval()
-    graph = trace_channels(model, torch.randn(2, 3, 5))
-    kinds = {group.kind: group.name for group in graph}
-    thin = prune_channels(model, plan_of(graph, {kinds["head"]: [0, 2, 3], kinds["head_dim"]: [1]}))
-    attention = thin[1]
-    assert (attention.num_heads, attention.head_dim, attention.inner_dim) == (3, 1, 3)
-    assert tuple(attention.qkv.weight.shape) == (9, attention.qkv.in_features)
-
-
-def test_two_equal_numbers_are_told_apart():
-    torch.manual_seed(0)
-    model, x = OptionA().eval(), torch.randn(2, 3, 8, 8)
-    graph = trace_channels(model, x)
-    padded = next(g for g in graph if g.name == "second")
-    before = sorted(set(range(padded.n)) - {3})
-    thin = prune_channels(model, plan_of(graph, {"second": before}))
-    units = padded.producers()[0].units
-    order = [u for u in units if u >= 0]
-    left = sum(u in before for u in order[:2])
-    assert thin.pads == [0, 0, 0, 0, left, len(before) - left]
-    assert left != len(before) - left
-
-
-class SharedSize(nn.Module):
-    """One attribute holds the widths of two layers that nothing else couples."""
-
-    def __init__(self, second: int) -> None:
-        super().__init__()
-        self.width = 6
-        self.first, self.second = nn.Linear(4, 6), nn.Linear(4, second)
-        self.last = nn.Linear(6 + second, 2)
-
-    def forward(self, x):
-        one = self.first(x).view(2, 3, self.width).relu()
-        two = self.second(x).view(2, 3, self.width).cos()
-        return self.last(torch.cat([one, two], 2))
-
-
-def test_groups_whose_widths_one_attribute_holds_are_joined():
-    torch.manual_seed(0)
-    model, x = SharedSize(6).eval(), torch.randn(2, 3, 4)
-    graph = trace_channels(model, x)
-    assert [(group.name, group.n) for group in graph] == [("first", 6)]
-    produced = {member.tensor for member in graph["first"].producers()}
-    assert produced == {"first.weight", "second.weight"}
-    thin = prune_channels(model, plan_of(graph, {"first": [0, 5]}))
-    assert (thin.width, thin.first.out_features, thin.second.out_features) == (2, 2, 2)
-
-
-class Literal(nn.Module):
-    """A reshape whose sizes are written in the code: nothing can change them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.free, self.fixed, self.last = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.last(self.fixed(self.free(x).relu()).view(2, 3, 6))
-
-
-def test_what_no_attribute_explains_is_frozen_with_the_reason_and_the_rest_proceeds():
-    model, x = Literal().eval(), torch.randn(2, 3, 4)
-    graph = trace_channels(model, x)
-    assert [group.name for group in graph] == ["free"]
-    reasons = {(f.tensor, f.dim): f.reason for f in graph.frozen}
-    told = "size[2] = 6 of aten.view cannot be made to follow its width"
-    assert reasons["fixed.weight", 0] == told
-    assert reasons["last.weight", 1] == told
-    assert all(name != "fixed" for axes in graph.axes.values() for axis in axes for name, _ in axis.parts)
-    prune_channels(model, plan_of(graph, {"free": [3]}))
-
-
-def test_a_check_in_the_models_code_freezes_what_it_checks():
-    model, graph = hidden_model(), hidden_graph()
-    settled = settle(model, graph)
-    assert (len(settled), settled.frozen, settled.attributes) == (1, (), ())
-
-    class Checked(nn.Sequential):
-        def forward(self, x):
-            x = self[0](x)
-            assert x.shape[-1] == 4, "four wide"
-            return self[1](x)
-
-    settled = settle(Checked(*model), graph)
-    assert len(settled) == 0
-    assert {(f.tensor, f.dim) for f in settled.frozen} == {("0.weight", 0), ("1.weight", 1)}
-    assert all(not axis.parts for axes in settled.axes.values() for axis in axes)
-
-
-class Scaled(nn.Module):
-    """A product divided by the square root of an attribute that a reshape needs too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.size = 4
-        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.last(self.first(x).view(-1, self.size).relu() / self.size**0.5)
-
-
-def test_a_width_that_changes_a_factor_is_inexact():
-    graph = trace_channels(Scaled().eval(), torch.randn(5, 3))
-    (group,) = graph
-    assert "its width changes a factor: 2 to " in group.inexact
-
-
-def test_widths_of_one_where_reshapes_need_no_copy():
-    model, x = build("transformer")
-    graph = trace_channels(model, x)
-    keeps = {group.name: np.array([group.n - 1]) for group in graph}
-    prune_channels(model, plan_of(graph, keeps))
-
-
-def test_tracing_leaves_the_model_as_it_is():
-    model, x = build("transformer")
-    model.train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state, heads = torch.random.get_rng_state(), model.attention.num_heads
-    graph = trace_channels(model, x)
-    assert random_keeps(graph, 0)
-    assert torch.equal(torch.random.get_rng_state(), state)
-    assert model.training
-    assert model.attention.num_heads == heads
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-class Einsum(nn.Module):
-    """Products that PyTorch carries out by other operations where a length is 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.qkv, self.last = nn.Linear(4, 3 * 2 * 5), nn.Linear(2 * 5, 3)
-        self.table = nn.Parameter(torch.randn(2, 6, 6))
-        self.heads, self.dim = 2, 5
-
-    def forward(self, x):
-        b, n, _ = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.heads, self.dim).unbind(2)
-        weights = torch.einsum("bqhd,bkhd->bhqk", q, k) + self.table
-        return self.last(torch.einsum("bhqk,bkhd->bqhd", weights, v).reshape(b, n, -1))
-
-
-def test_products_that_run_by_other_operations_at_a_length_of_one():
-    torch.manual_seed(0)
-    model, x = Einsum().eval(), torch.randn(2, 6, 4)
-    graph = trace_channels(model, x)
-    kinds = {group.kind: group.name for group in graph}
-    assert set(kinds) == {"head", "head_dim"}
-    for keeps in ({"head": [1]}, {"head_dim": [2]}, {"head": [0], "head_dim": [4]}):
-        thin = prune_channels(model, plan_of(graph, {kinds[kind]: keep for kind, keep in keeps.items()}))
-        assert thin.heads == len(keeps.get("head", range(2)))
-
-
-class SplitList(nn.Module):
-    """A split whose sizes are one list, two of them the same number."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes = [4, 4, 3]
-        self.first, self.last = nn.Linear(5, 11), nn.Linear(11, 2)
-
-    def forward(self, x):
-        a, b, c = torch.split(self.first(x), self.sizes, -1)
-        return self.last(torch.cat([a.relu(), b.cos(), c.sigmoid()], -1))
-
-
-def test_the_sizes_of_a_split_are_found_in_their_order():
-    torch.manual_seed(0)
-    model, x = SplitList().eval(), torch.randn(2, 5)
-    graph = trace_channels(model, x)
-    keeps = random_keeps(graph, 0, 0.5)
-    thin = prune_channels(model, plan_of(graph, keeps))
-    kept = cut(graph, keeps)["first.weight"][0]
-    parts = [(kept < 4).sum(), ((kept >= 4) & (kept < 8)).sum(), (kept >= 8).sum()]
-    assert thin.sizes == [int(n) for n in parts]
-    assert isinstance(thin.sizes, list)

@@ -9,8 +9,9 @@ from support.graph_helpers import random_keeps, reasons, summary
 from torch import Tensor, nn
 
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.verification import verify
 
 
@@ -28,14 +29,11 @@ class Net(nn.Module):
 def _check_cuts(model: nn.Module, example) -> dict[str, tuple[str, int]]:
     model = model.double().eval()
     graph = trace_channels(model, example)
-    wide = named_tensors(model)
     for seed in range(3):
         keeps = random_keeps(graph, seed, exact=False)
-        thin = copy_with(
-            model, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()}
-        )
-        apply_patches(thin, patches(model, graph, keeps))
-        assert check_thin(thin, graph, keeps) == []
+        cut = Cut(graph, keeps)
+        thin = cut.thin_copy(Network.of(model))
+        assert check_thin(thin, cut) == []
         assert verify(model, thin, graph, keeps, example).max_error < 1e-13
     return summary(graph)
 

@@ -9,8 +9,9 @@ from support.graph_helpers import random_keeps, reasons, summary
 from torch import Tensor, nn
 
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.verification import verify
 
 EXPERTS = 3
@@ -20,13 +21,11 @@ def _check_cuts(model: nn.Module, example: Tensor) -> dict[str, tuple[str, int]]
     """Random cuts run as predicted, with other batches too, and are the masked network; the groups."""
     model = model.double().eval()
     graph = trace_channels(model, example)
-    wide = named_tensors(model)
     for seed in range(3):
         keeps = random_keeps(graph, seed)
-        cuts = {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()}
-        thin = copy_with(model, cuts)
-        apply_patches(thin, patches(model, graph, keeps))
-        assert check_thin(thin, graph, keeps) == []
+        cut = Cut(graph, keeps)
+        thin = cut.thin_copy(Network.of(model))
+        assert check_thin(thin, cut) == []
         done = verify(model, thin, graph, keeps, example)
         assert (set(done.compared), done.inexact) == (set(keeps), {})
         assert done.max_error < 1e-13

@@ -11,8 +11,9 @@ from support.graph_helpers import random_keeps, summary
 from torch import Tensor, nn
 
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording.network import Network
 from slimfast.pruning.verification import verify
 
 
@@ -63,15 +64,6 @@ class Decoder(nn.Module):
         return self.head(x)
 
 
-def _cut(model: nn.Module, graph, keeps) -> nn.Module:
-    wide = named_tensors(model)
-    thin = copy_with(
-        model, {n: select_indices(wide[n].detach(), dims) for n, dims in cut(graph, keeps).items()}
-    )
-    apply_patches(thin, patches(model, graph, keeps))
-    return thin
-
-
 @pytest.mark.parametrize(("heads", "key_heads"), [(4, 4), (4, 2), (4, 1), (6, 2), (6, 3)])
 def test_heads_queries_per_head_and_dimensions_are_cut_at_every_ratio(heads, key_heads):
     torch.manual_seed(0)
@@ -88,8 +80,9 @@ def test_heads_queries_per_head_and_dimensions_are_cut_at_every_ratio(heads, key
     assert summary(graph) == expected
     for seed in range(4):
         keeps = random_keeps(graph, seed)
-        thin = _cut(model, graph, keeps)
-        assert check_thin(thin, graph, keeps) == []
+        cut = Cut(graph, keeps)
+        thin = cut.thin_copy(Network.of(model))
+        assert check_thin(thin, cut) == []
         done = verify(model, thin, graph, keeps, tokens)
         assert set(done.compared) == set(expected)
         assert done.max_error < 1e-13
@@ -124,9 +117,8 @@ def test_a_repetition_left_out_must_be_one_that_became_a_single_time():
     graph = trace_channels(model, torch.zeros(2, 3), settle=False)
     (name,) = (g.name for g in graph)
     keeps = {name: torch.arange(5).numpy()}
-    assert [m.operation for m in check_thin(_cut(model, graph, keeps), graph, keeps)][:1] == [
-        "aten.unsqueeze"
-    ]
+    cut = Cut(graph, keeps)
+    assert [m.operation for m in check_thin(cut.thin_copy(Network.of(model)), cut)][:1] == ["aten.unsqueeze"]
 
 
 def test_an_encoder_of_as_many_heads_as_dimensions_is_cut_by_either():
@@ -142,8 +134,9 @@ def test_an_encoder_of_as_many_heads_as_dimensions_is_cut_by_either():
     assert summary(graph) == {"0[residual]": ("residual", 4), "0[residual]#2": ("residual", 4), **hidden}
     for seed in range(4):
         keeps = random_keeps(graph, seed, exact=False)
-        thin = _cut(model, graph, keeps)
-        assert check_thin(thin, graph, keeps) == []
+        cut = Cut(graph, keeps)
+        thin = cut.thin_copy(Network.of(model))
+        assert check_thin(thin, cut) == []
         heads, dims = (len(keeps[name]) for name in ("0[residual]", "0[residual]#2"))
         attention = thin[1].layers[1].self_attn
         assert (attention.num_heads, attention.embed_dim) == (heads, heads * dims)

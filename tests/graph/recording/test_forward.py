@@ -12,12 +12,12 @@ from torch import nn
 
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph import trace_channels
-from slimfast.graph.recording.forward import hollow_copy, record, record_at
-from slimfast.graph.recording.module_copies import tensor_names
+from slimfast.graph.recording.forward import dataless_copy, record, record_at
+from slimfast.graph.recording.network import Network
 
 
 def _record(model, *args, **kwargs):
-    return record(model, args, kwargs)
+    return record(Network.of(model), args, kwargs)
 
 
 def test_operations_have_their_module_their_names_and_their_shapes():
@@ -28,7 +28,7 @@ def test_operations_have_their_module_their_names_and_their_shapes():
     assert conv.outputs[0].shape == (2, 4, 6, 6)
     assert conv.arguments["groups"] == 1
     assert recording.names[conv.arguments["weight"].value] == "0.weight"
-    assert recording.place == "meta"
+    assert recording.tensor_mode == "meta"
 
 
 class _Kept(nn.Module):
@@ -75,11 +75,11 @@ class _Asks(nn.Module):
         return self.linear(x) if value else x
 
 
-@pytest.mark.parametrize(("what", "place"), [("nothing", "meta"), ("constant", "fake"), ("input", "real")])
-def test_values_are_asked_for_no_further_than_needed(what, place):
+@pytest.mark.parametrize(("what", "mode"), [("nothing", "meta"), ("constant", "fake"), ("input", "real")])
+def test_values_are_asked_for_no_further_than_needed(what, mode):
     model = nn.Linear(3, 4) if what == "nothing" else _Asks(what)
     recording = _record(model, torch.zeros(2, 3))
-    assert recording.place == place
+    assert recording.tensor_mode == mode
     assert [c.op for c in recording.calls if c.op == "aten.linear"] == ["aten.linear"]
 
 
@@ -143,9 +143,9 @@ def test_two_threads_leave_the_switches_of_the_process_as_they_were(place):
 def test_tied_tensors_are_one():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
-    hollow = hollow_copy(model)
-    assert hollow[0].weight is hollow[1].weight
-    assert tensor_names(model)[1] == {"1.weight": "0.weight"}
+    dataless = dataless_copy(Network.of(model))
+    assert dataless[0].weight is dataless[1].weight
+    assert Network.of(model).tied == {"1.weight": "0.weight"}
     assert trace_channels(model, torch.zeros(2, 4)).tied == {"1.weight": "0.weight"}
 
 
@@ -248,7 +248,7 @@ def test_a_recording_stops_at_the_operation_asked_for():
             return x + 1
 
     for most, expected in ((1, ["clone", "linear"]), (2, ["clone", "linear", "relu"]), (None, None)):
-        calls = record_at(Careless(), (torch.zeros(2, 3),), {}, "meta", most=most).calls
+        calls = record_at(Network.of(Careless()), (torch.zeros(2, 3),), {}, "meta", max_operations=most).calls
         assert [c.op for c in calls] == [
             f"aten.{op}" for op in expected or ("clone", "linear", "relu", "add")
         ]
@@ -260,7 +260,7 @@ def test_a_convolution_is_recorded_alike_with_and_without_a_shortcut(layer, grou
     """Of as many channels in as out, where a transposed one would give the same shapes."""
     model = layer(8, 8, 3, padding=1, groups=groups)
     x = torch.randn(2, 8, *[5] * (model.weight.dim() - 2))
-    short, full = (record_at(model, (x,), {}, place).calls for place in ("meta", "fake"))
+    short, full = (record_at(Network.of(model), (x,), {}, place).calls for place in ("meta", "fake"))
     assert [call.op for call in short] == [call.op for call in full] == ["aten.convolution"]
     assert short[0].outputs[0].shape == full[0].outputs[0].shape
     assert short[0].arguments.keys() == full[0].arguments.keys()

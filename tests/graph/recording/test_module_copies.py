@@ -1,15 +1,25 @@
-"""Copies of modules: what copy.deepcopy gives, with other tensors in them."""
+"""Copies of modules: what copy.deepcopy gives, with other tensors in them and no garbage collected."""
 
 from __future__ import annotations
 
 import copy
+import gc
+import threading
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from slimfast import UnsupportedGraph, trace_channels
 from slimfast.errors import SlimfastError
-from slimfast.graph.recording.module_copies import aliases, copy_with, deep_copy, named_tensors
+from slimfast.graph.recording.module_copies import (
+    aliases,
+    collector_paused,
+    copy_with,
+    deep_copy,
+    named_tensors,
+)
+from slimfast.graph.recording.network import Network
 
 
 class Odd(nn.Module):
@@ -46,7 +56,7 @@ class Own(nn.Linear):
 
 def test_a_copy_is_what_deepcopy_gives():
     odd = Odd()
-    made, expected = deep_copy(odd, {}), copy.deepcopy(odd)
+    made, expected = deep_copy(Network.of(odd), {}), copy.deepcopy(odd)
     assert isinstance(made, Odd)
     assert {n: (t.shape, t.requires_grad) for n, t in named_tensors(made).items()} == {
         n: (t.shape, t.requires_grad) for n, t in named_tensors(expected).items()
@@ -63,7 +73,7 @@ def test_a_copy_is_what_deepcopy_gives():
 
 def test_what_refers_to_a_part_refers_to_the_copys():
     odd = Odd()
-    made = deep_copy(odd, {})
+    made = deep_copy(Network.of(odd), {})
     assert made.listed[0] is made.first
     assert made.listed[1][0] is made.second
     assert made.cache is made.first.cache
@@ -78,7 +88,7 @@ def test_what_refers_to_a_part_refers_to_the_copys():
 
 
 def test_a_class_that_says_how_it_is_copied_is_asked():
-    made = deep_copy(nn.Sequential(Own(2, 3)), {})
+    made = deep_copy(Network.of(nn.Sequential(Own(2, 3))), {})
     assert made[0].copied
 
 
@@ -110,4 +120,73 @@ def test_a_module_that_cannot_be_copied_is_named():
     model = nn.Linear(2, 2)
     model.handle = (i for i in range(3))
     with pytest.raises(SlimfastError, match="Linear cannot be copied: cannot pickle 'generator' object"):
-        deep_copy(model, {})
+        deep_copy(Network.of(model), {})
+
+
+class Watching(nn.Module):
+    """Notes whether the collector is on while its forward runs."""
+
+    def __init__(self, error=None):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.seen = []
+        self.error = error
+
+    def __deepcopy__(self, memo):
+        copied = Watching(self.error)
+        copied.linear, copied.seen = self.linear, self.seen
+        return copied
+
+    def forward(self, x):
+        self.seen.append(gc.isenabled())
+        if self.error is not None:
+            raise self.error
+        return self.linear(x)
+
+
+@pytest.fixture
+def disabled():
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_the_collector_is_off_while_a_network_is_traced_and_on_again_after():
+    model = Watching().to("meta")
+    trace_channels(model, torch.randn(1, 4))
+    assert model.seen
+    assert not any(model.seen)
+    assert gc.isenabled()
+
+
+def test_the_collector_is_on_again_after_an_error():
+    with pytest.raises(UnsupportedGraph, match="no such thing"):
+        trace_channels(Watching(ValueError("no such thing")), torch.randn(1, 4))
+    assert gc.isenabled()
+
+
+def test_who_has_the_collector_off_keeps_it_off(disabled):
+    with collector_paused(), collector_paused():
+        pass
+    assert not gc.isenabled()
+
+
+def test_the_collector_stays_off_until_the_last_of_several_pauses_ends():
+    """And is on again then, whichever of them began first."""
+    began, other_ended = threading.Event(), threading.Event()
+    seen = []
+
+    def pause():
+        with collector_paused():
+            began.set()
+            other_ended.wait(5)
+            seen.append(gc.isenabled())
+
+    thread = threading.Thread(target=pause)
+    with collector_paused():
+        thread.start()
+        began.wait(5)
+    other_ended.set()
+    thread.join()
+    assert seen == [False]
+    assert gc.isenabled()

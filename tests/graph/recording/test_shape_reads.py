@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from slimfast import measure_spectra, plan_widths, prune_channels, select
 from slimfast.graph import trace_channels
-from slimfast.graph.cutting.cut import apply_patches, check_thin, cut, patches, select_indices
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
-from slimfast.graph.recording.shape_reads import Length, ShapeReads
+from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording import network
+from slimfast.graph.recording.shape_reads import ShapeReads, TracedLength
 from slimfast.pruning.verification import verify
 
 
@@ -62,12 +63,9 @@ def _check_cuts(model: nn.Module, example: Tensor) -> set[str]:
     compared: set[str] = set()
     for seed in range(4):
         keeps = random_keeps(graph, seed)
-        wide = named_tensors(model)
-        thin = copy_with(
-            model, {n: select_indices(wide[n].detach(), d) for n, d in cut(graph, keeps).items()}
-        )
-        apply_patches(thin, patches(model, graph, keeps))
-        assert check_thin(thin, graph, keeps) == []
+        cut = Cut(graph, keeps)
+        thin = cut.thin_copy(network.Network.of(model))
+        assert check_thin(thin, cut) == []
         done = verify(model, thin, graph, keeps, example)
         assert done.max_error < 1e-13
         compared |= set(done.compared)
@@ -158,7 +156,7 @@ def test_lengths_know_their_axes_and_exact_quotients_of_them():
         ((7, 1, 2),),
         (None, (7, 0, 1), None),
     ]
-    assert isinstance(c // 4, Length)
+    assert isinstance(c // 4, TracedLength)
     assert type(c // 5) is type(c // 1) is type(c * 2) is int
     assert c // 2.5 == 4.0
     assert c // torch.tensor(5) == torch.tensor(2)

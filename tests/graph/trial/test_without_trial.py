@@ -11,10 +11,13 @@ from support.graph_helpers import trace_example
 from torch import Tensor, nn
 
 from slimfast.graph import ChannelGraph, trace_channels
-from slimfast.graph.recording.forward import record
-from slimfast.graph.recording.module_copies import modules_of
-from slimfast.graph.trial.search import Search
-from slimfast.graph.trial.without_trial import certain_attributes
+from slimfast.graph.recording.forward import Recording, record
+from slimfast.graph.recording.network import Network
+from slimfast.graph.trial.candidates import Layout
+from slimfast.graph.trial.runner import TrialRunner
+from slimfast.graph.trial.search import AttributeSearch
+from slimfast.graph.trial.trial_cut import inexact_groups
+from slimfast.graph.trial.without_trial import attributes_without_trial
 
 
 class Block(nn.Module):
@@ -100,29 +103,29 @@ UNCERTAIN = {
 }
 
 
-def _all(model: nn.Module) -> tuple[ChannelGraph, dict | None, Search]:
+def _all(model: nn.Module) -> tuple[ChannelGraph, dict | None, Recording, Network]:
     x = torch.randn(2, 3, 4, 4)
-    model.eval()
-    graph, recording = trace_example(model, x), record(model, (x,), {})
-    search = Search(model, graph, recording)
-    return graph, certain_attributes(graph, dict(modules_of(model)), recording), search
+    network = Network.of(model.eval())
+    graph, recording = trace_example(model, x), record(network, (x,), {})
+    return graph, attributes_without_trial(graph, network.modules, recording), recording, network
 
 
 @pytest.mark.parametrize("name", CERTAIN)
 def test_a_trial_finds_nothing_where_none_is_needed(name):
-    graph, certain, search = _all(CERTAIN[name])
+    graph, certain, recording, network = _all(CERTAIN[name])
     assert certain is not None
     assert len(graph) > 0
-    search.run()
-    assert certain == search.attributes
-    assert not search.uncuttable
-    assert not search.inexact
-    assert search.graph is graph
+    runner, layout = TrialRunner(network, graph, "meta"), Layout.of(network.modules, graph)
+    settlement = AttributeSearch(runner, layout, graph).run()
+    assert certain == settlement.trial.attributes
+    assert not settlement.uncuttable
+    assert not inexact_groups(settlement, recording.calls, runner, layout)
+    assert settlement.trial.cut.graph is graph
 
 
 @pytest.mark.parametrize("name", UNCERTAIN)
 def test_what_a_width_may_hide_in_takes_the_trial(name):
-    graph, certain, _ = _all(Calls(UNCERTAIN[name]))
+    graph, certain, *_ = _all(Calls(UNCERTAIN[name]))
     assert len(graph) > 0
     assert certain is None
 

@@ -1,54 +1,61 @@
-"""Bilinear forms and distances: sums over an axis of products or differences of all pairs."""
+"""Follow bilinear forms and distances, which sum products or differences of all pairs over an axis."""
 
 from __future__ import annotations
 
-from slimfast.graph.propagation.flow import FIXED, Flow, Way
-from slimfast.graph.propagation.rules.registry import Ways, rule
-from slimfast.graph.recording.forward import Call
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, first_free
+from slimfast.graph.propagation.flow import Propagation
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.zeros import all_nonzero
+from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.op_registry import op
 
 
-@rule("_trilinear")
-def trilinear(flow: Flow, call: Call) -> list[Ways]:
-    """The product of three tensors, given axes of length 1 where told, summed over some axes: a bilinear
-    layer has a weight (out, in1, in2) among them."""
+@op("_trilinear")
+def trilinear(flow: Propagation, call: Call) -> list[Axes]:
+    """Follow a product of three tensors, summed over some axes.
+
+    Each is given axes of length 1 first, as the arguments say. A bilinear layer has its weight (out, in1,
+    in2) among them.
+    """
     refs = [call.arguments[name] for name in ("i1", "i2", "i3")]
-    axes: list[list[tuple[Way, int]]] = []
+    operands: list[Axes] = []
     for ref, name in zip(refs, ("expand1", "expand2", "expand3"), strict=True):
-        own = list(zip(flow.ways(ref), ref.shape, strict=True))
+        own = list(flow.axes(ref))
         for dim in call.arguments[name]:
-            own.insert(dim, (FIXED, 1))
-        axes.append(own)
-    result: Ways = []
-    spans: list[tuple[Way, int]] = []
-    for dim, met in enumerate(zip(*axes, strict=True)):
-        length = max(n for _, n in met)
-        full = [(ref, way) for ref, (way, n) in zip(refs, met, strict=True) if n == length]
-        first = next((way for _, way in full if not isinstance(way, int)), FIXED)
-        for _, way in full:
-            flow.unify(first, way)
-        spans.append((first, length))
+            own.insert(dim, FIXED)
+        operands.append(own)
+    result: Axes = []
+    lengths: Axes = []
+    for dim, met in enumerate(zip(*operands, strict=True)):
+        length = max(map(len, met))
+        full = [(ref, axis) for ref, axis in zip(refs, met, strict=True) if len(axis) == length]
+        first = first_free((axis for _, axis in full), FIXED.of_length(length))
+        for _, axis in full:
+            flow.unify(first, axis)
+        lengths.append(first)
         weights = [ref for ref, _ in full if flow.value(ref).sources]
         for ref in weights:
             (flow.consume if dim in call.arguments["sumdim"] else flow.produce)(ref, first)
         if dim not in call.arguments["sumdim"]:
             result.append(first)
         elif not weights:
-            flow.inexact(first, f"{call.op} sums over it")
-    flow.macs(*spans)
+            flow.inexact(first, Reason.SUMS)
+    flow.macs(*lengths)
     return [result]
 
 
-@rule("_cdist_forward", "_euclidean_dist")
-def distances(flow: Flow, call: Call) -> list[Ways]:
-    """(..., P, M) and (..., R, M) to (..., P, R): over fewer coordinates it is another distance."""
-    a, b = (flow.ways(call.arguments[name]) for name in ("x1", "x2"))
+@op("_cdist_forward", "_euclidean_dist", zeros=all_nonzero)
+def distances(flow: Propagation, call: Call) -> list[Axes]:
+    """Follow distances from (..., P, M) and (..., R, M) to (..., P, R): fewer coordinates make other
+    distances."""
+    a, b = (flow.axes(call.arguments[name]) for name in ("x1", "x2"))
     flow.unify(a[-1], b[-1])
-    flow.inexact(a[-1], f"{call.op} takes a norm along it")
+    flow.inexact(a[-1], Reason.NORM)
     for name in ("x1", "x2"):
         ref = call.arguments[name]
-        flow.produce(ref, flow.ways(ref)[-2])
-        flow.consume(ref, flow.ways(ref)[-1])
-    batch: Ways = [FIXED] * (len(call.outputs[0].shape) - 2)
-    for way in (*a[:-2], *b[:-2]):
-        flow.freeze(way, f"{call.op} runs for each of it")
+        flow.produce(ref, flow.axes(ref)[-2])
+        flow.consume(ref, flow.axes(ref)[-1])
+    batch: Axes = [FIXED] * (len(call.outputs[0].shape) - 2)
+    for axis in (*a[:-2], *b[:-2]):
+        flow.freeze(axis, Reason.REPEATS)
     return [[*batch, a[-2], b[-2]]]

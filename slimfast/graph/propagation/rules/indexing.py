@@ -1,199 +1,215 @@
-"""Selections: by position, by a range, by the values of an index tensor."""
+"""Follow selections: by position, by a range, by the values of an index tensor."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+from torch import Tensor
 
-from slimfast.graph.propagation.flow import FIXED, Flow, Way
-from slimfast.graph.propagation.rules.pointwise import elementwise, unknown
-from slimfast.graph.propagation.rules.registry import Ways, rule
-from slimfast.graph.recording.forward import Call
-
-
-@rule("select")
-def select(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
-    flow.freeze(ways.pop(call.arguments["dim"]), f"{call.op} takes one index of it")
-    return [ways]
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
+from slimfast.graph.propagation.flow import Propagation
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.rules.frozen import unknown
+from slimfast.graph.propagation.rules.pointwise import elementwise
+from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.op_registry import op
 
 
-@rule("unbind")
-def unbind(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
-    flow.freeze(ways.pop(call.arguments["dim"]), f"{call.op} takes it apart index by index")
-    return [list(ways) for _ in call.outputs]
+@op("select", selects=True)
+def select(flow: Propagation, call: Call) -> list[Axes]:
+    """Drop the axis of which one index is taken, and freeze it."""
+    axes = list(flow.axes(call.arguments["self"]))
+    flow.freeze(axes.pop(call.arguments["dim"]), Reason.ONE_INDEX)
+    return [axes]
 
 
-@rule("slice")
-def slice_(flow: Flow, call: Call) -> list[Ways]:
+@op("unbind")
+def unbind(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis that is taken apart index by index."""
+    axes = list(flow.axes(call.arguments["self"]))
+    flow.freeze(axes.pop(call.arguments["dim"]), Reason.INDEX_BY_INDEX)
+    return [list(axes) for _ in call.outputs]
+
+
+@op("slice", selects=True)
+def slice_(flow: Propagation, call: Call) -> list[Axes]:
+    """Take the labels of a range; a step keeps the runs that it jumps over whole."""
     source = call.arguments["self"]
-    ways = list(flow.ways(source))
-    dim = call.arguments["dim"] % len(ways)
-    way, length = ways[dim], source.shape[dim]
+    axes = list(flow.axes(source))
+    dim = call.arguments["dim"] % len(axes)
+    axis, length = axes[dim], source.shape[dim]
     start, end, step = slice(call.arguments["start"], call.arguments["end"], call.arguments["step"]).indices(
         length
     )
-    if isinstance(way, int) or (start, end, step) == (0, length, 1):
-        return [ways]
+    if axis.fixed or (start, end, step) == (0, length, 1):
+        return [axes]
     if step != 1:
-        told = f"{call.op} takes one of every {step} indices of it"
         if end < length or start >= step or length % step:
-            ways[dim] = flow.freeze(way, told)
-            return [ways]
+            axes[dim] = flow.freeze(axis, Reason.EVERY, str(step))
+            return [axes]
         # Runs of `step` indices go or stay whole, so that those behind them keep their places in their runs.
-        ways[dim], place = flow.split(way, length // step, step)
-        flow.freeze(place, told)
-        return [ways]
+        axes[dim], place = flow.split(axis, length // step)
+        flow.freeze(place, Reason.EVERY, str(step))
+        return [axes]
     if start:
-        flow.constant("start", start, way[:start], start)
+        flow.constant("start", start, axis[:start])
     if end < length:
-        flow.constant("end", end, way[:end], end)
-    ways[dim] = way[start:end]
-    return [ways]
+        flow.constant("end", end, axis[:end])
+    axes[dim] = axis[start:end]
+    return [axes]
 
 
-@rule("flip")
-def flip(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
+@op("flip")
+def flip(flow: Propagation, call: Call) -> list[Axes]:
+    """Turn the labels of some axes round."""
+    axes = list(flow.axes(call.arguments["self"]))
     for dim in call.arguments["dims"]:
-        way = ways[dim]
-        ways[dim] = way if isinstance(way, int) else way[::-1]
-    return [ways]
+        axes[dim] = axes[dim][::-1]
+    return [axes]
 
 
-@rule("roll")
-def roll(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
-    for dim in call.arguments["dims"] or range(len(ways)):
-        flow.freeze(ways[dim], f"{call.op} shifts it by a fixed number")
-    return [ways]
+def _roll_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a contiguous tensor that is shifted."""
+    source, dims = a["self"], a["dims"]
+    known = len(dims) == len(a["shifts"]) > 0 and all(-source.dim() <= dim < source.dim() for dim in dims)
+    return empty(source, source.shape) if known and plain(source) else None
 
 
-@rule("index", "_unsafe_index")
-def index(flow: Flow, call: Call) -> list[Ways]:
-    """``self[indices]`` with tensors of positions: what they point into stays, their own axes pass on."""
+@op("roll", meta_shape=_roll_shape)
+def roll(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axes that are shifted by a fixed number."""
+    axes = list(flow.axes(call.arguments["self"]))
+    for dim in call.arguments["dims"] or range(len(axes)):
+        flow.freeze(axes[dim], Reason.SHIFTS)
+    return [axes]
+
+
+@op("index", "_unsafe_index", selects=True)
+def index(flow: Propagation, call: Call) -> list[Axes]:
+    """Follow ``self[indices]``: the axes that are indexed stay whole, those of the index tensors pass on."""
     found, out = chosen(flow, call), call.outputs[0]
     if len(found) != len(out.shape):
-        ways = behind_mask(flow, call)
-        return unknown(flow, call) if ways is None else [ways]
-    for dim, ((way, _), length) in enumerate(zip(found, out.shape, strict=True)):
-        if not isinstance(way, int) and len(way) != length:
-            found[dim] = flow.freeze(way, f"{call.op} takes a part of it"), length
-    return [[way for way, _ in found]]
+        axes = behind_mask(flow, call)
+        return unknown(flow, call) if axes is None else [axes]
+    return [
+        [
+            axis if len(axis) == length else flow.freeze(axis, Reason.TAKES_PART)
+            for axis, length in zip(found, out.shape, strict=True)
+        ]
+    ]
 
 
-def chosen(flow: Flow, call: Call) -> list[tuple[Way, int]]:
-    """The axes of ``self[indices]`` with their lengths, if the indices are positions or masks of one axis."""
+def chosen(flow: Propagation, call: Call) -> Axes:
+    """List the axes of ``self[indices]`` if the indices are positions, or masks of one axis each."""
     source, given = call.arguments["self"], call.arguments["indices"]
-    ways = flow.ways(source)
-    given = [*given, *[None] * (len(ways) - len(given))]
+    axes = flow.axes(source)
+    given = [*given, *[None] * (len(axes) - len(given))]
     at = [dim for dim, ref in enumerate(given) if ref is not None]
-    reasons = [flow.freeze(ways[dim], f"{call.op} looks it up by value") for dim in at]
+    frozen = [flow.freeze(axes[dim], Reason.BY_VALUE) for dim in at]
     tensors = [given[dim] for dim in at]
-    kept = [(ways[dim], n) for dim, n in enumerate(source.shape) if given[dim] is None]
+    kept = [axis for axis, ref in zip(axes, given, strict=True) if ref is None]
     # adjacent index tensors put their axes where they stand, others in front
     first = at[0] if at == list(range(at[0], at[-1] + 1)) else 0
     shape = np.broadcast_shapes(*(ref.shape for ref in tensors))
-    own: Ways = [max(reasons)] * len(shape)
-    if len(tensors) == 1 and any(not isinstance(way, int) for way in flow.ways(tensors[0])):
-        own = flow.ways(tensors[0])
+    own: Axes = [_latest(frozen).of_length(n) for n in shape]
+    if len(tensors) == 1 and any(not axis.fixed for axis in flow.axes(tensors[0])):
+        own = flow.axes(tensors[0])
     else:
         for ref in tensors:
-            for way in flow.ways(ref):
-                flow.freeze(way, f"{call.op} indexes with it")
-    return [*kept[:first], *zip(own, shape, strict=True), *kept[first:]]
+            for axis in flow.axes(ref):
+                flow.freeze(axis, Reason.INDEXES)
+    return [*kept[:first], *own, *kept[first:]]
 
 
-def behind_mask(flow: Flow, call: Call) -> Ways | None:
-    """The axes of ``self[mask]`` for one mask of several axes, which makes a single one of them; None where
-    there are more indices."""
+def _latest(fixed: Axes) -> AxisLabels:
+    """Choose, of fixed axes, the one whose reason was found last."""
+    return max(fixed, key=lambda axis: axis.reason.number if axis.reason else 0)
+
+
+def behind_mask(flow: Propagation, call: Call) -> Axes | None:
+    """List the axes of ``self[mask]`` for one mask over several axes, which become one; None where there are
+    more indices."""
     masks = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
     if len(masks) > 1:
         return None
     ((at, mask),) = masks
-    ways = flow.ways(call.arguments["self"])
+    axes = flow.axes(call.arguments["self"])
     end = at + len(mask.shape)
-    reasons = [flow.freeze(way, f"{call.op} takes a part of it") for way in [*ways[at:end], *flow.ways(mask)]]
-    return [*ways[:at], max(reasons), *ways[end:]]
+    frozen = [flow.freeze(axis, Reason.TAKES_PART) for axis in [*axes[at:end], *flow.axes(mask)]]
+    return [*axes[:at], _latest(frozen), *axes[end:]]
 
 
-@rule("index_select")
-def index_select(flow: Flow, call: Call) -> list[Ways]:
-    ways = list(flow.ways(call.arguments["self"]))
+@op("index_select", selects=True)
+def index_select(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis that is looked up by value; the axis of the index takes its place."""
+    axes = list(flow.axes(call.arguments["self"]))
     dim = call.arguments["dim"]
-    flow.freeze(ways[dim], f"{call.op} looks it up by value")
-    own = flow.ways(call.arguments["index"])
-    ways[dim] = own[0] if own else FIXED
-    return [ways]
+    flow.freeze(axes[dim], Reason.BY_VALUE)
+    own = flow.axes(call.arguments["index"])
+    axes[dim] = own[0] if own else FIXED
+    return [axes]
 
 
-@rule("gather")
-def gather(flow: Flow, call: Call) -> list[Ways]:
+@op("gather")
+def gather(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis that is looked up by value; the other axes are those of the index."""
     source, positions = call.arguments["self"], call.arguments["index"]
-    ways = list(flow.ways(source))
-    dim = call.arguments["dim"] % max(len(ways), 1)
-    for d, way in enumerate(flow.ways(positions)):
+    axes = list(flow.axes(source))
+    dim = call.arguments["dim"] % max(len(axes), 1)
+    for d, axis in enumerate(flow.axes(positions)):
         if d == dim:
-            flow.freeze(ways[d], f"{call.op} looks it up by value")
+            flow.freeze(axes[d], Reason.BY_VALUE)
         elif source.shape[d] == positions.shape[d]:
-            flow.unify(ways[d], way)
+            flow.unify(axes[d], axis)
         else:
-            flow.freeze(ways[d], f"{call.op} reads a part of it")
-    return [list(flow.ways(positions))]
+            flow.freeze(axes[d], Reason.READS_PART)
+    return [list(flow.axes(positions))]
 
 
-@rule("embedding")
-def embedding(flow: Flow, call: Call) -> list[Ways]:
+@op("embedding")
+def embedding(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the rows, which are looked up by value; the columns are the channels."""
     weight = call.arguments["weight"]
-    rows, columns = flow.ways(weight)
+    rows, columns = flow.axes(weight)
     flow.produce(weight, columns)
-    flow.freeze(rows, f"{call.op} looks it up by value")
-    return [[*flow.ways(call.arguments["indices"]), columns]]
+    flow.freeze(rows, Reason.BY_VALUE)
+    return [[*flow.axes(call.arguments["indices"]), columns]]
 
 
-@rule("_embedding_bag", "_embedding_bag_forward_only")
-def embedding_bag(flow: Flow, call: Call) -> list[Ways]:
-    """Rows are looked up and joined: (bags, columns), then tables of positions."""
+@op("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(flow: Propagation, call: Call) -> list[Axes]:
+    """Follow rows that are looked up and summed up: the result is (bags, columns), then come tables of
+    positions."""
     weight = call.arguments["weight"]
-    rows, columns = flow.ways(weight)
+    rows, columns = flow.axes(weight)
     flow.produce(weight, columns)
-    flow.freeze(rows, f"{call.op} looks it up by value")
-    tables: list[Ways] = [[FIXED] * len(out.shape) for out in call.outputs[1:3]]
+    flow.freeze(rows, Reason.BY_VALUE)
+    tables: list[Axes] = [[FIXED] * len(out.shape) for out in call.outputs[1:3]]
     # where each maximum was found has a column for each, if there are any
     return [[FIXED, columns], *tables, [FIXED, columns][: len(call.outputs[3].shape)]]
 
 
-@rule(
-    "sort",
-    "topk",
-    "argsort",
-    "argmax",
-    "argmin",
-    "max",
-    "min",
-    "cumsum",
-    "cumprod",
-    "logcumsumexp",
-    "kthvalue",
-    "median",
-    "mode",
-)
-def along(flow: Flow, call: Call) -> list[Ways]:
-    """Operations whose result at an index depends on the order or number of the others."""
+@op("sort", "topk", "argsort", "argmax", "argmin", "max", "min", "kthvalue", "median", "mode")
+@op("cumsum", "cumprod", "logcumsumexp")
+def along(flow: Propagation, call: Call) -> list[Axes]:
+    """Freeze the axis along which order or number matters: sorting, choosing, running sums."""
     source = call.arguments["self"]
-    ways = list(flow.ways(source))
+    axes = list(flow.axes(source))
     dim = call.arguments.get("dim")
     if "other" in call.arguments:
         return elementwise(flow, call)
-    reasons = [flow.freeze(way) for way in (ways if dim is None else [ways[dim]])]
-    results: list[Ways] = []
+    frozen = [flow.freeze(axis) for axis in (axes if dim is None else [axes[dim]])]
+    results: list[Axes] = []
     for out in call.outputs:
         if dim is None:
             results.append([FIXED] * len(out.shape))
-        elif len(out.shape) == len(ways):
-            changed = list(ways)
-            changed[dim] = reasons[0]
+        elif len(out.shape) == len(axes):
+            changed = list(axes)
+            changed[dim] = frozen[0]
             results.append(changed)
         else:
-            results.append([way for d, way in enumerate(ways) if d != dim % len(ways)])
+            results.append([axis for d, axis in enumerate(axes) if d != dim % len(axes)])
     return results

@@ -1,137 +1,158 @@
-"""Normalisations, reductions and softmax: operations that compute statistics along an axis."""
+"""Follow normalisations of batches, layers, groups and weights."""
 
 from __future__ import annotations
 
-from slimfast.graph.propagation.flow import FIXED, Flow, Way
-from slimfast.graph.propagation.label_matrices import BLOCK
-from slimfast.graph.propagation.rules.registry import Ways, rule
-from slimfast.graph.recording.forward import Call, Ref
+from collections.abc import Mapping
+from typing import Any
 
-_BATCH = (
-    *("native_batch_norm", "batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
-    *("cudnn_batch_norm", "miopen_batch_norm", "_batch_norm_no_update", "_batch_norm_with_update"),
-)
-_LAYER = ("native_layer_norm", "layer_norm", "_fused_rms_norm", "rms_norm")
-_GROUP = ("native_group_norm", "group_norm")
-NORMS = (*_BATCH, *_LAYER, *_GROUP)
+from torch import Tensor
+
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
+from slimfast.graph.propagation.flow import Propagation
+from slimfast.graph.propagation.label_matrices import Mark
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.rules.products import layer_operands
+from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
+from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.op_registry import op
 
 
-@rule(*_BATCH)
-def batch_norm(flow: Flow, call: Call) -> list[Ways]:
+def _zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
+    """Track zeros through a norm.
+
+    A scale and a shift that are parameters make 0 of a removed channel; the shift stays at a removed index of
+    another axis. What a batch norm makes of its mean is not 0.
+    """
+    source, weight, bias = layer_operands(call)
+    shape, rank = call.arguments.get("normalized_shape"), len(axes)
+    own = [1] if shape is None else list(range(rank - len(shape), rank))
+    batch = "running_mean" in call.arguments
+    made = [batch or bias is not None or tracker.may_be_nonzero(source, dim) for dim in range(rank)]
+    for dim in own if weight is not None else ():
+        scale = tracker.may_be_nonzero(weight, dim - own[0])
+        made[dim] = scale or (bias is not None and tracker.may_be_nonzero(bias, dim - own[0]))
+    return made
+
+
+def _batch_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a batch norm of contiguous tensors."""
+    source = a["input"]
+    of_channels = [a[name] for name in ("weight", "bias", "running_mean", "running_var")]
+    if not plain(source, *of_channels) or source.dim() < 2:
+        return None
+    fit = all(t is None or t.shape == source.shape[1:2] for t in of_channels)
+    return empty(source, source.shape) if fit else None
+
+
+@op("batch_norm", zeros=_zeros, meta_shape=_batch_norm_shape, whole=True, certain=True)
+@op("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", zeros=_zeros)
+@op("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", zeros=_zeros)
+@op("_batch_norm_no_update", "_batch_norm_with_update", zeros=_zeros)
+def batch_norm(flow: Propagation, call: Call) -> list[Axes]:
+    """Join the channels with the statistics, scale and shift that each of them has."""
     source = call.arguments["input"]
-    ways = list(flow.ways(source))
+    axes = list(flow.axes(source))
     tensors = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     for ref in tensors:
         if isinstance(ref, Ref):
-            flow.unify(ways[1], flow.ways(ref)[0])
+            flow.unify(axes[1], flow.axes(ref)[0])
     if call.arguments.get("training") or not isinstance(call.arguments.get("running_mean"), Ref):
-        for way in (ways[0], *ways[2:]):
-            flow.inexact(way, f"{call.op} takes statistics along it")
-    return [ways, *(_statistics(out, ways[1], source.shape[1]) for out in call.outputs[1:])]
+        for axis in (axes[0], *axes[2:]):
+            flow.inexact(axis, Reason.STATISTICS)
+    return [axes, *(_statistics(out, axes[1], source.shape[1]) for out in call.outputs[1:])]
 
 
-def _statistics(out: Ref, channels: Way, length: int) -> Ways:
+def _statistics(out: Ref, channels: AxisLabels, length: int) -> Axes:
+    """Describe the axes of the statistics that a batch norm returns."""
     return [channels if n == length and n > 1 else FIXED for n in out.shape]
 
 
-@rule(*_LAYER)
-def layer_norm(flow: Flow, call: Call) -> list[Ways]:
+def _layer_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a layer norm, whose result is contiguous whatever its input is."""
+    source, weight, bias = a["input"], a["weight"], a.get("bias")
+    shape = tuple(a["normalized_shape"])
+    # the result is contiguous, whatever the layout of the input
+    if (
+        not source.is_meta
+        or not source.dtype.is_floating_point
+        or tuple(source.shape[-len(shape) :]) != shape
+    ):
+        return None
+    for own in (weight, bias):
+        if own is not None and not (own.is_meta and own.dtype == source.dtype and tuple(own.shape) == shape):
+            return None
+    return empty(source, source.shape)
+
+
+@op("layer_norm", zeros=_zeros, meta_shape=_layer_norm_shape, whole=True, certain=True)
+@op("rms_norm", zeros=_zeros, meta_shape=_layer_norm_shape, certain=True)
+@op("native_layer_norm", "_fused_rms_norm", zeros=_zeros)
+def layer_norm(flow: Propagation, call: Call) -> list[Axes]:
+    """Join the last axes with those of scale and shift; a mean over fewer channels is another mean."""
     source, shape = call.arguments["input"], call.arguments["normalized_shape"]
-    ways = list(flow.ways(source))
-    first = len(ways) - len(shape)
+    axes = list(flow.axes(source))
+    first = len(axes) - len(shape)
     for name in ("weight", "bias"):
         ref = call.arguments.get(name)
         if isinstance(ref, Ref):
-            for dim, way in enumerate(flow.ways(ref)):
-                flow.unify(ways[first + dim], way)
+            for dim, axis in enumerate(flow.axes(ref)):
+                flow.unify(axes[first + dim], axis)
     for dim, size in enumerate(shape):
-        flow.inexact(ways[first + dim], "a layer norm takes its mean and variance along it")
-        flow.constant(f"normalized_shape[{dim}]", size, ways[first + dim], size)
-    rest: Ways = [*ways[:first], *[FIXED] * len(shape)]
-    return [ways, *(rest for _ in call.outputs[1:])]
+        flow.inexact(axes[first + dim], Reason.LAYER_NORM)
+        flow.constant(f"normalized_shape[{dim}]", size, axes[first + dim])
+    rest: Axes = [*axes[:first], *[FIXED] * len(shape)]
+    return [axes, *(rest for _ in call.outputs[1:])]
 
 
-@rule(*_GROUP)
-def group_norm(flow: Flow, call: Call) -> list[Ways]:
-    """Whole groups may go. With a single group it is a layer norm over the channels."""
+def _group_norm_shape(a: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Know the shapes of a group norm of contiguous tensors and of its statistics."""
+    source, groups = a["input"], a["group"]
+    if not plain(source, a["weight"], a["bias"]) or source.dim() < 2 or a["C"] % groups:
+        return None
+    if any(t is not None and tuple(t.shape) != (a["C"],) for t in (a["weight"], a["bias"])):
+        return None
+    if tuple(source.shape[:2]) != (a["N"], a["C"]) or source.numel() != a["N"] * a["C"] * a["HxW"]:
+        return None
+    statistics = (a["N"], groups)
+    return empty(source, source.shape), empty(source, statistics), empty(source, statistics)
+
+
+@op("native_group_norm", zeros=_zeros, meta_shape=_group_norm_shape)
+@op("group_norm", zeros=_zeros)
+def group_norm(flow: Propagation, call: Call) -> list[Axes]:
+    """Split the channels into groups, which go whole; a single group is a layer norm over all channels."""
     source = call.arguments["input"]
     groups = call.arguments["group"] if "group" in call.arguments else call.arguments["num_groups"]
-    ways = list(flow.ways(source))
+    axes = list(flow.axes(source))
     channels = source.shape[1]
     for name in ("weight", "bias"):
         ref = call.arguments.get(name)
         if isinstance(ref, Ref):
-            flow.unify(ways[1], flow.ways(ref)[0])
-    per_group: Way = FIXED
+            flow.unify(axes[1], flow.axes(ref)[0])
+    per_group: AxisLabels = FIXED
     if groups == 1:
-        flow.inexact(ways[1], "a group norm of one group takes its mean and variance along it")
+        flow.inexact(axes[1], Reason.ONE_GROUP_NORM)
     elif groups < channels:
-        outer, inner = flow.split(ways[1], groups, channels // groups)
-        flow.freeze(inner, "a group norm takes its mean and variance along it")
-        flow.mark(outer, BLOCK)
-        flow.constant("group", groups, outer, groups)
+        outer, inner = flow.split(axes[1], groups)
+        flow.freeze(inner, Reason.GROUP_NORM)
+        flow.mark(outer, Mark.BLOCK)
+        flow.constant("group", groups, outer)
         per_group = outer
     else:
-        flow.constant("group", groups, ways[1], groups)
-        per_group = ways[1]
-    return [ways, *([FIXED, per_group] for _ in call.outputs[1:])]
+        flow.constant("group", groups, axes[1])
+        per_group = axes[1]
+    return [axes, *([FIXED, per_group] for _ in call.outputs[1:])]
 
 
-def reduced(flow: Flow, call: Call, source: Ref) -> tuple[list[Way], Ways]:
-    """The axes a reduction sums over and the axes of its result."""
-    ways = flow.ways(source)
-    dims = call.arguments.get("dim")
-    if dims is None or dims == []:
-        dims = range(len(ways))
-    gone = {dim % max(len(ways), 1) for dim in ([dims] if isinstance(dims, int) else dims)}
-    out: Ways = []
-    for dim, way in enumerate(ways):
-        if dim not in gone:
-            out.append(way)
-        elif call.arguments.get("keepdim"):
-            out.append(FIXED)
-    return [ways[dim] for dim in sorted(gone)], out
-
-
-@rule("mean", "var", "std", "var_mean", "std_mean", "linalg_vector_norm", "norm", "sum", "nansum", "prod",
-      "amax", "amin", "aminmax", "logsumexp")  # fmt: skip
-def statistic(flow: Flow, call: Call) -> list[Ways]:
-    """The statistic of fewer channels is another statistic: allowed, but no longer the masked network.
-
-    Even a sum: what a function makes of a masked channel need not be 0.
-    """
-    source = call.arguments["self"]
-    gone, out = reduced(flow, call, source)
-    for way in gone:
-        flow.inexact(way, f"{call.op} takes a statistic along it")
-    return [list(out) for _ in call.outputs]
-
-
-@rule("any", "all", "count_nonzero")
-def reduction(flow: Flow, call: Call) -> list[Ways]:
-    source = call.arguments["self"]
-    gone, out = reduced(flow, call, source)
-    for way in gone:
-        flow.freeze(way, f"{call.op} reduces it")
-    return [list(out) for _ in call.outputs]
-
-
-@rule("_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax")
-def softmax(flow: Flow, call: Call) -> list[Ways]:
-    """Like a layer norm: over fewer channels, as in attention between channels, it is another function."""
-    ways = list(flow.ways(call.arguments["self"]))
-    flow.inexact(ways[call.arguments["dim"]], f"{call.op} runs along it")
-    return [ways]
-
-
-@rule("_weight_norm_interface", "_weight_norm")
-def weight_norm(flow: Flow, call: Call) -> list[Ways]:
-    """g * v / |v| with one norm per index of ``dim``: the other axes enter the norm."""
+@op("_weight_norm_interface", "_weight_norm")
+def weight_norm(flow: Propagation, call: Call) -> list[Axes]:
+    """Follow g * v / |v| with one norm for each index of ``dim``: the other axes enter the norm."""
     direction, scale, dim = call.arguments["v"], call.arguments["g"], call.arguments["dim"]
-    ways = list(flow.ways(direction))
-    for d, way in enumerate(ways):
-        if d == dim % len(ways):
-            flow.unify(way, flow.ways(scale)[d])
+    axes = list(flow.axes(direction))
+    for d, axis in enumerate(axes):
+        if d == dim % len(axes):
+            flow.unify(axis, flow.axes(scale)[d])
         else:
-            flow.inexact(way, "a weight norm takes its norm along it")
-    return [ways, *(list(flow.ways(scale)) for _ in call.outputs[1:])]
+            flow.inexact(axis, Reason.WEIGHT_NORM)
+    return [axes, *(list(flow.axes(scale)) for _ in call.outputs[1:])]

@@ -1,94 +1,98 @@
-"""Writes by position: a tensor in which some places are replaced by, or added to, those of another."""
+"""Follow writes: some places of a tensor are replaced by, or added to, those of another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from slimfast.graph.propagation.flow import Flow, Way
-from slimfast.graph.propagation.label_matrices import ADDED
+from slimfast.graph.propagation.axis_labels import Axes, AxisLabels
+from slimfast.graph.propagation.flow import Propagation
+from slimfast.graph.propagation.label_matrices import Mark
+from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.rules.frozen import unknown
 from slimfast.graph.propagation.rules.indexing import behind_mask, chosen
-from slimfast.graph.propagation.rules.pointwise import unknown
-from slimfast.graph.propagation.rules.registry import Ways, rule
-from slimfast.graph.recording.forward import Call, Ref
+from slimfast.graph.propagation.zeros import all_nonzero
+from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.op_registry import op
 
 
-@rule("index_add", "index_copy", "index_reduce", "index_fill")
-def write_slices(flow: Flow, call: Call) -> list[Ways]:
-    """Slices of ``self`` along ``dim``: the other axes are those of what is written."""
+@op("index_add", "index_copy", "index_reduce", "index_fill", zeros=all_nonzero)
+def write_slices(flow: Propagation, call: Call) -> list[Axes]:
+    """Write slices of ``self`` along ``dim``: the other axes are those of what is written."""
     written = _written(call)
     if written is None:
         return unknown(flow, call)
-    ways = list(flow.ways(call.arguments["self"]))
-    dim = call.arguments["dim"] % len(ways)
-    ways[dim] = flow.freeze(ways[dim], f"{call.op} looks it up by value")
-    for way in flow.ways(call.arguments["index"]):
-        flow.freeze(way, f"{call.op} writes where it says")
+    axes = list(flow.axes(call.arguments["self"]))
+    dim = call.arguments["dim"] % len(axes)
+    axes[dim] = flow.freeze(axes[dim], Reason.BY_VALUE)
+    for axis in flow.axes(call.arguments["index"]):
+        flow.freeze(axis, Reason.WRITES_THERE)
     for source in written:
-        own = flow.ways(source)
-        flow.freeze(own[dim], f"{call.op} writes where an index says")
-        _join(flow, [(ways[d], own[d]) for d in range(len(ways)) if d != dim])
-    return [ways]
+        own = flow.axes(source)
+        flow.freeze(own[dim], Reason.WRITES_ELSEWHERE)
+        _join(flow, [(axes[d], own[d]) for d in range(len(axes)) if d != dim])
+    return [axes]
 
 
-@rule("scatter", "scatter_add", "scatter_reduce")
-def scatter(flow: Flow, call: Call) -> list[Ways]:
-    """Element by element, at ``index`` along ``dim``; the other axes are one with those of the index."""
+@op("scatter", "scatter_add", "scatter_reduce", zeros=all_nonzero)
+def scatter(flow: Propagation, call: Call) -> list[Axes]:
+    """Write elements at ``index`` along ``dim``: the other axes are one with those of the index."""
     target, places, written = call.arguments["self"], call.arguments["index"], _written(call)
     if written is None:
         return unknown(flow, call)
-    ways = list(flow.ways(target))
-    dim = call.arguments["dim"] % len(ways)
-    ways[dim] = flow.freeze(ways[dim], f"{call.op} looks it up by value")
-    for d, (way, length) in enumerate(zip(flow.ways(places), places.shape, strict=True)):
+    axes = list(flow.axes(target))
+    dim = call.arguments["dim"] % len(axes)
+    axes[dim] = flow.freeze(axes[dim], Reason.BY_VALUE)
+    for d, (axis, length) in enumerate(zip(flow.axes(places), places.shape, strict=True)):
         for ref in written if d == dim else [target, *written]:
-            own = flow.ways(ref)[d]
+            own = flow.axes(ref)[d]
             if ref.shape[d] == length:
-                _join(flow, [(own, way)])
+                _join(flow, [(own, axis)])
             else:
-                flow.freeze(own, f"{call.op} writes a part of it")
-                flow.freeze(way, f"{call.op} writes a part along it")
-    return [ways]
+                flow.freeze(own, Reason.WRITES_PART)
+                flow.freeze(axis, Reason.WRITES_ALONG)
+    return [axes]
 
 
-@rule("index_put", "_index_put_impl", "_unsafe_index_put")
-def index_put(flow: Flow, call: Call) -> list[Ways]:
-    """``self[indices] = values``: the axes of the values are those of what is chosen, the last ones first."""
+@op("index_put", "_index_put_impl", "_unsafe_index_put", zeros=all_nonzero)
+def index_put(flow: Propagation, call: Call) -> list[Axes]:
+    """Follow ``self[indices] = values``: the axes of the values are those of what is chosen, the last ones
+    first."""
     target, source = call.arguments["self"], call.arguments["values"]
     given = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
-    found: Sequence[Way] = [way for way, _ in chosen(flow, call)]
+    found = chosen(flow, call)
     if any(_may_be_mask(target, dim, ref) for dim, ref in given):
         behind = behind_mask(flow, call)
         if behind is None:
             return unknown(flow, call)
         found = behind
-    for way, own, size in zip(found[::-1], flow.ways(source)[::-1], source.shape[::-1], strict=False):
+    for axis, own, size in zip(found[::-1], flow.axes(source)[::-1], source.shape[::-1], strict=False):
         if size > 1:
-            _join(flow, [(way, own)])
-    return [list(flow.ways(target))]
+            _join(flow, [(axis, own)])
+    return [list(flow.axes(target))]
 
 
 def _may_be_mask(target: Ref, dim: int, places: Ref) -> bool:
-    """Whether an index of several axes has the lengths of a mask over ``target``."""
+    """Say whether an index of several axes has the lengths of a mask over ``target``."""
     return len(places.shape) > 1 and places.shape == target.shape[dim : dim + len(places.shape)]
 
 
 def _written(call: Call) -> list[Ref] | None:
-    """The tensor that is written, nothing where it is zeros, None for other numbers."""
+    """List the tensor that is written: none where it is zeros; None for other numbers."""
     found = next(call.arguments[name] for name in ("source", "src", "value") if name in call.arguments)
     if isinstance(found, Ref):
         return [found] if found.shape else None
     return [] if found == 0 else None
 
 
-def _join(flow: Flow, pairs: Iterable[tuple[Way, Way]]) -> None:
-    """Axes of the target and of what is written into it are one, as in an addition."""
+def _join(flow: Propagation, pairs: Iterable[tuple[AxisLabels, AxisLabels]]) -> None:
+    """Join axes of the target with those of what is written into it, as an addition does."""
     for a, b in pairs:
-        if not isinstance(a, int) and not isinstance(b, int) and len(a) != len(b):
-            # as many as a mask chooses: which ones is not known
+        if not a.fixed and not b.fixed and len(a) != len(b):
+            # as many as a mask chooses, and nobody knows which
             flow.freeze(a)
             flow.freeze(b)
             continue
         differ = flow.differ(a, b)
         flow.unify(a, b)
         if differ:
-            flow.mark(a, ADDED)
+            flow.mark(a, Mark.ADDED)

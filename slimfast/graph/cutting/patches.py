@@ -1,0 +1,147 @@
+"""The Python attributes that a cut changes: of PyTorch's own layers, and those that a trial has found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from slimfast.errors import SlimfastError
+from slimfast.graph.channel_graph import Attribute
+from slimfast.graph.recording.network import Network
+
+Shape: TypeAlias = tuple[int, ...]
+# What a patched attribute may hold: an int, or a tuple or list of ints among other plain values.
+Value: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """An attribute of a module that held ``before`` and must hold ``after``: ints, or tuples where it is a
+    sequence.
+
+    ``attribute`` is ``config.name`` for one of an object that the module holds; that object is then copied
+    first, because modules share it.
+    """
+
+    module: str
+    attribute: str
+    before: Value
+    after: Value
+
+
+def patches_of(
+    network: Network, shapes: Mapping[str, Shape], lengths: Iterable[tuple[Attribute, int]]
+) -> tuple[Patch, ...]:
+    """List the patches that these shapes of tensors and lengths of attributes call for, by module and name.
+
+    The attributes of PyTorch's own layers follow from the shapes of their tensors.
+    """
+    values: dict[tuple[str, str], list[Value]] = {}
+    for attribute, length in lengths:
+        _set(values, network.modules[attribute.module], attribute, length)
+    for prefix, own in _shapes_by_module(network, shapes).items():
+        module = network.modules[prefix]
+        groups = values.get((prefix, "groups"), [getattr(module, "groups", 1)])[-1]
+        for name, value in standard_attributes(module, own, groups).items():
+            values[prefix, name] = [read_attribute(module, name), value]
+    return tuple(
+        Patch(module, name, before, after)
+        for (module, name), (before, after) in sorted(values.items())
+        if before != after
+    )
+
+
+def standard_attributes(module: nn.Module, shapes: Mapping[str, Shape], groups: int = 1) -> dict[str, Value]:
+    """Find what the attributes of one of PyTorch's own layers must be for tensors of these shapes."""
+    weight = shapes.get("weight", ())
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and weight:
+        return {"in_channels": weight[0], "out_channels": weight[1] * groups}
+    if isinstance(module, nn.modules.conv._ConvNd) and weight:
+        return {"out_channels": weight[0], "in_channels": weight[1] * groups}
+    if isinstance(module, nn.Linear) and weight:
+        return {"out_features": weight[0], "in_features": weight[1]}
+    if isinstance(module, nn.Bilinear) and weight:
+        return {"out_features": weight[0], "in1_features": weight[1], "in2_features": weight[2]}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and weight:
+        return {"num_embeddings": weight[0], "embedding_dim": weight[1]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": (weight or shapes["running_mean"])[0]}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight:
+        return {"normalized_shape": weight}
+    if isinstance(module, nn.GroupNorm) and weight:
+        return {"num_channels": weight[0]}
+    if isinstance(module, nn.PReLU) and weight:
+        return {"num_parameters": weight[0]}
+    return {}
+
+
+def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
+    """Set the attributes of ``model`` in place.
+
+    Raises :class:`SlimfastError` where one does not hold its ``before``.
+    """
+    for patch in patches:
+        module = model.get_submodule(patch.module)
+        got = read_attribute(module, patch.attribute)
+        if got != patch.before:
+            where = patch.module or type(model).__name__
+            raise SlimfastError(f"{where}: expected {patch.attribute} = {patch.before}, got {got}")
+        _write_attribute(module, patch.attribute, patch.after)
+
+
+def read_attribute(module: nn.Module, name: str) -> Value:
+    """Read ``name`` or ``holder.name``, sequences as tuples; None where there is none."""
+    owner: Any = module
+    *holders, last = name.split(".")
+    for holder in holders:
+        owner = getattr(owner, holder, None)
+    return plain(getattr(owner, last, None))
+
+
+def plain(value: Any) -> Value:
+    """Make tuples of lists and ``torch.Size``, as values are compared and written to JSON."""
+    return tuple(plain(item) for item in value) if isinstance(value, (tuple, list)) else value
+
+
+def _write_attribute(module: nn.Module, name: str, value: Value) -> None:
+    owner: Any = module
+    *holders, last = name.split(".")
+    for holder in holders:
+        alone = copy.copy(getattr(owner, holder))
+        setattr(owner, holder, alone)
+        owner = alone
+    kind = type(getattr(owner, last))
+    setattr(owner, last, value if kind is int else kind(value))
+
+
+def _set(
+    values: dict[tuple[str, str], list[Value]], module: nn.Module, attribute: Attribute, length: int
+) -> None:
+    """Note that ``attribute`` becomes ``length``: [value before, value after], the whole tuple where it is a
+    part of one.
+    """
+    key = (attribute.module, attribute.name)
+    if key not in values:
+        before = read_attribute(module, attribute.name)
+        values[key] = [before, before]
+    if attribute.index is None:
+        values[key][1] = length
+    else:
+        after = list(values[key][1])
+        after[attribute.index] = length
+        values[key][1] = tuple(after)
+
+
+def _shapes_by_module(network: Network, shapes: Mapping[str, Shape]) -> dict[str, dict[str, Shape]]:
+    """Sort these shapes by module path, then by the name of the module's own tensor."""
+    of_tensor = {id(network.tensors[name]): shape for name, shape in shapes.items()}
+    by_module: dict[str, dict[str, Shape]] = {}
+    for prefix, module in network.modules.items():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if id(tensor) in of_tensor:
+                by_module.setdefault(prefix, {})[name] = of_tensor[id(tensor)]
+    return by_module

@@ -1,0 +1,47 @@
+"""Follow operations that make tensors: of one number, of chance, of positions, or shaped like another."""
+
+from __future__ import annotations
+
+from slimfast.graph.propagation.axis_labels import FIXED, Axes
+from slimfast.graph.propagation.flow import Propagation
+from slimfast.graph.propagation.zeros import ZeroTracker, all_nonzero, all_zero
+from slimfast.graph.recording.calls import Call, Ref, refs_in
+from slimfast.graph.recording.op_registry import op
+
+
+def _filled(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
+    """Say whether the number that a tensor is filled with may be other than 0."""
+    number = next(call.arguments[key] for key in ("s", "fill_value", "value") if key in call.arguments)
+    return isinstance(number, Ref) or number != 0
+
+
+@op("zero_", "zeros_like", zeros=all_zero)
+@op("fill_", "full_like", zeros=_filled)
+@op("ones_like", "empty_like", "normal_", "uniform_", zeros=all_nonzero)
+@op("contiguous", copies=True)
+@op("resolve_conj", "resolve_neg", "_conj", "native_dropout")
+def same(flow: Propagation, call: Call) -> list[Axes]:
+    """Give each output the axes of the first tensor."""
+    source = refs_in(call.arguments)[0]
+    return [list(flow.axes(source)) for _ in call.outputs]
+
+
+@op("zeros", "new_zeros", zeros=all_zero, sized=True)
+@op("full", "new_full", zeros=_filled, sized=True)
+@op("ones", "empty", "new_ones", "new_empty", zeros=all_nonzero, sized=True)
+@op("empty_strided", "new_empty_strided", zeros=all_nonzero)
+def constant(flow: Propagation, call: Call) -> list[Axes]:
+    """Start free axes: the value is the same everywhere, so any index may go if the size argument goes
+    along."""
+    axes = flow.fresh(call.outputs[0].shape)
+    for dim, (axis, size) in enumerate(zip(axes, call.outputs[0].shape, strict=True)):
+        flow.constant(f"size[{dim}]", size, axis)
+    return [axes]
+
+
+@op("scalar_tensor", zeros=_filled)
+@op("arange", "linspace", "eye", "tril_indices", "triu_indices", "hann_window", zeros=all_nonzero)
+@op("rand", "randn", "randint", "randperm", "bernoulli", "rand_like", "randn_like", zeros=all_nonzero)
+def positions(flow: Propagation, call: Call) -> list[Axes]:
+    """Fix all axes, for the values depend on the index or on chance."""
+    return [[FIXED] * len(out.shape) for out in call.outputs]
