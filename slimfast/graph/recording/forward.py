@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from slimfast.arrays import Arguments
 from slimfast.errors import SlimfastError, UnsupportedGraph, one_line
 from slimfast.graph.recording.calls import Call, Ref
 from slimfast.graph.recording.dispatch_mode import Recorder, RecordingLimit
@@ -188,14 +189,29 @@ def record_copy(
     recorder = Recorder(shortcuts=tensor_mode == "meta", max_operations=max_operations)
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
-
-    def let_go() -> None:
+    try:
+        output, saw_lengths = _run(
+            model, network, (inner_args, inner_kwargs), recorder, tensor_mode, fake_mode
+        )
+        outputs = tuple(recorder.ref(t) for t in tensors_in(output, strict=True))
+    finally:
         made = recorder.let_go()
         if tensor_mode != "real":
             note_made(made)
+    return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, saw_lengths)
 
+
+def _run(
+    model: nn.Module,
+    network: Network,
+    arguments: Arguments,
+    recorder: Recorder,
+    tensor_mode: TensorMode,
+    fake_mode: FakeTensorMode | None,
+) -> tuple[Any, bool]:
+    """Run the forward under the recorder; its output, and whether its Python may have seen a length."""
+    args, kwargs = arguments
     with ExitStack() as stack:
-        stack.callback(let_go)
         stack.enter_context(PROCESS_LOCK)
         stack.enter_context(torch.no_grad())
         stack.enter_context(recorder.watching(network))
@@ -211,7 +227,7 @@ def record_copy(
         reads = stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device, recorder.compute))
         stack.enter_context(recorder)
         try:
-            output = model(*inner_args, **inner_kwargs)
+            output = model(*args, **kwargs)
         except RecordingLimit:
             output = ()
         except Exception as error:
@@ -220,8 +236,7 @@ def record_copy(
             where = f"forward failed in {module or 'the model itself'} called with shapes {shapes}"
             message = f"{where}: {one_line(error)}"
             raise ForwardFailed(message, tuple(recorder.calls), module) from error
-        outputs = tuple(recorder.ref(t) for t in tensors_in(output, strict=True))
-        return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, reads.saw_lengths)
+    return output, reads.saw_lengths
 
 
 @contextmanager

@@ -89,7 +89,7 @@ def test_a_forward_that_writes_into_its_arguments_leaves_the_example_alone(place
         return m.a(x.mul_(scale["by"].add_(1)))
 
     x, scale = torch.ones(2, 3), {"by": torch.ones(())}
-    recording = record_at(Net(forward, a=nn.Linear(3, 4)), (x,), {"scale": scale}, place)
+    recording = record_at(Network.of(Net(forward, a=nn.Linear(3, 4))), (x,), {"scale": scale}, place)
     assert [c.op for c in recording.calls] == ["aten.add_", "aten.mul_", "aten.linear"]
     assert torch.equal(x, torch.ones(2, 3))
     assert scale["by"] == 1
@@ -128,12 +128,14 @@ def test_two_threads_leave_the_switches_of_the_process_as_they_were(place):
         return m.a(x)
 
     def record_second():
-        recordings.append(record_at(Net(inner, a=nn.Linear(3, 4)), (torch.zeros(2, 3),), {}, place))
+        recordings.append(
+            record_at(Network.of(Net(inner, a=nn.Linear(3, 4))), (torch.zeros(2, 3),), {}, place)
+        )
 
     recordings = []
     second = threading.Thread(target=record_second)
     before = torch.backends.mha.get_fastpath_enabled(), log.disabled
-    recordings.append(record_at(Net(outer, a=nn.Linear(3, 4)), (torch.zeros(2, 3),), {}, place))
+    recordings.append(record_at(Network.of(Net(outer, a=nn.Linear(3, 4))), (torch.zeros(2, 3),), {}, place))
     ended.set()
     second.join()
     assert (torch.backends.mha.get_fastpath_enabled(), log.disabled) == before == (True, False)
