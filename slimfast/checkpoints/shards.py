@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from slimfast.arrays import Progress
 from slimfast.calibration import ErrorCurve
@@ -28,10 +29,12 @@ from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.plans import Plan, plan_widths
+from slimfast.plans.planning import settled_plan
+from slimfast.plans.request import WidthOptions, check_request, takes_width_options
 from slimfast.pruning.manifests import Manifest, manifest
 from slimfast.pruning.prune import gather_slices, prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
-from slimfast.spectra import Spectrum, measure_again, measure_spectra, until_settled
+from slimfast.spectra import Spectrum, measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling
 from slimfast.storage.atomic import (
     atomic_path,
@@ -51,11 +54,13 @@ INDEX = "model.safetensors.index.json"
 _JOB = "slimfast.job"
 
 
+@takes_width_options
 def plan_checkpoint(
     source: Source,
     model: nn.Module,
     example: Any,
     *,
+    curves: Mapping[str, ErrorCurve] | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
     dtype: torch.dtype | None = None,
     scaling: Scaling = "raw",
@@ -64,24 +69,19 @@ def plan_checkpoint(
     progress: Progress | None = None,
     resume: str | os.PathLike[str] | None = None,
     team: Team | None = None,
-    explained_variance: float | None = None,
-    params: float | None = None,
-    macs: float | None = None,
-    multiple_of: int = 1,
-    min_width: int = 1,
-    overrides: Mapping[str, int | float] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
-    curves: Mapping[str, ErrorCurve] | None = None,
+    **options: Unpack[WidthOptions],
 ) -> Plan:
     """:func:`slimfast.plan` with the weights read from ``source``, a few layers at a time; the plan is the
     same.
 
-    ``model`` and ``example`` serve the tracing and may be on the meta device. From ``explained_variance`` on
-    the keywords are those of :func:`slimfast.plan_widths`, before it those of
-    :func:`slimfast.measure_spectra`.
+    ``model`` and ``example`` serve the tracing and may be on the meta device. Arguments as for
+    :func:`slimfast.plan_widths` and :func:`slimfast.measure_spectra`.
     """
+    request = check_request(options)
     graph = trace_channels(model, example)
+    if curves is not None:
+        # Widths by gain need no spectra; those that are given are shown.
+        return plan_widths(graph, spectra or {}, curves=curves, **options)
     if spectra is None:
         spectra = measure_spectra(
             source,
@@ -98,23 +98,7 @@ def plan_checkpoint(
     def again(measured: Mapping[str, Spectrum], names: Sequence[str]) -> dict[str, Spectrum]:
         return measure_again(source, measured, names, graph, backend=backend, resume=resume, team=team)
 
-    def solve(measured: Mapping[str, Spectrum]) -> tuple[Plan, list[str]]:
-        plan = plan_widths(
-            graph,
-            measured,
-            explained_variance=explained_variance,
-            params=params,
-            macs=macs,
-            multiple_of=multiple_of,
-            min_width=min_width,
-            overrides=overrides,
-            include=include,
-            exclude=exclude,
-            curves=curves,
-        )
-        return plan, [group.name for group in plan.groups if not group.certified]
-
-    return until_settled(spectra, solve, again)
+    return settled_plan(graph, spectra, request, again)
 
 
 def prune_checkpoint(

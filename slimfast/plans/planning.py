@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from slimfast.arrays import IntArray, Progress
 from slimfast.calibration.curves import ErrorCurve, error_curves
@@ -20,7 +21,15 @@ from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, GroupPlan, Plan
-from slimfast.plans.request import Choice, Request, check_request, choose, rounding_of
+from slimfast.plans.request import (
+    Choice,
+    Request,
+    WidthOptions,
+    check_request,
+    choose,
+    rounding_of,
+    takes_width_options,
+)
 from slimfast.spectra import measure_again, measure_spectra, until_settled
 from slimfast.spectra.eigenvalues import Scaling
 from slimfast.spectra.spectrum import Spectrum
@@ -28,19 +37,13 @@ from slimfast.spectra.spectrum import Spectrum
 _log = logging.getLogger(__name__)
 
 
+@takes_width_options
 def plan_widths(
     graph: ChannelGraph,
     spectra: Mapping[str, Spectrum],
     *,
-    explained_variance: float | None = None,
-    params: float | None = None,
-    macs: float | None = None,
-    multiple_of: int = 1,
-    min_width: int = 1,
-    overrides: Mapping[str, int | float] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
     curves: Mapping[str, ErrorCurve] | None = None,
+    **options: Unpack[WidthOptions],
 ) -> Plan:
     """One width for each channel group of a traced network, from its spectra; takes milliseconds.
 
@@ -64,34 +67,18 @@ def plan_widths(
     Raises ``ValueError`` for wrong arguments, and :class:`SlimfastError` for spectra that are missing or not
     of this network, and for a budget that cannot be reached, with the nearest that can.
     """
-    request = check_request(
-        explained_variance=explained_variance,
-        params=params,
-        macs=macs,
-        multiple_of=multiple_of,
-        min_width=min_width,
-        overrides=overrides,
-        include=include,
-        exclude=exclude,
-    )
-    if curves is not None and explained_variance is not None:
+    request = check_request(options)
+    if curves is not None and request.explained_variance is not None:
         raise ArgumentError("plan: error curves spend a budget of params or macs, got explained_variance")
     problem = _problem(graph, spectra, request, curves)
     return _plan(problem, spectra, _solve(problem, spectra))
 
 
+@takes_width_options
 def plan(
     model: nn.Module,
     example: Any,
     *,
-    explained_variance: float | None = None,
-    params: float | None = None,
-    macs: float | None = None,
-    multiple_of: int = 1,
-    min_width: int = 1,
-    overrides: Mapping[str, int | float] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
@@ -100,6 +87,7 @@ def plan(
     member_scaling: bool = False,
     backend: str = "auto",
     progress: Progress | None = None,
+    **options: Unpack[WidthOptions],
 ) -> Plan:
     """A plan in one call: the model traced with ``example``, its spectra measured, its widths solved.
 
@@ -112,16 +100,7 @@ def plan(
     ``marginal_gain``, from the error curves of a ``calibration`` (:func:`slimfast.calibrate`) and without
     spectra. By default it is the latter where there is a calibration.
     """
-    request = check_request(
-        explained_variance=explained_variance,
-        params=params,
-        macs=macs,
-        multiple_of=multiple_of,
-        min_width=min_width,
-        overrides=overrides,
-        include=include,
-        exclude=exclude,
-    )
+    request = check_request(options)
     by_gain = _by_gain(allocation, calibration, request)
     graph = trace_channels(model, example)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
