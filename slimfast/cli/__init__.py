@@ -16,7 +16,8 @@ import typer
 from slimfast.cli.calibrating import calibrate
 from slimfast.cli.machine import bench, demo, doctor_command
 from slimfast.cli.planning import plan, spectra
-from slimfast.cli.thinning import distill, prune, slim
+from slimfast.cli.thinning import prune, slim
+from slimfast.cli.training import distill
 from slimfast.diagnostics import doctor
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
 

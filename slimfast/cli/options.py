@@ -142,7 +142,7 @@ def refuse(what: str, given: dict[str, Any]) -> None:
             raise SlimfastError(f"{what}, got --{name}")
 
 
-def without_memory(model: str, weights: Path | None, seed: int, device: str) -> tuple[nn.Module, Path]:
+def on_meta_device(model: str, weights: Path | None, seed: int, device: str) -> tuple[nn.Module, Path]:
     """The model on the meta device, and the file in which its weights stay: what ``--stream`` asks for."""
     if weights is None or device != "cpu":
         raise SlimfastError(f"--stream: expected --weights and --device cpu, got {weights} and {device}")
@@ -209,7 +209,7 @@ def progress(what: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def together() -> Iterator[Team | None]:
+def team_if_launched() -> Iterator[Team | None]:
     """The processes that torchrun has started, this one among them; None where it is alone."""
     if launched():
         with join_team() as team:
@@ -221,42 +221,3 @@ def together() -> Iterator[Team | None]:
 def is_first(team: Team | None) -> bool:
     """Whether this process is the one that writes and prints."""
     return team is None or team.rank == 0
-
-
-def wishes(
-    macs: float | None,
-    params: float | None,
-    explained_variance: float | None,
-    multiple_of: int,
-    min_width: int,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    overrides: dict[str, int | float],
-) -> dict[str, Any]:
-    """The keywords of ``plan_widths``; at least one budget, or a width by hand, must be among them."""
-    given = {"macs": macs, "params": params, "explained_variance": explained_variance}
-    budget = {name: value for name, value in given.items() if value is not None}
-    if not budget and not overrides:
-        raise SlimfastError("expected a budget: --macs, --params or --explained-variance, got none")
-    return {
-        **budget,
-        "multiple_of": multiple_of,
-        "min_width": min_width,
-        "include": include or None,
-        "exclude": exclude or None,
-        "overrides": overrides or None,
-    }
-
-
-def widths(texts: list[str] | None) -> dict[str, int | float]:
-    """Pattern -> width of ``--width PATTERN=WIDTH``: an int is a number of units, a float a share of them."""
-    found: dict[str, int | float] = {}
-    for text in texts or []:
-        pattern, equals, width = text.rpartition("=")
-        try:
-            found[pattern] = int(width) if width.isdecimal() else float(width)
-        except ValueError:
-            equals = ""
-        if not (equals and pattern):
-            raise SlimfastError(f"--width: expected PATTERN=WIDTH, as in 'layer1.*=16', got {text!r}")
-    return found
