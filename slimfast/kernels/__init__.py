@@ -1,5 +1,6 @@
 """Kernels: four grouped ops behind one dispatch."""
 
+from slimfast.kernels.backends.contract import Prepared
 from slimfast.kernels.ops import (
     Covariances,
     PaddedCholesky,
@@ -17,7 +18,6 @@ from slimfast.kernels.prepare import (
     prepare_gather,
     prepare_pivoted_cholesky,
 )
-from slimfast.kernels.prepared import Prepared
 
 __all__ = [
     "Covariances",

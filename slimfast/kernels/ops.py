@@ -28,7 +28,6 @@ from slimfast.kernels.checks import (
     non_finite,
 )
 from slimfast.kernels.dispatch import select_backend
-from slimfast.kernels.fallbacks import eigvalsh_stacked, joint_covariance
 from slimfast.kernels.memory import call_bytes
 
 Side = Literal["auto", "rows"]
@@ -120,9 +119,11 @@ def grouped_covariance(
     traces = torch.zeros(len(layers), dtype=torch.float64, device="cpu")
     for module in set(modules.values()):
         mine = [i for i, wanted in enumerate(dtypes) if modules[wanted] is module]
-        found, found_traces = joint_covariance(
-            module, [layers[i] for i in mine], [rows[i] for i in mine], [dtypes[i] for i in mine]
-        )
+        sides, results = [rows[i] for i in mine], [dtypes[i] for i in mine]
+        if all(len(layers[i]) == 1 for i in mine):
+            found, found_traces = module.covariance([layers[i][0] for i in mine], sides, results)
+        else:
+            found, found_traces = module.joint_covariance([layers[i] for i in mine], sides, results)
         traces[mine] = found_traces.to("cpu", torch.float64)
         for i, matrix in zip(mine, found, strict=True):
             matrices[i] = matrix
@@ -167,7 +168,7 @@ def grouped_eigvalsh(
     if not mats:
         return []
     check_one_device("eigvalsh", mats)
-    values: list[Tensor] = select_backend("eigvalsh", mats, backend).eigvalsh(list(mats))
+    values = select_backend("eigvalsh", mats, backend).eigvalsh(list(mats))
     # One look at all of them; which one it was is asked only where there is one.
     dtypes = {v.dtype for v in values}
     for dtype in dtypes:
@@ -184,8 +185,7 @@ def _eigvalsh_stacked(mats: Tensor, named: Sequence[str], backend: str) -> Tenso
     check_squares("eigvalsh", [mats[0]] if len(mats) else [], named)
     if len(mats) == 0:
         return mats.new_empty(0, mats.shape[1])
-    module = select_backend("eigvalsh", [mats], backend)
-    values = eigvalsh_stacked(module, mats)
+    values = select_backend("eigvalsh", [mats], backend).eigvalsh_stacked(mats)
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).any(1).nonzero()[0])
         raise NonFinite(non_finite("eigvalsh", named[bad], mats[bad]))
@@ -243,8 +243,7 @@ def grouped_gather(
     check_gather(tensors, keeps, names)
     if not tensors:
         return []
-    thin: list[Tensor] = select_backend("gather", tensors, backend).gather(list(tensors), list(keeps))
-    return thin
+    return select_backend("gather", tensors, backend).gather(list(tensors), list(keeps))
 
 
 def grouped_spectra(

@@ -18,13 +18,14 @@ results that are not. Keep the calls, and the inputs, as long as the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slimfast.errors import ArgumentError, BackendUnavailable
+from slimfast.kernels.backends.contract import Backend, Prepared
 from slimfast.kernels.checks import (
     check_covariance_options,
     check_gather,
@@ -37,7 +38,6 @@ from slimfast.kernels.checks import (
 )
 from slimfast.kernels.dispatch import select_backend
 from slimfast.kernels.ops import Covariances, PaddedCholesky, PivotedCholesky, Side
-from slimfast.kernels.prepared import Prepared
 
 
 def prepare_covariance(
@@ -68,7 +68,7 @@ def prepare_covariance(
     module = select_backend("covariance", xs, backend, in_float64=result == torch.float64)
     rows = [side == "rows" or x.shape[0] <= x.shape[1] for x in xs]
     call: Prepared[tuple[list[Tensor], Tensor]]
-    call = _with_prepare(module, "covariance").prepare_covariance(list(xs), rows, [result] * len(xs))
+    call = _maker(module, "covariance")(list(xs), rows, [result] * len(xs))
     return Prepared(Covariances(*call.results), call.launch)
 
 
@@ -80,9 +80,7 @@ def prepare_eigvalsh(
         raise ArgumentError("eigvalsh: expected one or more matrices, got none")
     check_squares("eigvalsh", mats, names_of("eigvalsh", mats, names))
     check_one_device("eigvalsh", mats)
-    module = _with_prepare(select_backend("eigvalsh", mats, backend), "eigvalsh")
-    call: Prepared[list[Tensor]] = module.prepare_eigvalsh(list(mats))
-    return call
+    return _maker(select_backend("eigvalsh", mats, backend), "eigvalsh")(list(mats))
 
 
 def prepare_pivoted_cholesky(
@@ -101,9 +99,9 @@ def prepare_pivoted_cholesky(
         raise ArgumentError("pivoted_cholesky: expected one or more matrices, got none")
     check_ranks(mats, ranks, names_of("pivoted_cholesky", mats, names))
     check_one_device("pivoted_cholesky", mats)
-    module = _with_prepare(select_backend("pivoted_cholesky", mats, backend), "pivoted_cholesky")
+    make = _maker(select_backend("pivoted_cholesky", mats, backend), "pivoted_cholesky")
     call: Prepared[tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]]
-    call = module.prepare_pivoted_cholesky(list(mats), list(ranks))
+    call = make(list(mats), list(ranks))
     padded, counts = call.results
     return Prepared(PaddedCholesky([PivotedCholesky(*picks) for picks in padded], counts), call.launch)
 
@@ -119,13 +117,11 @@ def prepare_gather(
     if not tensors:
         raise ArgumentError("gather: expected one or more tensors, got none")
     check_gather(tensors, keeps, names)
-    module = _with_prepare(select_backend("gather", tensors, backend), "gather")
-    call: Prepared[list[Tensor]] = module.prepare_gather(list(tensors), list(keeps))
-    return call
+    return _maker(select_backend("gather", tensors, backend), "gather")(list(tensors), list(keeps))
 
 
-def _with_prepare(module: ModuleType, op: str) -> ModuleType:
-    if not hasattr(module, f"prepare_{op}"):
-        name = module.__name__.rpartition(".")[2]
+def _maker(backend: Backend, op: str) -> Callable[..., Prepared[Any]]:
+    if op not in backend.PREPARE:
+        name = backend.__name__.rpartition(".")[2]
         raise BackendUnavailable(f"{op}: backend {name!r} has no calls made ready, which are for CUDA graphs")
-    return module
+    return backend.PREPARE[op]

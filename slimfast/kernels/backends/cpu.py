@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
+from slimfast.kernels.backends.contract import PreparedOps
 from slimfast.kernels.dtypes import CODES, ELEMENT_BYTES
+
+# CUDA graphs do not hold what runs on the CPU.
+PREPARE: PreparedOps = {}
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:

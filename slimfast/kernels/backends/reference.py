@@ -8,6 +8,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from slimfast.kernels.backends.contract import PreparedOps
+
+# PyTorch's own ops wait for the host.
+PREPARE: PreparedOps = {}
+
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """Nothing speaks against the reference, except a device without float64."""
@@ -46,6 +51,11 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
         else:
             values.append(torch.linalg.eigvalsh(lower, UPLO="L").to(mat.dtype))
     return values
+
+
+def eigvalsh_stacked(mats: Tensor) -> Tensor:
+    """The same for a stack (b, m, m); (b, m)."""
+    return torch.stack(eigvalsh(list(mats)))
 
 
 def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:

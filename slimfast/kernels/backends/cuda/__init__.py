@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
+from slimfast.kernels.backends.contract import Prepared, PreparedOps, member_by_member
 from slimfast.kernels.backends.cuda import eigvalsh_stages
 from slimfast.kernels.backends.cuda.device import device_of
 from slimfast.kernels.backends.cuda.tables import Tables, covariance_bins
 from slimfast.kernels.dtypes import ELEMENT_BYTES
-from slimfast.kernels.prepared import Prepared
 
 # Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
 _PIVOT_ROWS_OF_ONE_BLOCK = 512
@@ -53,6 +53,13 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
     call = prepare_covariance(xs, rows, dtypes)
     call.launch()
     return call.results
+
+
+def joint_covariance(
+    layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
+) -> tuple[list[Tensor], Tensor]:
+    """The same for layers of several members, one turn of members after another."""
+    return member_by_member(covariance, layers, rows, dtypes)
 
 
 def prepare_covariance(
@@ -216,3 +223,11 @@ def _with_few_dims(tensor: Tensor) -> Tensor:
     if tensor.ndim <= 5 or tensor.is_contiguous():
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+PREPARE: PreparedOps = {
+    "covariance": prepare_covariance,
+    "eigvalsh": prepare_eigvalsh,
+    "pivoted_cholesky": prepare_pivoted_cholesky,
+    "gather": prepare_gather,
+}

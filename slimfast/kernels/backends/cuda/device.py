@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slimfast.arrays import IntArray
 from slimfast.kernels import native
-from slimfast.kernels.prepared import host_table
+from slimfast.kernels.backends.contract import host_table
 
 
 @dataclass(frozen=True, slots=True)

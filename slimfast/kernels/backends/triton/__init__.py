@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from slimfast.errors import BackendUnavailable
+from slimfast.kernels.backends.contract import Prepared, PreparedOps, member_by_member
 from slimfast.kernels.backends.triton import schedule
 from slimfast.kernels.dtypes import ELEMENT_BYTES
-from slimfast.kernels.prepared import Prepared
 
 OLDEST_TRITON = (3, 4)
 # bfloat16 and TF32 tensor cores begin here.
@@ -73,6 +73,13 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
     call = prepare_covariance(xs, rows, dtypes)
     call.launch()
     return call.results
+
+
+def joint_covariance(
+    layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
+) -> tuple[list[Tensor], Tensor]:
+    """The same for layers of several members, one turn of members after another."""
+    return member_by_member(covariance, layers, rows, dtypes)
 
 
 def prepare_covariance(
@@ -200,6 +207,11 @@ def eigvalsh(mats: list[Tensor]) -> NoReturn:
     raise BackendUnavailable(_unavailable("eigvalsh", mats))
 
 
+def eigvalsh_stacked(mats: Tensor) -> NoReturn:
+    """There is none, for the reason of :func:`eigvalsh`."""
+    raise BackendUnavailable(_unavailable("eigvalsh", [mats]))
+
+
 def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> NoReturn:
     """There is none, for the reason of :func:`eigvalsh`."""
     raise BackendUnavailable(_unavailable("pivoted_cholesky", mats))
@@ -229,3 +241,6 @@ def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> 
             start()
 
     return Prepared(thin, launch)
+
+
+PREPARE: PreparedOps = {"covariance": prepare_covariance, "gather": prepare_gather}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from slimfast.arrays import IntArray
-from slimfast.kernels.prepared import host_table
+from slimfast.kernels.backends.contract import host_table
 
 # The order of a layer's numbers in the table; the kernels unpack the same names.
 LAYER_FIELDS = (
