@@ -17,7 +17,7 @@ from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.forward import dataless_copy
 from slimfast.graph.recording.network import Network
-from slimfast.huggingface.pretrained import changed_config, config_of, find_config, leaves
+from slimfast.huggingface.config_search import changed_config, config_of, find_config, leaves
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.spectra import Spectrum, measure_spectra
