@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Reader, input_of
-from slimfast.calibration.moments import Calibration, running
+from slimfast.calibration.forward import running
+from slimfast.calibration.moments import Calibration
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.inputs import cloned, tensors_in
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, IntArray
 from slimfast.calibration.consumers import Reader, readers, survivors_of
-from slimfast.calibration.moments import Calibration, first_sample, joined, run, running, watched
+from slimfast.calibration.forward import first_sample, joined, run, running, watched
+from slimfast.calibration.moments import Calibration
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors

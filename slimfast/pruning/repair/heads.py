@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Reader
-from slimfast.calibration.moments import first_sample, run, running, watched
+from slimfast.calibration.forward import first_sample, run, running, watched
 from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.recording.inputs import arguments
 
