@@ -2,10 +2,6 @@
 
 from slimfast.kernels.backends.contract import Prepared
 from slimfast.kernels.ops import (
-    Covariances,
-    PaddedCholesky,
-    PivotedCholesky,
-    SpectraValues,
     grouped_covariance,
     grouped_eigvalsh,
     grouped_gather,
@@ -18,6 +14,7 @@ from slimfast.kernels.prepare import (
     prepare_gather,
     prepare_pivoted_cholesky,
 )
+from slimfast.kernels.results import Covariances, PaddedCholesky, PivotedCholesky, SpectraValues
 
 __all__ = [
     "Covariances",

@@ -9,7 +9,7 @@ the next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -29,51 +29,12 @@ from slimfast.kernels.checks import (
 )
 from slimfast.kernels.dispatch import select_backend
 from slimfast.kernels.memory import call_bytes
+from slimfast.kernels.results import Covariances, PivotedCholesky, SpectraValues
 
 Side = Literal["auto", "rows"]
 # Bytes of covariance matrices alive at once in grouped_spectra on a CPU; one matrix larger than this still
 # runs, alone.
 WORKSPACE_BYTES = 64 << 20
-
-
-class Covariances(NamedTuple):
-    """Covariances of a group of layers: ``matrices[i]`` is (m_i, m_i); ``traces`` (g,) float64 on the CPU."""
-
-    matrices: list[Tensor]
-    traces: Tensor
-
-
-class PivotedCholesky(NamedTuple):
-    """Pivoted Cholesky of one (n, n) matrix, stopped after r <= k picks.
-
-    ``order`` (r,) int64: the picks, best first. ``factor`` (n, r): S[:, order] = factor @ factor[order].T up
-    to the residual, rows in the matrix's own order. ``residual`` (r,): the trace left unexplained after each
-    pick.
-    """
-
-    order: Tensor
-    factor: Tensor
-    residual: Tensor
-
-
-class PaddedCholesky(NamedTuple):
-    """Pivoted Cholesky of a group of matrices, every one padded to the k_i picks that were asked for.
-
-    ``picks[i]``: order (k_i,), factor (n_i, k_i) and residual (k_i,), of which the first ``counts[i]`` are
-    picks; ``counts`` (g,) int64 on the device. Beyond them the order is -1, the factor zero and the residual
-    what was left unexplained.
-    """
-
-    picks: list[PivotedCholesky]
-    counts: Tensor
-
-
-class SpectraValues(NamedTuple):
-    """Eigenvalues of a group of layers: ``eigenvalues[i]`` (m_i,) ascending, float64 on the CPU; ``traces``
-    (g,)."""
-
-    eigenvalues: list[Tensor]
-    traces: Tensor
 
 
 def grouped_covariance(

@@ -37,7 +37,8 @@ from slimfast.kernels.checks import (
     names_of,
 )
 from slimfast.kernels.dispatch import select_backend
-from slimfast.kernels.ops import Covariances, PaddedCholesky, PivotedCholesky, Side
+from slimfast.kernels.ops import Side
+from slimfast.kernels.results import Covariances, PaddedCholesky, PivotedCholesky
 
 
 def prepare_covariance(
