@@ -29,8 +29,8 @@ from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.plans import Plan, plan_widths
-from slimfast.plans.planning import settled_plan
 from slimfast.plans.request import WidthOptions, check_request, takes_width_options
+from slimfast.plans.solving import settled_plan
 from slimfast.pruning.manifests import Manifest, manifest
 from slimfast.pruning.prune import gather_slices, prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
