@@ -6,22 +6,20 @@ The model is needed for its code alone, and may be on the meta device; its weigh
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from slimfast.arrays import Progress
 from slimfast.calibration import ErrorCurve
+from slimfast.checkpoints.shard_folder import INDEX, JOB, alone, clear, job_of, job_of_shard
 from slimfast.distributed.team import Team
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph import trace_channels
@@ -36,22 +34,12 @@ from slimfast.pruning.prune import gather_slices, prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling
-from slimfast.storage.atomic import (
-    atomic_path,
-    cannot_write,
-    check_file,
-    lock,
-    output_folder,
-    reason_of,
-)
+from slimfast.storage.atomic import atomic_path, cannot_write, check_file, output_folder, reason_of
 from slimfast.storage.documents import parse_object
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors
 from slimfast.storage.tensor_documents import KEY
 from slimfast.storage.weights import Source, TensorInfo, Weights, open_weights
-
-INDEX = "model.safetensors.index.json"
-_JOB = "slimfast.job"
 
 
 @takes_width_options
@@ -127,14 +115,14 @@ def prune_checkpoint(
     described, first = _manifest(weights, plan, model, select, backend)
     _check_stored(weights, described, first)
     target = output_folder(folder)
-    job = _job(weights, described)
+    job = job_of(weights, described)
     shards = _shards_of(weights)
-    with _alone(target):
-        _clear(target, shards, job)
+    with alone(target):
+        clear(target, shards, job)
         done, total = 0, 0
         for file, names in shards.items():
             # Files get their names when they are whole.
-            if _job_of_shard(target / file) != job:
+            if job_of_shard(target / file) != job:
                 _write_shard(target / file, names, weights, described, first, job, backend)
             infos = open_weights(target / file).infos
             total += sum(_bytes(info) for info in infos.values())
@@ -142,7 +130,7 @@ def prune_checkpoint(
             if progress is not None:
                 progress(done, len(weights.infos))
         index = {
-            "metadata": {"total_size": total, _JOB: job, KEY: described.to_json()},
+            "metadata": {"total_size": total, JOB: job, KEY: described.to_json()},
             "weight_map": {name: file for file, names in shards.items() for name in names},
         }
         with atomic_path(target / INDEX) as temporary:
@@ -193,7 +181,7 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
 
     weights = open_weights(Path(folder) / INDEX)
     made = output_folder(target)
-    with _alone(made):
+    with alone(made):
         if (made / ".metadata").exists():
             raise cannot_write(made, "it holds a checkpoint already")
         try:
@@ -280,57 +268,7 @@ def _write_shard(
         (name, gather_slices({name: weights.load(name)}, {name: cuts[name]}, backend)[name])
         for name in read_ahead(in_order, weights, lambda name: [name])
     )
-    write_tensors(path, shapes, thin, metadata={"format": "pt", _JOB: job})
-
-
-def _job(weights: Weights, described: Manifest) -> str:
-    """What a folder is the result of: the manifest, and the files as they are now."""
-    files = sorted({extent.path for extent in weights.extents.values()} or {Path(weights.source)})
-    digest = hashlib.sha256(described.to_json().encode())
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _clear(folder: Path, files: Iterable[str], job: str) -> None:
-    """Make way for a job: remove the index of an earlier one, and refuse to write over what is not ours.
-
-    Without the index no reader finds the new shards among the old.
-    """
-    for file in files:
-        if (folder / file).exists() and _job_of_shard(folder / file) is None:
-            raise cannot_write(folder / file, "a file of something else is there")
-    index = folder / INDEX
-    if index.exists():
-        fields = parse_object(check_file(index).read_bytes(), str(index))
-        held = fields.object("metadata") if "metadata" in fields.names() else fields
-        if _JOB not in held.names():
-            raise cannot_write(index, "another checkpoint is there")
-        if held.string(_JOB) != job:
-            index.unlink()
-
-
-def _job_of_shard(path: Path) -> str | None:
-    """The job that has written a shard; None for any other file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(_JOB)
-    except (SafetensorError, OSError):
-        return None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The folder for this run alone, without what killed runs have left half-written in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        lock(descriptor, folder)
-        for part in folder.glob(".model*.part.*"):
-            part.unlink()
-        yield
-    finally:
-        os.close(descriptor)
+    write_tensors(path, shapes, thin, metadata={"format": "pt", JOB: job})
 
 
 def _bytes(info: TensorInfo) -> int:

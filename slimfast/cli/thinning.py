@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from slimfast.checkpoints.shards import INDEX, prune_checkpoint
+from slimfast.checkpoints.shard_folder import INDEX
+from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_files import export as export_network
 from slimfast.checkpoints.thin_files import save
 from slimfast.cli import options
