@@ -16,12 +16,7 @@ from slimfast.calibration.moments import Calibration
 from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, Plan
-from slimfast.plans.request import (
-    Request,
-    WidthOptions,
-    check_request,
-    takes_width_options,
-)
+from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan, solved_plan
 from slimfast.spectra import measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling

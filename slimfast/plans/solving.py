@@ -15,12 +15,7 @@ from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.plan_data import GroupPlan, Plan
-from slimfast.plans.request import (
-    Choice,
-    Request,
-    choose,
-    rounding_of,
-)
+from slimfast.plans.request import Choice, Request, choose, rounding_of
 from slimfast.spectra import until_settled
 from slimfast.spectra.spectrum import Spectrum
 
