@@ -224,7 +224,7 @@ def _triangle(count: int) -> IntArray:
 
 
 def to_device(tables: Sequence[IntArray], device: torch.device) -> list[Tensor]:
-    """The tables on the device, flat, by one copy that nobody waits for, each at a multiple of 16 bytes."""
+    """The tables on the device by one copy that nobody waits for, each at a multiple of 16 bytes."""
     lengths = [table.size + table.size % 2 for table in tables]
     host = host_table(sum(lengths), device)
     written = host.numpy()
@@ -233,4 +233,5 @@ def to_device(tables: Sequence[IntArray], device: torch.device) -> list[Tensor]:
         written[start : start + table.size] = table.reshape(-1)
         # What makes the length even is read by nobody.
         written[start + table.size : start + table.size + table.size % 2] = 0
-    return list(torch.split(host.to(device, non_blocking=True), lengths))
+    parts = torch.split(host.to(device, non_blocking=True), lengths)
+    return [part[: table.size].view(table.shape) for part, table in zip(parts, tables, strict=True)]
