@@ -22,7 +22,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reader:
+class Consumer:
     """A layer that sums over an axis which a cut may shorten.
 
     ``weight`` is the name of its weight, whose dim ``dim`` it sums over, ``axis`` that dim's axis; ``taps``
@@ -73,29 +73,29 @@ class Reader:
         return index
 
 
-def readers(model: nn.Module, graph: ChannelGraph) -> tuple[list[Reader], dict[str, str]]:
+def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer], dict[str, str]]:
     """The layers that read the graph's groups, in the order they run, and why the other weights are not read
     so.
     """
     modules = dict(model.named_modules())
     first_run = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
-    found: list[Reader] = []
+    consumers: list[Consumer] = []
     left: dict[str, str] = {}
     for name in dict.fromkeys(m.tensor for group in graph for m in group.members if m.role == "consumer"):
         path, _, attribute = name.rpartition(".")
         dims = {m.dim for group in graph for m in group.members if m.tensor == name and m.role == "consumer"}
-        reader = _reader(name, path, attribute, modules.get(path), graph, dims)
-        if isinstance(reader, str):
-            left[name] = reader
+        consumer = _consumer(name, path, attribute, modules.get(path), graph, dims)
+        if isinstance(consumer, str):
+            left[name] = consumer
         else:
-            found.append(reader)
-    return sorted(found, key=lambda reader: first_run.get(reader.module, len(first_run))), left
+            consumers.append(consumer)
+    return sorted(consumers, key=lambda consumer: first_run.get(consumer.module, len(first_run))), left
 
 
-def _reader(
+def _consumer(
     name: str, path: str, attribute: str, module: Any, graph: ChannelGraph, dims: set[int]
-) -> Reader | str:
-    """The reader of a weight, or the reason why there is none."""
+) -> Consumer | str:
+    """The consumer of a weight, or the reason why there is none."""
     axes = graph.axes[name]
     where = f"{path} ({type(module).__name__})"
     if attribute != "weight" or module is None:
@@ -119,7 +119,7 @@ def _reader(
         run = _run(axis)
         if run == 1 or blocks > 1:
             return f"{where} reads {axis.length * blocks} variables, more than {LONGEST}"
-    return Reader(name, path, dim, axis, axes[1 - dim], taps, blocks, run)
+    return Consumer(name, path, dim, axis, axes[1 - dim], taps, blocks, run)
 
 
 def _plain(module: nn.Module, bases: Sequence[type[nn.Module]]) -> bool:
@@ -142,14 +142,16 @@ def _run(axis: Axis) -> int:
     return run if np.array_equal(units, np.repeat(np.arange(axis.length // run), run)) else 1
 
 
-def survivors_of(reader: Reader, kept_axis: IntArray, kept_outputs: IntArray) -> tuple[IntArray, IntArray]:
+def kept_variables(
+    consumer: Consumer, kept_axis: IntArray, kept_outputs: IntArray
+) -> tuple[IntArray, IntArray]:
     """The blocks that survive a cut, and the surviving variables of each block.
 
-    ``kept_axis`` and ``kept_outputs`` are the surviving indices of the reader's two axes.
+    ``kept_axis`` and ``kept_outputs`` are the surviving indices of the consumer's two axes.
     """
-    per_block = reader.outputs.length // reader.blocks
-    blocks: IntArray = np.unique(kept_outputs // per_block) if reader.blocks > 1 else np.zeros(1, np.int64)
-    variables: IntArray = kept_axis if reader.run == 1 else np.unique(kept_axis // reader.run)
+    per_block = consumer.outputs.length // consumer.blocks
+    blocks: IntArray = np.unique(kept_outputs // per_block) if consumer.blocks > 1 else np.zeros(1, np.int64)
+    variables: IntArray = kept_axis if consumer.run == 1 else np.unique(kept_axis // consumer.run)
     return blocks, variables
 
 

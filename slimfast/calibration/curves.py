@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import FloatArray
-from slimfast.calibration.consumers import Reader, readers
+from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.moments import Calibration, unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.errors import SlimfastError
@@ -68,11 +68,11 @@ def error_curves(
     errors of all groups are in one unit. Deviations are what errors that go together add up to; their
     squares set groups further apart than networks do that are repaired or trained (docs/evidence.md).
     """
-    found = {reader.weight: reader for reader in readers(model, graph)[0]}
-    felt = sensitivities(model, found.values(), calibration)
+    consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
+    felt = sensitivities(model, consumers.values(), calibration)
     curves = {}
     for group in graph:
-        covariance = unit_covariance(group, found, calibration)
+        covariance = unit_covariance(group, consumers, calibration)
         if covariance is None:
             continue
         picks = grouped_pivoted_cholesky([covariance], [group.n], names=[group.name], backend=backend)[0]
@@ -82,19 +82,19 @@ def error_curves(
         # With the rank used up what is left is rounding.
         residual[-1] = 0.0
         if residual[0] > 0.0:
-            deviations = [math.sqrt(variance) for variance in felt_by_reader(group, found, felt)]
+            deviations = [math.sqrt(variance) for variance in felt_by_consumer(group, consumers, felt)]
             residual *= sum(deviations) / residual[0]
         curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
     return curves
 
 
-def felt_by_reader(
-    group: ChannelGroup, found: Mapping[str, Reader], felt: Mapping[str, Tensor]
+def felt_by_consumer(
+    group: ChannelGroup, consumers: Mapping[str, Consumer], felt: Mapping[str, Tensor]
 ) -> list[float]:
     """The variance of the output that a group's units can make, through each measured layer that reads it."""
     variances = []
     for member in group.members:
         if member.role == "consumer" and member.tensor in felt:
-            index = torch.from_numpy(found[member.tensor].unit_index(member.units, group.n))
+            index = torch.from_numpy(consumers[member.tensor].unit_index(member.units, group.n))
             variances.append(float(felt[member.tensor][index].sum()))
     return variances

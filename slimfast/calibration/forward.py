@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
-from slimfast.calibration.consumers import Reader, input_of, to_device
+from slimfast.calibration.consumers import Consumer, input_of, to_device
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, arguments, cloned, map_leaves
@@ -44,22 +44,22 @@ def running(model: nn.Module) -> Iterator[tuple[nn.Module, torch.device]]:
 
 @contextmanager
 def watched(
-    network: nn.Module, found: Iterable[Reader], see: Mapping[str, Callable[[Tensor], None]]
+    network: nn.Module, consumers: Iterable[Consumer], see: Mapping[str, Callable[[Tensor], None]]
 ) -> Iterator[None]:
-    """Calls ``see[weight](columns)`` with what each reader is about to read."""
+    """Calls ``see[weight](columns)`` with what each consumer is about to read."""
 
-    def look(reader: Reader, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def look(consumer: Consumer, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = input_of(args, kwargs)
         if x is not None and x.numel():
             try:
-                see[reader.weight](reader.columns(x.detach()))
+                see[consumer.weight](consumer.columns(x.detach()))
             except Exception as error:
                 raise _Fault(error) from None
 
     with ExitStack() as hooks:
-        for reader in found:
-            module = network.get_submodule(reader.module)
-            hook = functools.partial(look, reader)
+        for consumer in consumers:
+            module = network.get_submodule(consumer.module)
+            hook = functools.partial(look, consumer)
             hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
         yield
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, Progress
-from slimfast.calibration.consumers import Reader, readers
+from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.forward import cut_batch, run, running, watched
 from slimfast.errors import ArgumentError, NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -69,11 +69,11 @@ def calibrate(
     """
     if samples < 1:
         raise ArgumentError(f"calibrate: expected at least 1 sample, got {samples}")
-    found, left = readers(model, graph)
-    moments = {reader.weight: _Moments(reader, dtype, backend) for reader in found}
+    consumers, left = consumers_of(model, graph)
+    moments = {consumer.weight: _Moments(consumer, dtype, backend) for consumer in consumers}
     kept: list[Arguments] = []
     done = 0
-    with running(model) as (network, device), watched(network, found, moments):
+    with running(model) as (network, device), watched(network, consumers, moments):
         for batch in batches:
             args, count = cut_batch(batch, graph.inputs, samples - done, device)
             run(network, args, "calibrate")
@@ -89,31 +89,31 @@ def calibrate(
     readings = {}
     for name, moment in moments.items():
         if moment.count == 0:
-            left[name] = f"{moment.reader.module} was not called as a module"
+            left[name] = f"{moment.consumer.module} was not called as a module"
         else:
             readings[name] = moment.reading(tensors[name])
     return Calibration(readings, left, tuple(kept), done)
 
 
 def unit_covariance(
-    group: ChannelGroup, found: Mapping[str, Reader], calibration: Calibration
+    group: ChannelGroup, consumers: Mapping[str, Consumer], calibration: Calibration
 ) -> Tensor | None:
     """(n, n) float64: how a group's units vary together in what its consumers read; None where nobody reads.
 
     The sum over the consumers of the group's covariance in what they read, each in shares of its total, so
     that the trace is the number of consumers that saw anything vary. Each variable counts times the
-    norm of the weights that read it, its part in the consumer's output. ``found`` are the graph's readers by
-    weight.
+    norm of the weights that read it, its part in the consumer's output. ``consumers`` are the
+    graph's, by weight.
     """
     total = torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
     read = False
     for member in group.members:
-        reading, reader = calibration.readings.get(member.tensor), found.get(member.tensor)
-        if member.role != "consumer" or reading is None or reader is None:
+        reading, consumer = calibration.readings.get(member.tensor), consumers.get(member.tensor)
+        if member.role != "consumer" or reading is None or consumer is None:
             continue
         read = True
         covariance = reading.covariance * reading.norms * reading.norms[:, None]
-        index = torch.from_numpy(reader.unit_index(member.units, group.n))
+        index = torch.from_numpy(consumer.unit_index(member.units, group.n))
         own = torch.stack([covariance[column[:, None], column] for column in index.T]).sum(0)
         if float(own.trace()) > 0.0:
             total += own / own.trace()
@@ -121,10 +121,10 @@ def unit_covariance(
 
 
 class _Moments:
-    """Running mean and summed squares of what one reader sees, in float64 where it runs."""
+    """Running mean and summed squares of what one consumer sees, in float64 where it runs."""
 
-    def __init__(self, reader: Reader, dtype: torch.dtype | None, backend: str) -> None:
-        self.reader = reader
+    def __init__(self, consumer: Consumer, dtype: torch.dtype | None, backend: str) -> None:
+        self.consumer = consumer
         self.count = 0
         self._dtype = dtype
         self._backend = backend
@@ -138,7 +138,7 @@ class _Moments:
                 [columns],
                 side="rows",
                 dtype=self._dtype,
-                names=[f"read by {self.reader.module}"],
+                names=[f"read by {self.consumer.module}"],
                 backend=self._backend,
             ).matrices[0]
         except NonFinite as error:
@@ -153,6 +153,6 @@ class _Moments:
         self._mean, self._squares, self.count = mean, squares, self.count + fresh
 
     def reading(self, weight: Tensor) -> Reading:
-        norms = self.reader.matrix(weight.detach().double()).square().sum((1, 3)).sqrt().reshape(-1)
+        norms = self.consumer.matrix(weight.detach().double()).square().sum((1, 3)).sqrt().reshape(-1)
         covariance = self._squares / max(self.count - 1, 1)
-        return Reading(self.reader.weight, self._mean.cpu(), covariance.cpu(), norms.cpu(), self.count)
+        return Reading(self.consumer.weight, self._mean.cpu(), covariance.cpu(), norms.cpu(), self.count)

@@ -32,7 +32,7 @@ FLOAT64_ERROR = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunContext:
     """What goes along with a measurement and does not change it.
 
     ``sidecar`` has the layers that were finished before, and gets those that are finished now; ``team`` are
@@ -44,7 +44,9 @@ class Run:
     team: Team | None = None
 
 
-def measure(layers: Sequence[Layer], weights: Weights, options: Options, run: Run) -> dict[str, Spectrum]:
+def measure(
+    layers: Sequence[Layer], weights: Weights, options: Options, run: RunContext
+) -> dict[str, Spectrum]:
     """The spectra of the layers by name, in any order."""
     spectra = _recorded(layers, weights, options, run)
     if run.team is not None:
@@ -58,7 +60,7 @@ def measure(layers: Sequence[Layer], weights: Weights, options: Options, run: Ru
 
 
 def _measured(
-    layers: Sequence[Layer], total: int, weights: Weights, options: Options, run: Run
+    layers: Sequence[Layer], total: int, weights: Weights, options: Options, run: RunContext
 ) -> dict[str, Spectrum]:
     """The layers measured by this process; ``total`` is how many progress counts, those before included."""
     spectra: dict[str, Spectrum] = {}
@@ -78,7 +80,9 @@ def _measured(
     return spectra
 
 
-def _recorded(layers: Sequence[Layer], weights: Weights, options: Options, run: Run) -> dict[str, Spectrum]:
+def _recorded(
+    layers: Sequence[Layer], weights: Weights, options: Options, run: RunContext
+) -> dict[str, Spectrum]:
     """Those layers of the sidecar whose weights are still what they were."""
     spectra: dict[str, Spectrum] = {}
     if run.sidecar is None or not run.sidecar.found:

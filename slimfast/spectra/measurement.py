@@ -16,7 +16,7 @@ from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
 from slimfast.spectra.eigenvalues import Options, Scaling
-from slimfast.spectra.execution import Run, measure
+from slimfast.spectra.execution import RunContext, measure
 from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
@@ -130,14 +130,14 @@ def measure_again(
 @contextmanager
 def _run(
     progress: Progress | None, resume: str | os.PathLike[str] | None, team: Team | None
-) -> Iterator[Run]:
+) -> Iterator[RunContext]:
     """What goes along with one measurement, with its sidecar open; each rank of a team has its own."""
     if resume is None:
-        yield Run(progress, None, team)
+        yield RunContext(progress, None, team)
         return
     rank = team.rank if team is not None else 0
     with open_sidecar(f"{os.fspath(resume)}.{rank}" if rank else resume) as sidecar:
-        yield Run(progress, sidecar, team)
+        yield RunContext(progress, sidecar, team)
 
 
 def _unsettled(spectra: Iterable[Spectrum], taus: Sequence[float]) -> list[str]:
@@ -150,10 +150,10 @@ def _again(
     spectra: Mapping[str, Spectrum],
     names: Iterable[str],
     backend: str,
-    run: Run,
+    run: RunContext,
 ) -> dict[str, Spectrum]:
     """One more exact measurement of each, which progress does not count."""
-    run = Run(None, run.sidecar, run.team)
+    run = RunContext(None, run.sidecar, run.team)
     steps: dict[Options, list[Layer]] = {}
     wanted = set(names)
     for layer in layers:
