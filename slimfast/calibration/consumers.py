@@ -46,7 +46,7 @@ class Consumer:
         return self.axis.length * self.blocks // self.run
 
     def columns(self, x: Tensor) -> Tensor:
-        """The layer's input as (L, positions), the positions of one sample side by side."""
+        """Lay the layer's input out as (L, positions), the positions of one sample side by side."""
         last = x.dim() - self.taps - 1
         if self.taps and last == 0:
             x, last = x.unsqueeze(0), 1
@@ -55,18 +55,20 @@ class Consumer:
         return x.movedim(last, 0).reshape(x.shape[last], -1)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as (blocks, outputs of a block, variables of a block, taps and run)."""
+        """Lay the weight out as (blocks, outputs of a block, variables of a block, taps and run)."""
         w = weight.movedim(self.dim, 1)
         w = w.reshape(self.blocks, w.shape[0] // self.blocks, w.shape[1] // self.run, -1)
         return w
 
     def weight_of(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """The inverse of :meth:`matrix` for a weight of the shape of ``like``."""
+        """Lay a matrix of :meth:`matrix` out as a weight of the shape of ``like``."""
         shape = like.movedim(self.dim, 1).shape
         return matrix.reshape(shape).movedim(1, self.dim)
 
     def unit_index(self, units: IntArray, n: int) -> IntArray:
-        """(n, positions): the variables that belong to each unit of a group; ``units`` as in its member."""
+        """Find the variables that belong to each unit of a group, (n, positions); ``units`` as in its
+        member.
+        """
         tiled = np.tile(units[:: self.run], self.blocks)
         order = np.argsort(tiled, kind="stable")[np.count_nonzero(tiled < 0) :]
         index: IntArray = order.reshape(n, -1).astype(np.int64)
@@ -74,7 +76,7 @@ class Consumer:
 
 
 def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer], dict[str, str]]:
-    """The layers that read the graph's groups, in the order they run, and why the other weights are not read
+    """Find the layers that read the graph's groups, in the order they run, and why other weights are not read
     so.
     """
     modules = dict(model.named_modules())
@@ -95,7 +97,7 @@ def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer],
 def _consumer(
     name: str, path: str, attribute: str, module: Any, graph: ChannelGraph, dims: set[int]
 ) -> Consumer | str:
-    """The consumer of a weight, or the reason why there is none."""
+    """Find the consumer of a weight, or the reason why there is none."""
     axes = graph.axes[name]
     where = f"{path} ({type(module).__name__})"
     if attribute != "weight" or module is None:
@@ -132,7 +134,7 @@ def _plain(module: nn.Module, bases: Sequence[type[nn.Module]]) -> bool:
 
 
 def _run(axis: Axis) -> int:
-    """How many neighbouring indices each unit has on a flattened axis; 1 where it is no such axis."""
+    """Count the neighbouring indices that each unit has on a flattened axis; 1 where it is no such axis."""
     if len(axis.parts) != 1:
         return 1
     units = axis.parts[0][1]
@@ -145,7 +147,7 @@ def _run(axis: Axis) -> int:
 def kept_variables(
     consumer: Consumer, kept_axis: IntArray, kept_outputs: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """The blocks that survive a cut, and the surviving variables of each block.
+    """Find the blocks that survive a cut, and the surviving variables of each block.
 
     ``kept_axis`` and ``kept_outputs`` are the surviving indices of the consumer's two axes.
     """
@@ -156,11 +158,11 @@ def kept_variables(
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The tensor that a linear or convolution layer was called with."""
+    """Find the tensor that a linear or convolution layer was called with."""
     x = args[0] if args else kwargs.get("input", kwargs.get("x"))
     return x if isinstance(x, Tensor) else None
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A tensor on a device, and anything else as it is."""
+    """Move a tensor to a device, and leave anything else as it is."""
     return value.to(device) if isinstance(value, Tensor) else value

@@ -42,12 +42,14 @@ class ErrorCurve:
             raise SlimfastError(f"error curve: expected finite values >= 0 that never rise ({self.name})")
 
     def ratio(self, width: int) -> float:
-        """The share of the error that ``width`` units take away."""
+        """Return the share of the error that ``width`` units take away."""
         whole = float(self.residual[0])
         return 1.0 - float(self.residual[width]) / whole if whole > 0.0 else 1.0
 
     def gains(self) -> FloatArray:
-        """(n,) what each next unit takes away, on the lower convex hull of the curve: never rising."""
+        """Return what each next unit takes away, (n,), on the lower convex hull of the curve: never
+        rising.
+        """
         at, gains = 0, np.empty(self.n)
         while at < self.n:
             slopes = (self.residual[at] - self.residual[at + 1 :]) / np.arange(1, self.n - at + 1)
@@ -91,7 +93,9 @@ def error_curves(
 def felt_by_consumer(
     group: ChannelGroup, consumers: Mapping[str, Consumer], felt: Mapping[str, Tensor]
 ) -> list[float]:
-    """The variance of the output that a group's units can make, through each measured layer that reads it."""
+    """Compute the variance of the output that a group's units can make, through each measured layer that
+    reads it.
+    """
     variances = []
     for member in group.members:
         if member.role == "consumer" and member.tensor in felt:

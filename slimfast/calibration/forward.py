@@ -30,8 +30,8 @@ class _Fault(BaseException):
 
 @contextmanager
 def running(model: nn.Module) -> Iterator[tuple[nn.Module, torch.device]]:
-    """A copy of ``model`` in eval mode, without gradients, and its device; it shares the parameters, but not
-    the buffers, which a forward may write to.
+    """Yield a copy of ``model`` in eval mode, without gradients, and its device; it shares the parameters,
+    but not the buffers, which a forward may write to.
     """
     tensors = {
         name: tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
@@ -46,7 +46,7 @@ def running(model: nn.Module) -> Iterator[tuple[nn.Module, torch.device]]:
 def watched(
     network: nn.Module, consumers: Iterable[Consumer], see: Mapping[str, Callable[[Tensor], None]]
 ) -> Iterator[None]:
-    """Calls ``see[weight](columns)`` with what each consumer is about to read."""
+    """Call ``see[weight](columns)`` with what each consumer is about to read."""
 
     def look(consumer: Consumer, module: nn.Module, args: Any, kwargs: Any) -> None:
         x = input_of(args, kwargs)
@@ -65,7 +65,7 @@ def watched(
 
 
 def run(network: nn.Module, args: Arguments, what: str) -> None:
-    """One forward on copies of the arguments; :class:`SlimfastError` of one line where it fails.
+    """Run one forward on copies of the arguments; :class:`SlimfastError` of one line where it fails.
 
     What goes wrong in those who watch it is no fault of the forward, and is raised as it is.
     """
@@ -80,7 +80,9 @@ def run(network: nn.Module, args: Arguments, what: str) -> None:
 
 
 def cut_batch(batch: Any, inputs: InputSpec, samples: int, device: torch.device) -> tuple[Arguments, int]:
-    """The arguments in a batch, of its first ``samples`` samples, on ``device``; and how many those are."""
+    """Take the arguments out of a batch, of its first ``samples`` samples, on ``device``; and say how many
+    those are.
+    """
     args, kwargs = arguments(batch)
     if isinstance(batch, (tuple, list)) and len(args) == len(inputs.args) + 1:
         args = args[:-1]
@@ -100,7 +102,7 @@ def cut_batch(batch: Any, inputs: InputSpec, samples: int, device: torch.device)
 
 
 def first_sample(batches: Iterable[Arguments]) -> Arguments:
-    """The arguments of one sample."""
+    """Cut arguments to their first sample."""
     args, kwargs = next(iter(batches))
     count = len(next(t for t in tensors_in((args, kwargs)) if t.dim()))
 
@@ -111,7 +113,7 @@ def first_sample(batches: Iterable[Arguments]) -> Arguments:
 
 
 def joined(batches: Iterable[Arguments]) -> Arguments:
-    """The batches as one; :class:`SlimfastError` where their samples are not of one shape."""
+    """Join batches to one; :class:`SlimfastError` where their samples are not of one shape."""
     each = list(batches)
     leaves = [list(tensors_in(batch)) for batch in each]
     count = len(leaves[0][0])

@@ -98,7 +98,8 @@ def calibrate(
 def unit_covariance(
     group: ChannelGroup, consumers: Mapping[str, Consumer], calibration: Calibration
 ) -> Tensor | None:
-    """(n, n) float64: how a group's units vary together in what its consumers read; None where nobody reads.
+    """Compute how a group's units vary together in what its consumers read, (n, n) float64; None where nobody
+    reads.
 
     The sum over the consumers of the group's covariance in what they read, each in shares of its total, so
     that the trace is the number of consumers that saw anything vary. Each variable counts times the

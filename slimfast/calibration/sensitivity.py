@@ -21,8 +21,8 @@ from slimfast.graph.recording.inputs import cloned, tensors_in
 def sensitivities(
     model: nn.Module, consumers: Iterable[Consumer], calibration: Calibration
 ) -> dict[str, Tensor]:
-    """For each measured consumer, by weight, (L,) float64: what the output loses where a variable is held at
-    its mean.
+    """Measure what the output loses where a variable is held at its mean: (L,) float64 for each consumer, by
+    weight.
 
     To first order that is the sum over a sample's positions of (x - mean) dz/dx, squared, summed over the
     output's values z and averaged over the samples (the Taylor score of Molchanov et al., CVPR 2019, of the
@@ -64,7 +64,7 @@ def sensitivities(
 def _probe(
     seen: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, kwargs: Any
 ) -> tuple[Any, Any] | None:
-    """Adds a zero to what a layer reads, whose gradient is that through this layer alone."""
+    """Add a zero to what a layer reads, whose gradient is that through this layer alone."""
     x = input_of(args, kwargs)
     if x is None or not x.numel():
         return None
@@ -78,7 +78,7 @@ def _probe(
 
 
 def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
-    """The floating-point outputs of one forward that depend on what was read."""
+    """Run one forward, and return its floating-point outputs that depend on what was read."""
     try:
         output = network(*cloned(batch[0]), **cloned(batch[1]))
     except Exception as error:
@@ -90,13 +90,13 @@ def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
 
 
 def _slope(outputs: Iterable[Tensor], generator: torch.Generator) -> Tensor:
-    """The outputs with random signs, summed."""
+    """Sum the outputs with random signs."""
     signs = [(z, torch.randint(2, z.shape, generator=generator, device="cpu").to(z) * 2 - 1) for z in outputs]
     return torch.stack([(z * sign).sum().float() for z, sign in signs]).sum()
 
 
 def _felt(consumer: Consumer, x: Tensor, gradient: Tensor, mean: Tensor, count: int) -> Tensor:
-    """(L,) float64: the squared sums over each sample's positions, summed over the ``count`` samples."""
+    """Square the sums over each sample's positions, and sum them over the ``count`` samples: (L,) float64."""
     columns = consumer.columns(x).double()
     change = (columns - mean.to(columns.device)[:, None]) * consumer.columns(gradient).double()
     per_sample = count if change.shape[1] % count == 0 else change.shape[1]

@@ -21,7 +21,7 @@ JOB = "slimfast.job"
 
 
 def job_of(weights: Weights, described: Manifest) -> str:
-    """What a folder is the result of: the manifest, and the files as they are now."""
+    """Hash what a folder is the result of: the manifest, and the files as they are now."""
     files = sorted({extent.path for extent in weights.extents.values()} or {Path(weights.source)})
     digest = hashlib.sha256(described.to_json().encode())
     for file in files:
@@ -49,7 +49,7 @@ def clear(folder: Path, files: Iterable[str], job: str) -> None:
 
 
 def job_of_shard(path: Path) -> str | None:
-    """The job that has written a shard; None for any other file."""
+    """Read which job has written a shard; None for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(JOB)
@@ -59,7 +59,7 @@ def job_of_shard(path: Path) -> str | None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """The folder for this run alone, without what killed runs have left half-written in it."""
+    """Hold the folder for this run alone, without what killed runs have left half-written in it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         lock(descriptor, folder)

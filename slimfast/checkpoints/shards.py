@@ -205,7 +205,7 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
 def _manifest(
     weights: Weights, plan: Plan | Manifest, model: nn.Module | None, select: Method, backend: str
 ) -> tuple[Manifest, Mapping[str, str]]:
-    """What is to be kept, and the first name of tensors that are stored under a further one."""
+    """Decide what is to be kept, and find the first name of tensors that are stored under a further one."""
     if isinstance(plan, Manifest):
         return plan, aliases(model) if model is not None else {}
     if model is None:
@@ -240,7 +240,7 @@ def _check_stored(weights: Weights, described: Manifest, first: Mapping[str, str
 
 
 def _shards_of(weights: Weights) -> dict[str, list[str]]:
-    """The names of the tensors of each file to write, which are those of the files that are read."""
+    """List the names of the tensors of each file to write, which are those of the files that are read."""
     files: dict[Path | None, list[str]] = {}
     for name in weights.infos:
         extent = weights.extents.get(name)

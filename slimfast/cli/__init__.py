@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """One line for an error, and the exit status it means."""
+    """Explain an error in one line, and say the exit status it means."""
     # Typer brings click's exceptions for wrong usage, from click itself or from a copy of its own.
     if hasattr(error, "format_message"):
         return " ".join(error.format_message().split()), 2
@@ -79,4 +79,4 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options of every command, here for the help; :func:`main` and the callback act on them."""
+    """Show the options of every command in the help; :func:`main` and the callback act on them."""

@@ -86,7 +86,7 @@ class Scans:
 
 
 def load_scans() -> tuple[Scans, Scans, Scans]:
-    """The scans as (train, validation, test), always the same ones."""
+    """Load the scans as (train, validation, test), always the same ones."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:

@@ -157,7 +157,7 @@ def _run(
 
 
 def demo_table(demo: Demo) -> Table:
-    """The networks of the demo side by side."""
+    """Show the networks of the demo side by side."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -183,7 +183,7 @@ def demo_table(demo: Demo) -> Table:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Layers this small gain little from a second thread, and lose much on a busy machine."""
+    """Compute on one thread: layers this small gain little from a second, and lose much on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -195,7 +195,7 @@ def _one_thread() -> Iterator[None]:
 def _thin_networks(
     name: str, teacher: nn.Module, plan: Plan, trainer: _Trainer, epochs: int
 ) -> dict[str, nn.Module]:
-    """The network of a plan as it is cut, and after its distillation."""
+    """Cut the network to a plan, and give it as it is cut and after its distillation."""
     pruned = prune_channels(teacher, plan)
     student = prune_channels(teacher, plan, verify=False)
     loss = DistillationLoss(temperature=4.0, soft=0.9, hard=0.1)
@@ -203,7 +203,9 @@ def _thin_networks(
 
 
 def _measure(networks: Mapping[str, nn.Module], test: Scans) -> tuple[Row, ...]:
-    """All networks on the test scans; latencies are taken in turn, so that what disturbs one disturbs all."""
+    """Measure all networks on the test scans; latencies are taken in turn, so that what disturbs one disturbs
+    all.
+    """
     images = test.images[:TIMED_IMAGES]
     times: dict[str, list[float]] = {name: [] for name in networks}
     with torch.inference_mode():

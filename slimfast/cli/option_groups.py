@@ -35,7 +35,7 @@ class Widths:
     width: options.Widths = None
 
     def request_options(self) -> WidthOptions:
-        """The keywords of ``plan``; at least one budget, or a width by hand, must be among them."""
+        """Make the keywords of ``plan``; at least one budget, or a width by hand, must be among them."""
         overrides = _widths_by_hand(self.width)
         if not overrides and {self.macs, self.params, self.explained_variance} == {None}:
             raise SlimfastError("expected a budget: --macs, --params or --explained-variance, got none")
@@ -62,13 +62,13 @@ class Cut:
     verify: Annotated[bool, typer.Option(help="Run both networks and compare what comes out.")] = True
 
     def load_calibration(self, device: str) -> Calibration | None:
-        """The calibration that was named."""
+        """Load the calibration that was named."""
         return None if self.calibration is None else load_calibration(self.calibration, device=device)
 
     def apply(
         self, network: nn.Module, plan: Plan, calibration: Calibration | None, backend: str
     ) -> nn.Module:
-        """The network cut to a plan; what a repair left as it was cut is said."""
+        """Cut the network to a plan, and say what a repair left as it was cut."""
         thin = prune_channels(
             network,
             plan,
@@ -130,7 +130,9 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _widths_by_hand(texts: list[str] | None) -> dict[str, int | float]:
-    """Pattern -> width of ``--width PATTERN=WIDTH``: an int is a number of units, a float a share of them."""
+    """Parse ``--width PATTERN=WIDTH`` to pattern -> width: an int is a number of units, a float a share of
+    them.
+    """
     found: dict[str, int | float] = {}
     for text in texts or []:
         pattern, equals, width = text.rpartition("=")

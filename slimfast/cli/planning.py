@@ -160,7 +160,7 @@ def _check_uniform(widths: Widths, **others: Any) -> None:
 def _network(
     model: str, weights: Path | None, seed: int, device: str, *, stream: bool
 ) -> tuple[nn.Module, nn.Module | Path]:
-    """The model, and where its weights are to be read from: itself, or the file where they stay."""
+    """Build the model, and say where its weights are to be read from: itself, or the file where they stay."""
     if device == "cuda" and launched():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not stream:

@@ -31,7 +31,7 @@ _MAX_SETS = 256
 def find_config(
     thin: nn.Module, before: Mapping[str, Shape], patches: Sequence[Patch], inputs: Arguments
 ) -> Any | None:
-    """The configuration with which the class of ``thin`` is ``thin``; None where there is none.
+    """Find the configuration with which the class of ``thin`` is ``thin``; None where there is none.
 
     ``before``: the shapes in the wide network; ``patches``: the attributes of modules that changed since.
     Tried are the integers of the configuration that were the length of something that changed, or divide one
@@ -68,7 +68,7 @@ class _Search:
         )
 
     def choices(self) -> Iterator[dict[Place, int]]:
-        """Sets of changes to try, the likely ones first, few where nothing can be found."""
+        """List sets of changes to try, the likely ones first, few where nothing can be found."""
         given: dict[Place, list[tuple[int, int | None]]] = {}
         empty = []
         for place, value in leaves(config_of(self._thin).to_dict()):
@@ -87,8 +87,8 @@ class _Search:
                     yield from _sets({**options, place: [(3, new)]})
 
     def _candidates(self, value: int) -> list[tuple[int, int]]:
-        """(penalty, new value): what the length became somewhere, or what a divisor of a length becomes with
-        it.
+        """List (penalty, new value): what the length became somewhere, or what a divisor of a length becomes
+        with it.
         """
         same: set[int] = set()
         parts: set[int] = set()
@@ -109,7 +109,7 @@ class _Search:
         return {(old, new) for old, new in pairs if type(old) is int and type(new) is int and old != new}
 
     def _useful(self, place: Place, candidates: Iterable[tuple[int, int]]) -> list[tuple[int, int | None]]:
-        """The candidates that do not only harm, and to leave the attribute as it is."""
+        """Choose the candidates that do not only harm, and to leave the attribute as it is."""
         found: list[tuple[int, int | None]] = []
         for penalty, new in candidates:
             shapes = self._alone(place, new)
@@ -121,13 +121,13 @@ class _Search:
         return [*found, (1, None)]
 
     def _alone(self, place: Place, new: int) -> dict[str, Shape] | None:
-        """The shapes that one change makes; None where the class takes it only together with others."""
+        """Find the shapes that one change makes; None where the class takes it only together with others."""
         config = changed_config(config_of(self._thin), {place: new})
         stock = None if config is None else built_without_data(self._thin, config)
         return None if stock is None else shapes_of(stock)
 
     def _effect(self, shapes: dict[str, Shape] | None) -> tuple[set[int], set[int]]:
-        """The wanted lengths that these shapes bring about, and those that they spoil."""
+        """Find the wanted lengths that these shapes bring about, and those that they spoil."""
         right: set[int] = set()
         wrong: set[int] = set()
         for name, shape in (shapes or {}).items():
@@ -140,13 +140,15 @@ class _Search:
         return right, wrong
 
     def _missing(self, changes: set[tuple[Place, int]]) -> set[int]:
-        """Lengths that an attribute without a value may have to give: changed ones, and what one spoils."""
+        """Find lengths that an attribute without a value may have to give: changed ones, and what one
+        spoils.
+        """
         spoiled = [self._effect(self._alone(place, new))[1] for place, new in changes]
         return {new for _, new in self._changes()}.union(*spoiled)
 
 
 def _sets(options: Mapping[Place, Sequence[tuple[int, int | None]]]) -> Iterator[dict[Place, int]]:
-    """One value, or none, for each place; those of the least summed penalty first."""
+    """Choose one value, or none, for each place; sets of the least summed penalty come first."""
     kept = dict(options)
     while math.prod(map(len, kept.values())) > _MAX_SETS:
         kept.popitem()
@@ -157,12 +159,12 @@ def _sets(options: Mapping[Place, Sequence[tuple[int, int | None]]]) -> Iterator
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
-    """The shape of every parameter and buffer by its first name."""
+    """Return the shape of every parameter and buffer by its first name."""
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
 def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, int | None]]:
-    """The integers of a configuration's dict, and what has no value, each with its place."""
+    """List the integers of a configuration's dict, and what has no value, each with its place."""
     if type(value) is int or value is None:
         yield place, value
     elif isinstance(value, Mapping):
@@ -174,7 +176,7 @@ def leaves(value: Any, place: Place = ()) -> Iterator[tuple[Place, int | None]]:
 
 
 def changed_config(config: Any, changes: Mapping[Place, int]) -> Any | None:
-    """A copy of the configuration with these values; None where it does not take them."""
+    """Change these values in a copy of the configuration; None where it does not take them."""
     changed = copy.deepcopy(config)
     try:
         for place, new in changes.items():
@@ -198,12 +200,12 @@ def _item(owner: Any, step: str | int) -> Any:
 
 
 def config_of(model: nn.Module) -> Any:
-    """The configuration of a transformer."""
+    """Return the configuration of a transformer."""
     return model.config
 
 
 def built_without_data(model: nn.Module, config: Any) -> nn.Module | None:
-    """The class of ``model`` made from a configuration, without data; None where it refuses."""
+    """Build the class of ``model`` from a configuration, without data; None where it refuses."""
     try:
         with torch.device("meta"), PROCESS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -215,7 +217,7 @@ def built_without_data(model: nn.Module, config: Any) -> nn.Module | None:
 
 
 def _operations(module: nn.Module, inputs: Arguments) -> list[Any]:
-    """What a forward runs: each operation with its arguments, of tensors only the shapes."""
+    """List what a forward runs: each operation with its arguments, of tensors only the shapes."""
 
     def shown(value: Any) -> Any:
         if isinstance(value, Ref):

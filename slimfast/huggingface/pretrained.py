@@ -63,7 +63,7 @@ def save_pretrained(thin: nn.Module, folder: str | os.PathLike[str], example: An
 
 
 def _check(thin: nn.Module, folder: Path, inputs: Arguments) -> None:
-    """What the stock class loads from the folder is the thin network."""
+    """Check that what the stock class loads from the folder is the thin network."""
     loaded: nn.Module = type(thin).from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
     found = named_tensors(loaded)
     for name, tensor in named_tensors(thin).items():

@@ -85,7 +85,9 @@ def plan_uniform(
 
 
 def _knobs(model: nn.Module, graph: ChannelGraph, multiple_of: int) -> list[_Knob]:
-    """Kinds of layers that the configuration can narrow on their own, and those it can narrow together."""
+    """Find kinds of layers that the configuration can narrow on their own, and those it can narrow
+    together.
+    """
     families: dict[tuple[str, str, int], list[ChannelGroup]] = {}
     for group in graph:
         families.setdefault((group.kind, re.sub(r"\d+", "*", group.name), group.n), []).append(group)
@@ -116,7 +118,7 @@ def _knobs(model: nn.Module, graph: ChannelGraph, multiple_of: int) -> list[_Kno
 def _knob(
     model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], multiple_of: int
 ) -> _Knob | None:
-    """The knob of these groups, with the steps that the configuration takes; None where it has none."""
+    """Make the knob of these groups, with the steps that the configuration takes; None where it has none."""
     shares = _steps(groups, multiple_of)
     # A half is what most sizes that must go together allow.
     probe = min(shares, key=lambda share: abs(share - 0.5))
@@ -140,7 +142,7 @@ def _knob(
 
 
 def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Any | None:
-    """The configuration of ``model`` cut to these widths, None where its class has none for them."""
+    """Find the configuration of ``model`` cut to these widths, None where its class has none for them."""
     keeps = {name: np.arange(width, dtype=np.int64) for name, width in widths.items()}
     cut, dataless = Cut(graph, keeps), Network.of(dataless_copy(Network.of(model)))
     patches = cut.attribute_patches(dataless)
@@ -150,7 +152,7 @@ def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, in
 
 
 def _steps(groups: Sequence[ChannelGroup], multiple_of: int) -> tuple[float, ...]:
-    """The shares that leave every group a whole number of units, a multiple where they are channels."""
+    """List the shares that leave every group a whole number of units, a multiple where they are channels."""
     common = math.gcd(*(group.n for group in groups))
     shares = [j / common for j in range(1, common + 1)]
 
@@ -166,7 +168,7 @@ def _solve(
     spectra: Mapping[str, Spectrum],
     budget: Mapping[str, float],
 ) -> dict[str, int]:
-    """The widths at the largest tau that fits, then any knob turned up that still fits."""
+    """Solve the widths at the largest tau that fits, then turn up any knob that still fits."""
     costs = CostModel(graph)
     whole = costs.cost(costs.full)
     limits = {name: value * getattr(whole, name) if value <= 1 else value for name, value in budget.items()}
@@ -201,7 +203,7 @@ def _solve(
 
 
 def _step_at(knob: _Knob, spectra: Mapping[str, Spectrum], tau: float) -> int:
-    """The first step that keeps the mean share of the groups' units at tau; one unit where tau is 0."""
+    """Find the first step that keeps the mean share of the groups' units at tau; one unit where tau is 0."""
     shares = [spectra[g.name].width(explained_variance=tau) / g.n if tau else 0.0 for g in knob.groups]
     wanted = float(np.mean(shares))
     return next((i for i, share in enumerate(knob.steps) if share >= wanted), len(knob.steps) - 1)

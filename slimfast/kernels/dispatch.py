@@ -30,7 +30,7 @@ OPS = tuple(_PREFERENCE)
 
 
 def backend_module(name: str) -> Backend:
-    """The module of a backend; ``ValueError`` for a name that is none of :data:`BACKENDS`."""
+    """Find the module of a backend; ``ValueError`` for a name that is none of :data:`BACKENDS`."""
     if name not in BACKENDS:
         hint = did_you_mean(name, ("auto", *BACKENDS))
         raise ArgumentError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}{hint}")
@@ -38,7 +38,7 @@ def backend_module(name: str) -> Backend:
 
 
 def why_not(op: str, inputs: Sequence[Tensor], backend: str) -> list[str]:
-    """Every reason why ``backend`` cannot run ``op`` on these tensors; empty when it can."""
+    """List every reason why ``backend`` cannot run ``op`` on these tensors; empty when it can."""
     if op not in OPS:
         raise ArgumentError(f"op: expected one of {', '.join(OPS)}, got {op!r}{did_you_mean(op, OPS)}")
     return backend_module(backend).why_not(op, inputs)
@@ -47,7 +47,8 @@ def why_not(op: str, inputs: Sequence[Tensor], backend: str) -> list[str]:
 def select_backend(
     op: str, inputs: Sequence[Tensor], backend: str = "auto", *, in_float64: bool = False
 ) -> Backend:
-    """The module that runs ``op`` on ``inputs``; ``in_float64``: results are wanted in it, of any inputs.
+    """Choose the module that runs ``op`` on ``inputs``; ``in_float64``: results are wanted in it, of any
+    inputs.
 
     ``auto`` reads ``SLIMFAST_BACKEND``, and without it takes the first backend with no reason against it. A
     named backend that cannot run raises :class:`BackendUnavailable` with all of its reasons; nothing falls

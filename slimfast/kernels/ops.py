@@ -249,8 +249,9 @@ def grouped_spectra(
 
 
 def _batches(sizes: Sequence[int], workspace_bytes: int) -> list[list[int]]:
-    """Indices of the matrices of these sizes, biggest first, cut where the float64 workspace would be
-    exceeded."""
+    """Sort the matrices of these sizes into batches, biggest first, cut where the float64 workspace would be
+    exceeded.
+    """
     batches: list[list[int]] = []
     used = 0
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

@@ -49,8 +49,8 @@ def prepare_covariance(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Prepared[Covariances]:
-    """:func:`slimfast.grouped_covariance` of one or more layers of one member, to be launched; ``traces``
-    (g,) float64 stay on the device.
+    """Make a call of :func:`slimfast.grouped_covariance` ready to be launched, of one or more layers of one
+    member; ``traces`` (g,) float64 stay on the device.
 
     All results are of one dtype: ``dtype``, or what the inputs ask for.
     """
@@ -76,7 +76,7 @@ def prepare_covariance(
 def prepare_eigvalsh(
     mats: Sequence[Tensor], *, names: Sequence[str] | None = None, backend: str = "auto"
 ) -> Prepared[list[Tensor]]:
-    """:func:`slimfast.grouped_eigvalsh` of one or more matrices, to be launched."""
+    """Make a call of :func:`slimfast.grouped_eigvalsh` ready to be launched, of one or more matrices."""
     if not mats:
         raise ArgumentError("eigvalsh: expected one or more matrices, got none")
     check_squares("eigvalsh", mats, names_of("eigvalsh", mats, names))
@@ -91,7 +91,7 @@ def prepare_pivoted_cholesky(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Prepared[PaddedCholesky]:
-    """:func:`slimfast.grouped_pivoted_cholesky` of one or more matrices, to be launched.
+    """Make a call of :func:`slimfast.grouped_pivoted_cholesky` ready to be launched, of one or more matrices.
 
     How many rows are picked is known on the device alone: results are padded to the ranks that are asked for.
     Where what is left unexplained of a matrix is not finite, its picks stop and its residual says so.
@@ -114,7 +114,7 @@ def prepare_gather(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Prepared[list[Tensor]]:
-    """:func:`slimfast.grouped_gather` of one or more tensors, to be launched."""
+    """Make a call of :func:`slimfast.grouped_gather` ready to be launched, of one or more tensors."""
     if not tensors:
         raise ArgumentError("gather: expected one or more tensors, got none")
     check_gather(tensors, keeps, names)

@@ -115,7 +115,7 @@ def plan(
 def _by_gain(
     allocation: Allocation | None, calibration: Calibration | None, request: Request
 ) -> Calibration | None:
-    """The calibration to spend the budget by; None where one explained variance does."""
+    """Choose the calibration to spend the budget by; None where one explained variance does."""
     if allocation not in (None, *ALLOCATIONS):
         raise ArgumentError(
             f"plan: expected allocation {' or '.join(ALLOCATIONS)}, got {allocation!r}"
@@ -135,7 +135,7 @@ def _by_gain(
 
 
 def check_plan(plan: Plan, model: nn.Module) -> None:
-    """:class:`SlimfastError` naming the first tensor in which ``model`` is not the plan's."""
+    """Raise :class:`SlimfastError` naming the first tensor in which ``model`` is not the plan's."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name, shape in plan.shapes.items():

@@ -92,13 +92,13 @@ class Request:
     exclude: tuple[str, ...]
 
     def asked(self) -> dict[str, float]:
-        """What was asked for, as a plan keeps it."""
+        """Return what was asked for, as a plan keeps it."""
         if self.explained_variance is not None:
             return {"explained_variance": self.explained_variance}
         return dict(self.budget)
 
     def limits(self, whole: Cost) -> dict[str, float]:
-        """The budget in absolute numbers: one in (0, 1] is a share of the whole."""
+        """Make absolute numbers of the budget: one in (0, 1] is a share of the whole."""
         return {k: v * getattr(whole, k) if v <= 1 else v for k, v in self.budget.items()}
 
 
@@ -111,7 +111,7 @@ class Choice:
 
 
 def check_request(options: WidthOptions) -> Request:
-    """The request of these options; ``ValueError`` for what cannot be meant."""
+    """Check the options, and make the request of them; ``ValueError`` for what cannot be meant."""
     explained_variance, overrides = options.get("explained_variance"), options.get("overrides")
     multiple_of = options.get("multiple_of", _DEFAULTS["multiple_of"])
     min_width = options.get("min_width", _DEFAULTS["min_width"])
@@ -158,8 +158,8 @@ def choose(
     request: Request,
     curves: Mapping[str, ErrorCurve] | None = None,
 ) -> list[Choice]:
-    """How each group gets its width, in the order of the graph; the spectra of those that tau decides are
-    checked, and so are the error curves, where the budget is spent by them.
+    """Decide how each group gets its width, in the order of the graph; the spectra of those that tau decides
+    are checked, and so are the error curves, where the budget is spent by them.
 
     ``ValueError`` for a glob that matches no group and a width by hand that a group cannot have.
     """
@@ -235,7 +235,9 @@ def _check_step(group: ChannelGroup, request: Request) -> None:
 
 
 def unit_step(group: ChannelGroup, multiple_of: int) -> int:
-    """Of how many units a width must be a multiple for the cut axes to be multiples of ``multiple_of``."""
+    """Find of how many units a width must be a multiple for the cut axes to be multiples of
+    ``multiple_of``.
+    """
     if group.kind not in _RUNS:
         return multiple_of
     runs = [int(np.count_nonzero(m.units == 0)) for m in group.members if m.role != "follower"]
@@ -243,7 +245,7 @@ def unit_step(group: ChannelGroup, multiple_of: int) -> int:
 
 
 def rounding_of(groups: Sequence[ChannelGroup], request: Request) -> Rounding:
-    """What the widths of these groups may be."""
+    """Say what the widths of these groups may be."""
     return Rounding(
         full=np.array([group.n for group in groups], dtype=np.int64),
         step=np.array([unit_step(group, request.multiple_of) for group in groups], dtype=np.int64),

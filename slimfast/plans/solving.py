@@ -64,11 +64,11 @@ class _Problem:
     curves: Mapping[str, ErrorCurve] | None
 
     def spectra(self, spectra: Mapping[str, Spectrum]) -> list[Spectrum]:
-        """The spectra of the free groups."""
+        """Return the spectra of the free groups."""
         return [spectra[self.graph.groups[i].name] for i in self.free]
 
     def widths(self, free: IntArray) -> IntArray:
-        """All widths, with those of the free groups."""
+        """Return all widths, with those of the free groups."""
         widths: IntArray = self.fixed.copy()
         widths[self.free] = free
         return widths
@@ -100,7 +100,7 @@ def _problem(
 
 
 def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | None:
-    """The widths of the free groups; None where every width was given by hand."""
+    """Solve the widths of the free groups; None where every width was given by hand."""
     request = problem.request
     if request.explained_variance is not None:
         return widths_at(problem.spectra(spectra), request.explained_variance, problem.rounding)
@@ -119,7 +119,7 @@ def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | Non
 
 
 def _unsettled(problem: _Problem, spectra: Mapping[str, Spectrum], solution: Solution | None) -> list[str]:
-    """The free groups whose measurement leaves the width at this tau open."""
+    """Name the free groups whose measurement leaves the width at this tau open."""
     if solution is None or solution.explained_variance is None:
         return []
     free = problem.spectra(spectra)
@@ -167,7 +167,7 @@ def _plan(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Plan:
 
 
 def _share(spectrum: Spectrum | None, n: int, width: int) -> float:
-    """F(width) where the group was measured, else 0; 1 for a whole group."""
+    """Return F(width) where the group was measured, else 0; 1 for a whole group."""
     if width == n:
         return 1.0
     return spectrum.ratio(width) if spectrum is not None and spectrum.n == n else 0.0

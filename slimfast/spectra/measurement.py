@@ -111,7 +111,7 @@ def measure_again(
     resume: str | os.PathLike[str] | None = None,
     team: Team | None = None,
 ) -> dict[str, Spectrum]:
-    """The named spectra, each measured one step more exactly than it was, under its own scaling.
+    """Measure the named spectra again, each one step more exactly than it was, under its own scaling.
 
     The steps: float32; float64; float64 by LAPACK on the CPU, which is the definition and has no error.
     ``resume`` and ``team`` as for :func:`measure_spectra`.
@@ -131,7 +131,7 @@ def measure_again(
 def _run(
     progress: Progress | None, resume: str | os.PathLike[str] | None, team: Team | None
 ) -> Iterator[RunContext]:
-    """What goes along with one measurement, with its sidecar open; each rank of a team has its own."""
+    """Open what goes along with one measurement, its sidecar too; each rank of a team has its own."""
     if resume is None:
         yield RunContext(progress, None, team)
         return
@@ -152,7 +152,7 @@ def _again(
     backend: str,
     run: RunContext,
 ) -> dict[str, Spectrum]:
-    """One more exact measurement of each, which progress does not count."""
+    """Measure each once more, more exactly, which progress does not count."""
     run = RunContext(None, run.sidecar, run.team)
     steps: dict[Options, list[Layer]] = {}
     wanted = set(names)

@@ -30,7 +30,7 @@ class Prepared(Generic[Results]):
 
 
 def host_table(size: int, device: torch.device) -> Tensor:
-    """(size,) int64 on the host, from where a copy to ``device`` need not be waited for.
+    """Allocate (size,) int64 on the host, from where a copy to ``device`` need not be waited for.
 
     Raises :class:`SlimfastError` while a graph is captured: every replay would copy from memory that has been
     given away since.
@@ -59,29 +59,31 @@ class Backend(Protocol):
     PREPARE: PreparedOps
 
     def why_not(self, op: str, inputs: Sequence[Tensor]) -> list[str]:
-        """Every reason why it cannot run ``op`` on these tensors; empty where it can."""
+        """List every reason why it cannot run ``op`` on these tensors; empty where it can."""
 
     def covariance(
         self, xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
     ) -> tuple[list[Tensor], Tensor]:
-        """The covariances of layers of one member, and their traces (g,): by rows where ``rows[i]``."""
+        """Compute the covariances of layers of one member, and their traces (g,): by rows where
+        ``rows[i]``.
+        """
 
     def joint_covariance(
         self, layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
     ) -> tuple[list[Tensor], Tensor]:
-        """The same for layers of several members, always by rows where there are two or more."""
+        """Compute the same for layers of several members, always by rows where there are two or more."""
 
     def eigvalsh(self, mats: list[Tensor]) -> list[Tensor]:
-        """The eigenvalues of each matrix, ascending; NaN for a matrix that is not finite."""
+        """Compute the eigenvalues of each matrix, ascending; NaN for a matrix that is not finite."""
 
     def eigvalsh_stacked(self, mats: Tensor) -> Tensor:
-        """The eigenvalues (b, m) of a stack (b, m, m)."""
+        """Compute the eigenvalues (b, m) of a stack (b, m, m)."""
 
     def pivoted_cholesky(self, mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(order, factor, residual) of each matrix."""
+        """Compute (order, factor, residual) of each matrix."""
 
     def gather(self, tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
-        """Contiguous copies of the kept indices."""
+        """Copy the kept indices to contiguous tensors."""
 
 
 def member_by_member(

@@ -15,7 +15,7 @@ PREPARE: PreparedOps = {}
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
-    """Nothing speaks against the reference, except a device without float64."""
+    """List devices without float64: nothing else speaks against the reference."""
     kinds = {t.device.type for t in inputs}
     return [f"{kind} has no float64" for kind in sorted(kinds & {"mps"})]
 
@@ -29,7 +29,7 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
 def joint_covariance(
     layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
 ) -> tuple[list[Tensor], Tensor]:
-    """The same for layers of several members."""
+    """Compute the same for layers of several members."""
     matrices, traces = [], []
     for members, by_rows, dtype in zip(layers, rows, dtypes, strict=True):
         centred = torch.cat([x.double() - x.double().mean(1, keepdim=True) for x in members], 1)
@@ -54,7 +54,7 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
 
 
 def eigvalsh_stacked(mats: Tensor) -> Tensor:
-    """The same for a stack (b, m, m); (b, m)."""
+    """Compute the same for a stack (b, m, m); (b, m)."""
     return torch.stack(eigvalsh(list(mats)))
 
 

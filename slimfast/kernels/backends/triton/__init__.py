@@ -28,7 +28,7 @@ _KERNELS = ("covariance", "gather")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
-    """Every reason why Triton cannot run ``op`` on these tensors."""
+    """List every reason why Triton cannot run ``op`` on these tensors."""
     if op not in _KERNELS:
         return [f"there is no Triton kernel for {op}"]
     missing = _why_no_triton()
@@ -78,14 +78,16 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
 def joint_covariance(
     layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
 ) -> tuple[list[Tensor], Tensor]:
-    """The same for layers of several members, one turn of members after another."""
+    """Compute the same for layers of several members, one turn of members after another."""
     return member_by_member(covariance, layers, rows, dtypes)
 
 
 def prepare_covariance(
     xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
 ) -> Prepared[tuple[list[Tensor], Tensor]]:
-    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    """Make a call of :func:`covariance` ready to be launched; the first launch compiles, so it is no
+    capture's.
+    """
     device = xs[0].device
     kinds = defaultdict(list)
     matrices = []
@@ -111,7 +113,9 @@ def prepare_covariance(
 
 
 def _is_exact(source: torch.dtype, dtype: torch.dtype) -> bool:
-    """Products of 16-bit numbers are exact in float32 as long as nothing is subtracted from them first."""
+    """Say whether products are exact: those of 16-bit numbers are in float32, as long as nothing is
+    subtracted first.
+    """
     return source in (torch.bfloat16, torch.float16) and dtype == torch.float32
 
 
@@ -140,8 +144,8 @@ def _prepare_alike(
     summary: Tensor,
     tiles: schedule.Tiles,
 ) -> Callable[[], None]:
-    """What fills the matrices of these members, which are of one dtype, from layers of one dtype, in these
-    tiles.
+    """Prepare what fills the matrices of these members, which are of one dtype, from layers of one dtype, in
+    these tiles.
     """
     xs, rows = [xs[i] for i in members], [rows[i] for i in members]
     matrices = [matrices[i] for i in members]
@@ -230,29 +234,31 @@ def _launch_products(
 
 
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; under the interpreter a few, so that programs have several tiles each."""
+    """Count the multiprocessors of the GPU; under the interpreter a few, so that programs have several tiles
+    each.
+    """
     if device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Launches go to this device, on its current stream."""
+    """Launch on this device, on its current stream."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def eigvalsh(mats: list[Tensor]) -> NoReturn:
-    """There is none: tridiagonalisation is a chain of small steps with barriers, not for Triton."""
+    """Refuse: tridiagonalisation is a chain of small steps with barriers, not for Triton."""
     raise BackendUnavailable(_unavailable("eigvalsh", mats))
 
 
 def eigvalsh_stacked(mats: Tensor) -> NoReturn:
-    """There is none, for the reason of :func:`eigvalsh`."""
+    """Refuse, for the reason of :func:`eigvalsh`."""
     raise BackendUnavailable(_unavailable("eigvalsh", [mats]))
 
 
 def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> NoReturn:
-    """There is none, for the reason of :func:`eigvalsh`."""
+    """Refuse, for the reason of :func:`eigvalsh`."""
     raise BackendUnavailable(_unavailable("pivoted_cholesky", mats))
 
 
@@ -268,7 +274,9 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
 
 
 def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> Prepared[list[Tensor]]:
-    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    """Make a call of :func:`gather` ready to be launched; the first launch compiles, so it is no
+    capture's.
+    """
     from slimfast.kernels.backends.triton.gather_kernels import prepare_gather as prepare
 
     device = tensors[0].device
