@@ -62,13 +62,28 @@ class ErrorCurve:
 def error_curves(
     model: nn.Module, graph: ChannelGraph, calibration: Calibration, *, backend: str = "auto"
 ) -> dict[str, ErrorCurve]:
-    """The error curve of every group that a measured layer reads: what pivoted Cholesky leaves of its units'
-    covariance (:func:`slimfast.calibration.moments.unit_covariance`) after each pick, which is what least
-    squares from the picked units cannot repair, as a share; times what the output feels of the group's units
-    (:func:`slimfast.calibration.sensitivity.sensitivities`, a forward and a backward pass for each batch
-    of the calibration), as a deviation of the output and summed over the layers that read them. So the
-    errors of all groups are in one unit. Deviations are what errors that go together add up to; their
-    squares set groups further apart than networks do that are repaired or trained (docs/evidence.md).
+    """Find what the output loses when each group keeps 0, ..., n of its units.
+
+    The curve of a group is what pivoted Cholesky leaves of its units' covariance
+    (:func:`slimfast.calibration.moments.unit_covariance`) after each pick, which is what least squares from
+    the picked units cannot repair, as a share; times what the output feels of the group's units
+    (:func:`slimfast.calibration.sensitivity.sensitivities`, a forward and a backward pass for each batch of
+    the calibration), as a deviation of the output and summed over the layers that read them. So the errors of
+    all groups are in one unit. Deviations are what errors that go together add up to; their squares set
+    groups further apart than networks do that are repaired or trained (docs/evidence.md).
+
+    Args:
+        model: The network that was calibrated.
+        graph: Its groups.
+        calibration: From :func:`slimfast.calibrate`.
+        backend: The kernels to use.
+
+    Returns:
+        A curve for every group that a measured layer reads, by the group's name.
+
+    Example:
+        curves = slimfast.error_curves(model, graph, calibration)
+        plan = slimfast.plan_widths(graph, {}, macs=0.5, curves=curves)
     """
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     felt = sensitivities(model, consumers.values(), calibration)

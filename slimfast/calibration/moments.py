@@ -55,17 +55,33 @@ def calibrate(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Calibration:
-    """The moments of what the layers that read the graph's groups see of ``samples`` samples.
+    """Measure the moments of what the layers that read the graph's groups see of ``samples`` samples.
 
-    A batch is what the graph's example was: a tensor, a tuple or a dict of the model's arguments. Targets
-    after them, and a dict's ``labels`` that the example had not, are left out. The model runs in eval mode on
-    its own device, one batch at a time; it stays as it is. Kept are 8 L^2 bytes for each layer that reads L
-    channels, whatever the number of samples, and the inputs. ``dtype``, float32 or float64, is that of the
-    covariances of a batch (:func:`slimfast.grouped_covariance`); they are summed in float64 (Chan, Golub and
-    LeVeque, *The American Statistician* 37, 1983). ``progress`` is called with the samples done and of all.
+    The model runs in eval mode on its own device, one batch at a time; it stays as it is. Kept are 8 L^2
+    bytes for each layer that reads L channels, whatever the number of samples, and the inputs. Covariances
+    are summed in float64 (Chan, Golub and LeVeque, *The American Statistician* 37, 1983).
 
-    Raises :class:`SlimfastError` for no samples, a forward that fails, and activations that are not finite,
-    naming the layer that read them.
+    Args:
+        model: The network that was traced.
+        graph: Its groups, from :func:`slimfast.trace_channels`.
+        batches: Each is what the graph's example was: a tensor, a tuple or a dict of the model's arguments.
+            Targets after them, and a dict's ``labels`` that the example had not, are left out.
+        samples: How many samples to measure, at most.
+        dtype: float32 or float64, of the covariances of a batch (:func:`slimfast.grouped_covariance`).
+        backend: The kernels to use.
+        progress: Called with the samples done and of all.
+
+    Returns:
+        The moments by the name of the weight that reads, and the inputs that were measured.
+
+    Raises:
+        SlimfastError: For no samples, a forward that fails, and activations that are not finite, naming the
+            layer that read them.
+
+    Example:
+        graph = slimfast.trace_channels(model, example)
+        calibration = slimfast.calibrate(model, graph, loader, samples=256)
+        thin = slimfast.slim(model, example, macs=0.5, calibration=calibration)
     """
     if samples < 1:
         raise ArgumentError(f"calibrate: expected at least 1 sample, got {samples}")

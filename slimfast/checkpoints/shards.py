@@ -59,11 +59,29 @@ def plan_checkpoint(
     team: Team | None = None,
     **options: Unpack[WidthOptions],
 ) -> Plan:
-    """:func:`slimfast.plan` with the weights read from ``source``, a few layers at a time; the plan is the
-    same.
+    """Plan a model whose weights stay in ``source`` and are read a few layers at a time.
 
-    ``model`` and ``example`` serve the tracing and may be on the meta device. Arguments as for
-    :func:`slimfast.plan_widths` and :func:`slimfast.measure_spectra`.
+    The plan is that of :func:`slimfast.plan`. The other keywords are those of :func:`slimfast.plan_widths`
+    and :func:`slimfast.measure_spectra`.
+
+    Args:
+        source: A file or folder of weights, a mapping of tensors or a module.
+        model: The network, for the tracing; it may be on the meta device.
+        example: Its input, for the tracing; likewise.
+        curves: Error curves by which a budget is spent, without spectra.
+        spectra: Saved ones, which save the measurement.
+
+    Returns:
+        One width for each channel group.
+
+    Raises:
+        ValueError: For wrong arguments.
+        SlimfastError: For weights that are not the model's, and for a budget that cannot be reached.
+
+    Example:
+        with torch.device("meta"):
+            model = build()
+        plan = slimfast.plan_checkpoint("model.safetensors.index.json", model, tokens, params=0.6)
     """
     request = check_request(options)
     graph = trace_channels(model, example)
@@ -99,17 +117,30 @@ def prune_checkpoint(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Manifest:
-    """The tensors of the checkpoint at ``path`` cut to a plan: safetensors shards and their index in
-    ``folder``.
+    """Cut the tensors of a checkpoint to a plan: safetensors shards and their index in ``folder``.
 
-    There is one shard for each of ``path``, and the index holds the manifest, so that
-    :func:`load_checkpoint` gives what :func:`slimfast.prune_channels` would, bit for bit. A plan needs the
-    ``model``, on the meta device or not; a manifest (``manifest(thin)``) does not. Units a plan has not
-    chosen are chosen by ``select``. The index is written last: without it nothing in the folder counts. A run
-    that was stopped goes on with the shards it has not finished.
+    There is one shard for each of ``path``, and the index holds the manifest, so that :func:`load_checkpoint`
+    gives what :func:`slimfast.prune_channels` would, bit for bit. The index is written last: without it
+    nothing in the folder counts. A run that was stopped goes on with the shards it has not finished.
 
-    Raises :class:`SlimfastError` for a checkpoint that is not of this plan, for a folder that cannot be
-    written, and where another run writes to it.
+    Args:
+        path: The checkpoint.
+        plan: A plan, which needs the ``model``, or a manifest (``manifest(thin)``), which does not.
+        folder: Where to write.
+        model: The wide network, on the meta device or not.
+        select: How units are chosen that a plan has not chosen.
+        backend: The kernels to use.
+        progress: Called with the number of tensors done and of all.
+
+    Returns:
+        What was kept.
+
+    Raises:
+        SlimfastError: For a checkpoint that is not of this plan, for a folder that cannot be written, and
+            where another run writes to it.
+
+    Example:
+        slimfast.prune_checkpoint("model.safetensors.index.json", plan, "thin", model=model)
     """
     weights = open_weights(path)
     described, first = _manifest(weights, plan, model, select, backend)
@@ -139,12 +170,24 @@ def prune_checkpoint(
 
 
 def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """The thin network in a folder of :func:`prune_checkpoint`: a copy of the wide ``model`` with its
+    """Load the thin network in a folder of :func:`prune_checkpoint`: a copy of the wide ``model`` with its
     tensors.
 
-    ``model`` is untouched and may be on the meta device, but for buffers that no checkpoint holds, which are
-    cut from its own. The tensors are maps of the files until they are written to or moved. Raises
-    :class:`SlimfastError` for whatever does not match.
+    The tensors are maps of the files until they are written to or moved.
+
+    Args:
+        folder: The folder.
+        model: The wide network. It is untouched and may be on the meta device, but for buffers that no
+            checkpoint holds, which are cut from its own.
+
+    Returns:
+        The thin network.
+
+    Raises:
+        SlimfastError: For whatever does not match.
+
+    Example:
+        thin = slimfast.load_checkpoint("thin", model)
     """
     index = check_file(Path(folder) / INDEX)
     fields = parse_object(index.read_bytes(), str(index)).object("metadata")
@@ -170,10 +213,20 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
 
 
 def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """The thin tensors of a folder of :func:`prune_checkpoint` as a new folder of
-    ``torch.distributed.checkpoint``, from which FSDP loads them: ``dcp.load({...}, checkpoint_id=target)``.
+    """Write the thin tensors of a folder of :func:`prune_checkpoint` for ``torch.distributed.checkpoint``.
 
-    Raises :class:`SlimfastError` where ``target`` holds a checkpoint already, or cannot be written.
+    FSDP loads them from the new folder.
+
+    Args:
+        folder: The folder of thin shards.
+        target: The folder to write.
+
+    Raises:
+        SlimfastError: Where ``target`` holds a checkpoint already, or cannot be written.
+
+    Example:
+        slimfast.export_dcp("thin", "thin-dcp")
+        torch.distributed.checkpoint.load({"model": state}, checkpoint_id="thin-dcp")
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter

@@ -39,8 +39,17 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Parameters and persistent buffers are stored in their dtype, tied ones once. The file is written beside
     and then renamed. A network that FSDP has sharded is gathered, for which all its processes make the call;
-    the first one writes. Raises :class:`SlimfastError` where it cannot be written, or the network holds what
-    it cannot store.
+    the first one writes.
+
+    Args:
+        thin: The network.
+        path: The file; one that is there is replaced.
+
+    Raises:
+        SlimfastError: Where it cannot be written, or the network holds what it cannot store.
+
+    Example:
+        slimfast.save(thin, "thin.safetensors")
     """
     if not os.fspath(path).endswith(".safetensors"):
         raise ArgumentError(f"save: expected a path ending in .safetensors, got {os.fspath(path)}")
@@ -70,14 +79,24 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """The network in a file of :func:`save`: a copy of the fresh, wide ``model`` cut to fit, with the file's
-    tensors.
+    """Load the network in a file of :func:`save`: a copy of the fresh, wide ``model``, cut to fit.
 
     Nothing is traced and ``model`` is untouched. Tensors have the dtype they were stored in and the device
     they have in ``model`` (the CPU where that is "meta"); mode and ``requires_grad`` are the model's. Buffers
     that are not persistent are cut from the model's own.
 
-    Raises :class:`SlimfastError` naming the tensor or the attribute for whatever does not match.
+    Args:
+        path: The file.
+        model: The wide network that the thin one was cut from, with any weights.
+
+    Returns:
+        The thin network with the file's tensors.
+
+    Raises:
+        SlimfastError: Naming the tensor or the attribute, for whatever does not match.
+
+    Example:
+        thin = slimfast.load("thin.safetensors", resnet18())
     """
     shown = os.fspath(path)
     with open_tensor_document(path, "a network saved by slimfast") as file:

@@ -56,11 +56,23 @@ def share_out(costs: Sequence[float], size: int) -> list[list[int]]:
 
 @contextmanager
 def join_team(*, timeout: float = TIMEOUT) -> Iterator[Team]:
-    """This process among those that ``torchrun`` (or another launcher that sets its variables) started.
+    """Join the processes that ``torchrun`` (or another launcher that sets its variables) started.
 
     Where ``torch.distributed`` is initialised its store serves, else one is found through RANK, WORLD_SIZE,
-    MASTER_ADDR and MASTER_PORT. The block is left together: by all, or with a :class:`SlimfastError` that
-    names the rank that failed or, ``timeout`` seconds after its last sign of life, died.
+    MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        timeout: How many seconds after its last sign of life a rank counts as dead.
+
+    Returns:
+        A context manager that yields the team. Its block is left together: by all, or with an error.
+
+    Raises:
+        SlimfastError: Naming the rank that failed or died.
+
+    Example:
+        with slimfast.join_team() as team:
+            spectra = slimfast.measure_spectra("model.safetensors", graph, team=team)
     """
     store, rank, size = _rendezvous()
     team = Team(store, rank, size, timeout)

@@ -28,13 +28,23 @@ from slimfast.storage.atomic import cannot_write
 def save_pretrained(thin: nn.Module, folder: str | os.PathLike[str], example: Any) -> None:
     """Write a thin transformer to a folder for ``from_pretrained`` of its stock class, and of ``AutoModel``.
 
-    ``thin``: a ``transformers.PreTrainedModel`` pruned by a plan of :func:`slimfast.plan_uniform`, or by any
-    that leaves its layers equally wide. ``example``: a tensor, a tuple or a dict of its arguments. The folder
-    must not exist, or be empty; before it takes its name the stock class loads it, every tensor must be the
-    thin network's, and so must the output on ``example``, to rounding.
+    Before the folder takes its name the stock class loads it, every tensor must be the thin network's, and so
+    must the output on ``example``, to rounding.
 
-    Raises ``TypeError`` for what is no transformer, :class:`SlimfastError` where no configuration of the
-    class describes the thin network, and where the folder cannot be written.
+    Args:
+        thin: A ``transformers.PreTrainedModel`` pruned by a plan of :func:`slimfast.plan_uniform`, or by any
+            that leaves its layers equally wide.
+        folder: It must not exist, or be empty.
+        example: A tensor, a tuple or a dict of its arguments.
+
+    Raises:
+        TypeError: For what is no transformer.
+        SlimfastError: Where no configuration of the class describes the thin network, and where the folder
+            cannot be written.
+
+    Example:
+        slimfast.save_pretrained(thin, "thin", example)
+        transformers.AutoModel.from_pretrained("thin")
     """
     if not hasattr(thin, "save_pretrained") or not hasattr(thin, "config"):
         raise ArgumentTypeError(f"save_pretrained: expected a transformers model, got {type(thin).__name__}")

@@ -48,20 +48,34 @@ def plan_uniform(
     multiple_of: int = 1,
     backend: str = "auto",
 ) -> Plan:
-    """A plan for a Hugging Face transformer after which its stock class still describes it.
+    """Plan a Hugging Face transformer so that its stock class still describes it.
 
     Layers of the same kind keep the same number of units (attention heads, hidden units of the MLP, channels
     of the residual stream), each kind the share that the spectra of its groups give on average. What the
     configuration of the class cannot say stays whole: positions inside heads, and heads without the residual
-    stream where the class takes the size of a head for a share of it. ``params`` and ``macs`` as for
-    :func:`slimfast.plan_widths`; with few, large steps (heads) a plan stays further below the budget.
+    stream where the class takes the size of a head for a share of it. With few, large steps (heads) a plan
+    stays further below the budget.
 
+    Args:
+        model: A ``transformers.PreTrainedModel``.
+        example: A tensor, a tuple or a dict of its arguments.
+        params: Budget of parameters, as for :func:`slimfast.plan_widths`.
+        macs: Budget of multiply-adds, likewise.
+        multiple_of: What widths are multiples of.
+        backend: The kernels to use.
+
+    Returns:
+        A plan that :func:`slimfast.save_pretrained` can write the thin network of.
+
+    Raises:
+        ValueError: Without a budget.
+        TypeError: For what is no transformer.
+        SlimfastError: Where no attribute of the configuration narrows anything, or not enough.
+
+    Example:
         plan = slimfast.plan_uniform(model, example, params=0.6)
         thin = slimfast.prune_channels(model, plan)
         slimfast.save_pretrained(thin, "thin", example)   # AutoModel.from_pretrained("thin") from now on
-
-    Raises ``ValueError`` without a budget, ``TypeError`` for what is no transformer, and
-    :class:`SlimfastError` where no attribute of the configuration narrows anything, or not enough.
     """
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
         raise ArgumentTypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")

@@ -45,23 +45,30 @@ def grouped_covariance(
     names: Sequence[str | Sequence[str]] | None = None,
     backend: str = "auto",
 ) -> Covariances:
-    """Covariance of the rows of every x_i (n_i, d_i), each row centred on its own mean over the d_i
-    positions.
+    """Compute the covariance of the rows of every x_i (n_i, d_i), each row centred on its own mean.
 
-    With Xc = x - mean over d, the matrix is Xc Xc^T / max(d - 1, 1), (n, n). ``side="auto"`` returns the
-    smaller of it and Xc^T Xc / max(d - 1, 1), (d, d) (rows where n <= d): both have the same nonzero
-    eigenvalues. ``dtype`` is the result's dtype, float32 or float64; by default float64 for float64 inputs,
-    float32 for the rest. bfloat16 and float16 inputs are read in place with exact products. Any strides. Both
-    triangles are filled.
+    With Xc = x - mean over d, the matrix is Xc Xc^T / max(d - 1, 1), (n, n). bfloat16 and float16 inputs are
+    read in place with exact products. Any strides. Both triangles are filled. Equivalent to ``[torch.cov(x)
+    for x in xs]`` with ``side="rows"`` and d >= 2.
 
-    A layer may be a sequence of members (n, d_j) with the same rows: they count as one x side by side, each
-    centred on its own and d the sum of the d_j, and always by rows. ``names[i]`` is then the layer's or those
-    of its members.
+    Args:
+        xs: The layers. One may be a sequence of members (n, d_j) with the same rows: they count as one x side
+            by side, each centred on its own and d the sum of the d_j, and always by rows.
+        side: ``"auto"`` returns the smaller of the matrix and Xc^T Xc / max(d - 1, 1), (d, d) (rows where n
+            <= d): both have the same nonzero eigenvalues. ``"rows"`` returns the matrix.
+        dtype: The result's, float32 or float64; by default float64 for float64 inputs, float32 for the rest.
+        names: Of the layers, or of the members of each, for messages.
+        backend: The kernels to use.
 
-    Raises ``ValueError`` naming the layer for an input that is not two-dimensional, is empty, or holds a
-    value that is not finite (seen in its trace).
+    Returns:
+        The matrices and their traces.
 
-    Equivalent to: ``[torch.cov(x) for x in xs]`` with ``side="rows"`` and d >= 2.
+    Raises:
+        ValueError: Naming the layer, for an input that is not two-dimensional, is empty, or holds a value
+            that is not finite (seen in its trace).
+
+    Example:
+        matrices, traces = slimfast.grouped_covariance([torch.randn(8, 27), torch.randn(16, 72)])
     """
     check_covariance_options(side, dtype)
     layers, named = members_of("covariance", xs, names)
@@ -113,14 +120,23 @@ def grouped_eigvalsh(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b m"] | list[Float[Tensor, "_m"]]:
-    """Eigenvalues, ascending, of every symmetric matrix (m_i, m_i) float32 or float64, in its dtype and
-    device.
+    """Compute the eigenvalues, ascending, of every symmetric matrix (m_i, m_i), in its dtype and device.
 
-    A stack (b, m, m) gives (b, m), and spares thousands of small matrices the look at each. Only the lower
-    triangle is read. Raises ``ValueError`` naming the layer for a matrix that is not square, is empty, or is
-    not finite.
+    Only the lower triangle is read. Equivalent to ``[torch.linalg.eigvalsh(m) for m in mats]``.
 
-    Equivalent to: ``[torch.linalg.eigvalsh(m) for m in mats]``.
+    Args:
+        mats: float32 or float64. A stack (b, m, m) spares thousands of small matrices the look at each.
+        names: Of the layers, for messages.
+        backend: The kernels to use.
+
+    Returns:
+        A vector for each matrix; (b, m) for a stack.
+
+    Raises:
+        ValueError: Naming the layer, for a matrix that is not square, is empty, or is not finite.
+
+    Example:
+        (eigenvalues,) = slimfast.grouped_eigvalsh([torch.cov(torch.randn(8, 27))])
     """
     named = names_of("eigvalsh", mats, names)
     if isinstance(mats, Tensor):
@@ -160,7 +176,7 @@ def grouped_pivoted_cholesky(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> list[PivotedCholesky]:
-    """Greedy choice of rows: pivoted Cholesky of every symmetric positive semidefinite (n_i, n_i) matrix.
+    """Choose rows greedily: pivoted Cholesky of every symmetric positive semidefinite (n_i, n_i) matrix.
 
     Each step picks the row with the largest variance not yet explained by the picks before it (ties: the
     smallest index), at most ``ranks[i]`` of them, and stops early where the remaining variance of every row
@@ -168,8 +184,21 @@ def grouped_pivoted_cholesky(
     X^T, i.e. PCA restricted to real units (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
     section 10.3).
 
-    Raises ``ValueError`` naming the layer for a bad shape, a rank outside 0..n, or a matrix that is not
-    finite.
+    Args:
+        mats: The matrices.
+        ranks: How many rows to pick of each, at most.
+        names: Of the layers, for messages.
+        backend: The kernels to use.
+
+    Returns:
+        The picks, the factor and what is left unexplained of each matrix.
+
+    Raises:
+        ValueError: Naming the layer, for a bad shape, a rank outside 0..n, or a matrix that is not finite.
+
+    Example:
+        (picked,) = slimfast.grouped_pivoted_cholesky([torch.cov(torch.randn(8, 27))], [4])
+        picked.order   # the four rows, best first
     """
     named = names_of("pivoted_cholesky", mats, names)
     check_ranks(mats, ranks, named)
@@ -191,15 +220,27 @@ def grouped_gather(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> list[Tensor]:
-    """Contiguous copies of the tensors, cut to the kept indices of up to two dims each.
+    """Copy the tensors, cut to the kept indices of up to two dims each.
 
-    ``keeps[i]`` maps a dim of ``tensors[i]`` to its kept indices: sorted, distinct int64 on the CPU. Elements
-    of 1, 2, 4 or 8 bytes of any dtype are moved as they are. An empty mapping copies the tensor.
+    Elements of 1, 2, 4 or 8 bytes of any dtype are moved as they are. Equivalent to
+    ``t.index_select(a, keep_a).index_select(b, keep_b)`` for each tensor.
 
-    Raises ``ValueError`` naming the tensor for more than two dims, a dim out of range, or indices that are
-    not sorted, distinct and in range.
+    Args:
+        tensors: What to cut.
+        keeps: ``keeps[i]`` maps a dim of ``tensors[i]`` to its kept indices: sorted, distinct int64 on the
+            CPU. An empty mapping copies the tensor.
+        names: Of the tensors, for messages.
+        backend: The kernels to use.
 
-    Equivalent to: ``t.index_select(a, keep_a).index_select(b, keep_b)`` for each tensor.
+    Returns:
+        Contiguous copies.
+
+    Raises:
+        ValueError: Naming the tensor, for more than two dims, a dim out of range, or indices that are not
+            sorted, distinct and in range.
+
+    Example:
+        (thin,) = slimfast.grouped_gather([torch.randn(8, 4, 3, 3)], [{0: torch.tensor([0, 2, 5])}])
     """
     check_gather(tensors, keeps, names)
     if not tensors:
@@ -215,14 +256,28 @@ def grouped_spectra(
     backend: str = "auto",
     workspace_bytes: int | None = None,
 ) -> SpectraValues:
-    """Eigenvalues of the covariance of the rows of every x_i (n_i, d_i): m_i = min(n_i, d_i) of them (n_i
-    for a layer of several members), ascending.
+    """Compute the eigenvalues of the covariance of the rows of every x_i (n_i, d_i).
 
-    :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest first,
-    whose matrices together stay within ``workspace_bytes`` (one larger matrix runs alone; by default 64 MiB,
-    on a GPU a third of its free memory, see :mod:`slimfast.kernels.memory`). Other arguments as there.
+    It is :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest
+    first. Equivalent to ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
 
-    Equivalent to: ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
+    Args:
+        xs: The layers, as for :func:`grouped_covariance`.
+        dtype: Of the covariances, as there.
+        names: Of the layers, as there.
+        backend: The kernels to use.
+        workspace_bytes: What the matrices of a batch stay within together (one larger matrix runs alone); by
+            default 64 MiB, on a GPU a third of its free memory, see :mod:`slimfast.kernels.memory`.
+
+    Returns:
+        For each layer m_i = min(n_i, d_i) eigenvalues (n_i for a layer of several members), ascending, and
+        the traces.
+
+    Raises:
+        ValueError: As :func:`grouped_covariance` and :func:`grouped_eigvalsh` do.
+
+    Example:
+        eigenvalues, traces = slimfast.grouped_spectra([torch.randn(8, 27), torch.randn(16, 72)])
     """
     layers, named = members_of("spectra", xs, names)
     values: list[Tensor] = [torch.empty(0, device="cpu")] * len(xs)

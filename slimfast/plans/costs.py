@@ -68,9 +68,19 @@ def count_kept(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> Cost:
 
 
 def count_module(model: nn.Module, example: Any) -> Cost:
-    """The cost of a module as it is, its operations recorded with their actual shapes; nothing is computed.
+    """Count the cost of a module as it is, its operations recorded with their actual shapes.
 
-    ``example`` as for :func:`slimfast.trace_channels`.
+    Nothing is computed.
+
+    Args:
+        model: The module.
+        example: As for :func:`slimfast.trace_channels`.
+
+    Returns:
+        Its parameters, their bytes, and the multiply-adds of one forward.
+
+    Example:
+        slimfast.count_module(thin, torch.zeros(1, 3, 224, 224)).macs
     """
     graph = trace_channels(model, example, include=())
     macs = sum(

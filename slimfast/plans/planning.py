@@ -33,27 +33,41 @@ def plan_widths(
     curves: Mapping[str, ErrorCurve] | None = None,
     **options: Unpack[WidthOptions],
 ) -> Plan:
-    """One width for each channel group of a traced network, from its spectra; takes milliseconds.
+    """Choose one width for each channel group of a traced network, from its spectra; takes milliseconds.
 
-    Either ``explained_variance``, the share of its variance that every group keeps, or a budget of ``params``
-    or ``macs`` or both: a share of the original in (0, 1], or above 1 an absolute number. A budget is met by
-    the largest share that all groups can keep; groups that would take their next unit at the same share take
-    it one by one in the order of the graph. What the next unit is too dear for goes to the other groups in
-    equal shares, as does a budget above what keeping everything needs: no group's next unit would fit.
+    A budget is met by the largest share of their variance that all groups can keep; groups that would take
+    their next unit at the same share take it one by one in the order of the graph. What the next unit is too
+    dear for goes to the other groups in equal shares, as does a budget above what keeping everything needs:
+    no group's next unit would fit. Left alone are also groups without weights of their own and those of only
+    one position per unit, whose variance says nothing.
 
-    ``multiple_of`` rounds widths up to multiples, or to the whole group; for heads and blocks of channels,
-    which are cut whole, it is the number of channels that is a multiple. No group gets fewer than
-    ``min_width`` units (or all it has). ``overrides`` sets widths by hand: globs of group names or kinds to a
-    number of units, or as a float to a share of them; the first glob that matches counts, and it counts as it
-    is. Groups that an ``exclude`` glob matches, or no ``include`` glob, are left alone, as are those without
-    weights of their own and those of only one position per unit, whose variance says nothing.
+    Args:
+        graph: The groups, from :func:`slimfast.trace_channels`.
+        spectra: Their spectra, from :func:`slimfast.measure_spectra`.
+        explained_variance: The share of its variance that every group keeps, instead of a budget.
+        params: Budget of parameters: a share of the original in (0, 1], or above 1 an absolute number.
+        macs: Budget of multiply-adds, likewise; both may be given.
+        multiple_of: Rounds widths up to multiples, or to the whole group; for heads and blocks of channels,
+            which are cut whole, it is the number of channels that is a multiple.
+        min_width: No group gets fewer units (or all it has).
+        overrides: Widths by hand: globs of group names or kinds to a number of units, or as a float to a
+            share of them; the first glob that matches counts, and it counts as it is.
+        include: Leave alone groups that none of these globs matches.
+        exclude: Leave alone groups that one of these globs matches.
+        curves: Spend a budget by marginal gain instead (:func:`slimfast.error_curves`): the units that lower
+            the output's summed error most for their cost come first, and groups without a curve are left
+            alone. Spectra are then only shown.
 
-    With ``curves`` (:func:`slimfast.error_curves`) a budget is spent by marginal gain instead: the units that
-    lower the output's summed error most for their cost come first, and groups without a curve are left
-    alone. Spectra are then only shown.
+    Returns:
+        The plan.
 
-    Raises ``ValueError`` for wrong arguments, and :class:`SlimfastError` for spectra that are missing or not
-    of this network, and for a budget that cannot be reached, with the nearest that can.
+    Raises:
+        ValueError: For wrong arguments.
+        SlimfastError: For spectra that are missing or not of this network, and for a budget that cannot be
+            reached, with the nearest that can.
+
+    Example:
+        plan = slimfast.plan_widths(graph, spectra, macs=0.5, multiple_of=8, exclude=["layer4.*"])
     """
     request = check_request(options)
     if curves is not None and request.explained_variance is not None:
@@ -76,16 +90,32 @@ def plan(
     progress: Progress | None = None,
     **options: Unpack[WidthOptions],
 ) -> Plan:
-    """A plan in one call: the model traced with ``example``, its spectra measured, its widths solved.
+    """Plan a model in one call: trace it with ``example``, measure its spectra, solve its widths.
 
     Groups whose width float32 does not settle at the tau that is found are measured again in float64, and the
-    widths solved again until all are settled, so that the plan is the one that float64 LAPACK gives.
-    ``spectra`` saves the first measurement where it was made before; ``progress`` counts what is settled.
-    Arguments as for :func:`plan_widths` and :func:`measure_spectra`.
+    widths solved again until all are settled, so that the plan is the one that float64 LAPACK gives. The
+    other keywords are those of :func:`plan_widths` and :func:`measure_spectra`.
 
-    ``allocation`` is how a budget is spent: by one ``explained_variance`` for all groups, or by
-    ``marginal_gain``, from the error curves of a ``calibration`` (:func:`slimfast.calibrate`) and without
-    spectra. By default it is the latter where there is a calibration.
+    Args:
+        model: The network.
+        example: A tensor, a tuple or a dict of its arguments.
+        allocation: How a budget is spent: by one ``explained_variance`` for all groups, or by
+            ``marginal_gain``, from the error curves of a ``calibration`` and without spectra. By default it
+            is the latter where there is a calibration.
+        calibration: From :func:`slimfast.calibrate`.
+        spectra: Saved ones, which save the first measurement.
+        progress: Called with the number of groups settled and of all.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: For wrong arguments.
+        SlimfastError: For a model that cannot be traced or measured, and a budget that cannot be reached.
+
+    Example:
+        plan = slimfast.plan(model, torch.randn(1, 3, 224, 224), macs=0.5)
+        thin = slimfast.prune_channels(model, plan)
     """
     request = check_request(options)
     by_gain = _by_gain(allocation, calibration, request)

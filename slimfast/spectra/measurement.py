@@ -39,28 +39,41 @@ def measure_spectra(
     resume: str | os.PathLike[str] | None = None,
     team: Team | None = None,
 ) -> dict[str, Spectrum]:
-    """The spectrum of every channel group that has weights of its own, or without a graph of every weight
-    matrix.
+    """Measure the spectrum of every channel group that has weights of its own.
 
-    ``source`` is a module, a mapping of names to tensors, or the path of a file (see
-    :func:`slimfast.storage.weights.open_weights`). The weights of a group's producers form its units'
-    rows, each member centred on its own, and S = sum of Xc Xc^T / (d - 1) over them. Without a graph every
-    floating tensor of two or more dims is a layer, and dim 0 its units.
+    The weights of a group's producers form its units' rows, each member centred on its own, and
+    S = sum of Xc Xc^T / (d - 1) over them. Files of safetensors are read a few layers at a time, ahead of the
+    arithmetic: what is in memory is no more than the parameters of the largest layer, its (m, m) workspace
+    and 1 GiB.
 
-    float32 (float64 for float64 weights) unless ``dtype`` says otherwise. With ``taus``, the layers of which
-    float32 does not settle the width at each of them are measured again, in float64; where that comes within
-    1e-12 of a tau, by LAPACK in float64, which defines the width. ``scaling="unit"`` gives every unit unit
-    variance, and ``member_scaling`` every member of a group the same total variance. ``progress`` is called
-    with the number of layers done and of all; what it raises (:class:`slimfast.Cancelled`) ends the work.
+    Args:
+        source: A module, a mapping of names to tensors, or the path of a file (see
+            :func:`slimfast.storage.weights.open_weights`).
+        graph: The groups. Without one every floating tensor of two or more dims is a layer, and dim 0 its
+            units.
+        dtype: float32 (float64 for float64 weights) unless it says otherwise.
+        taus: The layers of which float32 does not settle the width at each of them are measured again, in
+            float64; where that comes within 1e-12 of a tau, by LAPACK in float64, which defines the width.
+        scaling: ``"unit"`` gives every unit unit variance.
+        member_scaling: Gives every member of a group the same total variance.
+        backend: The kernels to use.
+        progress: Called with the number of layers done and of all; what it raises
+            (:class:`slimfast.Cancelled`) ends the work.
+        resume: A sidecar (:mod:`slimfast.spectra.sidecar`) from which finished layers are taken if their
+            weights and these options are what they were, and which the others are appended to; the result is
+            the same bit for bit.
+        team: The processes that share the layers (:func:`slimfast.join_team`); every one gets all spectra.
 
-    Files of safetensors are read a few layers at a time, ahead of the arithmetic: what is in memory is no
-    more than the parameters of the largest layer, its (m, m) workspace and 1 GiB. ``resume`` names a sidecar
-    (:mod:`slimfast.spectra.sidecar`) from which finished layers are taken if their weights and these options
-    are what they were, and which the others are appended to; the result is the same bit for bit. ``team``
-    (:func:`slimfast.distributed.team.join_team`) shares the layers out; every process gets all spectra.
+    Returns:
+        The spectra by group.
 
-    Raises :class:`SlimfastError` naming the layer for weights that are missing, empty, of another shape than
-    the graph's, or not finite.
+    Raises:
+        SlimfastError: Naming the layer, for weights that are missing, empty, of another shape than the
+            graph's, or not finite.
+
+    Example:
+        spectra = slimfast.measure_spectra(model, slimfast.trace_channels(model, example))
+        spectra["layer1.0.conv1"].width(explained_variance=0.9)
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise ArgumentError(f"measure_spectra: expected dtype float32 or float64, got {dtype}")
