@@ -88,7 +88,7 @@ class ArgumentTypeError(TypeError):
 
 
 def printable(text: str) -> str:
-    """``text`` with line breaks, the codes that steer a terminal and the like as their escapes."""
+    """Replace line breaks, the codes that steer a terminal and the like in ``text`` by their escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

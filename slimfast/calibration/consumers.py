@@ -22,7 +22,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reader:
+class Consumer:
     """A layer that sums over an axis which a cut may shorten.
 
     ``weight`` is the name of its weight, whose dim ``dim`` it sums over, ``axis`` that dim's axis; ``taps``
@@ -46,7 +46,7 @@ class Reader:
         return self.axis.length * self.blocks // self.run
 
     def columns(self, x: Tensor) -> Tensor:
-        """The layer's input as (L, positions), the positions of one sample side by side."""
+        """Lay the layer's input out as (L, positions), the positions of one sample side by side."""
         last = x.dim() - self.taps - 1
         if self.taps and last == 0:
             x, last = x.unsqueeze(0), 1
@@ -55,47 +55,49 @@ class Reader:
         return x.movedim(last, 0).reshape(x.shape[last], -1)
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as (blocks, outputs of a block, variables of a block, taps and run)."""
+        """Lay the weight out as (blocks, outputs of a block, variables of a block, taps and run)."""
         w = weight.movedim(self.dim, 1)
         w = w.reshape(self.blocks, w.shape[0] // self.blocks, w.shape[1] // self.run, -1)
         return w
 
     def weight_of(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """The inverse of :meth:`matrix` for a weight of the shape of ``like``."""
+        """Lay a matrix of :meth:`matrix` out as a weight of the shape of ``like``."""
         shape = like.movedim(self.dim, 1).shape
         return matrix.reshape(shape).movedim(1, self.dim)
 
     def unit_index(self, units: IntArray, n: int) -> IntArray:
-        """(n, positions): the variables that belong to each unit of a group; ``units`` as in its member."""
+        """Find the variables that belong to each unit of a group, (n, positions); ``units`` as in its
+        member.
+        """
         tiled = np.tile(units[:: self.run], self.blocks)
         order = np.argsort(tiled, kind="stable")[np.count_nonzero(tiled < 0) :]
         index: IntArray = order.reshape(n, -1).astype(np.int64)
         return index
 
 
-def readers(model: nn.Module, graph: ChannelGraph) -> tuple[list[Reader], dict[str, str]]:
-    """The layers that read the graph's groups, in the order they run, and why the other weights are not read
+def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer], dict[str, str]]:
+    """Find the layers that read the graph's groups, in the order they run, and why other weights are not read
     so.
     """
     modules = dict(model.named_modules())
     first_run = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
-    found: list[Reader] = []
+    consumers: list[Consumer] = []
     left: dict[str, str] = {}
     for name in dict.fromkeys(m.tensor for group in graph for m in group.members if m.role == "consumer"):
         path, _, attribute = name.rpartition(".")
         dims = {m.dim for group in graph for m in group.members if m.tensor == name and m.role == "consumer"}
-        reader = _reader(name, path, attribute, modules.get(path), graph, dims)
-        if isinstance(reader, str):
-            left[name] = reader
+        consumer = _consumer(name, path, attribute, modules.get(path), graph, dims)
+        if isinstance(consumer, str):
+            left[name] = consumer
         else:
-            found.append(reader)
-    return sorted(found, key=lambda reader: first_run.get(reader.module, len(first_run))), left
+            consumers.append(consumer)
+    return sorted(consumers, key=lambda consumer: first_run.get(consumer.module, len(first_run))), left
 
 
-def _reader(
+def _consumer(
     name: str, path: str, attribute: str, module: Any, graph: ChannelGraph, dims: set[int]
-) -> Reader | str:
-    """The reader of a weight, or the reason why there is none."""
+) -> Consumer | str:
+    """Find the consumer of a weight, or the reason why there is none."""
     axes = graph.axes[name]
     where = f"{path} ({type(module).__name__})"
     if attribute != "weight" or module is None:
@@ -119,7 +121,7 @@ def _reader(
         run = _run(axis)
         if run == 1 or blocks > 1:
             return f"{where} reads {axis.length * blocks} variables, more than {LONGEST}"
-    return Reader(name, path, dim, axis, axes[1 - dim], taps, blocks, run)
+    return Consumer(name, path, dim, axis, axes[1 - dim], taps, blocks, run)
 
 
 def _plain(module: nn.Module, bases: Sequence[type[nn.Module]]) -> bool:
@@ -132,7 +134,7 @@ def _plain(module: nn.Module, bases: Sequence[type[nn.Module]]) -> bool:
 
 
 def _run(axis: Axis) -> int:
-    """How many neighbouring indices each unit has on a flattened axis; 1 where it is no such axis."""
+    """Count the neighbouring indices that each unit has on a flattened axis; 1 where it is no such axis."""
     if len(axis.parts) != 1:
         return 1
     units = axis.parts[0][1]
@@ -142,23 +144,25 @@ def _run(axis: Axis) -> int:
     return run if np.array_equal(units, np.repeat(np.arange(axis.length // run), run)) else 1
 
 
-def survivors_of(reader: Reader, kept_axis: IntArray, kept_outputs: IntArray) -> tuple[IntArray, IntArray]:
-    """The blocks that survive a cut, and the surviving variables of each block.
+def kept_variables(
+    consumer: Consumer, kept_axis: IntArray, kept_outputs: IntArray
+) -> tuple[IntArray, IntArray]:
+    """Find the blocks that survive a cut, and the surviving variables of each block.
 
-    ``kept_axis`` and ``kept_outputs`` are the surviving indices of the reader's two axes.
+    ``kept_axis`` and ``kept_outputs`` are the surviving indices of the consumer's two axes.
     """
-    per_block = reader.outputs.length // reader.blocks
-    blocks: IntArray = np.unique(kept_outputs // per_block) if reader.blocks > 1 else np.zeros(1, np.int64)
-    variables: IntArray = kept_axis if reader.run == 1 else np.unique(kept_axis // reader.run)
+    per_block = consumer.outputs.length // consumer.blocks
+    blocks: IntArray = np.unique(kept_outputs // per_block) if consumer.blocks > 1 else np.zeros(1, np.int64)
+    variables: IntArray = kept_axis if consumer.run == 1 else np.unique(kept_axis // consumer.run)
     return blocks, variables
 
 
 def input_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The tensor that a linear or convolution layer was called with."""
+    """Find the tensor that a linear or convolution layer was called with."""
     x = args[0] if args else kwargs.get("input", kwargs.get("x"))
     return x if isinstance(x, Tensor) else None
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A tensor on a device, and anything else as it is."""
+    """Move a tensor to a device, and leave anything else as it is."""
     return value.to(device) if isinstance(value, Tensor) else value

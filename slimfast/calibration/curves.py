@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import FloatArray
-from slimfast.calibration.consumers import Reader, readers
+from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.moments import Calibration, unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.errors import SlimfastError
@@ -42,12 +42,14 @@ class ErrorCurve:
             raise SlimfastError(f"error curve: expected finite values >= 0 that never rise ({self.name})")
 
     def ratio(self, width: int) -> float:
-        """The share of the error that ``width`` units take away."""
+        """Return the share of the error that ``width`` units take away."""
         whole = float(self.residual[0])
         return 1.0 - float(self.residual[width]) / whole if whole > 0.0 else 1.0
 
     def gains(self) -> FloatArray:
-        """(n,) what each next unit takes away, on the lower convex hull of the curve: never rising."""
+        """Return what each next unit takes away, (n,), on the lower convex hull of the curve: never
+        rising.
+        """
         at, gains = 0, np.empty(self.n)
         while at < self.n:
             slopes = (self.residual[at] - self.residual[at + 1 :]) / np.arange(1, self.n - at + 1)
@@ -60,19 +62,34 @@ class ErrorCurve:
 def error_curves(
     model: nn.Module, graph: ChannelGraph, calibration: Calibration, *, backend: str = "auto"
 ) -> dict[str, ErrorCurve]:
-    """The error curve of every group that a measured layer reads: what pivoted Cholesky leaves of its units'
-    covariance (:func:`slimfast.calibration.moments.unit_covariance`) after each pick, which is what least
-    squares from the picked units cannot repair, as a share; times what the output feels of the group's units
-    (:func:`slimfast.calibration.sensitivity.sensitivities`, a forward and a backward pass for each batch
-    of the calibration), as a deviation of the output and summed over the layers that read them. So the
-    errors of all groups are in one unit. Deviations are what errors that go together add up to; their
-    squares set groups further apart than networks do that are repaired or trained (docs/evidence.md).
+    """Find what the output loses when each group keeps 0, ..., n of its units.
+
+    The curve of a group is what pivoted Cholesky leaves of its units' covariance
+    (:func:`slimfast.calibration.moments.unit_covariance`) after each pick, which is what least squares from
+    the picked units cannot repair, as a share; times what the output feels of the group's units
+    (:func:`slimfast.calibration.sensitivity.sensitivities`, a forward and a backward pass for each batch of
+    the calibration), as a deviation of the output and summed over the layers that read them. So the errors of
+    all groups are in one unit. Deviations are what errors that go together add up to; their squares set
+    groups further apart than networks do that are repaired or trained (docs/evidence.md).
+
+    Args:
+        model: The network that was calibrated.
+        graph: Its groups.
+        calibration: From :func:`slimfast.calibrate`.
+        backend: The kernels to use.
+
+    Returns:
+        A curve for every group that a measured layer reads, by the group's name.
+
+    Example:
+        curves = slimfast.error_curves(model, graph, calibration)
+        plan = slimfast.plan_widths(graph, {}, macs=0.5, curves=curves)
     """
-    found = {reader.weight: reader for reader in readers(model, graph)[0]}
-    felt = sensitivities(model, found.values(), calibration)
+    consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
+    felt = sensitivities(model, consumers.values(), calibration)
     curves = {}
     for group in graph:
-        covariance = unit_covariance(group, found, calibration)
+        covariance = unit_covariance(group, consumers, calibration)
         if covariance is None:
             continue
         picks = grouped_pivoted_cholesky([covariance], [group.n], names=[group.name], backend=backend)[0]
@@ -82,19 +99,21 @@ def error_curves(
         # With the rank used up what is left is rounding.
         residual[-1] = 0.0
         if residual[0] > 0.0:
-            deviations = [math.sqrt(variance) for variance in felt_by_reader(group, found, felt)]
+            deviations = [math.sqrt(variance) for variance in felt_by_consumer(group, consumers, felt)]
             residual *= sum(deviations) / residual[0]
         curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
     return curves
 
 
-def felt_by_reader(
-    group: ChannelGroup, found: Mapping[str, Reader], felt: Mapping[str, Tensor]
+def felt_by_consumer(
+    group: ChannelGroup, consumers: Mapping[str, Consumer], felt: Mapping[str, Tensor]
 ) -> list[float]:
-    """The variance of the output that a group's units can make, through each measured layer that reads it."""
+    """Compute the variance of the output that a group's units can make, through each measured layer that
+    reads it.
+    """
     variances = []
     for member in group.members:
         if member.role == "consumer" and member.tensor in felt:
-            index = torch.from_numpy(found[member.tensor].unit_index(member.units, group.n))
+            index = torch.from_numpy(consumers[member.tensor].unit_index(member.units, group.n))
             variances.append(float(felt[member.tensor][index].sum()))
     return variances

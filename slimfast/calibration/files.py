@@ -25,7 +25,18 @@ _PARTS = ("mean", "covariance", "norms")
 
 
 def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
-    """Write a calibration, its inputs included, to a safetensors file, whole or not at all."""
+    """Write a calibration, its inputs included, to a safetensors file, whole or not at all.
+
+    Args:
+        calibration: From :func:`slimfast.calibrate`.
+        path: The file; one that is there is replaced.
+
+    Raises:
+        SlimfastError: Where it cannot be written.
+
+    Example:
+        slimfast.save_calibration(calibration, "calibration.safetensors")
+    """
     tensors: dict[str, Tensor] = {}
     entries = []
     for name, reading in calibration.readings.items():
@@ -48,9 +59,20 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
 
 
 def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Calibration:
-    """The calibration in a file of :func:`save_calibration`, its inputs on ``device``.
+    """Load the calibration in a file of :func:`save_calibration`.
 
-    :class:`SlimfastError` for another file.
+    Args:
+        path: The file.
+        device: Where its inputs are to be.
+
+    Returns:
+        The calibration that was saved.
+
+    Raises:
+        SlimfastError: For another file.
+
+    Example:
+        calibration = slimfast.load_calibration("calibration.safetensors", device="cuda")
     """
     shown = os.fspath(path)
     with open_tensor_document(path, "a calibration") as file:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, Progress
-from slimfast.calibration.consumers import Reader, input_of, readers, to_device
-from slimfast.errors import ArgumentError, NonFinite, SlimfastError, one_line
+from slimfast.calibration.consumers import Consumer, consumers_of
+from slimfast.calibration.forward import cut_batch, run, running, watched
+from slimfast.errors import ArgumentError, NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
-from slimfast.graph.recording.forward import tensors_in
-from slimfast.graph.recording.inputs import InputSpec, arguments, cloned, map_leaves
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.ops import grouped_covariance
 
 
@@ -58,27 +55,43 @@ def calibrate(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Calibration:
-    """The moments of what the layers that read the graph's groups see of ``samples`` samples.
+    """Measure the moments of what the layers that read the graph's groups see of ``samples`` samples.
 
-    A batch is what the graph's example was: a tensor, a tuple or a dict of the model's arguments. Targets
-    after them, and a dict's ``labels`` that the example had not, are left out. The model runs in eval mode on
-    its own device, one batch at a time; it stays as it is. Kept are 8 L^2 bytes for each layer that reads L
-    channels, whatever the number of samples, and the inputs. ``dtype``, float32 or float64, is that of the
-    covariances of a batch (:func:`slimfast.grouped_covariance`); they are summed in float64 (Chan, Golub and
-    LeVeque, *The American Statistician* 37, 1983). ``progress`` is called with the samples done and of all.
+    The model runs in eval mode on its own device, one batch at a time; it stays as it is. Kept are 8 L^2
+    bytes for each layer that reads L channels, whatever the number of samples, and the inputs. Covariances
+    are summed in float64 (Chan, Golub and LeVeque, *The American Statistician* 37, 1983).
 
-    Raises :class:`SlimfastError` for no samples, a forward that fails, and activations that are not finite,
-    naming the layer that read them.
+    Args:
+        model: The network that was traced.
+        graph: Its groups, from :func:`slimfast.trace_channels`.
+        batches: Each is what the graph's example was: a tensor, a tuple or a dict of the model's arguments.
+            Targets after them, and a dict's ``labels`` that the example had not, are left out.
+        samples: How many samples to measure, at most.
+        dtype: float32 or float64, of the covariances of a batch (:func:`slimfast.grouped_covariance`).
+        backend: The kernels to use.
+        progress: Called with the samples done and of all.
+
+    Returns:
+        The moments by the name of the weight that reads, and the inputs that were measured.
+
+    Raises:
+        SlimfastError: For no samples, a forward that fails, and activations that are not finite, naming the
+            layer that read them.
+
+    Example:
+        graph = slimfast.trace_channels(model, example)
+        calibration = slimfast.calibrate(model, graph, loader, samples=256)
+        thin = slimfast.slim(model, example, macs=0.5, calibration=calibration)
     """
     if samples < 1:
         raise ArgumentError(f"calibrate: expected at least 1 sample, got {samples}")
-    found, left = readers(model, graph)
-    moments = {reader.weight: _Moments(reader, dtype, backend) for reader in found}
+    consumers, left = consumers_of(model, graph)
+    moments = {consumer.weight: _Moments(consumer, dtype, backend) for consumer in consumers}
     kept: list[Arguments] = []
     done = 0
-    with running(model) as (network, device), watched(network, found, moments):
+    with running(model) as (network, device), watched(network, consumers, moments):
         for batch in batches:
-            args, count = _cut(batch, graph.inputs, samples - done, device)
+            args, count = cut_batch(batch, graph.inputs, samples - done, device)
             run(network, args, "calibrate")
             kept.append(args)
             done += count
@@ -92,52 +105,43 @@ def calibrate(
     readings = {}
     for name, moment in moments.items():
         if moment.count == 0:
-            left[name] = f"{moment.reader.module} was not called as a module"
+            left[name] = f"{moment.consumer.module} was not called as a module"
         else:
             readings[name] = moment.reading(tensors[name])
     return Calibration(readings, left, tuple(kept), done)
 
 
 def unit_covariance(
-    group: ChannelGroup, found: Mapping[str, Reader], calibration: Calibration
+    group: ChannelGroup, consumers: Mapping[str, Consumer], calibration: Calibration
 ) -> Tensor | None:
-    """(n, n) float64: how a group's units vary together in what its consumers read; None where nobody reads.
+    """Compute how a group's units vary together in what its consumers read, (n, n) float64; None where nobody
+    reads.
 
     The sum over the consumers of the group's covariance in what they read, each in shares of its total, so
     that the trace is the number of consumers that saw anything vary. Each variable counts times the
-    norm of the weights that read it, its part in the consumer's output. ``found`` are the graph's readers by
-    weight.
+    norm of the weights that read it, its part in the consumer's output. ``consumers`` are the
+    graph's, by weight.
     """
     total = torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
     read = False
     for member in group.members:
-        reading, reader = calibration.readings.get(member.tensor), found.get(member.tensor)
-        if member.role != "consumer" or reading is None or reader is None:
+        reading, consumer = calibration.readings.get(member.tensor), consumers.get(member.tensor)
+        if member.role != "consumer" or reading is None or consumer is None:
             continue
         read = True
         covariance = reading.covariance * reading.norms * reading.norms[:, None]
-        index = torch.from_numpy(reader.unit_index(member.units, group.n))
+        index = torch.from_numpy(consumer.unit_index(member.units, group.n))
         own = torch.stack([covariance[column[:, None], column] for column in index.T]).sum(0)
         if float(own.trace()) > 0.0:
             total += own / own.trace()
     return total if read else None
 
 
-class _Fault(BaseException):
-    """Takes what went wrong in a watcher out of a forward, past the handlers that are for the model's own
-    errors.
-    """
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-
 class _Moments:
-    """Running mean and summed squares of what one reader sees, in float64 where it runs."""
+    """Running mean and summed squares of what one consumer sees, in float64 where it runs."""
 
-    def __init__(self, reader: Reader, dtype: torch.dtype | None, backend: str) -> None:
-        self.reader = reader
+    def __init__(self, consumer: Consumer, dtype: torch.dtype | None, backend: str) -> None:
+        self.consumer = consumer
         self.count = 0
         self._dtype = dtype
         self._backend = backend
@@ -151,7 +155,7 @@ class _Moments:
                 [columns],
                 side="rows",
                 dtype=self._dtype,
-                names=[f"read by {self.reader.module}"],
+                names=[f"read by {self.consumer.module}"],
                 backend=self._backend,
             ).matrices[0]
         except NonFinite as error:
@@ -166,110 +170,6 @@ class _Moments:
         self._mean, self._squares, self.count = mean, squares, self.count + fresh
 
     def reading(self, weight: Tensor) -> Reading:
-        norms = self.reader.matrix(weight.detach().double()).square().sum((1, 3)).sqrt().reshape(-1)
+        norms = self.consumer.matrix(weight.detach().double()).square().sum((1, 3)).sqrt().reshape(-1)
         covariance = self._squares / max(self.count - 1, 1)
-        return Reading(self.reader.weight, self._mean.cpu(), covariance.cpu(), norms.cpu(), self.count)
-
-
-@contextmanager
-def running(model: nn.Module) -> Iterator[tuple[nn.Module, torch.device]]:
-    """A copy of ``model`` in eval mode, without gradients, and its device; it shares the parameters, but not
-    the buffers, which a forward may write to.
-    """
-    tensors = {
-        name: tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-        for name, tensor in named_tensors(model).items()
-    }
-    devices = {tensor.device for tensor in tensors.values()}
-    with torch.no_grad():
-        yield copy_with(model, tensors).eval(), devices.pop() if len(devices) == 1 else torch.device("cpu")
-
-
-@contextmanager
-def watched(
-    network: nn.Module, found: Iterable[Reader], see: Mapping[str, Callable[[Tensor], None]]
-) -> Iterator[None]:
-    """Calls ``see[weight](columns)`` with what each reader is about to read."""
-
-    def look(reader: Reader, module: nn.Module, args: Any, kwargs: Any) -> None:
-        x = input_of(args, kwargs)
-        if x is not None and x.numel():
-            try:
-                see[reader.weight](reader.columns(x.detach()))
-            except Exception as error:
-                raise _Fault(error) from None
-
-    with ExitStack() as hooks:
-        for reader in found:
-            module = network.get_submodule(reader.module)
-            hook = functools.partial(look, reader)
-            hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield
-
-
-def run(network: nn.Module, args: Arguments, what: str) -> None:
-    """One forward on copies of the arguments; :class:`SlimfastError` of one line where it fails.
-
-    What goes wrong in those who watch it is no fault of the forward, and is raised as it is.
-    """
-    try:
-        network(*cloned(args[0]), **cloned(args[1]))
-    except _Fault as fault:
-        raise fault.error from None
-    except SlimfastError:
-        raise
-    except Exception as error:
-        raise SlimfastError(f"{what}: the forward fails: {one_line(error)}") from error
-
-
-def _cut(batch: Any, inputs: InputSpec, samples: int, device: torch.device) -> tuple[Arguments, int]:
-    """The arguments in a batch, of its first ``samples`` samples, on ``device``; and how many those are."""
-    args, kwargs = arguments(batch)
-    if isinstance(batch, (tuple, list)) and len(args) == len(inputs.args) + 1:
-        args = args[:-1]
-    if "labels" in kwargs and "labels" not in inputs.kwargs:
-        kwargs = {name: value for name, value in kwargs.items() if name != "labels"}
-    count = next((len(t) for t in tensors_in((args, kwargs)) if t.dim()), 0)
-    if count == 0:
-        raise SlimfastError("calibrate: expected batches with at least one sample, got an empty one")
-    keep = min(count, samples)
-
-    def cut(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count:
-            leaf = leaf[:keep]
-        return to_device(leaf, device)
-
-    return (map_leaves(args, cut), map_leaves(kwargs, cut)), keep
-
-
-def first_sample(batches: Iterable[Arguments]) -> Arguments:
-    """The arguments of one sample."""
-    args, kwargs = next(iter(batches))
-    count = len(next(t for t in tensors_in((args, kwargs)) if t.dim()))
-
-    def cut(leaf: Any) -> Any:
-        return leaf[:1] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count else leaf
-
-    return map_leaves(args, cut), map_leaves(kwargs, cut)
-
-
-def joined(batches: Iterable[Arguments]) -> Arguments:
-    """The batches as one; :class:`SlimfastError` where their samples are not of one shape."""
-    each = list(batches)
-    leaves = [list(tensors_in(batch)) for batch in each]
-    count = len(leaves[0][0])
-    for other in leaves[1:]:
-        one, two = ([list(leaf.shape[1:]) for leaf in tensors] for tensors in (leaves[0], other))
-        if one != two:
-            raise SlimfastError(f"calibration: expected samples of one shape, got {one} and {two}")
-    rest = iter(range(len(leaves[0])))
-
-    def join(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        place = next(rest)
-        return (
-            torch.cat([tensors[place] for tensors in leaves]) if leaf.dim() and len(leaf) == count else leaf
-        )
-
-    return map_leaves(each[0][0], join), map_leaves(each[0][1], join)
+        return Reading(self.consumer.weight, self._mean.cpu(), covariance.cpu(), norms.cpu(), self.count)

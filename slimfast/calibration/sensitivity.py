@@ -11,27 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
-from slimfast.calibration.consumers import Reader, input_of
-from slimfast.calibration.moments import Calibration, running
+from slimfast.calibration.consumers import Consumer, input_of
+from slimfast.calibration.forward import running
+from slimfast.calibration.moments import Calibration
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.inputs import cloned, tensors_in
 
 
-def sensitivities(model: nn.Module, found: Iterable[Reader], calibration: Calibration) -> dict[str, Tensor]:
-    """For each measured reader, by weight, (L,) float64: what the output loses where a variable is held at
-    its mean.
+def sensitivities(
+    model: nn.Module, consumers: Iterable[Consumer], calibration: Calibration
+) -> dict[str, Tensor]:
+    """Measure what the output loses where a variable is held at its mean: (L,) float64 for each consumer, by
+    weight.
 
     To first order that is the sum over a sample's positions of (x - mean) dz/dx, squared, summed over the
     output's values z and averaged over the samples (the Taylor score of Molchanov et al., CVPR 2019, of the
-    outputs instead of a loss). The derivative is that through this reader alone. The sum over the outputs is
-    the expectation over a direction in them of random signs, of which each sample gets one. Positions are
+    outputs instead of a loss). The derivative is that through this consumer alone. The sum over the outputs
+    is the expectation over a direction in them of random signs, of which each sample gets one. Positions are
     summed before the square: errors of neighbouring positions add up where the network averages them.
 
     Raises :class:`SlimfastError` where the output has no values, or none that can be differentiated.
     """
-    wanted = [reader for reader in found if reader.weight in calibration.readings]
+    wanted = [consumer for consumer in consumers if consumer.weight in calibration.readings]
     totals = {
-        reader.weight: torch.zeros(reader.length, dtype=torch.float64, device="cpu") for reader in wanted
+        consumer.weight: torch.zeros(consumer.length, dtype=torch.float64, device="cpu")
+        for consumer in wanted
     }
     if not wanted:
         return totals
@@ -40,27 +44,27 @@ def sensitivities(model: nn.Module, found: Iterable[Reader], calibration: Calibr
         for batch in calibration.batches:
             seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
             with torch.enable_grad(), ExitStack() as hooks:
-                for reader in wanted:
-                    module = network.get_submodule(reader.module)
-                    hook = functools.partial(_probe, seen.setdefault(reader.weight, []))
+                for consumer in wanted:
+                    module = network.get_submodule(consumer.module)
+                    hook = functools.partial(_probe, seen.setdefault(consumer.weight, []))
                     hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
                 slope = _slope(_outputs(network, batch), generator)
-                pairs = [pair for reader in wanted for pair in seen[reader.weight]]
+                pairs = [pair for consumer in wanted for pair in seen[consumer.weight]]
                 slopes = iter(torch.autograd.grad(slope, [probe for _, probe in pairs], allow_unused=True))
             count = next(len(t) for t in tensors_in(batch) if t.dim())
-            for reader in wanted:
-                for x, _ in seen[reader.weight]:
+            for consumer in wanted:
+                for x, _ in seen[consumer.weight]:
                     gradient = next(slopes)
                     if gradient is not None:
-                        mean = calibration.readings[reader.weight].mean
-                        totals[reader.weight] += _felt(reader, x, gradient, mean, count)
+                        mean = calibration.readings[consumer.weight].mean
+                        totals[consumer.weight] += _felt(consumer, x, gradient, mean, count)
     return {name: total / calibration.samples for name, total in totals.items()}
 
 
 def _probe(
     seen: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, kwargs: Any
 ) -> tuple[Any, Any] | None:
-    """Adds a zero to what a layer reads, whose gradient is that through this layer alone."""
+    """Add a zero to what a layer reads, whose gradient is that through this layer alone."""
     x = input_of(args, kwargs)
     if x is None or not x.numel():
         return None
@@ -74,7 +78,7 @@ def _probe(
 
 
 def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
-    """The floating-point outputs of one forward that depend on what was read."""
+    """Run one forward, and return its floating-point outputs that depend on what was read."""
     try:
         output = network(*cloned(batch[0]), **cloned(batch[1]))
     except Exception as error:
@@ -86,14 +90,14 @@ def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
 
 
 def _slope(outputs: Iterable[Tensor], generator: torch.Generator) -> Tensor:
-    """The outputs with random signs, summed."""
+    """Sum the outputs with random signs."""
     signs = [(z, torch.randint(2, z.shape, generator=generator, device="cpu").to(z) * 2 - 1) for z in outputs]
     return torch.stack([(z * sign).sum().float() for z, sign in signs]).sum()
 
 
-def _felt(reader: Reader, x: Tensor, gradient: Tensor, mean: Tensor, count: int) -> Tensor:
-    """(L,) float64: the squared sums over each sample's positions, summed over the ``count`` samples."""
-    columns = reader.columns(x).double()
-    change = (columns - mean.to(columns.device)[:, None]) * reader.columns(gradient).double()
+def _felt(consumer: Consumer, x: Tensor, gradient: Tensor, mean: Tensor, count: int) -> Tensor:
+    """Square the sums over each sample's positions, and sum them over the ``count`` samples: (L,) float64."""
+    columns = consumer.columns(x).double()
+    change = (columns - mean.to(columns.device)[:, None]) * consumer.columns(gradient).double()
     per_sample = count if change.shape[1] % count == 0 else change.shape[1]
     return change.reshape(len(change), per_sample, -1).sum(2).square().sum(1).cpu()

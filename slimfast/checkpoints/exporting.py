@@ -55,7 +55,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> Run:
 
 @contextmanager
 def _quiet_about_torchvision() -> Iterator[None]:
-    """Drop PyTorch's warnings that torchvision is not installed, which come with every network (2.13).
+    """Return drop PyTorch's warnings that torchvision is not installed, which come with every network (2.13).
 
     Its exporter looks up the operators of torchvision before it looks at the network, and a network that was
     captured without torchvision has none of them.
@@ -73,7 +73,9 @@ def _quiet_about_torchvision() -> Iterator[None]:
 
 
 def _write_out_attention(graph: Graph) -> None:
-    """Fused attention of any rank but 4, which PyTorch's exporter refuses (2.13), as the products it is."""
+    """Write fused attention of any rank but 4, which PyTorch's exporter refuses (2.13), as the products it
+    is.
+    """
     for node in list(graph.nodes):
         if node.target is _ATEN.scaled_dot_product_attention.default and not _usual(node):
             with graph.inserting_before(node):
@@ -97,7 +99,7 @@ def _arguments(node: Node) -> dict[str, Any]:
 
 
 def _products(graph: Graph, node: Node) -> Node:
-    """softmax(scale * q k^T + mask) v, with the query scaled before the product."""
+    """Compute softmax(scale * q k^T + mask) v, with the query scaled before the product."""
     given = _arguments(node)
     query, key, scale = given["query"], given["key"], given["scale"]
     scale = float(query.meta["val"].shape[-1]) ** -0.5 if scale is None else scale

@@ -6,21 +6,20 @@ The model is needed for its code alone, and may be on the meta device; its weigh
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from slimfast.arrays import Progress
 from slimfast.calibration import ErrorCurve
+from slimfast.checkpoints.shard_folder import INDEX, JOB, alone, clear, job_of, job_of_shard
 from slimfast.distributed.team import Team
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph import trace_channels
@@ -28,34 +27,28 @@ from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.plans import Plan, plan_widths
+from slimfast.plans.request import WidthOptions, check_request, takes_width_options
+from slimfast.plans.solving import settled_plan
 from slimfast.pruning.manifests import Manifest, manifest
 from slimfast.pruning.prune import gather_slices, prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
-from slimfast.spectra import Spectrum, measure_again, measure_spectra, until_settled
+from slimfast.spectra import Spectrum, measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling
-from slimfast.storage.atomic import (
-    atomic_path,
-    cannot_write,
-    check_file,
-    lock,
-    output_folder,
-    reason_of,
-)
+from slimfast.storage.atomic import atomic_path, cannot_write, check_file, output_folder, reason_of
 from slimfast.storage.documents import parse_object
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors
 from slimfast.storage.tensor_documents import KEY
 from slimfast.storage.weights import Source, TensorInfo, Weights, open_weights
 
-INDEX = "model.safetensors.index.json"
-_JOB = "slimfast.job"
 
-
+@takes_width_options
 def plan_checkpoint(
     source: Source,
     model: nn.Module,
     example: Any,
     *,
+    curves: Mapping[str, ErrorCurve] | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
     dtype: torch.dtype | None = None,
     scaling: Scaling = "raw",
@@ -64,24 +57,37 @@ def plan_checkpoint(
     progress: Progress | None = None,
     resume: str | os.PathLike[str] | None = None,
     team: Team | None = None,
-    explained_variance: float | None = None,
-    params: float | None = None,
-    macs: float | None = None,
-    multiple_of: int = 1,
-    min_width: int = 1,
-    overrides: Mapping[str, int | float] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
-    curves: Mapping[str, ErrorCurve] | None = None,
+    **options: Unpack[WidthOptions],
 ) -> Plan:
-    """:func:`slimfast.plan` with the weights read from ``source``, a few layers at a time; the plan is the
-    same.
+    """Plan a model whose weights stay in ``source`` and are read a few layers at a time.
 
-    ``model`` and ``example`` serve the tracing and may be on the meta device. From ``explained_variance`` on
-    the keywords are those of :func:`slimfast.plan_widths`, before it those of
-    :func:`slimfast.measure_spectra`.
+    The plan is that of :func:`slimfast.plan`. The other keywords are those of :func:`slimfast.plan_widths`
+    and :func:`slimfast.measure_spectra`.
+
+    Args:
+        source: A file or folder of weights, a mapping of tensors or a module.
+        model: The network, for the tracing; it may be on the meta device.
+        example: Its input, for the tracing; likewise.
+        curves: Error curves by which a budget is spent, without spectra.
+        spectra: Saved ones, which save the measurement.
+
+    Returns:
+        One width for each channel group.
+
+    Raises:
+        ValueError: For wrong arguments.
+        SlimfastError: For weights that are not the model's, and for a budget that cannot be reached.
+
+    Example:
+        with torch.device("meta"):
+            model = build()
+        plan = slimfast.plan_checkpoint("model.safetensors.index.json", model, tokens, params=0.6)
     """
+    request = check_request(options)
     graph = trace_channels(model, example)
+    if curves is not None:
+        # Widths by gain need no spectra; those that are given are shown.
+        return plan_widths(graph, spectra or {}, curves=curves, **options)
     if spectra is None:
         spectra = measure_spectra(
             source,
@@ -98,23 +104,7 @@ def plan_checkpoint(
     def again(measured: Mapping[str, Spectrum], names: Sequence[str]) -> dict[str, Spectrum]:
         return measure_again(source, measured, names, graph, backend=backend, resume=resume, team=team)
 
-    def solve(measured: Mapping[str, Spectrum]) -> tuple[Plan, list[str]]:
-        plan = plan_widths(
-            graph,
-            measured,
-            explained_variance=explained_variance,
-            params=params,
-            macs=macs,
-            multiple_of=multiple_of,
-            min_width=min_width,
-            overrides=overrides,
-            include=include,
-            exclude=exclude,
-            curves=curves,
-        )
-        return plan, [group.name for group in plan.groups if not group.certified]
-
-    return until_settled(spectra, solve, again)
+    return settled_plan(graph, spectra, request, again)
 
 
 def prune_checkpoint(
@@ -127,30 +117,43 @@ def prune_checkpoint(
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Manifest:
-    """The tensors of the checkpoint at ``path`` cut to a plan: safetensors shards and their index in
-    ``folder``.
+    """Cut the tensors of a checkpoint to a plan: safetensors shards and their index in ``folder``.
 
-    There is one shard for each of ``path``, and the index holds the manifest, so that
-    :func:`load_checkpoint` gives what :func:`slimfast.prune_channels` would, bit for bit. A plan needs the
-    ``model``, on the meta device or not; a manifest (``manifest(thin)``) does not. Units a plan has not
-    chosen are chosen by ``select``. The index is written last: without it nothing in the folder counts. A run
-    that was stopped goes on with the shards it has not finished.
+    There is one shard for each of ``path``, and the index holds the manifest, so that :func:`load_checkpoint`
+    gives what :func:`slimfast.prune_channels` would, bit for bit. The index is written last: without it
+    nothing in the folder counts. A run that was stopped goes on with the shards it has not finished.
 
-    Raises :class:`SlimfastError` for a checkpoint that is not of this plan, for a folder that cannot be
-    written, and where another run writes to it.
+    Args:
+        path: The checkpoint.
+        plan: A plan, which needs the ``model``, or a manifest (``manifest(thin)``), which does not.
+        folder: Where to write.
+        model: The wide network, on the meta device or not.
+        select: How units are chosen that a plan has not chosen.
+        backend: The kernels to use.
+        progress: Called with the number of tensors done and of all.
+
+    Returns:
+        What was kept.
+
+    Raises:
+        SlimfastError: For a checkpoint that is not of this plan, for a folder that cannot be written, and
+            where another run writes to it.
+
+    Example:
+        slimfast.prune_checkpoint("model.safetensors.index.json", plan, "thin", model=model)
     """
     weights = open_weights(path)
     described, first = _manifest(weights, plan, model, select, backend)
     _check_stored(weights, described, first)
     target = output_folder(folder)
-    job = _job(weights, described)
+    job = job_of(weights, described)
     shards = _shards_of(weights)
-    with _alone(target):
-        _clear(target, shards, job)
+    with alone(target):
+        clear(target, shards, job)
         done, total = 0, 0
         for file, names in shards.items():
             # Files get their names when they are whole.
-            if _job_of_shard(target / file) != job:
+            if job_of_shard(target / file) != job:
                 _write_shard(target / file, names, weights, described, first, job, backend)
             infos = open_weights(target / file).infos
             total += sum(_bytes(info) for info in infos.values())
@@ -158,7 +161,7 @@ def prune_checkpoint(
             if progress is not None:
                 progress(done, len(weights.infos))
         index = {
-            "metadata": {"total_size": total, _JOB: job, KEY: described.to_json()},
+            "metadata": {"total_size": total, JOB: job, KEY: described.to_json()},
             "weight_map": {name: file for file, names in shards.items() for name in names},
         }
         with atomic_path(target / INDEX) as temporary:
@@ -167,12 +170,24 @@ def prune_checkpoint(
 
 
 def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """The thin network in a folder of :func:`prune_checkpoint`: a copy of the wide ``model`` with its
+    """Load the thin network in a folder of :func:`prune_checkpoint`: a copy of the wide ``model`` with its
     tensors.
 
-    ``model`` is untouched and may be on the meta device, but for buffers that no checkpoint holds, which are
-    cut from its own. The tensors are maps of the files until they are written to or moved. Raises
-    :class:`SlimfastError` for whatever does not match.
+    The tensors are maps of the files until they are written to or moved.
+
+    Args:
+        folder: The folder.
+        model: The wide network. It is untouched and may be on the meta device, but for buffers that no
+            checkpoint holds, which are cut from its own.
+
+    Returns:
+        The thin network.
+
+    Raises:
+        SlimfastError: For whatever does not match.
+
+    Example:
+        thin = slimfast.load_checkpoint("thin", model)
     """
     index = check_file(Path(folder) / INDEX)
     fields = parse_object(index.read_bytes(), str(index)).object("metadata")
@@ -198,10 +213,20 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
 
 
 def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """The thin tensors of a folder of :func:`prune_checkpoint` as a new folder of
-    ``torch.distributed.checkpoint``, from which FSDP loads them: ``dcp.load({...}, checkpoint_id=target)``.
+    """Write the thin tensors of a folder of :func:`prune_checkpoint` for ``torch.distributed.checkpoint``.
 
-    Raises :class:`SlimfastError` where ``target`` holds a checkpoint already, or cannot be written.
+    FSDP loads them from the new folder.
+
+    Args:
+        folder: The folder of thin shards.
+        target: The folder to write.
+
+    Raises:
+        SlimfastError: Where ``target`` holds a checkpoint already, or cannot be written.
+
+    Example:
+        slimfast.export_dcp("thin", "thin-dcp")
+        torch.distributed.checkpoint.load({"model": state}, checkpoint_id="thin-dcp")
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -209,7 +234,7 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
 
     weights = open_weights(Path(folder) / INDEX)
     made = output_folder(target)
-    with _alone(made):
+    with alone(made):
         if (made / ".metadata").exists():
             raise cannot_write(made, "it holds a checkpoint already")
         try:
@@ -233,7 +258,7 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
 def _manifest(
     weights: Weights, plan: Plan | Manifest, model: nn.Module | None, select: Method, backend: str
 ) -> tuple[Manifest, Mapping[str, str]]:
-    """What is to be kept, and the first name of tensors that are stored under a further one."""
+    """Decide what is to be kept, and find the first name of tensors that are stored under a further one."""
     if isinstance(plan, Manifest):
         return plan, aliases(model) if model is not None else {}
     if model is None:
@@ -268,7 +293,7 @@ def _check_stored(weights: Weights, described: Manifest, first: Mapping[str, str
 
 
 def _shards_of(weights: Weights) -> dict[str, list[str]]:
-    """The names of the tensors of each file to write, which are those of the files that are read."""
+    """List the names of the tensors of each file to write, which are those of the files that are read."""
     files: dict[Path | None, list[str]] = {}
     for name in weights.infos:
         extent = weights.extents.get(name)
@@ -296,57 +321,7 @@ def _write_shard(
         (name, gather_slices({name: weights.load(name)}, {name: cuts[name]}, backend)[name])
         for name in read_ahead(in_order, weights, lambda name: [name])
     )
-    write_tensors(path, shapes, thin, metadata={"format": "pt", _JOB: job})
-
-
-def _job(weights: Weights, described: Manifest) -> str:
-    """What a folder is the result of: the manifest, and the files as they are now."""
-    files = sorted({extent.path for extent in weights.extents.values()} or {Path(weights.source)})
-    digest = hashlib.sha256(described.to_json().encode())
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def _clear(folder: Path, files: Iterable[str], job: str) -> None:
-    """Make way for a job: remove the index of an earlier one, and refuse to write over what is not ours.
-
-    Without the index no reader finds the new shards among the old.
-    """
-    for file in files:
-        if (folder / file).exists() and _job_of_shard(folder / file) is None:
-            raise cannot_write(folder / file, "a file of something else is there")
-    index = folder / INDEX
-    if index.exists():
-        fields = parse_object(check_file(index).read_bytes(), str(index))
-        held = fields.object("metadata") if "metadata" in fields.names() else fields
-        if _JOB not in held.names():
-            raise cannot_write(index, "another checkpoint is there")
-        if held.string(_JOB) != job:
-            index.unlink()
-
-
-def _job_of_shard(path: Path) -> str | None:
-    """The job that has written a shard; None for any other file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(_JOB)
-    except (SafetensorError, OSError):
-        return None
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """The folder for this run alone, without what killed runs have left half-written in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        lock(descriptor, folder)
-        for part in folder.glob(".model*.part.*"):
-            part.unlink()
-        yield
-    finally:
-        os.close(descriptor)
+    write_tensors(path, shapes, thin, metadata={"format": "pt", JOB: job})
 
 
 def _bytes(info: TensorInfo) -> int:

@@ -39,8 +39,17 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Parameters and persistent buffers are stored in their dtype, tied ones once. The file is written beside
     and then renamed. A network that FSDP has sharded is gathered, for which all its processes make the call;
-    the first one writes. Raises :class:`SlimfastError` where it cannot be written, or the network holds what
-    it cannot store.
+    the first one writes.
+
+    Args:
+        thin: The network.
+        path: The file; one that is there is replaced.
+
+    Raises:
+        SlimfastError: Where it cannot be written, or the network holds what it cannot store.
+
+    Example:
+        slimfast.save(thin, "thin.safetensors")
     """
     if not os.fspath(path).endswith(".safetensors"):
         raise ArgumentError(f"save: expected a path ending in .safetensors, got {os.fspath(path)}")
@@ -70,14 +79,24 @@ def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """The network in a file of :func:`save`: a copy of the fresh, wide ``model`` cut to fit, with the file's
-    tensors.
+    """Load the network in a file of :func:`save`: a copy of the fresh, wide ``model``, cut to fit.
 
     Nothing is traced and ``model`` is untouched. Tensors have the dtype they were stored in and the device
     they have in ``model`` (the CPU where that is "meta"); mode and ``requires_grad`` are the model's. Buffers
     that are not persistent are cut from the model's own.
 
-    Raises :class:`SlimfastError` naming the tensor or the attribute for whatever does not match.
+    Args:
+        path: The file.
+        model: The wide network that the thin one was cut from, with any weights.
+
+    Returns:
+        The thin network with the file's tensors.
+
+    Raises:
+        SlimfastError: Naming the tensor or the attribute, for whatever does not match.
+
+    Example:
+        thin = slimfast.load("thin.safetensors", resnet18())
     """
     shown = os.fspath(path)
     with open_tensor_document(path, "a network saved by slimfast") as file:
@@ -136,7 +155,7 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
 
 
 def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """The module captured with a dynamic batch, or with the example's where its code does not allow it."""
+    """Capture the module with a dynamic batch, or with the example's where its code does not allow it."""
     batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.ndim), 0)
     # A batch of one would be taken for a broadcast dim and fixed.
     repeats = 2 if batch == 1 else 1
@@ -171,7 +190,7 @@ def _write_pt2(program: ExportedProgram, path: Path) -> Run:
 def _check_export(
     module: nn.Module, program: ExportedProgram, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """The written file must give the module's output on the example."""
+    """Check that the written file gives the module's output on the example."""
     expected = [tensor.cpu() for tensor in tensors_in(module(*cloned(args), **cloned(kwargs)))]
     try:
         found = run(cloned(args), cloned(kwargs))
@@ -188,14 +207,16 @@ def _check_export(
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What an error was raised from in the first place: the exporter wraps it in pages of advice."""
+    """Find what an error was raised from in the first place: the exporter wraps it in pages of advice."""
     return error if error.__cause__ is None else _first_cause(error.__cause__)
 
 
 def _check_tensors(
     present: Mapping[str, Tensor], expected: Mapping[str, Shape], made: set[str], what: str
 ) -> None:
-    """Likewise, but for buffers that are ``made`` by a forward as it needs them: neither stored nor cut."""
+    """Check the tensors, but for buffers that are ``made`` by a forward as it needs them: neither stored nor
+    cut.
+    """
     _check_names(
         {name: tuple(tensor.shape) for name, tensor in present.items() if name not in made},
         {name: shape for name, shape in expected.items() if name not in made},
@@ -204,7 +225,7 @@ def _check_tensors(
 
 
 def _check_names(present: Mapping[str, Shape], expected: Mapping[str, Shape], what: str) -> None:
-    """One line naming the first tensor that is missing, has another shape, or should not be there."""
+    """Name in one line the first tensor that is missing, has another shape, or should not be there."""
     for name, shape in expected.items():
         if name not in present:
             raise SlimfastError(f"{what}: {name}: expected shape {shape}, got no such tensor")
@@ -241,7 +262,7 @@ def _check_storable(model: nn.Module) -> None:
 
 
 def _not_persistent(model: nn.Module) -> set[str]:
-    """The buffers that a state dict leaves out under all of their names."""
+    """Find the buffers that a state dict leaves out under all of their names."""
     names: set[str] = set()
     persistent: set[str] = set()
     for prefix, module in model.named_modules():

@@ -16,7 +16,8 @@ import typer
 from slimfast.cli.calibrating import calibrate
 from slimfast.cli.machine import bench, demo, doctor_command
 from slimfast.cli.planning import plan, spectra
-from slimfast.cli.thinning import distill, prune, slim
+from slimfast.cli.thinning import prune, slim
+from slimfast.cli.training import distill
 from slimfast.diagnostics import doctor
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
 
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _explained(error: Exception) -> tuple[str, int]:
-    """One line for an error, and the exit status it means."""
+    """Explain an error in one line, and say the exit status it means."""
     # Typer brings click's exceptions for wrong usage, from click itself or from a copy of its own.
     if hasattr(error, "format_message"):
         return " ".join(error.format_message().split()), 2
@@ -78,4 +79,4 @@ def _common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options of every command, here for the help; :func:`main` and the callback act on them."""
+    """Show the options of every command in the help; :func:`main` and the callback act on them."""

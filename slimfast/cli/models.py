@@ -40,7 +40,8 @@ def is_weight_file(name: str) -> bool:
 def build_model(
     name: str, *, weights: str | os.PathLike[str] | None = None, seed: int = 0, device: str = "cpu"
 ) -> nn.Module:
-    """The model of that name in eval mode: ``package.module:factory``, ``timm:NAME`` or ``torchvision:NAME``.
+    """Build the model of that name in eval mode: ``package.module:factory``, ``timm:NAME`` or
+    ``torchvision:NAME``.
 
     Nothing is downloaded: without ``weights`` it is initialised at random from ``seed``. A factory is a
     class or a function that takes no arguments, or a module itself; the current folder is searched too.
@@ -72,7 +73,7 @@ def build_model(
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name; :class:`SlimfastError` where this machine or this PyTorch has none."""
+    """Find the device of that name; :class:`SlimfastError` where this machine or this PyTorch has none."""
     try:
         return torch.empty(0, device=name).device
     # PyTorch asserts that it was built for CUDA, and raises RuntimeError for all the rest.
@@ -81,7 +82,7 @@ def check_device(name: str) -> torch.device:
 
 
 def import_object(name: str, what: str) -> Any:
-    """The object ``package.module:attribute``; the current folder is searched first, as by ``python -m``."""
+    """Import ``package.module:attribute``; the current folder is searched first, as by ``python -m``."""
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise SlimfastError(f"{what} {name!r}: expected package.module:function")
@@ -119,7 +120,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def parse_inputs(texts: Sequence[str], *, seed: int = 0, device: str = "cpu") -> tuple[Tensor, ...]:
-    """The example inputs that ``--input`` describes, one text each: ``SHAPE[:DTYPE[:HIGH]]``.
+    """Make the example inputs that ``--input`` describes, one text each: ``SHAPE[:DTYPE[:HIGH]]``.
 
     ``3x224x224`` is one float32 image: a batch dimension of 1 comes in front of floating inputs. Integer
     inputs, such as token ids, are taken as written (``1x128:int64``) and hold values below HIGH (2 unless
@@ -130,7 +131,9 @@ def parse_inputs(texts: Sequence[str], *, seed: int = 0, device: str = "cpu") ->
 
 
 def default_inputs(model: nn.Module, name: str) -> tuple[str, ...]:
-    """The input that a model states for itself (timm's ``input_size``); an error asks for ``--input``."""
+    """Find the input that a model states for itself (timm's ``input_size``); an error asks for
+    ``--input``.
+    """
     config = getattr(model, "pretrained_cfg", None) or {}
     size = config.get("input_size") if isinstance(config, Mapping) else None
     if not size:
@@ -139,7 +142,7 @@ def default_inputs(model: nn.Module, name: str) -> tuple[str, ...]:
 
 
 def load_data(name: str) -> tuple[Any, Any | None]:
-    """The train loader, and the eval loader or None, that ``package.module:function`` returns."""
+    """Load the train loader, and the eval loader or None, that ``package.module:function`` returns."""
     loaders = _call(f"data {name}", import_object(name, "data"))
     if not isinstance(loaders, tuple):
         return loaders, None

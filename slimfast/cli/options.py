@@ -136,14 +136,14 @@ Stream = Annotated[
 
 
 def refuse(what: str, given: dict[str, Any]) -> None:
-    """:class:`SlimfastError` for the first option in ``given`` (name -> value) that was used."""
+    """Raise :class:`SlimfastError` for the first option in ``given`` (name -> value) that was used."""
     for name, value in given.items():
         if value:
             raise SlimfastError(f"{what}, got --{name}")
 
 
-def without_memory(model: str, weights: Path | None, seed: int, device: str) -> tuple[nn.Module, Path]:
-    """The model on the meta device, and the file in which its weights stay: what ``--stream`` asks for."""
+def on_meta_device(model: str, weights: Path | None, seed: int, device: str) -> tuple[nn.Module, Path]:
+    """Build the model on the meta device, for weights that stay in their file: what ``--stream`` asks for."""
     if weights is None or device != "cpu":
         raise SlimfastError(f"--stream: expected --weights and --device cpu, got {weights} and {device}")
     with torch.device("meta"):
@@ -164,21 +164,21 @@ def show_json(value: Any) -> None:
 
 
 def check_outputs(*paths: Path | None) -> None:
-    """An output that cannot be written is an error now, not after the work."""
+    """Refuse an output that cannot be written now, not after the work."""
     for path in paths:
         if path is not None:
             check_writable(path)
 
 
 def check_export(path: Path | None) -> None:
-    """Likewise for a network to be exported, whose suffix says how."""
+    """Refuse a file for an exported network that cannot be written, or whose suffix does not say how."""
     if path is not None and path.suffix not in (".onnx", ".pt2"):
         raise SlimfastError(f"--export: expected a file ending in .onnx or .pt2, got {path}")
     check_outputs(path)
 
 
 def check_new_folder(path: Path | None) -> None:
-    """Likewise for a folder that must not be there yet, or be empty."""
+    """Refuse a folder that is there already and not empty."""
     if path is None:
         return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -201,7 +201,7 @@ def tell_written(*paths: Path | None) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[Progress]:
-    """A bar on stderr, where that is a terminal, moved by calls of (done, all)."""
+    """Show a bar on stderr, where that is a terminal, moved by calls of (done, all)."""
     console = Console(stderr=True)
     with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task(what, total=None)
@@ -209,8 +209,8 @@ def progress(what: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def together() -> Iterator[Team | None]:
-    """The processes that torchrun has started, this one among them; None where it is alone."""
+def team_if_launched() -> Iterator[Team | None]:
+    """Join the processes that torchrun has started, this one among them; None where it is alone."""
     if launched():
         with join_team() as team:
             yield team
@@ -221,42 +221,3 @@ def together() -> Iterator[Team | None]:
 def is_first(team: Team | None) -> bool:
     """Whether this process is the one that writes and prints."""
     return team is None or team.rank == 0
-
-
-def wishes(
-    macs: float | None,
-    params: float | None,
-    explained_variance: float | None,
-    multiple_of: int,
-    min_width: int,
-    include: list[str] | None,
-    exclude: list[str] | None,
-    overrides: dict[str, int | float],
-) -> dict[str, Any]:
-    """The keywords of ``plan_widths``; at least one budget, or a width by hand, must be among them."""
-    given = {"macs": macs, "params": params, "explained_variance": explained_variance}
-    budget = {name: value for name, value in given.items() if value is not None}
-    if not budget and not overrides:
-        raise SlimfastError("expected a budget: --macs, --params or --explained-variance, got none")
-    return {
-        **budget,
-        "multiple_of": multiple_of,
-        "min_width": min_width,
-        "include": include or None,
-        "exclude": exclude or None,
-        "overrides": overrides or None,
-    }
-
-
-def widths(texts: list[str] | None) -> dict[str, int | float]:
-    """Pattern -> width of ``--width PATTERN=WIDTH``: an int is a number of units, a float a share of them."""
-    found: dict[str, int | float] = {}
-    for text in texts or []:
-        pattern, equals, width = text.rpartition("=")
-        try:
-            found[pattern] = int(width) if width.isdecimal() else float(width)
-        except ValueError:
-            equals = ""
-        if not (equals and pattern):
-            raise SlimfastError(f"--width: expected PATTERN=WIDTH, as in 'layer1.*=16', got {text!r}")
-    return found

@@ -14,6 +14,7 @@ from slimfast.calibration.files import load_calibration
 from slimfast.checkpoints.shards import plan_checkpoint
 from slimfast.cli import options
 from slimfast.cli.models import build_model, default_inputs, is_weight_file, parse_inputs
+from slimfast.cli.option_groups import Widths, takes_groups
 from slimfast.distributed.team import launched
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
@@ -21,6 +22,21 @@ from slimfast.huggingface.uniform import plan_uniform
 from slimfast.plans import plan as make_plan
 from slimfast.reports.plots import TAUS, plan_figure, save_figure, spectra_table
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
+
+Spectra = Annotated[
+    Path | None,
+    typer.Option(help="Spectra saved by 'slimfast spectra --input': nothing is measured again."),
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="Say what each group couples, and what is left alone and why.")
+]
+Plot = Annotated[Path | None, typer.Option(help="Picture of spectra and widths to write (.png, .pdf).")]
+Uniform = Annotated[
+    bool,
+    typer.Option(
+        "--uniform", help="Layers of a kind equally wide: for transformers, and 'prune --pretrained'."
+    ),
+]
 
 
 def spectra(
@@ -55,7 +71,7 @@ def spectra(
     else:
         network, source = _network(model, weights, seed, device, stream=stream)
         graph = trace_channels(network, parse_inputs(input, seed=seed, device=device)) if input else None
-    with options.progress("measuring spectra") as advance, options.together() as team:
+    with options.progress("measuring spectra") as advance, options.team_if_launched() as team:
         found = measure_spectra(
             source, graph, taus=taus, backend=backend, progress=advance, resume=resume, team=team
         )
@@ -70,75 +86,55 @@ def spectra(
     options.tell_written(output)
 
 
+@takes_groups
 def plan(
     model: options.Model,
     input: options.Inputs = None,
     weights: options.Weights = None,
-    macs: options.Macs = None,
-    params: options.Params = None,
-    explained_variance: options.ExplainedVariance = None,
-    multiple_of: options.MultipleOf = 1,
-    min_width: options.MinWidth = 1,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    width: options.Widths = None,
-    spectra: Annotated[
-        Path | None,
-        typer.Option(help="Spectra saved by 'slimfast spectra --input': nothing is measured again."),
-    ] = None,
+    *,
+    widths: Widths,
+    spectra: Spectra = None,
     calibration: options.Calibration = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say what each group couples, and what is left alone and why.")
-    ] = False,
-    plot: Annotated[
-        Path | None, typer.Option(help="Picture of spectra and widths to write (.png, .pdf).")
-    ] = None,
+    explain: Explain = False,
+    plot: Plot = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
     resume: options.Finished = None,
     stream: options.Stream = False,
-    uniform: Annotated[
-        bool,
-        typer.Option(
-            "--uniform", help="Layers of a kind equally wide: for transformers, and 'prune --pretrained'."
-        ),
-    ] = False,
+    uniform: Uniform = False,
     output: options.Output = None,
     as_json: options.Json = False,
 ) -> None:
     """Choose one width per channel group, so that a budget is met."""
-    wishes = options.wishes(
-        macs, params, explained_variance, multiple_of, min_width, include, exclude, options.widths(width)
-    )
+    wanted = widths.request_options()
     if uniform:
-        others: dict[str, Any] = {
-            "spectra": spectra,
-            "calibration": calibration,
-            "plot": plot,
-            "resume": resume,
-        }
-        others |= {"stream": stream, "min-width": min_width > 1, "include": include, "exclude": exclude}
-        others |= {"width": width, "explained-variance": explained_variance is not None}
-        options.refuse("--uniform: expected --macs, --params or --multiple-of", others)
+        _check_uniform(
+            widths, spectra=spectra, calibration=calibration, plot=plot, resume=resume, stream=stream
+        )
     options.check_outputs(output, plot)
     measured = None if spectra is None else load_spectra(spectra)
     network, source = _network(model, weights, seed, device, stream=stream)
     example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
     how: dict[str, Any] = {"backend": backend, "resume": resume}
-    with options.progress("measuring spectra") as advance, options.together() as team:
+    with options.progress("measuring spectra") as advance, options.team_if_launched() as team:
         how |= {"progress": advance, "team": team}
         if plot is not None and measured is None:
             measured = measure_spectra(source, trace_channels(network, example), **how)
         if uniform:
             found = plan_uniform(
-                network, example, macs=macs, params=params, multiple_of=multiple_of, backend=backend
+                network,
+                example,
+                macs=widths.macs,
+                params=widths.params,
+                multiple_of=widths.multiple_of,
+                backend=backend,
             )
         elif calibration is None:
-            found = plan_checkpoint(source, network, example, spectra=measured, **how, **wishes)
+            found = plan_checkpoint(source, network, example, spectra=measured, **how, **wanted)
         else:
             data = load_calibration(calibration, device=device)
-            found = make_plan(network, example, calibration=data, backend=backend, **wishes)
+            found = make_plan(network, example, calibration=data, backend=backend, **wanted)
     if not options.is_first(team):
         return
     if output is not None:
@@ -154,16 +150,23 @@ def plan(
     options.tell_written(output, plot)
 
 
+def _check_uniform(widths: Widths, **others: Any) -> None:
+    """Refuse what a uniform plan cannot heed."""
+    others |= {"min-width": widths.min_width > 1, "include": widths.include, "exclude": widths.exclude}
+    others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
+    options.refuse("--uniform: expected --macs, --params or --multiple-of", others)
+
+
 def _network(
     model: str, weights: Path | None, seed: int, device: str, *, stream: bool
 ) -> tuple[nn.Module, nn.Module | Path]:
-    """The model, and where its weights are to be read from: itself, or the file where they stay."""
+    """Build the model, and say where its weights are to be read from: itself, or the file where they stay."""
     if device == "cuda" and launched():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not stream:
         network = build_model(model, weights=weights, seed=seed, device=device)
         return network, network
-    return options.without_memory(model, weights, seed, device)
+    return options.on_meta_device(model, weights, seed, device)
 
 
 def _to_json(spectrum: Spectrum, taus: tuple[float, ...]) -> dict[str, Any]:

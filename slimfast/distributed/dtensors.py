@@ -31,7 +31,7 @@ def check_whole(tensors: Mapping[str, Tensor], label: str) -> None:
 
 
 def gathered(tree: Any, *, keep: bool) -> Any:
-    """Nested dicts, lists and tuples with whole tensors on the CPU in place of parts.
+    """Put whole tensors on the CPU in place of parts in nested dicts, lists and tuples.
 
     All processes call it with the same names in the same order, or it waits for ever. Those without ``keep``
     get None for each part, and hold one whole tensor at a time.
@@ -47,7 +47,7 @@ def gathered(tree: Any, *, keep: bool) -> Any:
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole ``tensor`` that every process has, laid out as ``like`` is.
+    """Take this process's part of a whole ``tensor`` that every process has, laid out as ``like`` is.
 
     Where ``like`` is no part of a tensor of that shape, the tensor itself.
     """

@@ -40,8 +40,8 @@ _GRACE = 3
 
 
 def share_out(costs: Sequence[float], size: int) -> list[list[int]]:
-    """Indices of the tasks of each of ``size`` ranks, ascending: the costliest first, each to whom has least
-    so far.
+    """Give each of ``size`` ranks indices of tasks, ascending: the costliest first, each to whom has least so
+    far.
 
     Ties go to the smaller index and the lower rank, so that every rank comes to the same result.
     """
@@ -56,11 +56,23 @@ def share_out(costs: Sequence[float], size: int) -> list[list[int]]:
 
 @contextmanager
 def join_team(*, timeout: float = TIMEOUT) -> Iterator[Team]:
-    """This process among those that ``torchrun`` (or another launcher that sets its variables) started.
+    """Join the processes that ``torchrun`` (or another launcher that sets its variables) started.
 
     Where ``torch.distributed`` is initialised its store serves, else one is found through RANK, WORLD_SIZE,
-    MASTER_ADDR and MASTER_PORT. The block is left together: by all, or with a :class:`SlimfastError` that
-    names the rank that failed or, ``timeout`` seconds after its last sign of life, died.
+    MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        timeout: How many seconds after its last sign of life a rank counts as dead.
+
+    Returns:
+        A context manager that yields the team. Its block is left together: by all, or with an error.
+
+    Raises:
+        SlimfastError: Naming the rank that failed or died.
+
+    Example:
+        with slimfast.join_team() as team:
+            spectra = slimfast.measure_spectra("model.safetensors", graph, team=team)
     """
     store, rank, size = _rendezvous()
     team = Team(store, rank, size, timeout)
@@ -119,12 +131,14 @@ class Team:
         self._thread.start()
 
     def check(self) -> None:
-        """:class:`SlimfastError` naming the first rank that was found to have failed or died."""
+        """Raise :class:`SlimfastError` naming the first rank that was found to have failed or died."""
         if self._lost is not None:
             raise SlimfastError(self._lost)
 
     def exchange(self, content: bytes) -> list[bytes]:
-        """What every rank gave to this call, in order of rank; all must make the same calls in turn."""
+        """Collect what every rank gave to this call, in order of rank; all must make the same calls in
+        turn.
+        """
         turn = self._exchanges
         self._exchanges += 1
         chunks = [content[i : i + _CHUNK] for i in range(0, len(content), _CHUNK)]
@@ -137,7 +151,7 @@ class Team:
             raise self._store_is_gone(error) from None
 
     def farewell(self, error: BaseException) -> bytes:
-        """The last beat of a rank that leaves with an error."""
+        """Leave a last beat, of a rank that leaves with an error."""
         if self._lost is not None:
             return _GAVE_UP + self._lost.encode()
         return _FAILED + f"{type(error).__name__}: {error}".encode()
@@ -197,13 +211,13 @@ class Team:
             self._lost = f"{self._names[rank]} died: no sign of life for {self._timeout:.0f} s"
 
     def _store_is_gone(self, error: Exception) -> SlimfastError:
-        """The error of a lost connection: the store lives in rank 0, or beside it in its launcher."""
+        """Explain a lost connection: the store lives in rank 0, or beside it in its launcher."""
         reason = one_line(error).partition(". ")[0]
         return SlimfastError(self._lost or f"{self._names[0]} or its launcher died: no store ({reason})")
 
 
 def _rendezvous() -> tuple[Any, int, int]:
-    """A connection to the store of its own, the rank, and how many there are."""
+    """Connect to the store, and find the rank and how many there are."""
     if dist.is_initialized():
         rank, size = dist.get_rank(), dist.get_world_size()
         store: Any = dist.distributed_c10d._get_default_store().clone()  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.forward import dataless_copy
 from slimfast.graph.recording.network import Network
-from slimfast.huggingface.pretrained import changed_config, config_of, find_config, leaves
+from slimfast.huggingface.config_search import changed_config, config_of, find_config, leaves
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.spectra import Spectrum, measure_spectra
@@ -48,20 +48,34 @@ def plan_uniform(
     multiple_of: int = 1,
     backend: str = "auto",
 ) -> Plan:
-    """A plan for a Hugging Face transformer after which its stock class still describes it.
+    """Plan a Hugging Face transformer so that its stock class still describes it.
 
     Layers of the same kind keep the same number of units (attention heads, hidden units of the MLP, channels
     of the residual stream), each kind the share that the spectra of its groups give on average. What the
     configuration of the class cannot say stays whole: positions inside heads, and heads without the residual
-    stream where the class takes the size of a head for a share of it. ``params`` and ``macs`` as for
-    :func:`slimfast.plan_widths`; with few, large steps (heads) a plan stays further below the budget.
+    stream where the class takes the size of a head for a share of it. With few, large steps (heads) a plan
+    stays further below the budget.
 
+    Args:
+        model: A ``transformers.PreTrainedModel``.
+        example: A tensor, a tuple or a dict of its arguments.
+        params: Budget of parameters, as for :func:`slimfast.plan_widths`.
+        macs: Budget of multiply-adds, likewise.
+        multiple_of: What widths are multiples of.
+        backend: The kernels to use.
+
+    Returns:
+        A plan that :func:`slimfast.save_pretrained` can write the thin network of.
+
+    Raises:
+        ValueError: Without a budget.
+        TypeError: For what is no transformer.
+        SlimfastError: Where no attribute of the configuration narrows anything, or not enough.
+
+    Example:
         plan = slimfast.plan_uniform(model, example, params=0.6)
         thin = slimfast.prune_channels(model, plan)
         slimfast.save_pretrained(thin, "thin", example)   # AutoModel.from_pretrained("thin") from now on
-
-    Raises ``ValueError`` without a budget, ``TypeError`` for what is no transformer, and
-    :class:`SlimfastError` where no attribute of the configuration narrows anything, or not enough.
     """
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
         raise ArgumentTypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
@@ -85,7 +99,9 @@ def plan_uniform(
 
 
 def _knobs(model: nn.Module, graph: ChannelGraph, multiple_of: int) -> list[_Knob]:
-    """Kinds of layers that the configuration can narrow on their own, and those it can narrow together."""
+    """Find kinds of layers that the configuration can narrow on their own, and those it can narrow
+    together.
+    """
     families: dict[tuple[str, str, int], list[ChannelGroup]] = {}
     for group in graph:
         families.setdefault((group.kind, re.sub(r"\d+", "*", group.name), group.n), []).append(group)
@@ -116,7 +132,7 @@ def _knobs(model: nn.Module, graph: ChannelGraph, multiple_of: int) -> list[_Kno
 def _knob(
     model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], multiple_of: int
 ) -> _Knob | None:
-    """The knob of these groups, with the steps that the configuration takes; None where it has none."""
+    """Make the knob of these groups, with the steps that the configuration takes; None where it has none."""
     shares = _steps(groups, multiple_of)
     # A half is what most sizes that must go together allow.
     probe = min(shares, key=lambda share: abs(share - 0.5))
@@ -140,7 +156,7 @@ def _knob(
 
 
 def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, int]) -> Any | None:
-    """The configuration of ``model`` cut to these widths, None where its class has none for them."""
+    """Find the configuration of ``model`` cut to these widths, None where its class has none for them."""
     keeps = {name: np.arange(width, dtype=np.int64) for name, width in widths.items()}
     cut, dataless = Cut(graph, keeps), Network.of(dataless_copy(Network.of(model)))
     patches = cut.attribute_patches(dataless)
@@ -150,7 +166,7 @@ def config_of_cut(model: nn.Module, graph: ChannelGraph, widths: Mapping[str, in
 
 
 def _steps(groups: Sequence[ChannelGroup], multiple_of: int) -> tuple[float, ...]:
-    """The shares that leave every group a whole number of units, a multiple where they are channels."""
+    """List the shares that leave every group a whole number of units, a multiple where they are channels."""
     common = math.gcd(*(group.n for group in groups))
     shares = [j / common for j in range(1, common + 1)]
 
@@ -166,7 +182,7 @@ def _solve(
     spectra: Mapping[str, Spectrum],
     budget: Mapping[str, float],
 ) -> dict[str, int]:
-    """The widths at the largest tau that fits, then any knob turned up that still fits."""
+    """Solve the widths at the largest tau that fits, then turn up any knob that still fits."""
     costs = CostModel(graph)
     whole = costs.cost(costs.full)
     limits = {name: value * getattr(whole, name) if value <= 1 else value for name, value in budget.items()}
@@ -201,7 +217,7 @@ def _solve(
 
 
 def _step_at(knob: _Knob, spectra: Mapping[str, Spectrum], tau: float) -> int:
-    """The first step that keeps the mean share of the groups' units at tau; one unit where tau is 0."""
+    """Find the first step that keeps the mean share of the groups' units at tau; one unit where tau is 0."""
     shares = [spectra[g.name].width(explained_variance=tau) / g.n if tau else 0.0 for g in knob.groups]
     wanted = float(np.mean(shares))
     return next((i for i, share in enumerate(knob.steps) if share >= wanted), len(knob.steps) - 1)

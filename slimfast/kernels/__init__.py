@@ -1,10 +1,7 @@
 """Kernels: four grouped ops behind one dispatch."""
 
+from slimfast.kernels.backends.contract import Prepared
 from slimfast.kernels.ops import (
-    Covariances,
-    PaddedCholesky,
-    PivotedCholesky,
-    SpectraValues,
     grouped_covariance,
     grouped_eigvalsh,
     grouped_gather,
@@ -17,7 +14,7 @@ from slimfast.kernels.prepare import (
     prepare_gather,
     prepare_pivoted_cholesky,
 )
-from slimfast.kernels.prepared import Prepared
+from slimfast.kernels.results import Covariances, PaddedCholesky, PivotedCholesky, SpectraValues
 
 __all__ = [
     "Covariances",

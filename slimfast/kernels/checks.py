@@ -42,7 +42,7 @@ def members_of(
     xs: Sequence[Tensor | Sequence[Tensor]],
     names: Sequence[str | Sequence[str]] | None,
 ) -> tuple[list[list[Tensor]], list[list[str]]]:
-    """The members of every layer, checked, and their names: a tensor is a layer of one member."""
+    """Check the members of every layer, and list them and their names: a tensor is a layer of one member."""
     if names is not None and len(names) != len(xs):
         raise ArgumentError(f"{op}: expected {len(xs)} names, got {len(names)}")
     layers, named = [], []
@@ -85,7 +85,7 @@ def check_covariance_options(side: str, dtype: torch.dtype | None) -> None:
 
 
 def covariance_dtype(members: Sequence[Tensor]) -> torch.dtype:
-    """What the covariance of a layer's members is in where nothing is asked for."""
+    """Choose what the covariance of a layer's members is in where nothing is asked for."""
     return torch.float64 if any(x.dtype == torch.float64 for x in members) else torch.float32
 
 
@@ -100,7 +100,7 @@ def check_squares(op: str, mats: Sequence[Tensor], names: Sequence[str]) -> None
 
 
 def check_ranks(mats: Sequence[Tensor], ranks: Sequence[int], names: Sequence[str]) -> None:
-    """Of a pivoted Cholesky: its matrices, and how many picks of each."""
+    """Check the matrices of a pivoted Cholesky, and how many picks of each."""
     if len(ranks) != len(mats):
         raise ArgumentError(f"pivoted_cholesky: expected {len(mats)} ranks, got {len(ranks)}")
     check_squares("pivoted_cholesky", mats, names)
@@ -169,7 +169,7 @@ def _check_keep(tensor: Tensor, dim: int, kept: _Kept, name: str) -> None:
 
 
 def non_finite(op: str, name: str, x: Tensor) -> str:
-    """The message for a matrix in whose result a value is not finite."""
+    """Word the message for a matrix in whose result a value is not finite."""
     count, where = 0, (0, 0)
     # Parts in row-major order: of a whole embedding the comparison alone would take gigabytes.
     columns = min(x.shape[1], _PART)

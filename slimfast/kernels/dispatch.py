@@ -1,21 +1,21 @@
 """Which backend runs an op: the first with no reason against it, or exactly the one that was named.
 
-A backend is a module of :mod:`slimfast.kernels.backends` with the same functions: ``why_not(op, inputs)`` and
-the four ops. ``SLIMFAST_BACKEND`` names one for the whole process; an argument names one for a call.
+``SLIMFAST_BACKEND`` names one for the whole process; an argument names one for a call.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
-from types import ModuleType
 
 from torch import Tensor
 
 from slimfast.errors import ArgumentError, BackendUnavailable, did_you_mean
+from slimfast.kernels.backends import cpu, cuda, reference, triton
+from slimfast.kernels.backends.contract import Backend
 
-BACKENDS = ("cpu", "cuda", "triton", "reference")
+_MODULES: dict[str, Backend] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
+BACKENDS = tuple(_MODULES)
 
 # Where two backends can run an op on the same device, the faster comes first.
 _PREFERENCE = {
@@ -29,26 +29,26 @@ _PREFERENCE_FLOAT64 = {"covariance": ("cpu", "cuda", "triton", "reference")}
 OPS = tuple(_PREFERENCE)
 
 
-def backend_module(name: str) -> ModuleType:
-    """The module of a backend; ``ValueError`` for a name that is none of :data:`BACKENDS`."""
+def backend_module(name: str) -> Backend:
+    """Find the module of a backend; ``ValueError`` for a name that is none of :data:`BACKENDS`."""
     if name not in BACKENDS:
         hint = did_you_mean(name, ("auto", *BACKENDS))
         raise ArgumentError(f"backend: expected one of auto, {', '.join(BACKENDS)}, got {name!r}{hint}")
-    return importlib.import_module(f"slimfast.kernels.backends.{name}")
+    return _MODULES[name]
 
 
 def why_not(op: str, inputs: Sequence[Tensor], backend: str) -> list[str]:
-    """Every reason why ``backend`` cannot run ``op`` on these tensors; empty when it can."""
+    """List every reason why ``backend`` cannot run ``op`` on these tensors; empty when it can."""
     if op not in OPS:
         raise ArgumentError(f"op: expected one of {', '.join(OPS)}, got {op!r}{did_you_mean(op, OPS)}")
-    reasons: list[str] = backend_module(backend).why_not(op, inputs)
-    return reasons
+    return backend_module(backend).why_not(op, inputs)
 
 
 def select_backend(
     op: str, inputs: Sequence[Tensor], backend: str = "auto", *, in_float64: bool = False
-) -> ModuleType:
-    """The module that runs ``op`` on ``inputs``; ``in_float64``: results are wanted in it, of any inputs.
+) -> Backend:
+    """Choose the module that runs ``op`` on ``inputs``; ``in_float64``: results are wanted in it, of any
+    inputs.
 
     ``auto`` reads ``SLIMFAST_BACKEND``, and without it takes the first backend with no reason against it. A
     named backend that cannot run raises :class:`BackendUnavailable` with all of its reasons; nothing falls

@@ -11,7 +11,9 @@ from torch import Tensor
 def joint_covariance(
     module: ModuleType, layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
 ) -> tuple[list[Tensor], Tensor]:
-    """Covariances of layers of members; one member after another where the backend takes one at a time."""
+    """Return covariances of layers of members; one member after another where the backend takes one at a
+    time.
+    """
     found: tuple[list[Tensor], Tensor]
     if all(len(members) == 1 for members in layers):
         found = module.covariance([x for (x,) in layers], rows, dtypes)
@@ -36,7 +38,9 @@ def joint_covariance(
 
 
 def eigvalsh_stacked(module: ModuleType, mats: Tensor) -> Tensor:
-    """The eigenvalues (b, m) of a stack (b, m, m); one matrix after another where the backend takes lists."""
+    """Return the eigenvalues (b, m) of a stack (b, m, m); one matrix after another where the backend takes
+    lists.
+    """
     if hasattr(module, "eigvalsh_stacked"):
         values: Tensor = module.eigvalsh_stacked(mats)
         return values

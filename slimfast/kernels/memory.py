@@ -17,7 +17,7 @@ MOST_GPU_BYTES = 32 << 30
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What tensors can still take on a GPU: the driver's free memory, and what PyTorch holds unused; None
+    """Ask what tensors can still take on a GPU: the driver's free memory, and what PyTorch holds unused; None
     elsewhere.
     """
     if device.type != "cuda":
@@ -27,7 +27,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def call_bytes(device: torch.device, elsewhere: int) -> int:
-    """Bytes that a call's layers may take on a GPU: a third of what is free now, at most
+    """Choose how many bytes a call's layers may take on a GPU: a third of what is free now, at most
     :data:`MOST_GPU_BYTES`; on other devices ``elsewhere``.
 
     A layer's result does not depend on it. One larger layer still runs, alone.

@@ -32,13 +32,13 @@ def _load(name: str) -> Native:
 
 @functools.cache
 def cpu() -> Native:
-    """The C++ CPU kernels."""
+    """Load the C++ CPU kernels."""
     return _load("_cpu")
 
 
 @functools.cache
 def cuda() -> Native:
-    """The CUDA kernels; with ``SLIMFAST_CUDA_EMULATE=1`` the same sources run on the CPU, for tests."""
+    """Load the CUDA kernels; with ``SLIMFAST_CUDA_EMULATE=1`` the same sources run on the CPU, for tests."""
     return _load("_cuda_emulated" if cuda_is_emulated() else "_cuda")
 
 

@@ -9,7 +9,7 @@ the next.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -28,53 +28,13 @@ from slimfast.kernels.checks import (
     non_finite,
 )
 from slimfast.kernels.dispatch import select_backend
-from slimfast.kernels.fallbacks import eigvalsh_stacked, joint_covariance
 from slimfast.kernels.memory import call_bytes
+from slimfast.kernels.results import Covariances, PivotedCholesky, SpectraValues
 
 Side = Literal["auto", "rows"]
 # Bytes of covariance matrices alive at once in grouped_spectra on a CPU; one matrix larger than this still
 # runs, alone.
 WORKSPACE_BYTES = 64 << 20
-
-
-class Covariances(NamedTuple):
-    """Covariances of a group of layers: ``matrices[i]`` is (m_i, m_i); ``traces`` (g,) float64 on the CPU."""
-
-    matrices: list[Tensor]
-    traces: Tensor
-
-
-class PivotedCholesky(NamedTuple):
-    """Pivoted Cholesky of one (n, n) matrix, stopped after r <= k picks.
-
-    ``order`` (r,) int64: the picks, best first. ``factor`` (n, r): S[:, order] = factor @ factor[order].T up
-    to the residual, rows in the matrix's own order. ``residual`` (r,): the trace left unexplained after each
-    pick.
-    """
-
-    order: Tensor
-    factor: Tensor
-    residual: Tensor
-
-
-class PaddedCholesky(NamedTuple):
-    """Pivoted Cholesky of a group of matrices, every one padded to the k_i picks that were asked for.
-
-    ``picks[i]``: order (k_i,), factor (n_i, k_i) and residual (k_i,), of which the first ``counts[i]`` are
-    picks; ``counts`` (g,) int64 on the device. Beyond them the order is -1, the factor zero and the residual
-    what was left unexplained.
-    """
-
-    picks: list[PivotedCholesky]
-    counts: Tensor
-
-
-class SpectraValues(NamedTuple):
-    """Eigenvalues of a group of layers: ``eigenvalues[i]`` (m_i,) ascending, float64 on the CPU; ``traces``
-    (g,)."""
-
-    eigenvalues: list[Tensor]
-    traces: Tensor
 
 
 def grouped_covariance(
@@ -85,23 +45,30 @@ def grouped_covariance(
     names: Sequence[str | Sequence[str]] | None = None,
     backend: str = "auto",
 ) -> Covariances:
-    """Covariance of the rows of every x_i (n_i, d_i), each row centred on its own mean over the d_i
-    positions.
+    """Compute the covariance of the rows of every x_i (n_i, d_i), each row centred on its own mean.
 
-    With Xc = x - mean over d, the matrix is Xc Xc^T / max(d - 1, 1), (n, n). ``side="auto"`` returns the
-    smaller of it and Xc^T Xc / max(d - 1, 1), (d, d) (rows where n <= d): both have the same nonzero
-    eigenvalues. ``dtype`` is the result's dtype, float32 or float64; by default float64 for float64 inputs,
-    float32 for the rest. bfloat16 and float16 inputs are read in place with exact products. Any strides. Both
-    triangles are filled.
+    With Xc = x - mean over d, the matrix is Xc Xc^T / max(d - 1, 1), (n, n). bfloat16 and float16 inputs are
+    read in place with exact products. Any strides. Both triangles are filled. Equivalent to ``[torch.cov(x)
+    for x in xs]`` with ``side="rows"`` and d >= 2.
 
-    A layer may be a sequence of members (n, d_j) with the same rows: they count as one x side by side, each
-    centred on its own and d the sum of the d_j, and always by rows. ``names[i]`` is then the layer's or those
-    of its members.
+    Args:
+        xs: The layers. One may be a sequence of members (n, d_j) with the same rows: they count as one x side
+            by side, each centred on its own and d the sum of the d_j, and always by rows.
+        side: ``"auto"`` returns the smaller of the matrix and Xc^T Xc / max(d - 1, 1), (d, d) (rows where n
+            <= d): both have the same nonzero eigenvalues. ``"rows"`` returns the matrix.
+        dtype: The result's, float32 or float64; by default float64 for float64 inputs, float32 for the rest.
+        names: Of the layers, or of the members of each, for messages.
+        backend: The kernels to use.
 
-    Raises ``ValueError`` naming the layer for an input that is not two-dimensional, is empty, or holds a
-    value that is not finite (seen in its trace).
+    Returns:
+        The matrices and their traces.
 
-    Equivalent to: ``[torch.cov(x) for x in xs]`` with ``side="rows"`` and d >= 2.
+    Raises:
+        ValueError: Naming the layer, for an input that is not two-dimensional, is empty, or holds a value
+            that is not finite (seen in its trace).
+
+    Example:
+        matrices, traces = slimfast.grouped_covariance([torch.randn(8, 27), torch.randn(16, 72)])
     """
     check_covariance_options(side, dtype)
     layers, named = members_of("covariance", xs, names)
@@ -120,9 +87,11 @@ def grouped_covariance(
     traces = torch.zeros(len(layers), dtype=torch.float64, device="cpu")
     for module in set(modules.values()):
         mine = [i for i, wanted in enumerate(dtypes) if modules[wanted] is module]
-        found, found_traces = joint_covariance(
-            module, [layers[i] for i in mine], [rows[i] for i in mine], [dtypes[i] for i in mine]
-        )
+        sides, results = [rows[i] for i in mine], [dtypes[i] for i in mine]
+        if all(len(layers[i]) == 1 for i in mine):
+            found, found_traces = module.covariance([layers[i][0] for i in mine], sides, results)
+        else:
+            found, found_traces = module.joint_covariance([layers[i] for i in mine], sides, results)
         traces[mine] = found_traces.to("cpu", torch.float64)
         for i, matrix in zip(mine, found, strict=True):
             matrices[i] = matrix
@@ -151,14 +120,23 @@ def grouped_eigvalsh(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b m"] | list[Float[Tensor, "_m"]]:
-    """Eigenvalues, ascending, of every symmetric matrix (m_i, m_i) float32 or float64, in its dtype and
-    device.
+    """Compute the eigenvalues, ascending, of every symmetric matrix (m_i, m_i), in its dtype and device.
 
-    A stack (b, m, m) gives (b, m), and spares thousands of small matrices the look at each. Only the lower
-    triangle is read. Raises ``ValueError`` naming the layer for a matrix that is not square, is empty, or is
-    not finite.
+    Only the lower triangle is read. Equivalent to ``[torch.linalg.eigvalsh(m) for m in mats]``.
 
-    Equivalent to: ``[torch.linalg.eigvalsh(m) for m in mats]``.
+    Args:
+        mats: float32 or float64. A stack (b, m, m) spares thousands of small matrices the look at each.
+        names: Of the layers, for messages.
+        backend: The kernels to use.
+
+    Returns:
+        A vector for each matrix; (b, m) for a stack.
+
+    Raises:
+        ValueError: Naming the layer, for a matrix that is not square, is empty, or is not finite.
+
+    Example:
+        (eigenvalues,) = slimfast.grouped_eigvalsh([torch.cov(torch.randn(8, 27))])
     """
     named = names_of("eigvalsh", mats, names)
     if isinstance(mats, Tensor):
@@ -167,7 +145,7 @@ def grouped_eigvalsh(
     if not mats:
         return []
     check_one_device("eigvalsh", mats)
-    values: list[Tensor] = select_backend("eigvalsh", mats, backend).eigvalsh(list(mats))
+    values = select_backend("eigvalsh", mats, backend).eigvalsh(list(mats))
     # One look at all of them; which one it was is asked only where there is one.
     dtypes = {v.dtype for v in values}
     for dtype in dtypes:
@@ -184,8 +162,7 @@ def _eigvalsh_stacked(mats: Tensor, named: Sequence[str], backend: str) -> Tenso
     check_squares("eigvalsh", [mats[0]] if len(mats) else [], named)
     if len(mats) == 0:
         return mats.new_empty(0, mats.shape[1])
-    module = select_backend("eigvalsh", [mats], backend)
-    values = eigvalsh_stacked(module, mats)
+    values = select_backend("eigvalsh", [mats], backend).eigvalsh_stacked(mats)
     if not bool(values.isfinite().all()):
         bad = int((~values.isfinite()).any(1).nonzero()[0])
         raise NonFinite(non_finite("eigvalsh", named[bad], mats[bad]))
@@ -199,7 +176,7 @@ def grouped_pivoted_cholesky(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> list[PivotedCholesky]:
-    """Greedy choice of rows: pivoted Cholesky of every symmetric positive semidefinite (n_i, n_i) matrix.
+    """Choose rows greedily: pivoted Cholesky of every symmetric positive semidefinite (n_i, n_i) matrix.
 
     Each step picks the row with the largest variance not yet explained by the picks before it (ties: the
     smallest index), at most ``ranks[i]`` of them, and stops early where the remaining variance of every row
@@ -207,8 +184,21 @@ def grouped_pivoted_cholesky(
     X^T, i.e. PCA restricted to real units (Higham, *Accuracy and Stability of Numerical Algorithms*, 2nd ed.,
     section 10.3).
 
-    Raises ``ValueError`` naming the layer for a bad shape, a rank outside 0..n, or a matrix that is not
-    finite.
+    Args:
+        mats: The matrices.
+        ranks: How many rows to pick of each, at most.
+        names: Of the layers, for messages.
+        backend: The kernels to use.
+
+    Returns:
+        The picks, the factor and what is left unexplained of each matrix.
+
+    Raises:
+        ValueError: Naming the layer, for a bad shape, a rank outside 0..n, or a matrix that is not finite.
+
+    Example:
+        (picked,) = slimfast.grouped_pivoted_cholesky([torch.cov(torch.randn(8, 27))], [4])
+        picked.order   # the four rows, best first
     """
     named = names_of("pivoted_cholesky", mats, names)
     check_ranks(mats, ranks, named)
@@ -230,21 +220,32 @@ def grouped_gather(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> list[Tensor]:
-    """Contiguous copies of the tensors, cut to the kept indices of up to two dims each.
+    """Copy the tensors, cut to the kept indices of up to two dims each.
 
-    ``keeps[i]`` maps a dim of ``tensors[i]`` to its kept indices: sorted, distinct int64 on the CPU. Elements
-    of 1, 2, 4 or 8 bytes of any dtype are moved as they are. An empty mapping copies the tensor.
+    Elements of 1, 2, 4 or 8 bytes of any dtype are moved as they are. Equivalent to
+    ``t.index_select(a, keep_a).index_select(b, keep_b)`` for each tensor.
 
-    Raises ``ValueError`` naming the tensor for more than two dims, a dim out of range, or indices that are
-    not sorted, distinct and in range.
+    Args:
+        tensors: What to cut.
+        keeps: ``keeps[i]`` maps a dim of ``tensors[i]`` to its kept indices: sorted, distinct int64 on the
+            CPU. An empty mapping copies the tensor.
+        names: Of the tensors, for messages.
+        backend: The kernels to use.
 
-    Equivalent to: ``t.index_select(a, keep_a).index_select(b, keep_b)`` for each tensor.
+    Returns:
+        Contiguous copies.
+
+    Raises:
+        ValueError: Naming the tensor, for more than two dims, a dim out of range, or indices that are not
+            sorted, distinct and in range.
+
+    Example:
+        (thin,) = slimfast.grouped_gather([torch.randn(8, 4, 3, 3)], [{0: torch.tensor([0, 2, 5])}])
     """
     check_gather(tensors, keeps, names)
     if not tensors:
         return []
-    thin: list[Tensor] = select_backend("gather", tensors, backend).gather(list(tensors), list(keeps))
-    return thin
+    return select_backend("gather", tensors, backend).gather(list(tensors), list(keeps))
 
 
 def grouped_spectra(
@@ -255,14 +256,28 @@ def grouped_spectra(
     backend: str = "auto",
     workspace_bytes: int | None = None,
 ) -> SpectraValues:
-    """Eigenvalues of the covariance of the rows of every x_i (n_i, d_i): m_i = min(n_i, d_i) of them (n_i
-    for a layer of several members), ascending.
+    """Compute the eigenvalues of the covariance of the rows of every x_i (n_i, d_i).
 
-    :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest first,
-    whose matrices together stay within ``workspace_bytes`` (one larger matrix runs alone; by default 64 MiB,
-    on a GPU a third of its free memory, see :mod:`slimfast.kernels.memory`). Other arguments as there.
+    It is :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest
+    first. Equivalent to ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
 
-    Equivalent to: ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
+    Args:
+        xs: The layers, as for :func:`grouped_covariance`.
+        dtype: Of the covariances, as there.
+        names: Of the layers, as there.
+        backend: The kernels to use.
+        workspace_bytes: What the matrices of a batch stay within together (one larger matrix runs alone); by
+            default 64 MiB, on a GPU a third of its free memory, see :mod:`slimfast.kernels.memory`.
+
+    Returns:
+        For each layer m_i = min(n_i, d_i) eigenvalues (n_i for a layer of several members), ascending, and
+        the traces.
+
+    Raises:
+        ValueError: As :func:`grouped_covariance` and :func:`grouped_eigvalsh` do.
+
+    Example:
+        eigenvalues, traces = slimfast.grouped_spectra([torch.randn(8, 27), torch.randn(16, 72)])
     """
     layers, named = members_of("spectra", xs, names)
     values: list[Tensor] = [torch.empty(0, device="cpu")] * len(xs)
@@ -289,8 +304,9 @@ def grouped_spectra(
 
 
 def _batches(sizes: Sequence[int], workspace_bytes: int) -> list[list[int]]:
-    """Indices of the matrices of these sizes, biggest first, cut where the float64 workspace would be
-    exceeded."""
+    """Sort the matrices of these sizes into batches, biggest first, cut where the float64 workspace would be
+    exceeded.
+    """
     batches: list[list[int]] = []
     used = 0
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):

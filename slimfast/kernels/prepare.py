@@ -18,13 +18,14 @@ results that are not. Keep the calls, and the inputs, as long as the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slimfast.errors import ArgumentError, BackendUnavailable
+from slimfast.kernels.backends.contract import Backend, Prepared
 from slimfast.kernels.checks import (
     check_covariance_options,
     check_gather,
@@ -36,8 +37,8 @@ from slimfast.kernels.checks import (
     names_of,
 )
 from slimfast.kernels.dispatch import select_backend
-from slimfast.kernels.ops import Covariances, PaddedCholesky, PivotedCholesky, Side
-from slimfast.kernels.prepared import Prepared
+from slimfast.kernels.ops import Side
+from slimfast.kernels.results import Covariances, PaddedCholesky, PivotedCholesky
 
 
 def prepare_covariance(
@@ -48,8 +49,8 @@ def prepare_covariance(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Prepared[Covariances]:
-    """:func:`slimfast.grouped_covariance` of one or more layers of one member, to be launched; ``traces``
-    (g,) float64 stay on the device.
+    """Make a call of :func:`slimfast.grouped_covariance` ready to be launched, of one or more layers of one
+    member; ``traces`` (g,) float64 stay on the device.
 
     All results are of one dtype: ``dtype``, or what the inputs ask for.
     """
@@ -68,21 +69,19 @@ def prepare_covariance(
     module = select_backend("covariance", xs, backend, in_float64=result == torch.float64)
     rows = [side == "rows" or x.shape[0] <= x.shape[1] for x in xs]
     call: Prepared[tuple[list[Tensor], Tensor]]
-    call = _with_prepare(module, "covariance").prepare_covariance(list(xs), rows, [result] * len(xs))
+    call = _maker(module, "covariance")(list(xs), rows, [result] * len(xs))
     return Prepared(Covariances(*call.results), call.launch)
 
 
 def prepare_eigvalsh(
     mats: Sequence[Tensor], *, names: Sequence[str] | None = None, backend: str = "auto"
 ) -> Prepared[list[Tensor]]:
-    """:func:`slimfast.grouped_eigvalsh` of one or more matrices, to be launched."""
+    """Make a call of :func:`slimfast.grouped_eigvalsh` ready to be launched, of one or more matrices."""
     if not mats:
         raise ArgumentError("eigvalsh: expected one or more matrices, got none")
     check_squares("eigvalsh", mats, names_of("eigvalsh", mats, names))
     check_one_device("eigvalsh", mats)
-    module = _with_prepare(select_backend("eigvalsh", mats, backend), "eigvalsh")
-    call: Prepared[list[Tensor]] = module.prepare_eigvalsh(list(mats))
-    return call
+    return _maker(select_backend("eigvalsh", mats, backend), "eigvalsh")(list(mats))
 
 
 def prepare_pivoted_cholesky(
@@ -92,7 +91,7 @@ def prepare_pivoted_cholesky(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Prepared[PaddedCholesky]:
-    """:func:`slimfast.grouped_pivoted_cholesky` of one or more matrices, to be launched.
+    """Make a call of :func:`slimfast.grouped_pivoted_cholesky` ready to be launched, of one or more matrices.
 
     How many rows are picked is known on the device alone: results are padded to the ranks that are asked for.
     Where what is left unexplained of a matrix is not finite, its picks stop and its residual says so.
@@ -101,9 +100,9 @@ def prepare_pivoted_cholesky(
         raise ArgumentError("pivoted_cholesky: expected one or more matrices, got none")
     check_ranks(mats, ranks, names_of("pivoted_cholesky", mats, names))
     check_one_device("pivoted_cholesky", mats)
-    module = _with_prepare(select_backend("pivoted_cholesky", mats, backend), "pivoted_cholesky")
+    make = _maker(select_backend("pivoted_cholesky", mats, backend), "pivoted_cholesky")
     call: Prepared[tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]]
-    call = module.prepare_pivoted_cholesky(list(mats), list(ranks))
+    call = make(list(mats), list(ranks))
     padded, counts = call.results
     return Prepared(PaddedCholesky([PivotedCholesky(*picks) for picks in padded], counts), call.launch)
 
@@ -115,17 +114,15 @@ def prepare_gather(
     names: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> Prepared[list[Tensor]]:
-    """:func:`slimfast.grouped_gather` of one or more tensors, to be launched."""
+    """Make a call of :func:`slimfast.grouped_gather` ready to be launched, of one or more tensors."""
     if not tensors:
         raise ArgumentError("gather: expected one or more tensors, got none")
     check_gather(tensors, keeps, names)
-    module = _with_prepare(select_backend("gather", tensors, backend), "gather")
-    call: Prepared[list[Tensor]] = module.prepare_gather(list(tensors), list(keeps))
-    return call
+    return _maker(select_backend("gather", tensors, backend), "gather")(list(tensors), list(keeps))
 
 
-def _with_prepare(module: ModuleType, op: str) -> ModuleType:
-    if not hasattr(module, f"prepare_{op}"):
-        name = module.__name__.rpartition(".")[2]
+def _maker(backend: Backend, op: str) -> Callable[..., Prepared[Any]]:
+    if op not in backend.PREPARE:
+        name = backend.__name__.rpartition(".")[2]
         raise BackendUnavailable(f"{op}: backend {name!r} has no calls made ready, which are for CUDA graphs")
-    return module
+    return backend.PREPARE[op]

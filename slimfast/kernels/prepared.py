@@ -30,7 +30,7 @@ class Prepared(Generic[Results]):
 
 
 def host_table(size: int, device: torch.device) -> Tensor:
-    """(size,) int64 on the host, from where a copy to ``device`` need not be waited for.
+    """Return (size,) int64 on the host, from where a copy to ``device`` need not be waited for.
 
     Raises :class:`SlimfastError` while a graph is captured: every replay would copy from memory that has been
     given away since.

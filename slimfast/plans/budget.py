@@ -48,7 +48,7 @@ class Ladder(NamedTuple):
 
     @staticmethod
     def of(keys: Sequence[FloatArray]) -> Ladder:
-        """The ladder of these keys, one array per group; ties in the order of the groups."""
+        """Make the ladder of these keys, one array per group; ties in the order of the groups."""
         groups = np.repeat(np.arange(len(keys)), [len(k) for k in keys])
         joined = np.concatenate(keys) if keys else np.zeros(0)
         order = np.argsort(joined, kind="stable")
@@ -66,14 +66,14 @@ class Rounding:
     minimum: int
 
     def apply(self, widths: IntArray) -> IntArray:
-        """Each width rounded up to one that may be."""
+        """Round each width up to one that may be."""
         up = -(-np.maximum(widths, self.minimum) // self.step) * self.step
         rounded: IntArray = np.minimum(up, self.full)
         return rounded
 
 
 def widths_at(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> Solution:
-    """The width of each group at one tau."""
+    """Find the width of each group at one tau."""
     widths = np.array([s.width(explained_variance=tau) for s in spectra], dtype=np.int64)
     return Solution(rounding.apply(widths), tau)
 
@@ -86,8 +86,8 @@ def widths_within(
     *,
     whole: Cost,
 ) -> Solution:
-    """The widths at the largest tau whose ``price(widths)`` is within every limit, ``params`` and ``macs``,
-    and what is left of the limits spent on further units.
+    """Find the widths at the largest tau whose ``price(widths)`` is within every limit, ``params`` and
+    ``macs``, and spend what is left of the limits on further units.
 
     :class:`SlimfastError` with the nearest that can be reached, as a share of ``whole`` too, where the
     smallest widths do not fit.
@@ -105,8 +105,8 @@ def widths_within(
 def longest_prefix(
     ladder: Ladder, limits: Mapping[str, float], price: Price, rounding: Rounding, *, whole: Cost
 ) -> tuple[IntArray, int]:
-    """The units (g,), not yet rounded to widths, of the longest prefix of a ladder that is within every
-    limit, and that prefix's length.
+    """Find the longest prefix of a ladder that is within every limit: its units (g,), not yet rounded to
+    widths, and its length.
     """
     first: IntArray = np.ones(len(rounding.full), dtype=np.int64)
     if not _fits(first, limits, price, rounding):
@@ -118,8 +118,8 @@ def longest_prefix(
 def with_the_rest(
     units: IntArray, further: Ladder, limits: Mapping[str, float], price: Price, rounding: Rounding
 ) -> IntArray:
-    """The widths (g,) with every unit of ``further``, in its order, that is within every limit with those
-    before it; a group takes no more after one that is not.
+    """Add every unit of ``further``, in its order, that is within every limit with those before it, to the
+    widths (g,); a group takes no more after one that is not.
     """
     waiting = further.groups
     while len(waiting):
@@ -132,7 +132,7 @@ def with_the_rest(
 def _longest(
     units: IntArray, groups: IntArray, limits: Mapping[str, float], price: Price, rounding: Rounding
 ) -> int:
-    """How many of the next units, one of each of these groups in turn, are within every limit."""
+    """Count the next units, one of each of these groups in turn, that are within every limit."""
     low, high = 0, 1
     while high <= len(groups) and _fits(_added(units, groups[:high]), limits, price, rounding):
         low, high = high, 2 * high
@@ -147,7 +147,7 @@ def _longest(
 
 
 def _added(units: IntArray, groups: IntArray) -> IntArray:
-    """The units with one more of each of these groups, as often as they stand there."""
+    """Add one more unit of each of these groups, as often as they stand there."""
     more: IntArray = units + np.bincount(groups, minlength=len(units))
     return more
 
@@ -158,7 +158,7 @@ def _fits(units: IntArray, limits: Mapping[str, float], price: Price, rounding: 
 
 
 def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> BoolArray:
-    """For each group, whether every F within its spectrum's error of the measured one gives it the same
+    """Say for each group whether every F within its spectrum's error of the measured one gives it the same
     width.
     """
     ends = np.array([s.width_range(explained_variance=tau) for s in spectra], dtype=np.int64).reshape(-1, 2)
@@ -167,7 +167,7 @@ def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> Bool
 
 
 def _keys(spectrum: Spectrum) -> FloatArray:
-    """The value that tau must pass for each unit after the first: F(1), ..., F(r - 1), then n - r values
+    """List the value that tau must pass for each unit after the first: F(1), ..., F(r - 1), then n - r values
     evenly spaced in (1, 2], r = k(1) being all that tau can ask for.
     """
     needed = spectrum.width(explained_variance=1.0)
@@ -177,8 +177,8 @@ def _keys(spectrum: Spectrum) -> FloatArray:
 
 
 def _shares(units: int, rank: int, n: int) -> FloatArray:
-    """The order of a group's units after the first ``units`` when what is left of a budget is shared out:
-    the share of the group that each adds, and 1 more past the group's rank.
+    """Order a group's units after the first ``units`` for when what is left of a budget is shared out: by the
+    share of the group that each adds, and 1 more past the group's rank.
     """
     number = np.arange(units + 1, n + 1)
     return (number - units) / n + (number > rank)

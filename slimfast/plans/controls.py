@@ -22,8 +22,8 @@ def uniform_like(
     *,
     budget: Literal["macs", "params"] = "macs",
 ) -> Plan:
-    """The same share of the units of every group whose width ``plan`` solved for, at no more MACs than it, or
-    no more parameters.
+    """Keep the same share of the units of every group whose width ``plan`` solved for, at no more MACs than
+    it, or no more parameters.
 
     As close below the cost of ``plan`` as one unit allows: among groups that would get their next unit at the
     same share, those that come first in the graph get it. ``spectra`` only fill in what this plan explains.

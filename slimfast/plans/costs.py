@@ -31,13 +31,15 @@ class Cost:
 
 
 def count(graph: ChannelGraph, widths: Mapping[str, int]) -> Cost:
-    """The cost of a traced network whose groups have these widths; a group not named keeps all units."""
+    """Count the cost of a traced network whose groups have these widths; a group not named keeps all
+    units.
+    """
     model = CostModel(graph)
     return model.cost(model.vector(widths))
 
 
 def count_kept(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> Cost:
-    """Count what is left of a traced network when each group keeps these units, index by index.
+    """Return count what is left of a traced network when each group keeps these units, index by index.
 
     Unlike :func:`count` it looks at every index of every axis instead of at widths, as a cut does; a group
     not named keeps all units.
@@ -66,9 +68,19 @@ def count_kept(graph: ChannelGraph, keeps: Mapping[str, IntArray]) -> Cost:
 
 
 def count_module(model: nn.Module, example: Any) -> Cost:
-    """The cost of a module as it is, its operations recorded with their actual shapes; nothing is computed.
+    """Count the cost of a module as it is, its operations recorded with their actual shapes.
 
-    ``example`` as for :func:`slimfast.trace_channels`.
+    Nothing is computed.
+
+    Args:
+        model: The module.
+        example: As for :func:`slimfast.trace_channels`.
+
+    Returns:
+        Its parameters, their bytes, and the multiply-adds of one forward.
+
+    Example:
+        slimfast.count_module(thin, torch.zeros(1, 3, 224, 224)).macs
     """
     graph = trace_channels(model, example, include=())
     macs = sum(
@@ -104,7 +116,7 @@ class CostModel:
         self._lengths = axes.compiled()
 
     def vector(self, widths: Mapping[str, int]) -> IntArray:
-        """Widths in the order of the groups; ``ValueError`` for a group that is none, or a width outside
+        """List widths in the order of the groups; ``ValueError`` for a group that is none, or a width outside
         0..n.
         """
         vector: IntArray = self.full.copy()
@@ -119,12 +131,12 @@ class CostModel:
         return vector
 
     def cost(self, widths: IntArray) -> Cost:
-        """The cost at these widths (g,)."""
+        """Count the cost at these widths (g,)."""
         sizes, macs = self._items(widths)
         return Cost(params=int(sizes.sum()), macs=int(macs.sum()), bytes=int(sizes @ self._itemsize))
 
     def group_costs(self, widths: IntArray) -> list[Cost]:
-        """For each group the cost of the tensors and operations it takes part in; groups share them."""
+        """Count for each group the cost of the tensors and operations it takes part in; groups share them."""
         sizes, macs = self._items(widths)
         found = []
         for group in range(len(self.names)):
@@ -139,7 +151,9 @@ class CostModel:
         return found
 
     def _items(self, widths: IntArray) -> tuple[FloatArray, FloatArray]:
-        """Elements of each parameter and MACs of each operation; float64 holds integers to 2^53 exactly."""
+        """Count elements of each parameter and MACs of each operation; float64 holds integers to 2^53
+        exactly.
+        """
         lengths = self._lengths(widths / np.maximum(self.full, 1))
         return self._sizes.values(lengths), self._macs.values(lengths)
 
@@ -154,7 +168,7 @@ class _Axes:
         self._seen: dict[int, int] = {}
 
     def number(self, axis: Axis) -> int:
-        """The number of an axis; two of the same polynomial have the same."""
+        """Number an axis; two of the same polynomial have the same."""
         # An axis object stands in many shapes, and its terms take time: they are found once.
         if id(axis) not in self._seen:
             terms = {tuple(self._groups[name] for name in names): n for names, n in axis.terms().items()}
@@ -166,11 +180,11 @@ class _Axes:
         return self._seen[id(axis)]
 
     def groups(self, number: int) -> set[int]:
-        """The groups that have a say in the axis of that number."""
+        """List the groups that have a say in the axis of that number."""
         return self._say[number]
 
     def compiled(self) -> _Lengths:
-        """The lengths of all axes as a function of the kept shares of the groups."""
+        """Make the lengths of all axes a function of the kept shares of the groups."""
         return _Lengths(list(self._numbers), len(self._groups))
 
 
@@ -215,10 +229,10 @@ class _Products:
                 self._of_group.setdefault(group, []).append(i)
 
     def values(self, lengths: FloatArray) -> FloatArray:
-        """The value of each item."""
+        """Compute the value of each item."""
         values: FloatArray = self._constants * lengths[self._numbers].prod(axis=1)
         return values
 
     def of_group(self, group: int) -> IntArray:
-        """The items in which a group has a say."""
+        """List the items in which a group has a say."""
         return np.array(self._of_group.get(group, []), dtype=np.int64)

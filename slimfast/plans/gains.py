@@ -24,7 +24,7 @@ def widths_by_gain(
     *,
     whole: Cost,
 ) -> Solution:
-    """The widths that leave the smallest summed error within every limit, ``params`` and ``macs``.
+    """Find the widths that leave the smallest summed error within every limit, ``params`` and ``macs``.
 
     A unit's price is the sum over the limits of what it costs as a share of the limit, at the widths of the
     round before; the units with the most gain for their price come first. Of all rounds the one with the
@@ -56,7 +56,7 @@ def _filled(
     price: Price,
     rounding: Rounding,
 ) -> IntArray:
-    """The widths with what is left of the budget spent: wherever a next step still fits, most gain first."""
+    """Spend what is left of the budget on the widths: wherever a next step still fits, most gain first."""
     left = set(range(len(widths)))
     prices = _unit_prices(widths, limits, price)
     while left:
@@ -74,7 +74,7 @@ def _filled(
 
 
 def _unit_prices(widths: IntArray, limits: Mapping[str, float], price: Price) -> FloatArray:
-    """(g,) what one unit of each group costs at these widths, each limit being worth 1."""
+    """Price one unit of each group (g,) at these widths, each limit being worth 1."""
 
     def worth(cost: Cost) -> float:
         return sum(float(getattr(cost, name)) / limit for name, limit in limits.items())
@@ -89,7 +89,9 @@ def _unit_prices(widths: IntArray, limits: Mapping[str, float], price: Price) ->
 
 
 def _ladder(gains: Sequence[FloatArray], prices: FloatArray) -> Ladder:
-    """The units after each group's first, most gain for the price first; without gain in equal shares."""
+    """Order the units after each group's first, most gain for the price first; without gain in equal
+    shares.
+    """
     keys = []
     for gain, unit_price in zip(gains, prices, strict=True):
         n = len(gain)

@@ -79,14 +79,14 @@ class Plan:
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     def widths(self) -> dict[str, int]:
-        """Group name -> number of units that stay."""
+        """Return group name -> number of units that stay."""
         return {group.name: group.width for group in self.groups}
 
     def __str__(self) -> str:
         return table(self)
 
     def explain(self, graph: ChannelGraph | None = None) -> str:
-        """What each group couples, and everything that is left alone with its reason.
+        """Explain what each group couples, and everything that is left alone with its reason.
 
         A plan read from JSON has no graph of its own: pass the traced one.
         """
@@ -98,7 +98,7 @@ class Plan:
         return explanation(self, graph)
 
     def to_json(self) -> str:
-        """The plan as a JSON document, one group a line; the same plan gives the same text."""
+        """Write the plan as a JSON document, one group a line; the same plan gives the same text."""
         head = {
             "kind": KIND,
             "schema": SCHEMA,
@@ -119,7 +119,9 @@ class Plan:
 
     @staticmethod
     def from_json(text: str | bytes, *, what: str = "plan") -> Plan:
-        """The plan in a JSON document; one line of :class:`SlimfastError` for whatever is wrong with it."""
+        """Read the plan in a JSON document; one line of :class:`SlimfastError` for whatever is wrong with
+        it.
+        """
         fields = parse_object(text, what)
         allocation: Any = "explained_variance"
         if fields.schema(KIND, SCHEMA, oldest=1) > 1:
@@ -148,7 +150,7 @@ class Plan:
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
-        """The plan in a file; errors as in :meth:`from_json`, naming the file."""
+        """Load the plan in a file; errors as in :meth:`from_json`, naming the file."""
         return Plan.from_json(read_text(path), what=os.fspath(path))
 
 

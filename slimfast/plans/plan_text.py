@@ -31,7 +31,7 @@ _SILENT = "goes along with what is left alone (depthwise filters, tables), or ta
 
 
 def quantity(count: float) -> str:
-    """A count in three digits and a decimal suffix: 4652008 -> 4.65M."""
+    """Write a count in three digits and a decimal suffix: 4652008 -> 4.65M."""
     step = 0
     while abs(count) >= 999.5 and step < len(_SUFFIXES) - 1:
         count /= 1000
@@ -42,7 +42,7 @@ def quantity(count: float) -> str:
 
 
 def table(plan: Plan) -> str:
-    """One aligned line per group, the totals, and what tau was."""
+    """Write one aligned line per group, the totals, and what tau was."""
     rows: list[tuple[str, ...]] = [
         ("group", "kind", "width", "", "", "variance", "params", "", "", "MACs", "", "", "by")
     ]
@@ -119,7 +119,7 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def explanation(plan: Plan, graph: ChannelGraph) -> str:
-    """What each group couples, member by member, and what is left alone and why."""
+    """Explain what each group couples, member by member, and what is left alone and why."""
     groups = {group.name: group for group in plan.groups}
     parts = [_explain_group(group, groups[group.name]) for group in graph.groups]
     alone = _left_alone(graph)
@@ -139,7 +139,7 @@ def _explain_group(group: ChannelGroup, planned: GroupPlan) -> str:
 
 
 def _left_alone(graph: ChannelGraph) -> list[str]:
-    """The axes of weights that stay as long as they are, by reason, in the order they were found."""
+    """List the axes of weights that stay as long as they are, by reason, in the order they were found."""
     reasons: dict[str, list[str]] = {}
     for f in graph.frozen:
         reason = _REASONS.get(f.reason, f.reason)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ForwardRef, ParamSpec, TypedDict, TypeVar
 
 import numpy as np
 
@@ -21,11 +24,64 @@ from slimfast.spectra.unit_matrices import positions
 _RUNS = ("head", "block")
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class WidthOptions(TypedDict, total=False):
+    """The keywords that say which widths are wanted, as :func:`slimfast.plan_widths` explains them.
+
+    Every verb that plans takes them, by :func:`takes_width_options`.
+    """
+
+    explained_variance: float | None
+    params: float | None
+    macs: float | None
+    multiple_of: int
+    min_width: int
+    overrides: Mapping[str, int | float] | None
+    include: Iterable[str] | None
+    exclude: Iterable[str] | None
+
+
+# The others are None where they are not given.
+_DEFAULTS = WidthOptions(multiple_of=1, min_width=1)
+
+
+def takes_width_options(verb: Callable[P, R]) -> Callable[P, R]:
+    """List the width options one by one in the signature of a verb of ``**options: Unpack[WidthOptions]``.
+
+    Called with any other keyword, the verb raises the ``TypeError`` that Python would.
+    """
+    declared = inspect.signature(verb)
+    own = [p for p in declared.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    first_keyword = sum(p.kind is not p.KEYWORD_ONLY for p in own)
+    own[first_keyword:first_keyword] = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=_DEFAULTS.get(name),
+            annotation=hint.__forward_arg__ if isinstance(hint, ForwardRef) else hint,
+        )
+        for name, hint in WidthOptions.__annotations__.items()
+    ]
+    signature = declared.replace(parameters=own)
+
+    @functools.wraps(verb)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in signature.parameters:
+                hint = did_you_mean(name, signature.parameters)
+                raise TypeError(f"{verb.__name__}() got an unexpected keyword argument {name!r}{hint}")
+        return verb(*args, **kwargs)
+
+    checked.__signature__ = signature  # type: ignore[attr-defined]
+    return checked
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The arguments of :func:`slimfast.plan_widths`; ``budget`` has the given ones of ``params`` and
-    ``macs``.
-    """
+    """Width options that were checked; ``budget`` has the given ones of ``params`` and ``macs``."""
 
     explained_variance: float | None
     budget: Mapping[str, float]
@@ -36,13 +92,13 @@ class Request:
     exclude: tuple[str, ...]
 
     def asked(self) -> dict[str, float]:
-        """What was asked for, as a plan keeps it."""
+        """Return what was asked for, as a plan keeps it."""
         if self.explained_variance is not None:
             return {"explained_variance": self.explained_variance}
         return dict(self.budget)
 
     def limits(self, whole: Cost) -> dict[str, float]:
-        """The budget in absolute numbers: one in (0, 1] is a share of the whole."""
+        """Make absolute numbers of the budget: one in (0, 1] is a share of the whole."""
         return {k: v * getattr(whole, k) if v <= 1 else v for k, v in self.budget.items()}
 
 
@@ -54,19 +110,14 @@ class Choice:
     width: int
 
 
-def check_request(
-    *,
-    explained_variance: float | None,
-    params: float | None,
-    macs: float | None,
-    multiple_of: int,
-    min_width: int,
-    overrides: Mapping[str, int | float] | None,
-    include: Iterable[str] | None,
-    exclude: Iterable[str] | None,
-) -> Request:
-    """The request of these arguments; ``ValueError`` for what cannot be meant."""
-    budget = {k: v for k, v in {"params": params, "macs": macs}.items() if v is not None}
+def check_request(options: WidthOptions) -> Request:
+    """Check the options, and make the request of them; ``ValueError`` for what cannot be meant."""
+    explained_variance, overrides = options.get("explained_variance"), options.get("overrides")
+    multiple_of = options.get("multiple_of", _DEFAULTS["multiple_of"])
+    min_width = options.get("min_width", _DEFAULTS["min_width"])
+    include, exclude = options.get("include"), options.get("exclude")
+    given = {"params": options.get("params"), "macs": options.get("macs")}
+    budget = {name: value for name, value in given.items() if value is not None}
     if explained_variance is not None:
         check_tau("plan", explained_variance)
         if budget:
@@ -83,9 +134,9 @@ def check_request(
     for name, value in {"multiple_of": multiple_of, "min_width": min_width}.items():
         if not _is_integer(value) or value < 1:
             raise ArgumentError(f"plan: expected {name} to be an integer >= 1, got {value!r}")
-    for name, given in {"include": include, "exclude": exclude}.items():
-        if isinstance(given, str):
-            raise ArgumentError(f"plan: expected {name} to be a list of globs, got the string {given!r}")
+    for name, globs in {"include": include, "exclude": exclude}.items():
+        if isinstance(globs, str):
+            raise ArgumentError(f"plan: expected {name} to be a list of globs, got the string {globs!r}")
     return Request(
         explained_variance=explained_variance,
         budget=budget,
@@ -107,8 +158,8 @@ def choose(
     request: Request,
     curves: Mapping[str, ErrorCurve] | None = None,
 ) -> list[Choice]:
-    """How each group gets its width, in the order of the graph; the spectra of those that tau decides are
-    checked, and so are the error curves, where the budget is spent by them.
+    """Decide how each group gets its width, in the order of the graph; the spectra of those that tau decides
+    are checked, and so are the error curves, where the budget is spent by them.
 
     ``ValueError`` for a glob that matches no group and a width by hand that a group cannot have.
     """
@@ -184,7 +235,9 @@ def _check_step(group: ChannelGroup, request: Request) -> None:
 
 
 def unit_step(group: ChannelGroup, multiple_of: int) -> int:
-    """Of how many units a width must be a multiple for the cut axes to be multiples of ``multiple_of``."""
+    """Find of how many units a width must be a multiple for the cut axes to be multiples of
+    ``multiple_of``.
+    """
     if group.kind not in _RUNS:
         return multiple_of
     runs = [int(np.count_nonzero(m.units == 0)) for m in group.members if m.role != "follower"]
@@ -192,7 +245,7 @@ def unit_step(group: ChannelGroup, multiple_of: int) -> int:
 
 
 def rounding_of(groups: Sequence[ChannelGroup], request: Request) -> Rounding:
-    """What the widths of these groups may be."""
+    """Say what the widths of these groups may be."""
     return Rounding(
         full=np.array([group.n for group in groups], dtype=np.int64),
         step=np.array([unit_step(group, request.multiple_of) for group in groups], dtype=np.int64),

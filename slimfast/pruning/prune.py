@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from slimfast.arrays import IntArray, Progress
 from slimfast.calibration.moments import Calibration
@@ -22,6 +23,7 @@ from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import count_kept
+from slimfast.plans.request import WidthOptions, takes_width_options
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
@@ -142,18 +144,11 @@ def prune_channels(
     return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
 
 
+@takes_width_options
 def slim(
     model: nn.Module,
     example: Any,
     *,
-    explained_variance: float | None = None,
-    params: float | None = None,
-    macs: float | None = None,
-    multiple_of: int = 1,
-    min_width: int = 1,
-    overrides: Mapping[str, int | float] | None = None,
-    include: Iterable[str] | None = None,
-    exclude: Iterable[str] | None = None,
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
     select: Method = DEFAULT_METHOD,
@@ -162,6 +157,7 @@ def slim(
     verify: bool = True,
     backend: str = "auto",
     progress: Progress | None = None,
+    **options: Unpack[WidthOptions],
 ) -> nn.Module:
     """A thin copy of ``model`` in one call: :func:`slimfast.plan` and :func:`prune_channels`, arguments as
     there.
@@ -172,18 +168,11 @@ def slim(
     planned = make_plan(
         model,
         example,
-        explained_variance=explained_variance,
-        params=params,
-        macs=macs,
-        multiple_of=multiple_of,
-        min_width=min_width,
-        overrides=overrides,
-        include=include,
-        exclude=exclude,
         allocation=allocation,
         calibration=calibration,
         backend=backend,
         progress=progress,
+        **options,
     )
     return prune_channels(
         model,

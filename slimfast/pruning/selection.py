@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
-from slimfast.calibration.consumers import readers
+from slimfast.calibration.consumers import consumers_of
 from slimfast.calibration.moments import Calibration, unit_covariance
 from slimfast.errors import ArgumentError, NonFinite, SlimfastError, did_you_mean
 from slimfast.graph import trace_channels
@@ -158,10 +158,10 @@ def _covariance_read(
     model: nn.Module, graph: ChannelGraph, calibration: Calibration
 ) -> Callable[[ChannelGroup], Tensor]:
     """The (n, n) covariance of a group's units in what its consumers read, as a function of the group."""
-    found = {reader.weight: reader for reader in readers(model, graph)[0]}
+    consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
 
     def read(group: ChannelGroup) -> Tensor:
-        covariance = unit_covariance(group, found, calibration)
+        covariance = unit_covariance(group, consumers, calibration)
         if covariance is None:
             left = calibration.left
             why = next((left[m.tensor] for m in group.members if m.tensor in left), "no layer reads it")

@@ -60,7 +60,7 @@ def measure_layers(
     *,
     seen: dict[str, str] | None = None,
 ) -> Iterator[Measured]:
-    """Every layer measured, in any order, while the next are read: :data:`BATCH_BYTES` at a time, on a GPU as
+    """Measure every layer, in any order, while the next are read: :data:`BATCH_BYTES` at a time, on a GPU as
     many as :func:`slimfast.kernels.memory.call_bytes` says.
 
     ``seen`` receives the fingerprints of a layer's tensors before the layer is given out.
@@ -89,7 +89,7 @@ def _is_measured_as_it_is(layer: Layer, options: Options) -> bool:
 def _measure_as_they_are(
     layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
 ) -> Iterator[Measured]:
-    """Views of the weights: layers of one member, and sums of several in one pass."""
+    """Measure views of the weights: layers of one member, and sums of several in one pass."""
     for batch in read_ahead(_batches(layers, weights, options), weights, _tensors_of_layers, seen=seen):
         xs = [_members(layer, weights, options) for layer in batch]
         found = ops.grouped_spectra(
@@ -104,7 +104,7 @@ def _measure_as_they_are(
 
 
 def _members(layer: Layer, weights: Weights, options: Options) -> list[Tensor]:
-    """The layer's members, on the device of the first."""
+    """Read the layer's members, on the device of the first."""
     members = [_load(layer, part, weights, options) for part in layer.parts]
     return [member.to(members[0].device) for member in members]
 
@@ -118,7 +118,7 @@ def _names(layer: Layer) -> str | list[str]:
 def _measure_by_columns(
     layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
 ) -> Iterator[Measured]:
-    """Xc^T Xc / (d - 1), the smaller side where n > d, summed over blocks of the units."""
+    """Measure Xc^T Xc / (d - 1), the smaller side where n > d, summed over blocks of the units."""
     for batch in read_ahead(_batches(layers, weights, options), weights, _tensors_of_layers, seen=seen):
         items = [(layer, *_by_columns(layer, weights, options)) for layer in batch]
         # The units' scale is in the sums.
@@ -146,8 +146,8 @@ def _by_columns(layer: Layer, weights: Weights, options: Options) -> tuple[Tenso
 
 
 def _add_gram(total: Tensor, x: Tensor, options: Options, *, double: bool, name: str) -> None:
-    """total += x^T x, by way of the covariance of x's columns over its r rows: x^T x = (r - 1) cov + r mean
-    mean^T.
+    """Add x^T x to the total, by way of the covariance of x's columns over its r rows: x^T x = (r - 1) cov +
+    r mean mean^T.
 
     In place: the matrix may be most of what fits in memory.
     """
@@ -161,7 +161,7 @@ def _add_gram(total: Tensor, x: Tensor, options: Options, *, double: bool, name:
 
 
 def _blocks(layer: Layer) -> list[tuple[int, int]]:
-    """Ranges of the units, of nearly the same size, that hold up to :data:`_BLOCK_ELEMENTS`."""
+    """List ranges of the units, of nearly the same size, that hold up to :data:`_BLOCK_ELEMENTS`."""
     count = min(layer.n, -(-layer.n * layer.d // _BLOCK_ELEMENTS))
     ends = [layer.n * (i + 1) // count for i in range(count)]
     return list(zip([0, *ends[:-1]], ends, strict=True))
@@ -187,7 +187,9 @@ def _tensors_of_parts(batch: Sequence[tuple[Layer, Part]]) -> list[str]:
 def _measure_by_rows(
     layers: Sequence[Layer], weights: Weights, options: Options, seen: dict[str, str] | None
 ) -> Iterator[Measured]:
-    """S = sum over members of (d_member - 1) / (d - 1) times the member's own covariance, in float64."""
+    """Measure S = sum over members of (d_member - 1) / (d - 1) times the member's own covariance, in
+    float64.
+    """
     parts = [(layer, part) for layer in layers for part in layer.parts]
     sums: dict[str, tuple[Tensor, set[torch.dtype], int]] = {}
     sizes = [part.bytes + 8 * layer.n**2 for layer, part in parts]
@@ -219,7 +221,7 @@ def _measure_by_rows(
 def _measure_sums(
     items: list[tuple[Layer, Tensor, set[torch.dtype]]], options: Options
 ) -> Iterator[Measured]:
-    """The spectra of float64 sums; ``items`` is emptied, so that a sum goes as soon as it is rounded."""
+    """Measure float64 sums; ``items`` is emptied, so that a sum goes as soon as it is rounded."""
     layers = [layer for layer, _, _ in items]
     mats, traces, dtypes = [], [], []
     while items:
@@ -240,7 +242,7 @@ def _measure_sums(
 
 
 def _inverse_root(values: Tensor) -> Tensor:
-    """1 / sqrt, and 0 for 0: what has no variance stays without."""
+    """Compute 1 / sqrt, and 0 for 0: what has no variance stays without."""
     return torch.where(values > 0, values.clamp_min(torch.finfo(values.dtype).tiny).rsqrt(), 0.0)
 
 
@@ -263,7 +265,7 @@ def _load(layer: Layer, part: Part, weights: Weights, options: Options) -> Tenso
 
 
 def _by_device(xs: Sequence[Tensor]) -> list[list[int]]:
-    """Indices of the tensors on each device: a grouped call runs on one."""
+    """Sort the indices of the tensors by device: a grouped call runs on one."""
     found: dict[torch.device, list[int]] = {}
     for i, x in enumerate(xs):
         found.setdefault(x.device, []).append(i)
@@ -271,7 +273,7 @@ def _by_device(xs: Sequence[Tensor]) -> list[list[int]]:
 
 
 def _batches(layers: Sequence[Layer], weights: Weights, options: Options) -> list[list[Layer]]:
-    """The layers of each call; a layer is measured where its first member is."""
+    """Choose the layers of each call; a layer is measured where its first member is."""
     devices = [_device(layer.parts[0], weights, options) for layer in layers]
     return _cut(layers, [_size(layer) for layer in layers], devices)
 
@@ -281,8 +283,8 @@ def _device(part: Part, weights: Weights, options: Options) -> torch.device:
 
 
 def _cut(items: Sequence[T], sizes: Sequence[int], devices: Sequence[torch.device]) -> list[list[T]]:
-    """The items in order, one device after another, cut where a batch would exceed what a call on its device
-    may take; a larger item is a batch of its own.
+    """Cut the items, in order and one device after another, where a batch would exceed what a call on its
+    device may take; a larger item is a batch of its own.
     """
     batches: list[list[T]] = []
     for device in dict.fromkeys(devices):

@@ -32,7 +32,7 @@ FLOAT64_ERROR = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunContext:
     """What goes along with a measurement and does not change it.
 
     ``sidecar`` has the layers that were finished before, and gets those that are finished now; ``team`` are
@@ -44,8 +44,10 @@ class Run:
     team: Team | None = None
 
 
-def measure(layers: Sequence[Layer], weights: Weights, options: Options, run: Run) -> dict[str, Spectrum]:
-    """The spectra of the layers by name, in any order."""
+def measure(
+    layers: Sequence[Layer], weights: Weights, options: Options, run: RunContext
+) -> dict[str, Spectrum]:
+    """Measure the spectra of the layers by name, in any order."""
     spectra = _recorded(layers, weights, options, run)
     if run.team is not None:
         spectra = _exchanged(spectra, run.team)
@@ -58,9 +60,9 @@ def measure(layers: Sequence[Layer], weights: Weights, options: Options, run: Ru
 
 
 def _measured(
-    layers: Sequence[Layer], total: int, weights: Weights, options: Options, run: Run
+    layers: Sequence[Layer], total: int, weights: Weights, options: Options, run: RunContext
 ) -> dict[str, Spectrum]:
-    """The layers measured by this process; ``total`` is how many progress counts, those before included."""
+    """Measure layers by this process; ``total`` is how many progress counts, those before included."""
     spectra: dict[str, Spectrum] = {}
     before = total - len(layers)
     seen: dict[str, str] | None = {} if run.sidecar is not None else None
@@ -78,8 +80,10 @@ def _measured(
     return spectra
 
 
-def _recorded(layers: Sequence[Layer], weights: Weights, options: Options, run: Run) -> dict[str, Spectrum]:
-    """Those layers of the sidecar whose weights are still what they were."""
+def _recorded(
+    layers: Sequence[Layer], weights: Weights, options: Options, run: RunContext
+) -> dict[str, Spectrum]:
+    """Find those layers of the sidecar whose weights are still what they were."""
     spectra: dict[str, Spectrum] = {}
     if run.sidecar is None or not run.sidecar.found:
         return spectra
@@ -98,7 +102,7 @@ def _recorded(layers: Sequence[Layer], weights: Weights, options: Options, run: 
 
 
 def _exchanged(spectra: Mapping[str, Spectrum], team: Team) -> dict[str, Spectrum]:
-    """The spectra of all ranks, each read from the same bytes by every rank."""
+    """Collect the spectra of all ranks, each read from the same bytes by every rank."""
     found: dict[str, Spectrum] = {}
     for rank, content in enumerate(team.exchange(b"".join(encode(s, {}) for s in spectra.values()))):
         at = 0
@@ -111,13 +115,13 @@ def _exchanged(spectra: Mapping[str, Spectrum], team: Team) -> dict[str, Spectru
 
 
 def _cost(layer: Layer) -> float:
-    """Multiplications of the covariance and of the eigenvalues, up to a common factor."""
+    """Count the multiplications of the covariance and of the eigenvalues, up to a common factor."""
     m = min(layer.n, layer.d)
     return float(m * layer.n * layer.d + m**3)
 
 
 def _questions(layers: Sequence[Layer], weights: Weights, options: Options) -> dict[str, str]:
-    """By layer, a hash of all that its spectrum follows from but the elements of its tensors."""
+    """Hash by layer all that its spectrum follows from but the elements of its tensors."""
     return {
         layer.name: hashed(
             [
@@ -139,7 +143,7 @@ def _questions(layers: Sequence[Layer], weights: Weights, options: Options) -> d
 
 
 def _arithmetic(layer: Layer, weights: Weights, options: Options) -> list[str]:
-    """What computes the layer: another library or machine may round otherwise."""
+    """Name what computes the layer: another library or machine may round otherwise."""
     device = torch.device("cpu") if options.on_cpu else weights.load(layer.parts[0].tensor).device
     sample = [torch.empty(1, 1, device=device)]
     backends = [select_backend(op, sample, options.backend).__name__ for op in ("covariance", "eigvalsh")]
@@ -179,8 +183,7 @@ def _spectrum(measured: Measured, options: Options) -> Spectrum:
 
 
 def _error(eigenvalues: FloatArray, d: int, dtype: Dtype) -> float:
-    """The bound on F's error: the probabilistic form of the Lidskii and Ky Fan bounds, with a measured
-    constant.
+    """Bound F's error: the probabilistic form of the Lidskii and Ky Fan bounds, with a measured constant.
 
     Sums of d products in blocks of 128 err like sqrt(d / 128) u, a reduction to tridiagonal form like sqrt(m)
     u, each relative to |S|_F; rigorous bounds are hundreds of times wider and settle nothing.

@@ -22,7 +22,18 @@ SCHEMA = 1
 
 
 def save_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str]) -> None:
-    """Write spectra to a safetensors file, whole or not at all; their fields are JSON in its metadata."""
+    """Write spectra to a safetensors file, whole or not at all; their fields are JSON in its metadata.
+
+    Args:
+        spectra: From :func:`measure_spectra`.
+        path: The file; one that is there is replaced.
+
+    Raises:
+        SlimfastError: Where it cannot be written.
+
+    Example:
+        slimfast.save_spectra(slimfast.measure_spectra(model, graph), "spectra.safetensors")
+    """
     entries = [
         {
             "name": name,
@@ -43,7 +54,20 @@ def save_spectra(spectra: Mapping[str, Spectrum], path: str | os.PathLike[str]) 
 
 
 def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
-    """The spectra in a file of :func:`save_spectra`; :class:`SlimfastError` naming a file that is none."""
+    """Load the spectra in a file of :func:`save_spectra`.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The spectra by group.
+
+    Raises:
+        SlimfastError: Naming a file that is none.
+
+    Example:
+        plan = slimfast.plan(model, example, macs=0.5, spectra=slimfast.load_spectra("spectra.safetensors"))
+    """
     where = f"cannot read {os.fspath(path)}"
     with open_tensor_document(path, "a file of spectra") as file:
         fields = parse_object(file.document, where)

@@ -16,7 +16,7 @@ from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
 from slimfast.spectra.eigenvalues import Options, Scaling
-from slimfast.spectra.execution import Run, measure
+from slimfast.spectra.execution import RunContext, measure
 from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
@@ -39,28 +39,41 @@ def measure_spectra(
     resume: str | os.PathLike[str] | None = None,
     team: Team | None = None,
 ) -> dict[str, Spectrum]:
-    """The spectrum of every channel group that has weights of its own, or without a graph of every weight
-    matrix.
+    """Measure the spectrum of every channel group that has weights of its own.
 
-    ``source`` is a module, a mapping of names to tensors, or the path of a file (see
-    :func:`slimfast.storage.weights.open_weights`). The weights of a group's producers form its units'
-    rows, each member centred on its own, and S = sum of Xc Xc^T / (d - 1) over them. Without a graph every
-    floating tensor of two or more dims is a layer, and dim 0 its units.
+    The weights of a group's producers form its units' rows, each member centred on its own, and
+    S = sum of Xc Xc^T / (d - 1) over them. Files of safetensors are read a few layers at a time, ahead of the
+    arithmetic: what is in memory is no more than the parameters of the largest layer, its (m, m) workspace
+    and 1 GiB.
 
-    float32 (float64 for float64 weights) unless ``dtype`` says otherwise. With ``taus``, the layers of which
-    float32 does not settle the width at each of them are measured again, in float64; where that comes within
-    1e-12 of a tau, by LAPACK in float64, which defines the width. ``scaling="unit"`` gives every unit unit
-    variance, and ``member_scaling`` every member of a group the same total variance. ``progress`` is called
-    with the number of layers done and of all; what it raises (:class:`slimfast.Cancelled`) ends the work.
+    Args:
+        source: A module, a mapping of names to tensors, or the path of a file (see
+            :func:`slimfast.storage.weights.open_weights`).
+        graph: The groups. Without one every floating tensor of two or more dims is a layer, and dim 0 its
+            units.
+        dtype: float32 (float64 for float64 weights) unless it says otherwise.
+        taus: The layers of which float32 does not settle the width at each of them are measured again, in
+            float64; where that comes within 1e-12 of a tau, by LAPACK in float64, which defines the width.
+        scaling: ``"unit"`` gives every unit unit variance.
+        member_scaling: Gives every member of a group the same total variance.
+        backend: The kernels to use.
+        progress: Called with the number of layers done and of all; what it raises
+            (:class:`slimfast.Cancelled`) ends the work.
+        resume: A sidecar (:mod:`slimfast.spectra.sidecar`) from which finished layers are taken if their
+            weights and these options are what they were, and which the others are appended to; the result is
+            the same bit for bit.
+        team: The processes that share the layers (:func:`slimfast.join_team`); every one gets all spectra.
 
-    Files of safetensors are read a few layers at a time, ahead of the arithmetic: what is in memory is no
-    more than the parameters of the largest layer, its (m, m) workspace and 1 GiB. ``resume`` names a sidecar
-    (:mod:`slimfast.spectra.sidecar`) from which finished layers are taken if their weights and these options
-    are what they were, and which the others are appended to; the result is the same bit for bit. ``team``
-    (:func:`slimfast.distributed.team.join_team`) shares the layers out; every process gets all spectra.
+    Returns:
+        The spectra by group.
 
-    Raises :class:`SlimfastError` naming the layer for weights that are missing, empty, of another shape than
-    the graph's, or not finite.
+    Raises:
+        SlimfastError: Naming the layer, for weights that are missing, empty, of another shape than the
+            graph's, or not finite.
+
+    Example:
+        spectra = slimfast.measure_spectra(model, slimfast.trace_channels(model, example))
+        spectra["layer1.0.conv1"].width(explained_variance=0.9)
     """
     if dtype not in (None, torch.float32, torch.float64):
         raise ArgumentError(f"measure_spectra: expected dtype float32 or float64, got {dtype}")
@@ -111,7 +124,7 @@ def measure_again(
     resume: str | os.PathLike[str] | None = None,
     team: Team | None = None,
 ) -> dict[str, Spectrum]:
-    """The named spectra, each measured one step more exactly than it was, under its own scaling.
+    """Measure the named spectra again, each one step more exactly than it was, under its own scaling.
 
     The steps: float32; float64; float64 by LAPACK on the CPU, which is the definition and has no error.
     ``resume`` and ``team`` as for :func:`measure_spectra`.
@@ -130,14 +143,14 @@ def measure_again(
 @contextmanager
 def _run(
     progress: Progress | None, resume: str | os.PathLike[str] | None, team: Team | None
-) -> Iterator[Run]:
-    """What goes along with one measurement, with its sidecar open; each rank of a team has its own."""
+) -> Iterator[RunContext]:
+    """Open what goes along with one measurement, its sidecar too; each rank of a team has its own."""
     if resume is None:
-        yield Run(progress, None, team)
+        yield RunContext(progress, None, team)
         return
     rank = team.rank if team is not None else 0
     with open_sidecar(f"{os.fspath(resume)}.{rank}" if rank else resume) as sidecar:
-        yield Run(progress, sidecar, team)
+        yield RunContext(progress, sidecar, team)
 
 
 def _unsettled(spectra: Iterable[Spectrum], taus: Sequence[float]) -> list[str]:
@@ -150,10 +163,10 @@ def _again(
     spectra: Mapping[str, Spectrum],
     names: Iterable[str],
     backend: str,
-    run: Run,
+    run: RunContext,
 ) -> dict[str, Spectrum]:
-    """One more exact measurement of each, which progress does not count."""
-    run = Run(None, run.sidecar, run.team)
+    """Measure each once more, more exactly, which progress does not count."""
+    run = RunContext(None, run.sidecar, run.team)
     steps: dict[Options, list[Layer]] = {}
     wanted = set(names)
     for layer in layers:

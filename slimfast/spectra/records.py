@@ -27,7 +27,7 @@ _HEAD = struct.Struct("<I")
 
 
 def encode(spectrum: Spectrum, labels: Mapping[str, str]) -> bytes:
-    """A record of a spectrum and of the strings that go with it."""
+    """Encode a spectrum and the strings that go with it as a record."""
     head = {
         "name": spectrum.name,
         "n": spectrum.n,
@@ -46,7 +46,8 @@ def encode(spectrum: Spectrum, labels: Mapping[str, str]) -> bytes:
 
 
 def decode(content: bytes, where: str) -> Iterator[tuple[Spectrum, dict[str, str], int]]:
-    """The records at the beginning of ``content``: spectrum, labels, and where in it the next one begins.
+    """Decode the records at the beginning of ``content``: spectrum, labels, and where in it the next one
+    begins.
 
     It ends before the first bytes that are no whole record; ``where`` names the content in messages. A whole
     record whose spectrum no measurement gives raises :class:`SlimfastError`.

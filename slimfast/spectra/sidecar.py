@@ -45,11 +45,11 @@ class Sidecar:
     found: dict[str, tuple[str, Spectrum]] = field(default_factory=dict)
 
     def content(self, question: str) -> str | None:
-        """The content of which there is a record for that question."""
+        """Return the content of which there is a record for that question."""
         return self.found[question][0] if question in self.found else None
 
     def spectrum(self, key: Key) -> Spectrum | None:
-        """The recorded spectrum, if it is of this very content."""
+        """Return the recorded spectrum, if it is of this very content."""
         content, spectrum = self.found.get(key.question, ("", None))
         return spectrum if content == key.content else None
 
@@ -71,7 +71,7 @@ class Sidecar:
 
 @contextmanager
 def open_sidecar(path: str | os.PathLike[str]) -> Iterator[Sidecar]:
-    """The sidecar at ``path``, made where there is none; what a killed run left of a record is cut off.
+    """Open the sidecar at ``path``, made where there is none; what a killed run left of a record is cut off.
 
     Raises :class:`SlimfastError` for a file that is no sidecar, that cannot be written, or that another run
     has open.
@@ -102,7 +102,7 @@ def open_sidecar(path: str | os.PathLike[str]) -> Iterator[Sidecar]:
 
 
 def hashed(items: Iterable[object]) -> str:
-    """SHA-256 of the JSON of ``items``: one string for whatever identifies something."""
+    """Hash the JSON of ``items`` with SHA-256: one string for whatever identifies something."""
     return hashlib.sha256(json.dumps(list(items), sort_keys=True).encode()).hexdigest()
 
 

@@ -43,11 +43,15 @@ class Spectrum:
         object.__setattr__(self, "_ratio", _explained(self.eigenvalues))
 
     def explained_variance_ratio(self) -> FloatArray:
-        """F(1), ..., F(m): the share of the variance in the k largest eigenvalues; all 1 where none is."""
+        """Compute F(1), ..., F(m): the share of the variance in the k largest eigenvalues; all 1 where none
+        is.
+        """
         return self._ratio
 
     def ratio(self, width: int) -> float:
-        """F(width): the share of the variance that ``width`` units can explain; 0 units explain nothing."""
+        """Compute F(width): the share of the variance that ``width`` units can explain; 0 units explain
+        nothing.
+        """
         if not 0 <= width <= self.n:
             raise ArgumentError(f"ratio: expected a width in 0..{self.n}, got {width} ({self.name})")
         if width == 0:
@@ -55,20 +59,22 @@ class Spectrum:
         return float(self._ratio[min(width, len(self.eigenvalues)) - 1])
 
     def rank(self) -> int:
-        """Numerical rank: the eigenvalues above m u l_1 (u of float64), at least 1."""
+        """Count the eigenvalues above m u l_1 (u of float64), at least 1: the numerical rank."""
         floor = len(self.eigenvalues) * np.finfo(np.float64).eps * float(self.eigenvalues[0])
         return max(1, int(np.count_nonzero(self.eigenvalues > floor)))
 
     def width(self, *, explained_variance: float = 0.95) -> int:
-        """k(tau) = min {k : F(k) >= tau}; never more than the numerical rank. A layer without variance needs
-        1.
+        """Find k(tau) = min {k : F(k) >= tau}; never more than the numerical rank. A layer without variance
+        needs 1.
         """
         check_tau("width", explained_variance, self.name)
         first = int(np.searchsorted(self._ratio, explained_variance)) + 1
         return min(first, self.rank())
 
     def width_range(self, *, explained_variance: float = 0.95) -> tuple[int, int]:
-        """The smallest and the largest :meth:`width` over every F within ``error`` of the measured one."""
+        """Find the smallest and the largest :meth:`width` over every F within ``error`` of the measured
+        one.
+        """
         check_tau("width_range", explained_variance, self.name)
         if self.error == 0.0:
             width = self.width(explained_variance=explained_variance)
@@ -83,7 +89,9 @@ class Spectrum:
         return low == high
 
     def effective_rank(self) -> float:
-        """exp of the entropy of the normalised eigenvalues, in 1..m (Roy & Vetterli, EUSIPCO 2007)."""
+        """Compute exp of the entropy of the normalised eigenvalues, in 1..m (Roy & Vetterli, EUSIPCO
+        2007).
+        """
         positive = self.eigenvalues[self.eigenvalues > 0.0]
         if positive.size == 0:
             return 1.0
@@ -102,7 +110,7 @@ def _explained(eigenvalues: FloatArray) -> FloatArray:
 
 
 def check_tau(what: str, tau: float, name: str = "") -> None:
-    """``ValueError`` for an explained variance outside (0, 1]."""
+    """Raise ``ValueError`` for an explained variance outside (0, 1]."""
     if not 0.0 < tau <= 1.0:
         raise ArgumentError(
             f"{what}: expected explained_variance in (0, 1], got {tau}{f' ({name})' if name else ''}"
@@ -110,7 +118,7 @@ def check_tau(what: str, tau: float, name: str = "") -> None:
 
 
 def _check(s: Spectrum) -> None:
-    """:class:`SlimfastError` for what no measurement gives."""
+    """Raise :class:`SlimfastError` for what no measurement gives."""
     values = s.eigenvalues
     if values.shape != (min(s.n, s.d),) or values.dtype != np.float64:
         raise SlimfastError(

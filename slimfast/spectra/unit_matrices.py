@@ -43,7 +43,7 @@ class Layer:
 
 
 def layers_of(source: Source, weights: Weights, graph: ChannelGraph | None) -> list[Layer]:
-    """A layer for each group of the graph that has producers; without a graph, for each floating matrix.
+    """Make a layer for each group of the graph that has producers; without a graph, for each floating matrix.
 
     Without a graph, that is every floating tensor of two or more dims, dim 0 its units; a tied parameter of a
     module once. Raises :class:`SlimfastError` naming a tensor that is missing, empty, or of another shape
@@ -63,7 +63,7 @@ def layers_of(source: Source, weights: Weights, graph: ChannelGraph | None) -> l
 
 
 def positions(group: ChannelGroup, graph: ChannelGraph) -> int:
-    """d of a group: the positions over which its producers' weights define each unit."""
+    """Count d of a group: the positions over which its producers' weights define each unit."""
     return sum(_positions(member, group, graph) for member in group.producers())
 
 
@@ -73,8 +73,8 @@ def _positions(member: Member, group: ChannelGroup, graph: ChannelGraph) -> int:
 
 
 def unit_matrix(tensor: Tensor, dim: int, units: IntArray | None = None) -> Tensor:
-    """The tensor as (n, d): row u is all of unit u's slices of ``dim``, flattened; a view where they are in
-    order.
+    """Lay the tensor out as (n, d): row u is all of unit u's slices of ``dim``, flattened; a view where they
+    are in order.
 
     ``units`` as in :class:`slimfast.graph.channel_graph.Axis`: every unit has equally many indices, -1
     belongs to none.
@@ -119,7 +119,7 @@ def _layer_of_group(group: ChannelGroup, graph: ChannelGraph, weights: Weights) 
 
 
 def _share(units: IntArray, group: ChannelGroup) -> int:
-    """How many indices each unit has; they must be equally many, or its rows would not form a matrix."""
+    """Count the indices of each unit; they must be equally many, or its rows would not form a matrix."""
     counts = np.bincount(units[units >= 0], minlength=group.n)
     if len(counts) != group.n or counts.min() != counts.max() or counts.max() == 0:
         raise SlimfastError(
@@ -130,7 +130,7 @@ def _share(units: IntArray, group: ChannelGroup) -> int:
 
 
 def _stored_name(name: str, graph: ChannelGraph, weights: Weights) -> str:
-    """The name under which a source holds a tensor: files keep only one name of a tied one."""
+    """Find the name under which a source holds a tensor: files keep only one name of a tied one."""
     names: Sequence[str] = (name, *(alias for alias, first in graph.tied.items() if first == name))
     return next((n for n in names if n in weights.infos), name)
 

@@ -45,7 +45,8 @@ def _in_words(reason: str | Exception) -> str:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A new, empty file beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
+    """Yield a new, empty file beside ``path`` to write to; it takes the place of ``path`` when the block ends
+    well.
 
     It has the suffix of ``path``, for writers that go by it, and the permissions of any new file. When the
     block raises (Ctrl-C included) it is removed, and what ``path`` held before is still there. A folder that
@@ -81,7 +82,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_file(path: str | os.PathLike[str]) -> Path:
-    """``path``, if it is a regular file; else :class:`SlimfastError`: reading a pipe would wait for ever."""
+    """Return ``path`` if it is a regular file; else raise :class:`SlimfastError`: reading a pipe would wait
+    for ever.
+    """
     found = Path(path)
     try:
         if found.is_file():
@@ -117,7 +120,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder ``path``, made where missing, parents too; ``SlimfastError`` where it cannot be written."""
+    """Make the folder ``path`` where it is missing, parents too; ``SlimfastError`` where it cannot be
+    written.
+    """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +133,7 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def _target(path: str | os.PathLike[str]) -> Path:
-    """The file that ``path`` means, through links; only a regular file (or nothing) may be replaced."""
+    """Find the file that ``path`` means, through links; only a regular file (or nothing) may be replaced."""
     target = Path(os.path.realpath(path))
     if os.path.isdir(target):
         raise cannot_write(path, "it is a folder")
@@ -150,7 +155,7 @@ def _is_open_for_output(target: Path) -> bool:
 
 
 def _beside(target: Path, shown: str | os.PathLike[str]) -> Path:
-    """A new empty file in the folder of ``target``, with its suffix and default permissions."""
+    """Make a new empty file in the folder of ``target``, with its suffix and default permissions."""
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}.part{target.suffix}")
     try:
         temporary.touch(exist_ok=False)

@@ -23,7 +23,7 @@ DEEPEST = 64
 
 
 def parse_object(text: str | bytes, what: str) -> Fields:
-    """The object at the top of a JSON document; ``what`` names the document in messages."""
+    """Parse the object at the top of a JSON document; ``what`` names the document in messages."""
     try:
         value = json.loads(
             text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant, parse_float=_finite
@@ -38,7 +38,7 @@ def parse_object(text: str | bytes, what: str) -> Fields:
 
 
 def first_repeated(names: Iterable[str]) -> str | None:
-    """The first of the names that was there before; None where all are distinct."""
+    """Find the first of the names that was there before; None where all are distinct."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -48,7 +48,7 @@ def first_repeated(names: Iterable[str]) -> str | None:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """The text of a file; :class:`SlimfastError` naming it where it cannot be read."""
+    """Read the text of a file; :class:`SlimfastError` naming it where it cannot be read."""
     try:
         return check_file(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -99,7 +99,7 @@ def _check_characters(value: object) -> None:
 
 
 def check_integer(value: object, where: str, low: int = 0, high: int = LARGEST) -> int:
-    """``value`` as an int in low..high, or one line naming ``where``."""
+    """Return ``value`` as an int in low..high, or one line naming ``where``."""
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise SlimfastError(f"{where}: expected an integer in {low}..{high}, got {shown(value)}")
     return value
@@ -117,28 +117,28 @@ class Fields:
         self._left: dict[str, Any] = dict(value)
 
     def names(self) -> list[str]:
-        """The fields not read yet."""
+        """Name the fields not read yet."""
         return list(self._left)
 
     def raw(self, name: str) -> Any:
-        """A field of any type."""
+        """Read a field of any type."""
         if name not in self._left:
             raise SlimfastError(f"{self.where}: field {name!r} is missing")
         return self._left.pop(name)
 
     def at(self, name: str) -> str:
-        """The place of a field in the document, for a message: short, whatever the name."""
+        """Say the place of a field in the document, for a message: short, whatever the name."""
         return f"{self.where}: {name if len(name) <= 200 else f'{name[:197]}...'}"
 
     def _wrong(self, name: str, expected: str, value: object) -> SlimfastError:
         return SlimfastError(f"{self.at(name)}: expected {expected}, got {shown(value)}")
 
     def integer(self, name: str, low: int = 0, high: int = LARGEST) -> int:
-        """An integer in low..high."""
+        """Read an integer in low..high."""
         return check_integer(self.raw(name), self.at(name), low, high)
 
     def number(self, name: str, low: float, high: float) -> float:
-        """A finite number in low..high."""
+        """Read a finite number in low..high."""
         value = self.raw(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise self._wrong(name, f"a number in {low:g}..{high:g}", value)
@@ -148,14 +148,14 @@ class Fields:
             raise self._wrong(name, "a finite number", value) from None
 
     def string(self, name: str, choices: tuple[str, ...] = ()) -> str:
-        """A string, one of ``choices`` where some are given."""
+        """Read a string, one of ``choices`` where some are given."""
         value = self.raw(name)
         if not isinstance(value, str) or (choices and value not in choices):
             raise self._wrong(name, f"one of {', '.join(choices)}" if choices else "a string", value)
         return value
 
     def boolean(self, name: str) -> bool:
-        """true or false."""
+        """Read true or false."""
         value = self.raw(name)
         if not isinstance(value, bool):
             raise self._wrong(name, "true or false", value)
@@ -169,7 +169,7 @@ class Fields:
         return False
 
     def integers(self, name: str, low: int = 0, high: int = LARGEST) -> tuple[int, ...]:
-        """A list of integers, each in low..high."""
+        """Read a list of integers, each in low..high."""
         value = self.raw(name)
         if not isinstance(value, list):
             raise self._wrong(name, "a list of integers", value)
@@ -177,11 +177,11 @@ class Fields:
         return tuple(check_integer(v, f"{where}[{i}]", low, high) for i, v in enumerate(value))
 
     def object(self, name: str) -> Fields:
-        """A nested object."""
+        """Read a nested object."""
         return Fields(self.raw(name), self.at(name))
 
     def objects(self, name: str) -> Iterator[Fields]:
-        """A list of objects, one by one."""
+        """Read a list of objects, one by one."""
         value = self.raw(name)
         if not isinstance(value, list):
             raise self._wrong(name, "a list", value)
@@ -189,7 +189,7 @@ class Fields:
             yield Fields(item, f"{self.at(name)}[{i}]")
 
     def schema(self, kind: str, version: int, *, oldest: int | None = None) -> int:
-        """The two fields every document begins with: what it is, and the version of its schema.
+        """Read the two fields every document begins with: what it is, and the version of its schema.
 
         Returns that version. ``oldest``: the first that can still be read, by default ``version`` alone.
         """

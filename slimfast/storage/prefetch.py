@@ -33,8 +33,8 @@ def read_ahead(
     *,
     seen: dict[str, str] | None = None,
 ) -> Iterator[T]:
-    """The items in order, each once the bytes of its tensors are in memory; those of the next are then on
-    their way.
+    """Yield the items in order, each once the bytes of its tensors are in memory; those of the next are then
+    on their way.
 
     ``names_of`` gives the names of an item's tensors. ``seen`` receives the :func:`fingerprint` of every
     tensor before the item that needs it is given out. Raises :class:`SlimfastError` naming the file that
@@ -75,8 +75,8 @@ def read_ahead(
 
 
 def fingerprint(weights: Weights, name: str, stop: threading.Event | None = None) -> str:
-    """SHA-256 of a tensor's elements in order, as they lie in a file; the same wherever the tensor comes
-    from.
+    """Hash a tensor's elements in order with SHA-256, as they lie in a file; the same wherever the tensor
+    comes from.
     """
     digest = hashlib.sha256()
     if name in weights.extents:
@@ -92,7 +92,7 @@ def fingerprint(weights: Weights, name: str, stop: threading.Event | None = None
 
 
 def _chunks(extent: Extent, stop: threading.Event | None) -> Iterator[memoryview]:
-    """The bytes of an extent, a buffer at a time; nothing more once ``stop`` is set."""
+    """Read the bytes of an extent, a buffer at a time; nothing more once ``stop`` is set."""
     buffer = memoryview(bytearray(min(_CHUNK, max(extent.stop - extent.start, 1))))
     at = extent.start
     try:

@@ -40,8 +40,8 @@ def write_tensors(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """A safetensors file of the tensors of these shapes and dtypes, whole or not at all, one in memory at a
-    time.
+    """Write a safetensors file of the tensors of these shapes and dtypes, whole or not at all, one in memory
+    at a time.
 
     ``tensors`` gives (name, tensor) in the order of ``shapes``. Raises :class:`SlimfastError` where the file
     cannot be written, for a dtype the format does not have, and for a tensor that is not the announced one.

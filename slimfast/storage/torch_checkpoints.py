@@ -65,7 +65,7 @@ class Stored:
 
 
 def stored_tensors(folder: Path, nested: Iterable[str]) -> dict[str, Stored]:
-    """The tensors of a folder by name, none of them read.
+    """List the tensors of a folder by name, none of them read.
 
     Of a checkpoint of several state dicts, those of the first entry of ``nested`` that there is; names are
     those inside it. Raises :class:`SlimfastError` naming the folder for whatever is not as it should be.
@@ -82,7 +82,7 @@ def stored_tensors(folder: Path, nested: Iterable[str]) -> dict[str, Stored]:
 
 
 def read_tensor(stored: Stored, name: str) -> Tensor:
-    """The whole tensor, put together from its chunks."""
+    """Put the whole tensor together from its chunks."""
     whole = torch.empty(stored.shape, dtype=stored.dtype, device="cpu")
     for chunk in stored.chunks:
         where = f"cannot read {chunk.path}: {name}"
@@ -127,7 +127,7 @@ def _index(path: Path, where: str) -> metadata.Metadata:
 
 
 def _names(index: metadata.Metadata, nested: list[str]) -> dict[str, str]:
-    """Name -> key of the tensors that are meant, in order."""
+    """List name -> key of the tensors that are meant, in order."""
     tensors = [
         key
         for key, held in index.state_dict_metadata.items()
@@ -193,7 +193,7 @@ def _overlap(a: Chunk, b: Chunk) -> bool:
 
 
 def _file(folder: Path, name: Any, where: str) -> Path:
-    """The file of a chunk; one outside the folder is refused."""
+    """Find the file of a chunk; one outside the folder is refused."""
     parts = PureWindowsPath(str(name)).parts
     if PurePosixPath(str(name)).is_absolute() or PureWindowsPath(str(name)).anchor or ".." in parts:
         raise SlimfastError(f"{where}: expected files inside the folder, got {name!r}")

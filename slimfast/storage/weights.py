@@ -79,14 +79,17 @@ class Weights:
     extents: Mapping[str, Extent] = field(default_factory=dict)
 
     def info(self, name: str) -> TensorInfo:
-        """What is known of a tensor; :class:`SlimfastError` with the nearest name where there is none."""
+        """Return what is known of a tensor; :class:`SlimfastError` with the nearest name where there is
+        none.
+        """
         if name not in self.infos:
             raise SlimfastError(f"{self.source}: no tensor {shown(name)}{did_you_mean(name, self.infos)}")
         return self.infos[name]
 
 
 def open_weights(source: Source) -> Weights:
-    """The tensors of ``source``, none read yet where it is a file of safetensors or an index of its shards.
+    """Open the tensors of ``source``, none read yet where it is a file of safetensors or an index of its
+    shards.
 
     The tensors of a folder of ``torch.distributed.checkpoint`` are read one at a time too. A module gives its
     parameters (buffers are no weights), a mapping its tensors. A pickle may hold a bare state dict or one
@@ -116,7 +119,7 @@ def open_weights(source: Source) -> Weights:
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Every tensor of a file by name, as :func:`open_weights` finds them."""
+    """Read every tensor of a file by name, as :func:`open_weights` finds them."""
     weights = open_weights(path)
     return {name: weights.load(name) for name in weights.infos}
 
@@ -134,7 +137,7 @@ def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
 
 
 def _renamed(weights: Weights) -> Weights:
-    """The same tensors without the prefix that a wrapper put before every name."""
+    """Take the prefix that a wrapper put before every name off the tensors."""
     for prefix in _PREFIXES:
         if weights.infos and all(name.startswith(prefix) for name in weights.infos):
             return _renamed(_without(prefix, weights))
@@ -148,7 +151,7 @@ def _without(prefix: str, weights: Weights) -> Weights:
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Extent]]:
-    """What is known of the tensors of a file, and where in it they are."""
+    """Read what is known of the tensors of a file, and where in it they are."""
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -179,7 +182,7 @@ def _read_safetensors(path: Path, name: str) -> Tensor:
 
 
 def _sharded(index: Path) -> Weights:
-    """The tensors of an index of shards, which maps each tensor's name to a file of its folder.
+    """Open the tensors of an index of shards, which maps each tensor's name to a file of its folder.
 
     The shards hold what the index says of them, and nothing else.
     """
@@ -213,7 +216,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _shard(index: Path, file: str) -> Path:
-    """The shard an index names; one outside the index's own folder is refused.
+    """Find the shard an index names; one outside the index's own folder is refused.
 
     Links inside the folder are followed: download caches are made of them.
     """
@@ -228,7 +231,7 @@ def _shard(index: Path, file: str) -> Path:
 
 
 def _distributed(folder: Path) -> Weights:
-    """The tensors of a folder of ``torch.distributed.checkpoint``, which is costly to import."""
+    """Open the tensors of a folder of ``torch.distributed.checkpoint``, which is costly to import."""
     from slimfast.storage.torch_checkpoints import read_tensor, stored_tensors
 
     held = stored_tensors(folder, _NESTED.split())
@@ -239,7 +242,7 @@ def _distributed(folder: Path) -> Weights:
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The state dict in a pickle of tensors; the pickle runs no code."""
+    """Read the state dict in a pickle of tensors; the pickle runs no code."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
     except Exception as error:  # a malformed file can make the reader raise anything
@@ -262,7 +265,9 @@ def _can_be_mapped(path: Path) -> bool:
 
 
 def _state_dict(content: object) -> dict[str, Tensor]:
-    """The tensors of a bare state dict, or of the first nested in a checkpoint; empty where there is none."""
+    """Find the tensors of a bare state dict, or of the first nested in a checkpoint; empty where there is
+    none.
+    """
     if not isinstance(content, Mapping):
         return {}
     for key in _NESTED.split():
@@ -280,7 +285,7 @@ def _describe(content: object) -> str:
 
 
 def _load_error(error: Exception) -> str:
-    """Why ``torch.load`` gave up, in one line instead of its page of advice."""
+    """Explain why ``torch.load`` gave up, in one line instead of its page of advice."""
     text = str(error)
     wanted = re.search(r"Unsupported (?:global|class): ?(?:GLOBAL )?(\S+)", text)
     if wanted:

@@ -13,7 +13,7 @@ from support.calibration_cases import read_by
 from torch import Tensor, nn
 
 import slimfast
-from slimfast.calibration.consumers import readers
+from slimfast.calibration.consumers import consumers_of
 from slimfast.calibration.moments import unit_covariance
 
 
@@ -131,7 +131,7 @@ def test_what_is_wrong_is_one_line(model: nn.Sequential) -> None:
 
 def test_units_of_several_positions(model: nn.Sequential) -> None:
     graph = slimfast.trace_channels(model, images(1))
-    found = {reader.weight: reader for reader in readers(model, graph)[0]}
+    found = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     calibration = slimfast.calibrate(model, graph, [images()], dtype=torch.float64)
     covariance = unit_covariance(graph["3"], found, calibration)
     # The linear layer reads 16 positions of each of the 4 channels of layer 3.

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import slimfast
-from slimfast.calibration.consumers import readers
+from slimfast.calibration.consumers import consumers_of
 from slimfast.calibration.sensitivity import sensitivities
 
 
 def felt(model: nn.Module, x: Any, batches: list[Any], samples: int = 512) -> dict[str, Tensor]:
     graph = slimfast.trace_channels(model, x)
     calibration = slimfast.calibrate(model, graph, batches, samples=samples, dtype=torch.float64)
-    return sensitivities(model, readers(model, graph)[0], calibration)
+    return sensitivities(model, consumers_of(model, graph)[0], calibration)
 
 
 class Averaged(nn.Module):

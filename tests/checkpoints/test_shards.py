@@ -58,6 +58,14 @@ def test_every_wish_reaches_the_widths(
     assert plan_checkpoint(index, empty, X, **wish).to_json() == slimfast.plan(model, X, **wish).to_json()
 
 
+def test_error_curves_decide_the_widths_as_in_memory(index: Path, model: nn.Module, empty: nn.Module) -> None:
+    graph = slimfast.trace_channels(model, X)
+    calibration = slimfast.calibrate(model, graph, [torch.randn(8, *X.shape[1:])])
+    curves = slimfast.error_curves(model, graph, calibration)
+    found = plan_checkpoint(index, empty, X, macs=0.7, curves=curves)
+    assert found.to_json() == slimfast.plan(model, X, macs=0.7, calibration=calibration).to_json()
+
+
 @pytest.mark.parametrize("select", ["l1", "l2", "lookahead", "geometric_median", "pivoted_cholesky"])
 def test_thin_shards_are_the_thin_model(
     index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path, select: str

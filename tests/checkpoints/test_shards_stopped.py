@@ -14,8 +14,9 @@ from support.shard_cases import X, assert_same, write_shards
 from torch import nn
 
 import slimfast
-from slimfast.checkpoints import shards
-from slimfast.checkpoints.shards import INDEX, load_checkpoint, prune_checkpoint
+from slimfast.checkpoints import shard_folder, shards
+from slimfast.checkpoints.shard_folder import INDEX
+from slimfast.checkpoints.shards import load_checkpoint, prune_checkpoint
 from slimfast.errors import SlimfastError
 from slimfast.pruning.manifests import manifest
 
@@ -126,7 +127,7 @@ def test_two_runs_on_one_folder(index: Path, model: nn.Module, tmp_path: Path) -
     described = manifest(slimfast.prune_channels(model, slimfast.plan(model, X, macs=0.4)))
     prune_checkpoint(index, described, tmp_path / "thin")
     with (
-        shards._alone(tmp_path / "thin"),
+        shard_folder.alone(tmp_path / "thin"),
         pytest.raises(SlimfastError, match="thin: another run writes to it"),
     ):
         prune_checkpoint(index, described, tmp_path / "thin")

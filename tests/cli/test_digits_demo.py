@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from slimfast.checkpoints.thin_files import load
-from slimfast.cli.digits_demo import MACS, Demo, DigitNet, Scans, demo_table, load_scans, run_demo
+from slimfast.cli.digits import DigitNet, Scans, load_scans
+from slimfast.cli.digits_demo import MACS, Demo, demo_table, run_demo
 from slimfast.distillation import accuracy
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels

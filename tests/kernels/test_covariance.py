@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from support.covariances import JOINT, exact_covariance, plain_covariance
 from torch import Tensor
 
 from slimfast.kernels.backends import cpu, reference
+from slimfast.kernels.backends.contract import member_by_member
 from slimfast.kernels.ops import grouped_covariance
 
 BACKENDS = ("reference", "cpu")
@@ -59,8 +61,7 @@ def test_rows_side_equals_torch_cov(dtype: torch.dtype, backend: str) -> None:
 def joint_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Backends that take several members, and one that is given them one after another."""
     if request.param == "one at a time":
-        monkeypatch.delattr(cpu, "joint_covariance")
-        monkeypatch.setattr(cpu, "covariance", reference.covariance)
+        monkeypatch.setattr(cpu, "joint_covariance", partial(member_by_member, reference.covariance))
         return "cpu"
     return str(request.param)
 

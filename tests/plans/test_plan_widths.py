@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,13 @@ import torch
 from support.channel_graphs import chain, chain_weights, joint, units_of
 from support.plan_cases import spectrum
 
+from slimfast.checkpoints import plan_checkpoint
 from slimfast.errors import SlimfastError
 from slimfast.graph import InputSpec
 from slimfast.graph.channel_graph import ChannelGraph, Frozen
-from slimfast.plans import plan_widths
+from slimfast.plans import plan, plan_widths
 from slimfast.plans.costs import count
+from slimfast.pruning import slim
 from slimfast.spectra import Spectrum, measure_spectra
 
 # Explained variance
@@ -189,3 +193,23 @@ def test_a_model_without_groups_says_why(graph: ChannelGraph) -> None:
     )
     with pytest.raises(SlimfastError, match=r"no channel group that can be cut: aten.fft_fft2 has no rule"):
         plan_widths(empty, {}, macs=0.5)
+
+
+@pytest.mark.parametrize("verb", [plan, plan_widths, slim, plan_checkpoint])
+def test_every_verb_that_plans_lists_the_same_options_and_refuses_others(verb: Callable[..., Any]) -> None:
+    defaults = {
+        "explained_variance": None,
+        "params": None,
+        "macs": None,
+        "multiple_of": 1,
+        "min_width": 1,
+        "overrides": None,
+        "include": None,
+        "exclude": None,
+    }
+    parameters = inspect.signature(verb).parameters.values()
+    assert defaults.items() <= {p.name: p.default for p in parameters}.items()
+    assert {p.kind for p in parameters if p.name in defaults} == {inspect.Parameter.KEYWORD_ONLY}
+    assert all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters)
+    with pytest.raises(TypeError, match=rf"{verb.__name__}\(\) .* 'parms' \(did you mean 'params'\?\)"):
+        verb(parms=0.5)

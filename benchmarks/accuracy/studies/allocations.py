@@ -19,8 +19,8 @@ from benchmarks.accuracy.studies.other_spectra import above_noise, folded_weight
 from benchmarks.accuracy.studies.peer import kept_units, torch_pruned
 from benchmarks.accuracy.studies.study import Allocation, Study
 from slimfast.calibration import ErrorCurve
-from slimfast.calibration.consumers import readers
-from slimfast.calibration.curves import felt_by_reader
+from slimfast.calibration.consumers import consumers_of
+from slimfast.calibration.curves import felt_by_consumer
 from slimfast.calibration.moments import unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.graph.recording.module_copies import named_tensors
@@ -58,7 +58,7 @@ def noise_null(study: Study, share: float) -> Plan:
 
 def activation_spectra(study: Study, share: float) -> Plan:
     """The paper on what the consumers read instead of on weights."""
-    found = {reader.weight: reader for reader in readers(study.model, study.graph)[0]}
+    found = {consumer.weight: consumer for consumer in consumers_of(study.model, study.graph)[0]}
     spectra = {}
     for group in study.graph:
         covariance = unit_covariance(group, found, study.calibration)
@@ -219,13 +219,13 @@ def _squares(study: Study) -> dict[str, ErrorCurve]:
     """The error curves times the variance of the output that a group's units can make, instead of the
     deviation.
     """
-    found = {reader.weight: reader for reader in readers(study.model, study.graph)[0]}
+    found = {consumer.weight: consumer for consumer in consumers_of(study.model, study.graph)[0]}
     felt = sensitivities(study.model, found.values(), study.calibration)
     curves = {}
     for group in study.graph:
         if group.name in study.curves:
             curve = study.curves[group.name]
-            scale = sum(felt_by_reader(group, found, felt)) / max(float(curve.residual[0]), 1e-300)
+            scale = sum(felt_by_consumer(group, found, felt)) / max(float(curve.residual[0]), 1e-300)
             curves[group.name] = dataclasses.replace(curve, residual=curve.residual * scale)
     return curves
 

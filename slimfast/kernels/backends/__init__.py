@@ -1,1 +1,1 @@
-"""Backends: modules with the same functions, ``why_not`` and the four ops."""
+"""Backends: modules with the functions of :class:`slimfast.kernels.backends.contract.Backend`."""

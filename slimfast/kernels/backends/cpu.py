@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
+from slimfast.kernels.backends.contract import PreparedOps
 from slimfast.kernels.dtypes import CODES, ELEMENT_BYTES
+
+# CUDA graphs do not hold what runs on the CPU.
+PREPARE: PreparedOps = {}
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
-    """The module's saved import error, and every kind of tensor here that it does not read."""
+    """List the module's saved import error, and every kind of tensor here that it does not read."""
     loaded = native.cpu()
     reasons = [] if loaded.reason is None else [loaded.reason]
     # Asked for every call: the kinds are spelled out only where there are others.
@@ -50,7 +54,7 @@ def covariance(
 def joint_covariance(
     layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype], *, isa: str = ""
 ) -> tuple[list[Tensor], Tensor]:
-    """The same for layers of several members, which are added up in one pass."""
+    """Compute the same for layers of several members, which are added up in one pass."""
     matrices, tasks = [], []
     for members, by_rows, dtype in zip(layers, rows, dtypes, strict=True):
         m = members[0].shape[0] if by_rows else members[0].shape[1]
@@ -80,7 +84,7 @@ def eigvalsh(mats: list[Tensor], *, isa: str = "") -> list[Tensor]:
 
 
 def eigvalsh_stacked(mats: Tensor, *, isa: str = "") -> Tensor:
-    """The same for a stack (b, m, m), which is looked at once; (b, m)."""
+    """Compute the same for a stack (b, m, m), which is looked at once; (b, m)."""
     count, m, _ = mats.shape
     stride, row_stride, col_stride = mats.stride()
     values = torch.empty(count, m, dtype=mats.dtype, device="cpu")

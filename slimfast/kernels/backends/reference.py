@@ -8,9 +8,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from slimfast.kernels.backends.contract import PreparedOps
+
+# PyTorch's own ops wait for the host.
+PREPARE: PreparedOps = {}
+
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
-    """Nothing speaks against the reference, except a device without float64."""
+    """List devices without float64: nothing else speaks against the reference."""
     kinds = {t.device.type for t in inputs}
     return [f"{kind} has no float64" for kind in sorted(kinds & {"mps"})]
 
@@ -24,7 +29,7 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
 def joint_covariance(
     layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
 ) -> tuple[list[Tensor], Tensor]:
-    """The same for layers of several members."""
+    """Compute the same for layers of several members."""
     matrices, traces = [], []
     for members, by_rows, dtype in zip(layers, rows, dtypes, strict=True):
         centred = torch.cat([x.double() - x.double().mean(1, keepdim=True) for x in members], 1)
@@ -46,6 +51,11 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
         else:
             values.append(torch.linalg.eigvalsh(lower, UPLO="L").to(mat.dtype))
     return values
+
+
+def eigvalsh_stacked(mats: Tensor) -> Tensor:
+    """Compute the same for a stack (b, m, m); (b, m)."""
+    return torch.stack(eigvalsh(list(mats)))
 
 
 def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:

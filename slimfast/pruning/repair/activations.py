@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, IntArray
-from slimfast.calibration.consumers import Reader, readers, survivors_of
-from slimfast.calibration.moments import Calibration, first_sample, joined, run, running, watched
+from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables
+from slimfast.calibration.forward import first_sample, joined, run, running, watched
+from slimfast.calibration.moments import Calibration
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
@@ -45,15 +46,15 @@ def repair_from_activations(
     reaches them. The damping pulls towards the plain cut and is chosen, from ``damping`` upwards, by the
     error in the layer's output on a quarter of the positions.
     """
-    found, left = readers(model, graph)
+    consumers, left = consumers_of(model, graph)
     args = joined(calibration.batches)
     kept = Cut(graph, keeps).kept_indices
-    calls, with_norm = _survey(model, found, first_sample(calibration.batches))
-    for reader in found:
-        if calls.get(reader.weight, 0) != 1:
-            times = calls.get(reader.weight, 0)
-            left[reader.weight] = f"{reader.module} is called {times} times as a module, not once"
-    usable = [reader for reader in found if reader.weight not in left]
+    calls, with_norm = _survey(model, consumers, first_sample(calibration.batches))
+    for consumer in consumers:
+        if calls.get(consumer.weight, 0) != 1:
+            times = calls.get(consumer.weight, 0)
+            left[consumer.weight] = f"{consumer.module} is called {times} times as a module, not once"
+    usable = [consumer for consumer in consumers if consumer.weight not in left]
     tensors = named_tensors(model)
     fits: dict[str, Fit] = {}
     norms: set[str] = set()
@@ -61,19 +62,19 @@ def repair_from_activations(
         wide = _wide_columns(model, part, args)
         with running(thin) as (network, _):
             solvers = {
-                reader.weight: _Solver(
-                    reader,
-                    network.get_submodule(reader.module),
-                    wide.pop(reader.weight),
-                    tensors[reader.weight],
-                    tensors.get(f"{reader.module}.bias"),
-                    survivors_of(reader, kept(reader.axis), kept(reader.outputs)),
-                    kept(reader.outputs),
-                    centred=reader.weight in with_norm,
+                consumer.weight: _Solver(
+                    consumer,
+                    network.get_submodule(consumer.module),
+                    wide.pop(consumer.weight),
+                    tensors[consumer.weight],
+                    tensors.get(f"{consumer.module}.bias"),
+                    kept_variables(consumer, kept(consumer.axis), kept(consumer.outputs)),
+                    kept(consumer.outputs),
+                    centred=consumer.weight in with_norm,
                     damping=damping,
                     fits=fits,
                 )
-                for reader in part
+                for consumer in part
             }
             with watched(network, part, solvers), _measuring_norms(network, thin, norms):
                 run(network, args, "repair")
@@ -85,7 +86,7 @@ class _Solver:
 
     def __init__(
         self,
-        reader: Reader,
+        consumer: Consumer,
         module: nn.Module,
         wide: Tensor,
         weight: Tensor,
@@ -97,10 +98,10 @@ class _Solver:
         damping: float,
         fits: dict[str, Fit],
     ) -> None:
-        self._reader = reader
+        self._consumer = consumer
         self._module: Any = module
         self._wide = wide
-        self._weight = reader.matrix(weight.detach().double())
+        self._weight = consumer.matrix(weight.detach().double())
         self._bias = None if bias is None else bias.detach().double()
         self._blocks, self._variables = (torch.from_numpy(a).to(weight.device) for a in alive)
         self._outputs = torch.from_numpy(outputs).to(weight.device)
@@ -112,7 +113,7 @@ class _Solver:
         """Columns (L', positions) of the thin network's layer, at whose positions the wide one's are held."""
         blocks = len(self._blocks)
         a = _picked(columns, self._wide.shape[1]).double().reshape(blocks, -1, self._wide.shape[1])
-        b = self._wide.double().reshape(self._reader.blocks, -1, self._wide.shape[1])[self._blocks]
+        b = self._wide.double().reshape(self._consumer.blocks, -1, self._wide.shape[1])[self._blocks]
         weight = self._weight[self._blocks]
         new, shift, fits = [], [], []
         for i in range(blocks):
@@ -127,29 +128,29 @@ class _Solver:
             (self._outputs.reshape(blocks, -1) % per_block) if len(self._weight) > 1 else self._outputs[None]
         )
         matrix = torch.stack([w[rows] for w, rows in zip(new, alive, strict=True)])
-        self._module.weight.copy_(self._reader.weight_of(matrix, self._module.weight))
+        self._module.weight.copy_(self._consumer.weight_of(matrix, self._module.weight))
         if self._bias is not None:
             moved = torch.cat([m[rows] for m, rows in zip(shift, alive, strict=True)])
             self._module.bias.copy_(self._bias[self._outputs] + moved)
-        self._fits[self._reader.weight] = worst(fits)
+        self._fits[self._consumer.weight] = worst(fits)
 
 
-def _passes(found: Sequence[Reader]) -> list[list[Reader]]:
-    """The readers in order, cut where the wide network's activations would exceed ``HELD_BYTES``."""
-    parts: list[list[Reader]] = []
+def _passes(consumers: Sequence[Consumer]) -> list[list[Consumer]]:
+    """The consumers in order, cut where the wide network's activations would exceed ``HELD_BYTES``."""
+    parts: list[list[Consumer]] = []
     used = 0
-    for reader in found:
-        need = 4 * reader.length * _positions(reader)
+    for consumer in consumers:
+        need = 4 * consumer.length * _positions(consumer)
         if not parts or used + need > HELD_BYTES:
             parts.append([])
             used = 0
-        parts[-1].append(reader)
+        parts[-1].append(consumer)
         used += need
     return parts
 
 
-def _positions(reader: Reader) -> int:
-    return max(POSITIONS, POSITIONS_PER_VARIABLE * reader.length)
+def _positions(consumer: Consumer) -> int:
+    return max(POSITIONS, POSITIONS_PER_VARIABLE * consumer.length)
 
 
 def _picked(columns: Tensor, count: int) -> Tensor:
@@ -162,22 +163,24 @@ def _picked(columns: Tensor, count: int) -> Tensor:
     return columns.index_select(1, index.to(columns.device))
 
 
-def _wide_columns(model: nn.Module, part: Sequence[Reader], args: Arguments) -> dict[str, Tensor]:
+def _wide_columns(model: nn.Module, part: Sequence[Consumer], args: Arguments) -> dict[str, Tensor]:
     """What the wide network's layers read, at the positions the least squares see."""
     wide: dict[str, Tensor] = {}
 
-    def keep(reader: Reader, columns: Tensor) -> None:
-        wide[reader.weight] = _picked(columns, _positions(reader)).clone()
+    def keep(consumer: Consumer, columns: Tensor) -> None:
+        wide[consumer.weight] = _picked(columns, _positions(consumer)).clone()
 
     with running(model) as (network, _):
-        see = {reader.weight: functools.partial(keep, reader) for reader in part}
+        see = {consumer.weight: functools.partial(keep, consumer) for consumer in part}
         with watched(network, part, see):
             run(network, args, "repair")
     return wide
 
 
-def _survey(model: nn.Module, found: Sequence[Reader], args: Arguments) -> tuple[dict[str, int], set[str]]:
-    """How often each reader is called in a forward, and whose output goes right into a batch norm."""
+def _survey(
+    model: nn.Module, consumers: Sequence[Consumer], args: Arguments
+) -> tuple[dict[str, int], set[str]]:
+    """How often each consumer is called in a forward, and whose output goes right into a batch norm."""
     calls: dict[str, int] = {}
     followed: set[str] = set()
     made: dict[int, tuple[str, Tensor]] = {}
@@ -193,9 +196,9 @@ def _survey(model: nn.Module, found: Sequence[Reader], args: Arguments) -> tuple
             followed.add(made[id(inputs[0])][0])
 
     with running(model) as (network, _), ExitStack() as hooks:
-        for reader in found:
-            module = network.get_submodule(reader.module)
-            hooks.callback(module.register_forward_hook(functools.partial(made_by, reader.weight)).remove)
+        for consumer in consumers:
+            module = network.get_submodule(consumer.module)
+            hooks.callback(module.register_forward_hook(functools.partial(made_by, consumer.weight)).remove)
         for norm in _norms(network).values():
             hooks.callback(norm.register_forward_pre_hook(taken).remove)
         run(network, args, "repair")

@@ -18,57 +18,59 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
-from slimfast.calibration.consumers import Reader
-from slimfast.calibration.moments import first_sample, run, running, watched
+from slimfast.calibration.consumers import Consumer
+from slimfast.calibration.forward import first_sample, run, running, watched
 from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.recording.inputs import arguments
 
 
 def head_covariances(
-    model: nn.Module, graph: ChannelGraph, found: Sequence[Reader], tensors: Mapping[str, Tensor]
+    model: nn.Module, graph: ChannelGraph, found: Sequence[Consumer], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor | str]:
     """By the weight of each layer that reads heads: the (L, L) float64 covariance of what it reads, or the
     reason why its heads' weights do not say.
     """
     kinds = {group.name: group.kind for group in graph}
     reads = [r for r in found if any(kinds.get(name) == "head" for name, _ in r.axis.parts)]
-    makers = {reader.weight: _makers(reader, graph, tensors) for reader in reads}
+    makers = {consumer.weight: _makers(consumer, graph, tensors) for consumer in reads}
     values = _values(model, graph, reads, makers) if reads else {}
     covariances: dict[str, Tensor | str] = {}
-    for reader in reads:
-        three = makers[reader.weight]
+    for consumer in reads:
+        three = makers[consumer.weight]
         if len(three) != 3:
-            covariances[reader.weight] = (
-                f"the heads of {reader.module} have no query, key and value of one shape"
+            covariances[consumer.weight] = (
+                f"the heads of {consumer.module} have no query, key and value of one shape"
             )
-        elif reader.weight not in values:
-            covariances[reader.weight] = f"none of {', '.join(name for name, _ in three)} makes the values"
+        elif consumer.weight not in values:
+            covariances[consumer.weight] = f"none of {', '.join(name for name, _ in three)} makes the values"
         else:
-            heads = next(units for name, units in reader.axis.parts if kinds[name] == "head")
-            rest = [rows for i, (_, rows) in enumerate(three) if i != values[reader.weight]]
+            heads = next(units for name, units in consumer.axis.parts if kinds[name] == "head")
+            rest = [rows for i, (_, rows) in enumerate(three) if i != values[consumer.weight]]
             alike = _alike(rest[0], rest[1], heads)
-            value = three[values[reader.weight]][1]
+            value = three[values[consumer.weight]][1]
             index = torch.from_numpy(heads)
-            covariances[reader.weight] = value @ value.T * alike[index][:, index]
+            covariances[consumer.weight] = value @ value.T * alike[index][:, index]
     return covariances
 
 
-def _makers(reader: Reader, graph: ChannelGraph, tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+def _makers(
+    consumer: Consumer, graph: ChannelGraph, tensors: Mapping[str, Tensor]
+) -> list[tuple[str, Tensor]]:
     """(module, rows (L, d) float64 on the CPU) of the linear layers whose outputs are laid out as what the
-    reader reads; a fused one counts once for each part.
+    consumer reads; a fused one counts once for each part.
     """
-    names = {name for name, _ in reader.axis.parts}
+    names = {name for name, _ in consumer.axis.parts}
     found = []
     for member in dict.fromkeys(
         (m.tensor, m.dim) for g in graph if g.name in names for m in g.members if m.role == "producer"
     ):
         weight, axis = tensors[member[0]].detach(), graph.axes[member[0]][member[1]]
-        if weight.dim() != 2 or axis.length % reader.length:
+        if weight.dim() != 2 or axis.length % consumer.length:
             continue
         rows = weight.movedim(member[1], 0).double().cpu()
-        for start in range(0, axis.length, reader.length):
-            if _same(axis, reader.axis, start):
-                found.append((member[0].rpartition(".")[0], rows[start : start + reader.length]))
+        for start in range(0, axis.length, consumer.length):
+            if _same(axis, consumer.axis, start):
+                found.append((member[0].rpartition(".")[0], rows[start : start + consumer.length]))
     return found
 
 
@@ -82,23 +84,23 @@ def _same(axis: Axis, other: Axis, start: int) -> bool:
 def _values(
     model: nn.Module,
     graph: ChannelGraph,
-    reads: Sequence[Reader],
+    reads: Sequence[Consumer],
     makers: Mapping[str, Sequence[tuple[str, Tensor]]],
 ) -> dict[str, int]:
-    """Which of each reader's makers is the values: without them, and only then, it reads zeros alone."""
+    """Which of each consumer's makers is the values: without them, and only then, it reads zeros alone."""
     found: dict[str, int] = {}
     with running(model) as (network, device):
         args = first_sample([arguments_of(graph, device)])
         for place in range(3):
             silent: set[str] = set()
 
-            def see(reader: Reader, silent: set[str], columns: Tensor) -> None:
+            def see(consumer: Consumer, silent: set[str], columns: Tensor) -> None:
                 if not columns.any():
-                    silent.add(reader.weight)
+                    silent.add(consumer.weight)
 
             with ExitStack() as stack:
-                for reader in reads:
-                    _silence(stack, network, makers[reader.weight], place, reader.length)
+                for consumer in reads:
+                    _silence(stack, network, makers[consumer.weight], place, consumer.length)
                 seers = {r.weight: functools.partial(see, r, silent) for r in reads}
                 stack.enter_context(watched(network, reads, seers))
                 run(network, args, "repair")

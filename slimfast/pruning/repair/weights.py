@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
-from slimfast.calibration.consumers import Reader, readers, survivors_of
+from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
@@ -35,7 +35,7 @@ def repair_from_weights(
     model: nn.Module, thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]
 ) -> RepairReport:
     """Repair ``thin`` in place: what reads cut units gives their weights to those that stay."""
-    found, left = readers(model, graph)
+    consumers, left = consumers_of(model, graph)
     tensors = named_tensors(model)
     kept = Cut(graph, keeps).kept_indices
     norms, rectified = _norms_behind(model, graph), rectified_moments(model, graph, tensors)
@@ -45,7 +45,7 @@ def repair_from_weights(
         for name, group in cut.items()
         if group.kind in ("channel", "residual")
     }
-    reading = [r for r in found if any(name in cut for name, _ in r.axis.parts)]
+    reading = [r for r in consumers if any(name in cut for name, _ in r.axis.parts)]
     heads = head_covariances(model, graph, reading, tensors)
     means = {
         name: rectified[group.producers()[0].tensor].mean
@@ -53,30 +53,30 @@ def repair_from_weights(
         if len(group.producers()) == 1 and group.producers()[0].tensor in rectified
     }
     fits = {}
-    for reader in reading:
-        _, variables = survivors_of(reader, kept(reader.axis), kept(reader.outputs))
+    for consumer in reading:
+        _, variables = kept_variables(consumer, kept(consumer.axis), kept(consumer.outputs))
         change: Tensor | str
-        if reader.weight in heads:
-            covariance = heads[reader.weight]
+        if consumer.weight in heads:
+            covariance = heads[consumer.weight]
             change = covariance if isinstance(covariance, str) else _combined(covariance, variables)
         else:
-            change = _change(reader, cut, keeps, combinations, variables)
+            change = _change(consumer, cut, keeps, combinations, variables)
         if isinstance(change, str):
-            left[reader.weight] = change
+            left[consumer.weight] = change
             continue
-        weight = reader.matrix(tensors[reader.weight].detach().double())
+        weight = consumer.matrix(tensors[consumer.weight].detach().double())
         repaired = torch.einsum("bolt,lk->bokt", weight, change.to(weight.device))
         # Of a convolution in groups whole ones may be gone, and outputs of those that stay.
-        rows = torch.from_numpy(kept(reader.outputs)).to(weight.device)
+        rows = torch.from_numpy(kept(consumer.outputs)).to(weight.device)
         repaired = repaired.flatten(0, 1)[rows]
-        target: Any = thin.get_submodule(reader.module)
+        target: Any = thin.get_submodule(consumer.module)
         with torch.no_grad():
-            target.weight.copy_(reader.weight_of(repaired, target.weight))
-            if target.bias is not None and reader.blocks == 1:
-                mean = _mean(reader, means)
+            target.weight.copy_(consumer.weight_of(repaired, target.weight))
+            if target.bias is not None and consumer.blocks == 1:
+                mean = _mean(consumer, means)
                 shift = weight[0].sum(2) @ (mean - change @ mean[variables])
                 target.bias += shift[rows].to(target.bias)
-        fits[reader.weight] = Fit(DAMPING)
+        fits[consumer.weight] = Fit(DAMPING)
     return RepairReport("weights", fits, (), left)
 
 
@@ -114,22 +114,22 @@ def _combined(covariance: Tensor, keep: IntArray) -> Tensor:
 
 
 def _change(
-    reader: Reader,
+    consumer: Consumer,
     cut: Mapping[str, ChannelGroup],
     keeps: Mapping[str, IntArray],
     combinations: Mapping[str, Tensor | str],
     variables: IntArray,
 ) -> Tensor | str:
-    """(l, k) what the variables of one of the reader's blocks are in those that stay, or the reason why it is
-    not known.
+    """(l, k) what the variables of one of the consumer's blocks are in those that stay, or the reason why it
+    is not known.
     """
-    length = reader.length // reader.blocks
+    length = consumer.length // consumer.blocks
     change = torch.zeros(length, len(variables), dtype=torch.float64, device="cpu")
     change[torch.from_numpy(variables), torch.arange(len(variables), device="cpu")] = 1.0
     place = np.full(length, -1, dtype=np.int64)
     place[variables] = np.arange(len(variables))
     claimed = np.zeros(length, dtype=bool)
-    for name, units in reader.axis.parts:
+    for name, units in consumer.axis.parts:
         if name not in cut:
             continue
         if name not in combinations:
@@ -137,9 +137,9 @@ def _change(
         found = combinations[name]
         if isinstance(found, str):
             return found
-        at = units[:: reader.run]
+        at = units[:: consumer.run]
         if claimed[at >= 0].any():
-            return f"{reader.module} reads variables of several groups at once"
+            return f"{consumer.module} reads variables of several groups at once"
         claimed |= at >= 0
         # Units that were flattened have several variables each, the same combination at every position.
         order = np.argsort(at, kind="stable")[np.count_nonzero(at < 0) :]
@@ -149,12 +149,12 @@ def _change(
     return change
 
 
-def _mean(reader: Reader, means: Mapping[str, Tensor]) -> Tensor:
-    """(L,) the means of what the reader reads, 0 where they are not known."""
-    found = torch.zeros(reader.length, dtype=torch.float64, device="cpu")
-    for name, units in reader.axis.parts:
+def _mean(consumer: Consumer, means: Mapping[str, Tensor]) -> Tensor:
+    """(L,) the means of what the consumer reads, 0 where they are not known."""
+    found = torch.zeros(consumer.length, dtype=torch.float64, device="cpu")
+    for name, units in consumer.axis.parts:
         if name in means:
-            at = units[:: reader.run]
+            at = units[:: consumer.run]
             found[torch.from_numpy(at >= 0)] = means[name][torch.from_numpy(at[at >= 0])]
     return found
 

@@ -10,7 +10,7 @@ from support.repair_cases import planned, repaired
 from torch import Tensor, nn
 
 import slimfast
-from slimfast.calibration.consumers import readers
+from slimfast.calibration.consumers import consumers_of
 from slimfast.pruning.repair.heads import head_covariances
 
 
@@ -72,7 +72,7 @@ def test_heads_vary_together_as_their_values_and_their_patterns_are_alike(kind: 
         layers = (model.key, model.value, model.query)
         k, v, q = (layer.weight.detach().double().reshape(4, 2, 8) for layer in layers)
     graph = slimfast.trace_channels(model, example)
-    found = readers(model, graph)[0]
+    found = consumers_of(model, graph)[0]
     tensors = dict(model.named_parameters())
     covariance = head_covariances(model, graph, found, tensors)["proj.weight"]
     assert isinstance(covariance, Tensor)

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
+from slimfast.kernels.backends.contract import Prepared, PreparedOps, member_by_member
 from slimfast.kernels.backends.cuda import eigvalsh_stages
 from slimfast.kernels.backends.cuda.device import device_of
 from slimfast.kernels.backends.cuda.tables import Tables, covariance_bins
 from slimfast.kernels.dtypes import ELEMENT_BYTES
-from slimfast.kernels.prepared import Prepared
 
 # Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
 _PIVOT_ROWS_OF_ONE_BLOCK = 512
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
-    """The saved import error, a missing or too old device, and tensors that the kernels do not read."""
+    """List the saved import error, a missing or too old device, and tensors that the kernels do not read."""
     loaded = native.cuda()
     reasons = [] if loaded.reason is None else [loaded.reason]
     emulated = native.cuda_is_emulated()
@@ -55,10 +55,17 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
     return call.results
 
 
+def joint_covariance(
+    layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
+) -> tuple[list[Tensor], Tensor]:
+    """Compute the same for layers of several members, one turn of members after another."""
+    return member_by_member(covariance, layers, rows, dtypes)
+
+
 def prepare_covariance(
     xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
 ) -> Prepared[tuple[list[Tensor], Tensor]]:
-    """The same, to be launched."""
+    """Make a call of :func:`covariance` ready to be launched."""
     with device_of(xs[0]) as device:
         module, count = device.module, len(xs)
         sizes = [x.shape[0] if by_rows else x.shape[1] for x, by_rows in zip(xs, rows, strict=True)]
@@ -100,7 +107,7 @@ def eigvalsh(mats: list[Tensor]) -> list[Tensor]:
 
 
 def prepare_eigvalsh(mats: list[Tensor]) -> Prepared[list[Tensor]]:
-    """The same, to be launched."""
+    """Make a call of :func:`eigvalsh` ready to be launched."""
     with device_of(mats[0]) as device:
         values = device.vectors([mat.shape[0] for mat in mats], [mat.dtype for mat in mats])
         start = eigvalsh_stages.prepare(device, eigvalsh_stages.listed(mats, values))
@@ -113,7 +120,7 @@ def prepare_eigvalsh(mats: list[Tensor]) -> Prepared[list[Tensor]]:
 
 
 def eigvalsh_stacked(mats: Tensor) -> Tensor:
-    """The eigenvalues (b, m) of a stack (b, m, m), without a look at each."""
+    """Compute the eigenvalues (b, m) of a stack (b, m, m), without a look at each."""
     with device_of(mats) as device:
         values = device.empty(*mats.shape[:2], dtype=mats.dtype)
         eigvalsh_stages.prepare(device, eigvalsh_stages.stacked(mats, values))(device)
@@ -137,7 +144,9 @@ def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor,
 def prepare_pivoted_cholesky(
     mats: list[Tensor], ranks: list[int]
 ) -> Prepared[tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]]:
-    """The same, to be launched, padded to the ranks; with the numbers of picks, which stay on the device."""
+    """Make a call of :func:`pivoted_cholesky` ready to be launched, padded to the ranks; with the numbers of
+    picks, which stay on the device.
+    """
     with device_of(mats[0]) as device:
         _, has_clusters = device.module.device_limits(device.index)
         picked = device.empty(len(mats), dtype=torch.int64)
@@ -179,7 +188,7 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
 
 
 def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> Prepared[list[Tensor]]:
-    """The same, to be launched."""
+    """Make a call of :func:`gather` ready to be launched."""
     with device_of(tensors[0]) as device:
         thin, layers = [], []
         distinct = {id(index): index for keep in keeps for index in keep.values()}
@@ -210,9 +219,17 @@ def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> 
 
 
 def _with_few_dims(tensor: Tensor) -> Tensor:
-    """Itself, or room for a contiguous copy: the kernel sees five dims, and whatever is contiguous merges
-    into them, as at most two are kept.
+    """Return the tensor itself, or room for a contiguous copy: the kernel sees five dims, and whatever is
+    contiguous merges into them, as at most two are kept.
     """
     if tensor.ndim <= 5 or tensor.is_contiguous():
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
+PREPARE: PreparedOps = {
+    "covariance": prepare_covariance,
+    "eigvalsh": prepare_eigvalsh,
+    "pivoted_cholesky": prepare_pivoted_cholesky,
+    "gather": prepare_gather,
+}

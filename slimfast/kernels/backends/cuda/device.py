@@ -13,7 +13,7 @@ from torch import Tensor
 
 from slimfast.arrays import IntArray
 from slimfast.kernels import native
-from slimfast.kernels.prepared import host_table
+from slimfast.kernels.backends.contract import host_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,18 @@ class Device:
         return torch.cuda.get_device_properties(self.kind).multi_processor_count
 
     def table(self, numbers: IntArray) -> Tensor:
-        """The numbers on the device: one copy, not waited for."""
+        """Copy the numbers to the device: one copy, not waited for."""
         host = host_table(len(numbers), self.kind)
         return host.copy_(torch.from_numpy(numbers)).to(self.kind, non_blocking=True)
 
     def table_of(self, written: Any) -> Tensor:
-        """The same for numbers that write themselves to an address."""
+        """Copy numbers to the device that write themselves to an address."""
         host = host_table(len(written), self.kind)
         written.write(host.data_ptr())
         return host.to(self.kind, non_blocking=True)
 
     def vectors(self, sizes: list[int], dtypes: list[torch.dtype]) -> list[Tensor]:
-        """Vectors of these sizes and types, all of a type in one piece of memory."""
+        """Allocate vectors of these sizes and types, all of a type in one piece of memory."""
         found: dict[torch.dtype, Iterator[Tensor]] = {}
         for dtype in set(dtypes):
             of_dtype = [size for size, other in zip(sizes, dtypes, strict=True) if other == dtype]
@@ -61,7 +61,7 @@ class Device:
 
 @contextlib.contextmanager
 def device_of(tensor: Tensor) -> Iterator[Device]:
-    """The tensor's device, with torch's current stream there."""
+    """Yield the tensor's device, with torch's current stream there."""
     module = native.cuda().module
     assert module is not None, "select_backend asks why_not first"
     if native.cuda_is_emulated():
@@ -74,7 +74,9 @@ def device_of(tensor: Tensor) -> Iterator[Device]:
 
 @contextlib.contextmanager
 def side_streams(device: Device, count: int) -> Iterator[list[tuple[int, int]]]:
-    """``count`` streams that start after the current one and that it waits for; itself if one will do."""
+    """Yield ``count`` streams that start after the current one and that it waits for; itself if one will
+    do.
+    """
     if device.kind.type == "cpu" or count < 2:
         yield [device.on] * count
         return

@@ -41,14 +41,14 @@ class _Bin:
 
 
 def listed(mats: Sequence[Tensor], values: Sequence[Tensor]) -> Matrices:
-    """Matrices (m_i, m_i), and a vector for the eigenvalues of each."""
+    """Describe matrices (m_i, m_i), and a vector for the eigenvalues of each."""
     places = np.array([(mat.data_ptr(), mat.shape[0], *mat.stride()) for mat in mats], dtype=np.int64)
     outs = np.array([value.data_ptr() for value in values], dtype=np.int64)
     return Matrices(places, outs, np.array([mat.dtype == torch.float64 for mat in mats], dtype=np.int64))
 
 
 def stacked(mats: Tensor, values: Tensor) -> Matrices:
-    """A stack (b, m, m), and (b, m) for the eigenvalues."""
+    """Describe a stack (b, m, m), and (b, m) for the eigenvalues."""
     count, m, _ = mats.shape
     number = np.arange(count, dtype=np.int64)
     places = np.empty((count, 4), dtype=np.int64)
@@ -59,7 +59,7 @@ def stacked(mats: Tensor, values: Tensor) -> Matrices:
 
 
 def prepare(device: Device, matrices: Matrices) -> Callable[[Device], None]:
-    """What launches the kernels, with the workspaces and the table that they need."""
+    """Make what launches the kernels, with the workspaces and the table that they need."""
     tables, bins = Tables(), []
     workspaces = []
     for reduction, members in _ways(device, matrices):
@@ -82,7 +82,9 @@ def prepare(device: Device, matrices: Matrices) -> Callable[[Device], None]:
 
 
 def _ways(device: Device, matrices: Matrices) -> list[tuple[Reduction, IntArray]]:
-    """The indices of the matrices that go each way, the largest first: they decide when all are done."""
+    """Sort the indices of the matrices by the way they go, the largest first: they decide when all are
+    done.
+    """
     limits = device.module.device_limits(device.index)
     sizes = matrices.places[:, 1]
     kinds, kind_of = np.unique(2 * sizes + matrices.is_double, return_inverse=True)
@@ -101,7 +103,9 @@ def _ways(device: Device, matrices: Matrices) -> list[tuple[Reduction, IntArray]
 def _workspace(
     device: Device, reduction: Reduction, sizes: IntArray
 ) -> tuple[tuple[Tensor, ...], IntArray, IntArray]:
-    """Memory of one bin's matrices, and where in it each has its tridiagonal form and its working set."""
+    """Allocate the memory of one bin's matrices, and say where in it each has its tridiagonal form and its
+    working set.
+    """
     none = np.zeros_like(sizes)
     if reduction.stages == 0:
         return (), none, none
@@ -123,7 +127,7 @@ def _starts(lengths: IntArray) -> IntArray:
 
 
 def _launch(device: Device, on: tuple[int, int], at: int, one: _Bin) -> None:
-    """The kernels of one bin, whose table is at this address, on one stream."""
+    """Launch the kernels of one bin, whose table is at this address, on one stream."""
     module, reduction, count = device.module, one.reduction, len(one.sizes)
     is_double, layers_at = reduction.is_double, at + 8 * (count + 1)
     if reduction.stages == 0:

@@ -35,7 +35,7 @@ class Tables:
     def add(
         self, layers: IntArray | Sequence[Sequence[int]], blocks: IntArray | Sequence[int] | None = None
     ) -> int:
-        """Appends a table, after the starts of its layers' blocks where given; returns its place in bytes."""
+        """Append a table, after the starts of its layers' blocks where given; returns its place in bytes."""
         place = 8 * self.length
         if blocks is not None:
             self._append(np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks, dtype=np.int64)]))
@@ -61,7 +61,7 @@ class Launch:
     blocks: int
 
     def at(self, address: int) -> tuple[int, int, int]:
-        """What a kernel is told where the tables begin at ``address``."""
+        """Return a kernel's arguments where the tables begin at ``address``."""
         return address + self.place, self.count, self.blocks
 
 
@@ -77,7 +77,9 @@ class CovarianceBin:
     partial: int = 0
 
     def add_to(self, tables: Tables, finish_rows: int) -> tuple[Launch, Launch]:
-        """The launches of the tiles, and of the sums over splits, ``finish_rows`` of a tile to a block."""
+        """Add the launches of the tiles, and of the sums over splits, ``finish_rows`` of a tile to a
+        block.
+        """
         blocks = [tiles * splits for tiles, splits in zip(self.tiles, self.splits, strict=True)]
         tiles = Launch(tables.add(self.layers, blocks), len(blocks), sum(blocks))
         split = [i for i, splits in enumerate(self.splits) if splits > 1]
@@ -89,7 +91,7 @@ class CovarianceBin:
 def covariance_bins(
     module: ModuleType, xs: list[Tensor], rows: list[bool], outs: list[Tensor], shared_bytes: int
 ) -> tuple[list[CovarianceBin], list[list[int]]]:
-    """The layers in bins, the costliest of each first, and all of them in the caller's order.
+    """Sort the layers into bins, the costliest of each first, and list all of them in the caller's order.
 
     ``shared_bytes``: of a block on the device.
 
@@ -133,7 +135,8 @@ class Reduction:
 
 
 def reduction_of(module: ModuleType, size: int, is_double: bool, limits: tuple[int, bool]) -> Reduction:
-    """The kernels for a matrix of this size on a device of these (shared bytes per block, has clusters).
+    """Choose the kernels for a matrix of this size on a device of these (shared bytes per block, has
+    clusters).
 
     One stage where one or two blocks hold the matrix: it waits less. With more, it keeps too many of them.
     """
@@ -164,8 +167,8 @@ _BAND = 32
 
 
 def chase_of(module: ModuleType, sizes: Sequence[int], is_double: bool, device: tuple[bool, int]) -> Chase:
-    """The blocks that are done soonest with matrices of these sizes, the largest first, on a device of these
-    (has clusters, multiprocessors).
+    """Choose the blocks that are done soonest with matrices of these sizes, the largest first, on a device of
+    these (has clusters, multiprocessors).
 
     A sweep makes m / 32 hops, and the next starts two hops behind it: more than m / 64 warps have nothing to
     do. Few matrices get several blocks each, many keep the device busy with one each. What is found is the

@@ -11,15 +11,15 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from slimfast.errors import BackendUnavailable
+from slimfast.kernels.backends.contract import Prepared, PreparedOps, member_by_member
 from slimfast.kernels.backends.triton import schedule
 from slimfast.kernels.dtypes import ELEMENT_BYTES
-from slimfast.kernels.prepared import Prepared
 
 OLDEST_TRITON = (3, 4)
 # bfloat16 and TF32 tensor cores begin here.
@@ -28,7 +28,7 @@ _KERNELS = ("covariance", "gather")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
-    """Every reason why Triton cannot run ``op`` on these tensors."""
+    """List every reason why Triton cannot run ``op`` on these tensors."""
     if op not in _KERNELS:
         return [f"there is no Triton kernel for {op}"]
     missing = _why_no_triton()
@@ -75,18 +75,26 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
     return call.results
 
 
+def joint_covariance(
+    layers: list[list[Tensor]], rows: list[bool], dtypes: list[torch.dtype]
+) -> tuple[list[Tensor], Tensor]:
+    """Compute the same for layers of several members, one turn of members after another."""
+    return member_by_member(covariance, layers, rows, dtypes)
+
+
 def prepare_covariance(
     xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
 ) -> Prepared[tuple[list[Tensor], Tensor]]:
-    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    """Make a call of :func:`covariance` ready to be launched; the first launch compiles, so it is no
+    capture's.
+    """
     device = xs[0].device
     kinds = defaultdict(list)
     matrices = []
     for i, (x, by_rows, dtype) in enumerate(zip(xs, rows, dtypes, strict=True)):
         m = x.shape[0] if by_rows else x.shape[1]
         matrices.append(torch.empty(m, m, dtype=dtype, device=device))
-        compute = torch.float64 if torch.float64 in (x.dtype, dtype) else torch.float32
-        tiles = schedule.choose_tiles(m, compute, exact=_is_exact(x.dtype, dtype))
+        tiles = schedule.choose_tiles(m, _computed_in(x.dtype, dtype), exact=_is_exact(x.dtype, dtype))
         kinds[x.dtype, dtype, tiles].append(i)
     # Trace and sum of squared means of every layer.
     summary = torch.empty(len(xs), 2, dtype=torch.float64, device=device)
@@ -105,8 +113,27 @@ def prepare_covariance(
 
 
 def _is_exact(source: torch.dtype, dtype: torch.dtype) -> bool:
-    """Products of 16-bit numbers are exact in float32 as long as nothing is subtracted from them first."""
+    """Say whether products are exact: those of 16-bit numbers are in float32, as long as nothing is
+    subtracted first.
+    """
     return source in (torch.bfloat16, torch.float16) and dtype == torch.float32
+
+
+def _computed_in(source: torch.dtype, dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if torch.float64 in (source, dtype) else torch.float32
+
+
+class _Buffers(NamedTuple):
+    """What the kernels of layers of one dtype read and write on the device, ``summary`` for all layers of the
+    call.
+    """
+
+    layers: Tensor
+    vectors: Tensor
+    summary: Tensor
+    sums: Tensor
+    edge_parts: Tensor
+    partial: Tensor
 
 
 def _prepare_alike(
@@ -117,91 +144,121 @@ def _prepare_alike(
     summary: Tensor,
     tiles: schedule.Tiles,
 ) -> Callable[[], None]:
-    """What fills the matrices of these members, which are of one dtype, from layers of one dtype, in these
-    tiles.
+    """Prepare what fills the matrices of these members, which are of one dtype, from layers of one dtype, in
+    these tiles.
     """
-    from slimfast.kernels.backends.triton import covariance_kernels, moment_kernels
-
     xs, rows = [xs[i] for i in members], [rows[i] for i in members]
     matrices = [matrices[i] for i in members]
     source, dtype, device = xs[0].dtype, matrices[0].dtype, xs[0].device
-    exact = _is_exact(source, dtype)
-    compute = torch.float64 if torch.float64 in (source, dtype) else torch.float32
-    element = moment_kernels.ELEMENT
-    processors = _processors(device)
     sizes = [x.shape if by_rows else x.shape[::-1] for x, by_rows in zip(xs, rows, strict=True)]
-    layers = schedule.layer_table(xs, rows, matrices, members, centred_later=exact)
+    layers = schedule.layer_table(xs, rows, matrices, members, centred_later=_is_exact(source, dtype))
     work = schedule.gram_work(sizes, tiles)
     moments, summaries = schedule.moment_items(layers), schedule.summary_items(layers)
     tables = schedule.to_device([layers.table, moments, summaries, work.items, work.cut], device)
     layer_table, moment_items, summary_items, gram_items, cut_tiles = tables
-    vectors = torch.empty(layers.vectors, dtype=torch.float64, device=device)
-    edge_parts = torch.empty(layers.edge_parts, dtype=torch.float64, device=device)
-    sums = torch.empty(layers.blocks, 2, dtype=torch.float64, device=device)
-    partial = torch.empty(work.slots, tiles.block, tiles.block, dtype=compute, device=device)
+    compute = _computed_in(source, dtype)
+    buffers = _Buffers(
+        layer_table,
+        torch.empty(layers.vectors, dtype=torch.float64, device=device),
+        summary,
+        torch.empty(layers.blocks, 2, dtype=torch.float64, device=device),
+        torch.empty(layers.edge_parts, dtype=torch.float64, device=device),
+        torch.empty(work.slots, tiles.block, tiles.block, dtype=compute, device=device),
+    )
 
     def launch() -> None:
-        moment_kernels.moments_kernel[(len(moments),)](
-            *(layer_table, moment_items, vectors, sums, edge_parts),
-            ELEMENT=element[source],
-            BLOCK=moment_kernels.MOMENT_POSITIONS,
-            enable_fp_fusion=True,
-        )
-        moment_kernels.summary_kernel[(len(summaries),)](
-            *(layer_table, summary_items, sums, edge_parts, vectors, summary),
-            BLOCKS=moment_kernels.SUMMARY_BLOCKS,
-            COLUMNS=schedule.SUMMARY_COLUMNS,
-            enable_fp_fusion=True,
-        )
-        for centre in (False, True) if exact else (True,):
-            covariance_kernels.gram_kernel[(min(len(work.items), 2 * processors),)](
-                *(layer_table, gram_items, len(work.items), vectors, summary, partial),
-                ELEMENT=element[source],
-                COMPUTE=element[compute],
-                OUT=element[dtype],
-                BLOCK=tiles.block,
-                DEPTH=tiles.depth,
-                PRODUCTS=covariance_kernels.PRODUCTS,
-                EXACT=exact,
-                CENTRE=centre,
-                # The interpreter's bfloat16 product is wrong; float32 holds the same numbers.
-                WIDEN=exact and interpreted(),
-                num_warps=tiles.warps,
-                num_stages=tiles.stages,
-                enable_fp_fusion=True,
-            )
-        if work.slots:
-            covariance_kernels.sum_kernel[(len(work.cut), tiles.block // covariance_kernels.SUM_ROWS)](
-                *(layer_table, cut_tiles, vectors, summary, partial),
-                OUT=element[dtype],
-                BLOCK=tiles.block,
-                ROWS=covariance_kernels.SUM_ROWS,
-                EXACT=exact,
-                enable_fp_fusion=True,
-            )
+        _launch_moments(source, buffers, moment_items, summary_items)
+        _launch_products(source, dtype, buffers, gram_items, cut_tiles, tiles)
 
     return launch
 
 
+def _launch_moments(source: torch.dtype, buffers: _Buffers, moments: Tensor, summaries: Tensor) -> None:
+    """Find the means of the layers and their traces."""
+    from slimfast.kernels.backends.triton import moment_kernels
+
+    layers, vectors, summary, sums, edge_parts, _ = buffers
+    moment_kernels.moments_kernel[(len(moments),)](
+        *(layers, moments, vectors, sums, edge_parts),
+        ELEMENT=moment_kernels.ELEMENT[source],
+        BLOCK=moment_kernels.MOMENT_POSITIONS,
+        enable_fp_fusion=True,
+    )
+    moment_kernels.summary_kernel[(len(summaries),)](
+        *(layers, summaries, sums, edge_parts, vectors, summary),
+        BLOCKS=moment_kernels.SUMMARY_BLOCKS,
+        COLUMNS=schedule.SUMMARY_COLUMNS,
+        enable_fp_fusion=True,
+    )
+
+
+def _launch_products(
+    source: torch.dtype,
+    dtype: torch.dtype,
+    buffers: _Buffers,
+    items: Tensor,
+    cut_tiles: Tensor,
+    tiles: schedule.Tiles,
+) -> None:
+    """Find the products of the centred layers, and add up those that are cut along k."""
+    from slimfast.kernels.backends.triton import covariance_kernels, moment_kernels
+
+    layers, vectors, summary, _, _, partial = buffers
+    exact, element = _is_exact(source, dtype), moment_kernels.ELEMENT
+    for centre in (False, True) if exact else (True,):
+        covariance_kernels.gram_kernel[(min(len(items), 2 * _processors(layers.device)),)](
+            *(layers, items, len(items), vectors, summary, partial),
+            ELEMENT=element[source],
+            COMPUTE=element[_computed_in(source, dtype)],
+            OUT=element[dtype],
+            BLOCK=tiles.block,
+            DEPTH=tiles.depth,
+            PRODUCTS=covariance_kernels.PRODUCTS,
+            EXACT=exact,
+            CENTRE=centre,
+            # The interpreter's bfloat16 product is wrong; float32 holds the same numbers.
+            WIDEN=exact and interpreted(),
+            num_warps=tiles.warps,
+            num_stages=tiles.stages,
+            enable_fp_fusion=True,
+        )
+    if len(cut_tiles):
+        covariance_kernels.sum_kernel[(len(cut_tiles), tiles.block // covariance_kernels.SUM_ROWS)](
+            *(layers, cut_tiles, vectors, summary, partial),
+            OUT=element[dtype],
+            BLOCK=tiles.block,
+            ROWS=covariance_kernels.SUM_ROWS,
+            EXACT=exact,
+            enable_fp_fusion=True,
+        )
+
+
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of the GPU; under the interpreter a few, so that programs have several tiles each."""
+    """Count the multiprocessors of the GPU; under the interpreter a few, so that programs have several tiles
+    each.
+    """
     if device.type != "cuda":
         return 4
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Launches go to this device, on its current stream."""
+    """Launch on this device, on its current stream."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def eigvalsh(mats: list[Tensor]) -> NoReturn:
-    """There is none: tridiagonalisation is a chain of small steps with barriers, not for Triton."""
+    """Refuse: tridiagonalisation is a chain of small steps with barriers, not for Triton."""
     raise BackendUnavailable(_unavailable("eigvalsh", mats))
 
 
+def eigvalsh_stacked(mats: Tensor) -> NoReturn:
+    """Refuse, for the reason of :func:`eigvalsh`."""
+    raise BackendUnavailable(_unavailable("eigvalsh", [mats]))
+
+
 def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> NoReturn:
-    """There is none, for the reason of :func:`eigvalsh`."""
+    """Refuse, for the reason of :func:`eigvalsh`."""
     raise BackendUnavailable(_unavailable("pivoted_cholesky", mats))
 
 
@@ -217,7 +274,9 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
 
 
 def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> Prepared[list[Tensor]]:
-    """The same, to be launched; the first launch compiles, so it is no capture's."""
+    """Make a call of :func:`gather` ready to be launched; the first launch compiles, so it is no
+    capture's.
+    """
     from slimfast.kernels.backends.triton.gather_kernels import prepare_gather as prepare
 
     device = tensors[0].device
@@ -229,3 +288,6 @@ def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> 
             start()
 
     return Prepared(thin, launch)
+
+
+PREPARE: PreparedOps = {"covariance": prepare_covariance, "gather": prepare_gather}

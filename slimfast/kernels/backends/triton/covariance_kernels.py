@@ -44,7 +44,7 @@ PRODUCTS = "tf32x3"
 @triton.jit
 @no_type_check
 def _panel(data, m, k, size, length, stride_m, stride_k, ALIGNMENT: tl.constexpr):
-    """Operand elements (m, k), zero outside.
+    """Load operand elements (m, k), zero outside.
 
     Where the layer is aligned, loads are 16 bytes wide; dividing and multiplying changes no value, and is how
     the compiler learns that a number read from memory is a multiple.
@@ -64,7 +64,9 @@ def _panel(data, m, k, size, length, stride_m, stride_k, ALIGNMENT: tl.constexpr
 @triton.jit
 @no_type_check
 def _centred(x, means, m, k, size, length, by_rows, COMPUTE: tl.constexpr):
-    """``x`` (m, k) less its units' means, in two parts so that a large mean loses nothing; zero outside."""
+    """Subtract from ``x`` (m, k) its units' means, in two parts so that a large mean loses nothing; zero
+    outside.
+    """
     of_m = tl.load(means + m, m < tl.where(by_rows, size, 0), 0.0)
     of_k = tl.load(means + k, k < tl.where(by_rows, 0, length), 0.0)
     high_m = of_m.to(COMPUTE)
@@ -94,7 +96,7 @@ def _product(
     PRODUCTS: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Sum over k in begin..end of operand[i, k] operand[j, k], times ``scale`` and in its type."""
+    """Sum operand[i, k] operand[j, k] over k in begin..end, times ``scale`` and in its type."""
     COMPUTE: tl.constexpr = scale.dtype
     data = tl.load(layer + POINTER).to(tl.pointer_type(ELEMENT))
     if ALIGNMENT != ALIGNED_NOT:
@@ -190,7 +192,7 @@ def gram_kernel(
     CENTRE: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Persistent: every program takes each ``num_programs``-th tile, whole or a piece along k.
+    """Compute tiles, whole or a piece along k: persistent, every program takes each ``num_programs``-th.
 
     With EXACT there are two launches, and the means of a layer decide in which of them it is done.
     """

@@ -60,7 +60,7 @@ class Slab(NamedTuple):
 @triton.jit
 @no_type_check
 def _quotient(dividend, axis):
-    """``dividend // length`` of an axis for 0 <= dividend < 2**31 (Granlund and Montgomery, 1994)."""
+    """Compute ``dividend // length`` of an axis for 0 <= dividend < 2**31 (Granlund and Montgomery, 1994)."""
     length = tl.load(axis)
     quotient = tl.umulhi(dividend, tl.load(axis + 2).to(tl.uint32)) >> tl.load(axis + 3).to(tl.uint32)
     return tl.where(length == 1, dividend, quotient)
@@ -69,7 +69,7 @@ def _quotient(dividend, axis):
 @triton.jit
 @no_type_check
 def _coordinate(number, axis):
-    """(coordinate along this axis, what is left for the axes outside it)."""
+    """Split off the coordinate along this axis from what is left for the axes outside it."""
     outside = _quotient(number, axis)
     return number - outside * tl.load(axis).to(tl.uint32), outside
 
@@ -77,7 +77,7 @@ def _coordinate(number, axis):
 @triton.jit
 @no_type_check
 def _kept(coordinate, inside, first, indices):
-    """Source coordinate along a cut axis."""
+    """Look up the source coordinate along a cut axis."""
     cut = first >= 0
     index = tl.load(indices + first + coordinate, inside & (coordinate < tl.where(cut, 1 << 31, 0)), 0)
     return tl.where(cut, index, coordinate.to(tl.int64))
@@ -94,7 +94,7 @@ def _copy(slab, number, inside, at, ELEMENT: tl.constexpr):
 @triton.jit
 @no_type_check
 def gather_kernel(slabs, indices, count, TILE: tl.constexpr):
-    """Output elements TILE * program_id.. of the slab that this program's tile belongs to."""
+    """Copy output elements TILE * program_id.. of the slab that this program's tile belongs to."""
     tile = tl.program_id(0)
     low = 0
     high = count
@@ -132,7 +132,7 @@ def gather_kernel(slabs, indices, count, TILE: tl.constexpr):
 def prepare_gather(
     tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]
 ) -> tuple[list[Tensor], Callable[[], None]]:
-    """The results and what fills them: see :func:`slimfast.kernels.ops.grouped_gather`."""
+    """Prepare the results and what fills them: see :func:`slimfast.kernels.ops.grouped_gather`."""
     device = tensors[0].device
     outputs = []
     slabs: list[Slab] = []
@@ -163,7 +163,7 @@ def prepare_gather(
 
 
 def _segments(tensor: Tensor, cut: Iterable[int]) -> list[list[Axis]]:
-    """The uncut dims before, between and after the cut ones, each merged as far as their strides allow."""
+    """Merge the uncut dims before, between and after the cut ones, each as far as their strides allow."""
     borders = [-1, *sorted(cut), tensor.ndim]
     segments = []
     for before, after in itertools.pairwise(borders):
@@ -181,7 +181,7 @@ def _segments(tensor: Tensor, cut: Iterable[int]) -> list[list[Axis]]:
 
 
 def _slabs(source: Tensor, output: Tensor, kept: Mapping[int, Tensor]) -> list[Slab]:
-    """The slabs of one tensor whose uncut dims merge: none if it is empty, several if it is large."""
+    """List the slabs of one tensor whose uncut dims merge: none if it is empty, several if it is large."""
     if output.numel() == 0:
         return []
     if output.numel() < MOST_ELEMENTS:
@@ -199,7 +199,7 @@ def _slabs(source: Tensor, output: Tensor, kept: Mapping[int, Tensor]) -> list[S
 
 
 def _slab(source: Tensor, output: Tensor, kept: Mapping[int, Tensor]) -> Slab:
-    """One slab, its elements as wide as its runs and addresses allow."""
+    """Make one slab, its elements as wide as its runs and addresses allow."""
     whole = Axis(1, 0)
     segments = [segment[0] if segment else whole for segment in _segments(source, kept)]
     # Without a second cut, or a first, their axes and the segments outside them have length one.
@@ -225,7 +225,9 @@ def _slab(source: Tensor, output: Tensor, kept: Mapping[int, Tensor]) -> Slab:
 
 
 def _table(slabs: Sequence[Slab]) -> tuple[IntArray, IntArray, int]:
-    """The slabs' numbers (s, fields), all kept indices one after another, and how many tiles there are."""
+    """List the slabs' numbers (s, fields), all kept indices one after another, and how many tiles there
+    are.
+    """
     rows = np.zeros((len(slabs), FIELDS.value), dtype=np.int64)
     begins: dict[int, int] = {}
     indices: list[IntArray] = []
@@ -245,7 +247,9 @@ def _table(slabs: Sequence[Slab]) -> tuple[IntArray, IntArray, int]:
 
 
 def _divider(length: int) -> tuple[int, int]:
-    """(multiplier, shift) with n // length = (n multiplier >> 32) >> shift for n < 2**31 and length > 1."""
+    """Find (multiplier, shift) with n // length = (n multiplier >> 32) >> shift for n < 2**31 and length
+    > 1.
+    """
     if length == 1:
         return 0, 0
     shift = (length - 1).bit_length() - 1

@@ -53,7 +53,9 @@ def moments_kernel(
     ELEMENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Means of a block of units, the block's centred squares and squared means, and its share of r."""
+    """Compute means of a block of units, the block's centred squares and squared means, and its share of
+    r.
+    """
     item = items + 2 * tl.program_id(0)
     layer = layers + FIELDS * tl.load(item)
     first = tl.load(item + 1)
@@ -94,7 +96,7 @@ def moments_kernel(
 def summary_kernel(
     layers, items, sums, edge_parts, vectors, summary, BLOCKS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """A layer's trace and g = sum of squared means into ``summary`` (g, 2), and a stretch of its r."""
+    """Sum a layer's trace and g = sum of squared means into ``summary`` (g, 2), and a stretch of its r."""
     item = items + 2 * tl.program_id(0)
     layer = layers + FIELDS * tl.load(item)
     of_layer = summary + 2 * tl.load(layer + NUMBER)

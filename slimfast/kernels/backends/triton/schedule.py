@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from slimfast.arrays import IntArray
-from slimfast.kernels.prepared import host_table
+from slimfast.kernels.backends.contract import host_table
 
 # The order of a layer's numbers in the table; the kernels unpack the same names.
 LAYER_FIELDS = (
@@ -95,8 +95,8 @@ def layer_table(
     *,
     centred_later: bool,
 ) -> Layers:
-    """The table of layers of one dtype, ``numbers`` of the call; ``centred_later``: products are taken of
-    what is not centred.
+    """Make the table of layers of one dtype, ``numbers`` of the call; ``centred_later``: products are taken
+    of what is not centred.
     """
     table = np.zeros((len(xs), len(LAYER_FIELDS)), dtype=np.int64)
     units = sum(x.shape[0] for x in xs)
@@ -121,7 +121,9 @@ def layer_table(
 
 
 def _aligned(x: Tensor, by_rows: bool) -> int:
-    """Along which axis of the operand every run of 16 bytes is contiguous and starts at a multiple of 16."""
+    """Find along which axis of the operand every run of 16 bytes is contiguous and starts at a multiple of
+    16.
+    """
     vector = 16 // x.element_size()
     if x.data_ptr() % 16:
         return ALIGNED_NOT
@@ -133,20 +135,20 @@ def _aligned(x: Tensor, by_rows: bool) -> int:
 
 
 def moment_items(layers: Layers) -> IntArray:
-    """(layer, first unit) of every :data:`MOMENT_UNITS` units."""
+    """List (layer, first unit) of every :data:`MOMENT_UNITS` units."""
     units = layers.table[:, LAYER_FIELDS.index("units")]
     return _ranges(units, MOMENT_UNITS)
 
 
 def summary_items(layers: Layers) -> IntArray:
-    """(layer, first column): one item a layer, and where r is needed one for each stretch of columns."""
+    """List (layer, first column): one item a layer, and where r is needed one for each stretch of columns."""
     positions = layers.table[:, LAYER_FIELDS.index("positions")]
     parts = layers.table[:, LAYER_FIELDS.index("edge_parts")]
     return _ranges(np.where(parts >= 0, positions, 1), SUMMARY_COLUMNS)
 
 
 def _ranges(ends: IntArray, step: int) -> IntArray:
-    """(i, start) for every start in range(0, ends[i], step)."""
+    """List (i, start) for every start in range(0, ends[i], step)."""
     counts = -(-ends // step)
     number = np.repeat(np.arange(len(ends), dtype=np.int64), counts)
     before = np.repeat(np.cumsum(counts) - counts, counts)
@@ -154,7 +156,7 @@ def _ranges(ends: IntArray, step: int) -> IntArray:
 
 
 def choose_tiles(size: int, compute: torch.dtype, *, exact: bool) -> Tiles:
-    """For a layer of this m; float64 tiles are always small.
+    """Choose the tiles for a layer of this m; float64 tiles are always small.
 
     ``exact``: products of 16-bit numbers, half as large, so twice as many a step.
     """
@@ -167,7 +169,7 @@ def choose_tiles(size: int, compute: torch.dtype, *, exact: bool) -> Tiles:
 
 
 def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles) -> GramWork:
-    """Tiles of the lower triangles of operands of these sizes (m, k), those of few tiles cut along k.
+    """List tiles of the lower triangles of operands of these sizes (m, k), those of few tiles cut along k.
 
     The longest items come first, because what is started last should end soonest.
     """
@@ -193,7 +195,7 @@ def gram_work(sizes: Sequence[Sequence[int]], tiles: Tiles) -> GramWork:
 
 
 def _pieces(m: int, k: int, tiles: Tiles) -> tuple[IntArray, IntArray, int]:
-    """Items, cut tiles and slots of one layer, the first of its call."""
+    """List items, cut tiles and slots of one layer, the first of its call."""
     grid = _triangle(-(-m // tiles.block))
     steps = -(-k // tiles.depth)
     wanted = max(1, min(-(-ITEMS_PER_LAYER // len(grid)), steps // LEAST_STEPS))
@@ -217,14 +219,14 @@ def _pieces(m: int, k: int, tiles: Tiles) -> tuple[IntArray, IntArray, int]:
 
 @functools.lru_cache(maxsize=256)
 def _triangle(count: int) -> IntArray:
-    """(i, j) with j <= i < count, in bands of rows."""
+    """List (i, j) with j <= i < count, in bands of rows."""
     i, j = np.tril_indices(count)
     order = np.lexsort((i, j, i // BAND))
     return np.stack([i[order], j[order]], axis=1).astype(np.int64)
 
 
 def to_device(tables: Sequence[IntArray], device: torch.device) -> list[Tensor]:
-    """The tables on the device, flat, by one copy that nobody waits for, each at a multiple of 16 bytes."""
+    """Copy the tables to the device by one copy that nobody waits for, each at a multiple of 16 bytes."""
     lengths = [table.size + table.size % 2 for table in tables]
     host = host_table(sum(lengths), device)
     written = host.numpy()
@@ -233,4 +235,5 @@ def to_device(tables: Sequence[IntArray], device: torch.device) -> list[Tensor]:
         written[start : start + table.size] = table.reshape(-1)
         # What makes the length even is read by nobody.
         written[start + table.size : start + table.size + table.size % 2] = 0
-    return list(torch.split(host.to(device, non_blocking=True), lengths))
+    parts = torch.split(host.to(device, non_blocking=True), lengths)
+    return [part[: table.size].view(table.shape) for part, table in zip(parts, tables, strict=True)]

@@ -1,0 +1,145 @@
+"""Options that several commands share: groups of them, declared once, each one argument of a command."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+from torch import nn
+
+from slimfast.calibration import Calibration
+from slimfast.calibration.files import load_calibration
+from slimfast.cli import options
+from slimfast.errors import SlimfastError
+from slimfast.plans import Plan
+from slimfast.plans.request import WidthOptions
+from slimfast.pruning.prune import prune_channels
+from slimfast.pruning.repair import repair_report
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Which widths are wanted."""
+
+    macs: options.Macs = None
+    params: options.Params = None
+    explained_variance: options.ExplainedVariance = None
+    multiple_of: options.MultipleOf = 1
+    min_width: options.MinWidth = 1
+    include: options.Include = None
+    exclude: options.Exclude = None
+    width: options.Widths = None
+
+    def request_options(self) -> WidthOptions:
+        """Make the keywords of ``plan``; at least one budget, or a width by hand, must be among them."""
+        overrides = _widths_by_hand(self.width)
+        if not overrides and {self.macs, self.params, self.explained_variance} == {None}:
+            raise SlimfastError("expected a budget: --macs, --params or --explained-variance, got none")
+        return {
+            "macs": self.macs,
+            "params": self.params,
+            "explained_variance": self.explained_variance,
+            "multiple_of": self.multiple_of,
+            "min_width": self.min_width,
+            "include": self.include or None,
+            "exclude": self.exclude or None,
+            "overrides": overrides or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a network is cut."""
+
+    select: options.Select = options.DEFAULT_METHOD
+    repair: options.Repair = None
+    repair_damping: options.RepairDamping = 0.0
+    calibration: options.Calibration = None
+    verify: Annotated[bool, typer.Option(help="Run both networks and compare what comes out.")] = True
+
+    def load_calibration(self, device: str) -> Calibration | None:
+        """Load the calibration that was named."""
+        return None if self.calibration is None else load_calibration(self.calibration, device=device)
+
+    def apply(
+        self, network: nn.Module, plan: Plan, calibration: Calibration | None, backend: str
+    ) -> nn.Module:
+        """Cut the network to a plan, and say what a repair left as it was cut."""
+        thin = prune_channels(
+            network,
+            plan,
+            select=self.select.value,
+            repair=self.repair.value if self.repair else None,
+            repair_damping=self.repair_damping,
+            calibration=calibration,
+            verify=self.verify,
+            backend=backend,
+        )
+        if self.repair is not None:
+            for name, reason in repair_report(thin).left.items():
+                options.tell(f"not repaired: {name}: {reason}")
+        return thin
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How a thin network is trained."""
+
+    epochs: options.Epochs = 10
+    lr: options.LearningRate = 0.05
+    temperature: options.Temperature = 4.0
+    ema: options.Ema = None
+    resume: options.Resume = None
+
+
+def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """Show typer the fields of a command's groups of options, each as an option of the command.
+
+    Typer reads signatures: a group stands there as its fields, and the command gets the group made of them.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    shown: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            shown.append(parameter.replace(annotation=hints[name], kind=parameter.KEYWORD_ONLY))
+            continue
+        types = get_type_hints(groups[name], include_extras=True)
+        shown += [
+            inspect.Parameter(
+                field.name, parameter.KEYWORD_ONLY, default=field.default, annotation=types[field.name]
+            )
+            for field in fields(groups[name])
+        ]
+
+    @functools.wraps(command)
+    def grouped(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    grouped.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    grouped.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return grouped
+
+
+def _widths_by_hand(texts: list[str] | None) -> dict[str, int | float]:
+    """Parse ``--width PATTERN=WIDTH`` to pattern -> width: an int is a number of units, a float a share of
+    them.
+    """
+    found: dict[str, int | float] = {}
+    for text in texts or []:
+        pattern, equals, width = text.rpartition("=")
+        try:
+            found[pattern] = int(width) if width.isdecimal() else float(width)
+        except ValueError:
+            equals = ""
+        if not (equals and pattern):
+            raise SlimfastError(f"--width: expected PATTERN=WIDTH, as in 'layer1.*=16', got {text!r}")
+    return found
