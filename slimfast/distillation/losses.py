@@ -3,110 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from slimfast.distillation.hints import Features, FeatureTap, Hint, hint_loss, tapped
+from slimfast.distillation.network_outputs import logits_of
 from slimfast.distillation.output_losses import (
     attention_loss,
     correlation_loss,
     decoupled_loss,
     relational_loss,
+    soft_target_loss,
+    widened,
 )
-from slimfast.errors import ArgumentError, ArgumentTypeError
-from slimfast.pruning.manifests import manifest
-
-Features: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
-"""One (student feature, teacher feature) pair per hint, of the same shape, channels in dim 1."""
+from slimfast.errors import ArgumentError
 
 _OF_FEATURES = ("hint", "attention")
 _WEIGHTS = ("soft", "hard", "decoupled", "correlation", "relational", *_OF_FEATURES)
-
-# Modules whose channels are their output's last dim; convolutions, batch and group norms have them in dim 1.
-_CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.LayerNorm, nn.RMSNorm)
-_CHANNELS_SECOND = (
-    nn.modules.conv._ConvNd,
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
-    nn.GroupNorm,
-)
-
-
-def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float, class_dim: int = -1) -> Tensor:
-    """T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over all but the class dim; a scalar.
-
-    Both are logits of one shape. T^2 keeps the gradient's size independent of T (Hinton, Vinyals and Dean
-    2015, "Distilling the knowledge in a neural network", section 2). Computed in float32 or wider.
-    """
-    log_p = functional.log_softmax(_wide(teacher) / temperature, dim=class_dim)
-    log_q = functional.log_softmax(_wide(student) / temperature, dim=class_dim)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=class_dim)
-    return divergence.mean() * temperature**2
-
-
-def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over channels of the squared error divided by the teacher's variance in that channel; a scalar.
-
-    Both (N, C, ...) and already aligned. The hint of Romero et al. 2015 ("FitNets") without its regressor,
-    and in units of each channel's own spread: 0 is equal, 1 is as good as the channel's mean. A channel
-    that hardly varies in this batch is measured against a hundredth of the average variance instead of its
-    own.
-    """
-    student, teacher = _wide(student), _wide(teacher)
-    others = [dim for dim in range(teacher.dim()) if dim != 1]
-    error = (student - teacher).square().mean(dim=others)
-    variance = teacher.var(dim=others, correction=0)
-    floor = (0.01 * variance.mean()).clamp(min=torch.finfo(variance.dtype).tiny)
-    return (error / variance.maximum(floor)).mean()
-
-
-@dataclass(frozen=True, slots=True)
-class Hint:
-    """Match the output of module ``module``: student channel j with teacher channel ``keep[j]`` (None: all).
-
-    ``dim`` is the channel dim of that output. :func:`aligned_hints` makes these for a pruned network.
-    """
-
-    module: str
-    keep: tuple[int, ...] | None = None
-    dim: int = 1
-
-
-def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...]:
-    """Hints for these modules of a network made by ``prune_channels``, aligned by what it kept.
-
-    Each name is a module with a weight (linear, convolution, norm): its output channels are its weight's
-    surviving ones. For other modules write the :class:`Hint` itself.
-
-    Raises:
-        ValueError: no module of that name, or one whose output channels its weight does not name.
-    """
-    keeps = manifest(student).keeps
-    known = dict(student.named_modules())
-    hints = []
-    for name in modules:
-        if name not in known:
-            raise ArgumentError(f"aligned_hints: the student has no module {name!r}")
-        module = known[name]
-        if (
-            not isinstance(module, _CHANNELS_LAST + _CHANNELS_SECOND)
-            or getattr(module, "weight", None) is None
-        ):
-            kind = type(module).__name__
-            raise ArgumentError(
-                f"aligned_hints: {name} is a {kind}: cannot tell its channels; write its Hint"
-            )
-        # A transposed convolution stores (in, out, ...), an embedding (entries, channels).
-        weight_dim = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
-        keep = keeps.get(f"{name}.weight", {}).get(weight_dim)
-        dim = -1 if isinstance(module, _CHANNELS_LAST) else 1
-        hints.append(Hint(name, None if keep is None else tuple(int(unit) for unit in keep), dim))
-    return tuple(hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +98,7 @@ class DistillationLoss:
             terms |= self._of_logits(logits, logits_of(teacher), targets)
         if self.hard:
             assert targets is not None
-            by_class = _wide(logits).movedim(self.class_dim, 1)
+            by_class = widened(logits).movedim(self.class_dim, 1)
             if targets.is_floating_point():
                 targets = targets.movedim(self.class_dim, 1)
             value = functional.cross_entropy(by_class, targets, label_smoothing=self.label_smoothing)
@@ -222,72 +140,6 @@ class DistillationLoss:
             terms["relational"] = (self.relational, relational_loss(ours, theirs))
         return terms
 
-    @contextmanager
-    def watching(self, student: nn.Module, teacher: nn.Module) -> Iterator[FeatureTap]:
+    def watching(self, student: nn.Module, teacher: nn.Module) -> AbstractContextManager[FeatureTap]:
         """Record the hinted modules' outputs while both networks run; the hooks go when the block ends."""
-        tap = FeatureTap(self.hints)
-        with ExitStack() as hooks:
-            for index, hint in enumerate(self.hints):
-                for side, model in (("student", student), ("teacher", teacher)):
-                    try:
-                        module = model.get_submodule(hint.module)
-                    except AttributeError as error:
-                        raise ArgumentError(
-                            f"DistillationLoss: the {side} has no module {hint.module!r}"
-                        ) from error
-                    handle = module.register_forward_hook(tap.recorder(side, index))
-                    hooks.callback(handle.remove)
-            yield tap
-
-
-class FeatureTap:
-    """The latest outputs of the hinted modules; calling it gives them as aligned pairs and forgets them."""
-
-    def __init__(self, hints: tuple[Hint, ...]) -> None:
-        self._hints = hints
-        self._seen: dict[tuple[str, int], Tensor] = {}
-
-    def recorder(self, side: str, index: int) -> Any:
-        """A forward hook that keeps the output of hint ``index`` on ``side`` ("student" or "teacher")."""
-
-        def record(module: nn.Module, args: Any, output: Any) -> None:
-            self._seen[side, index] = output
-
-        return record
-
-    def __call__(self) -> Features:
-        pairs = []
-        for index, hint in enumerate(self._hints):
-            for side in ("student", "teacher"):
-                if not isinstance(self._seen.get((side, index)), Tensor):
-                    raise ArgumentError(f"the {side} gave no tensor at {hint.module!r} since the last step")
-            student, teacher = self._seen["student", index], self._seen["teacher", index].detach()
-            if hint.keep is not None:
-                teacher = teacher.index_select(hint.dim, torch.tensor(hint.keep, device=teacher.device))
-            if student.shape != teacher.shape:
-                got, wanted = tuple(student.shape), tuple(teacher.shape)
-                raise ArgumentError(
-                    f"hint {hint.module!r}: the student gives {got}, the teacher's kept part is {wanted}"
-                )
-            pairs.append((student.movedim(hint.dim, 1), teacher.movedim(hint.dim, 1)))
-        self._seen.clear()
-        return tuple(pairs)
-
-
-def logits_of(output: Any) -> Tensor:
-    """The logits in a network's output: the tensor itself, its ``logits`` entry, or the first of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if found is None and isinstance(output, (tuple, list)) and output:
-        found = output[0]
-    if not isinstance(found, Tensor):
-        raise ArgumentTypeError(
-            f"expected logits, a tuple or a mapping with 'logits', got {type(output).__name__}"
-        )
-    return found
-
-
-def _wide(x: Tensor) -> Tensor:
-    """``x`` in float32, or as it is where that is wider: 16 bits lose the small probabilities."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        return tapped(self.hints, student, teacher)

@@ -1,10 +1,22 @@
-"""Losses between the outputs of two networks beyond plain soft targets: each a scalar, 0 where they agree."""
+"""Losses between the outputs of two networks: each a scalar, 0 where they agree."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+
+def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float, class_dim: int = -1) -> Tensor:
+    """T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over all but the class dim; a scalar.
+
+    Both are logits of one shape. T^2 keeps the gradient's size independent of T (Hinton, Vinyals and Dean
+    2015, "Distilling the knowledge in a neural network", section 2). Computed in float32 or wider.
+    """
+    log_p = functional.log_softmax(widened(teacher) / temperature, dim=class_dim)
+    log_q = functional.log_softmax(widened(student) / temperature, dim=class_dim)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=class_dim)
+    return divergence.mean() * temperature**2
 
 
 def decoupled_loss(
@@ -24,7 +36,7 @@ def decoupled_loss(
     teacher is sure (Zhao et al., CVPR 2022, "Decoupled Knowledge Distillation", equation 7). Computed in
     float32 or wider.
     """
-    ours, theirs = _wide(student) / temperature, _wide(teacher) / temperature
+    ours, theirs = widened(student) / temperature, widened(teacher) / temperature
     one_hot = functional.one_hot(targets, ours.shape[-1]).bool()
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,8 +63,8 @@ def correlation_loss(student: Tensor, teacher: Tensor, *, temperature: float = 1
     smaller network cannot reach (Huang et al., NeurIPS 2022, "Knowledge Distillation from A Stronger
     Teacher", DIST, with both weights 1). Computed in float32 or wider.
     """
-    p = (_wide(student) / temperature).softmax(-1)
-    q = (_wide(teacher) / temperature).softmax(-1)
+    p = (widened(student) / temperature).softmax(-1)
+    q = (widened(teacher) / temperature).softmax(-1)
     between = 1 - _pearson(p, q).mean()
     within = 1 - _pearson(p.T, q.T).mean()
     return (between + within) * temperature**2
@@ -65,7 +77,7 @@ def relational_loss(student: Tensor, teacher: Tensor, *, angle_weight: float = 2
     (N, ...) each, of any two widths, flattened. (Park et al., CVPR 2019, "Relational Knowledge Distillation",
     equations 5 to 10, with its ratio of 1 to 2.) The angles take N^3 elements. Computed in float32 or wider.
     """
-    ours, theirs = (_wide(x).flatten(1) for x in (student, teacher))
+    ours, theirs = (widened(x).flatten(1) for x in (student, teacher))
     distance = functional.smooth_l1_loss(_distances(ours), _distances(theirs))
     return distance + angle_weight * functional.smooth_l1_loss(_angles(ours), _angles(theirs))
 
@@ -79,7 +91,7 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     to Attention", equation 2 with p = 2). Computed in float32 or wider.
     """
     ours, theirs = (
-        functional.normalize(_wide(x).square().sum(1).flatten(1), dim=1) for x in (student, teacher)
+        functional.normalize(widened(x).square().sum(1).flatten(1), dim=1) for x in (student, teacher)
     )
     return (ours - theirs).square().sum(1).mean()
 
@@ -105,5 +117,6 @@ def _angles(x: Tensor) -> Tensor:
     return towards @ towards.transpose(1, 2)
 
 
-def _wide(x: Tensor) -> Tensor:
+def widened(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is where that is wider: 16 bits lose the small probabilities."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

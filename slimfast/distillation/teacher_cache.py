@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.distillation.batches import call
-from slimfast.distillation.losses import logits_of
+from slimfast.distillation.network_outputs import logits_of
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import map_leaves

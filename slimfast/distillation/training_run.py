@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.distillation.averaging import MovingAverage
-from slimfast.distillation.batches import Feed, call, count_right, describe, evaluating, split_batch
-from slimfast.distillation.losses import DistillationLoss, FeatureTap, logits_of
+from slimfast.distillation.batches import Feed, call, describe, evaluating, split_batch
+from slimfast.distillation.hints import FeatureTap
+from slimfast.distillation.losses import DistillationLoss
+from slimfast.distillation.network_outputs import logits_of
 from slimfast.distillation.progress import TrainingBar
 from slimfast.distillation.recipe import EpochRecord, History, Recipe
 from slimfast.distillation.resume import rng_state, set_rng_state
+from slimfast.distillation.scores import count_right
 from slimfast.distillation.sharding import check_sharded, is_sharded
 from slimfast.distributed.dtensors import gathered, is_part, part_like
 from slimfast.errors import ArgumentTypeError, SlimfastError
@@ -262,7 +265,7 @@ class Training:
         device = self.accelerator.device
         if callable(evaluate):
             with evaluating(self.student):
-                score = torch.tensor(float(evaluate(self.student)), dtype=torch.float64, device="cpu")
+                score = torch.tensor(float(evaluate(self.student)), dtype=torch.float64)
             if self.recipe.processes > 1:
                 score = score.to(device)
                 torch.distributed.broadcast(score, 0)
