@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
-from slimfast.distillation.batches import Feed, device_of, evaluating, keeping_modes
+from slimfast.distillation.batches import Feed, evaluating
+from slimfast.distillation.hints import FeatureTap
+from slimfast.distillation.lending import accelerated, lent
 from slimfast.distillation.losses import DistillationLoss
 from slimfast.distillation.progress import TrainingBar
 from slimfast.distillation.recipe import EpochRecord, History, Recipe
-from slimfast.distillation.resume import (
-    load_training,
-    postponed_interrupt,
-    rng_state,
-    save_training,
-    set_rng_state,
-)
-from slimfast.distillation.sharding import check_strategy, is_sharded
-from slimfast.distillation.training_run import Evaluate, Loss, Training
-from slimfast.errors import ArgumentError, SlimfastError
+from slimfast.distillation.resume import postponed_interrupt, rng_state, save_training, set_rng_state
+from slimfast.distillation.saved_run import go_on, saved_run, state_of
+from slimfast.distillation.sharding import check_strategy
+from slimfast.distillation.training_run import Training
+from slimfast.distillation.training_setup import Evaluate, Loss, Setup
+from slimfast.errors import ArgumentError
 from slimfast.storage.atomic import output_folder
 
 _log = logging.getLogger(__name__)
@@ -98,7 +95,7 @@ def distill(
     criterion: Loss = DistillationLoss() if loss is None else loss
     with ExitStack() as stack:
         stack.callback(set_rng_state, rng_state())
-        accelerator = stack.enter_context(_accelerate(accelerator, mixed_precision))
+        accelerator = stack.enter_context(accelerated(accelerator, mixed_precision))
         feed = Feed(train, accelerator, name="train")
         recipe = Recipe(
             epochs=epochs,
@@ -115,17 +112,36 @@ def distill(
             loss=str(criterion) if isinstance(criterion, DistillationLoss) else "custom",
             ema=ema,
         )
-        saved = None if folder is None else _saved_run(folder, recipe, resume=resume)
-        check_strategy(student, accelerator)
-        stack.enter_context(_lent(student, accelerator.device))
-        stack.enter_context(_lent(teacher, accelerator.device))
-        stack.enter_context(evaluating(teacher))
-        run = Training(student, teacher, criterion, recipe, accelerator, feed, evaluate)
-        if saved is not None:
-            _go_on(run, saved, folder)
-        bar = stack.enter_context(
-            TrainingBar(recipe, done=run.steps_done, shown=progress, main=accelerator.is_main_process)
-        )
+        setup = Setup(student, teacher, criterion, recipe, accelerator, feed, evaluate)
+        run = _started(setup, folder, stack, resume=resume)
+        _run_epochs(run, folder, progress, callback)
+        run.give_weights(restore)
+        return run.history()
+
+
+def _started(setup: Setup, folder: Path | None, stack: ExitStack, *, resume: bool) -> Training:
+    """The training on its device, from the beginning or from where ``folder`` has it; ``stack`` undoes it."""
+    saved = None if folder is None else saved_run(folder, setup.recipe, resume=resume)
+    check_strategy(setup.student, setup.accelerator)
+    stack.enter_context(lent(setup.student, setup.accelerator.device))
+    stack.enter_context(lent(setup.teacher, setup.accelerator.device))
+    stack.enter_context(evaluating(setup.teacher))
+    run = Training(setup)
+    if saved is not None:
+        go_on(run, saved, folder)
+    return run
+
+
+def _run_epochs(
+    run: Training,
+    folder: Path | None,
+    progress: bool | Callable[[int, int], None] | None,
+    callback: Callable[[EpochRecord], None] | None,
+) -> None:
+    """Train to the last epoch, or until Ctrl-C or a cancelling ``progress``, which are then raised."""
+    recipe, main = run.setup.recipe, run.setup.accelerator.is_main_process
+    with ExitStack() as stack:
+        bar = stack.enter_context(TrainingBar(recipe, done=run.steps_done, shown=progress, main=main))
         features = stack.enter_context(run.watching())
         interrupted: Callable[[], bool] = bool
         if folder is not None:
@@ -134,94 +150,32 @@ def distill(
         def stopping() -> bool:
             return interrupted() or bar.cancelled is not None
 
-        _log.info("distilling %s: epochs %d to %d", type(student).__name__, run.epoch + 1, recipe.epochs)
-        while run.epoch < recipe.epochs:
-            finished = run.train_epoch(features, stopping, bar)
-            record = run.close_epoch() if finished else None
-            state = None if folder is None else run.state()
-            if accelerator.is_main_process:
-                if folder is not None and state is not None:
-                    save_training(folder, state)
-                if record is not None:
-                    _log.info("epoch %d: loss %.4g, score %s", record.epoch, record.loss, record.score)
-                    bar.show_record(record)
-                    if callback is not None:
-                        callback(record)
+        name, first = type(run.setup.student).__name__, run.position.epoch + 1
+        _log.info("distilling %s: epochs %d to %d", name, first, recipe.epochs)
+        while not run.finished:
+            _run_epoch(run, folder, features, stopping, bar, callback)
             if run.agreed(stopping()):
                 raise bar.cancelled or KeyboardInterrupt
-        if restore == "best" and run.best is not None:
-            student.load_state_dict(run.best["student"])
-        elif run.average is not None:
-            run.average.put()
-        return run.history()
 
 
-def _saved_run(folder: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
-    """The training in ``folder`` to go on with, if any; an error where it is not this one."""
-    saved = load_training(folder)
-    if saved is None:
-        return None
-    if not resume:
-        raise SlimfastError(
-            f"{folder} holds a training ({saved['epoch']} epochs done): resume it or use another folder"
-        )
-    if differences := recipe.differences(saved["recipe"]):
-        raise SlimfastError(f"{folder} holds a training with other settings: {differences}")
-    return saved
-
-
-def _go_on(run: Training, saved: dict[str, Any], folder: Path | None) -> None:
-    """Take over a training from its file, which may be of another version or a stranger's."""
-    try:
-        run.load(saved)
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise SlimfastError(f"{folder}: the training in it does not fit this one: {reason}") from error
-
-
-@contextmanager
-def _accelerate(given: Any, precision: str | None) -> Iterator[Any]:
-    """The user's Accelerator, or one of our own that leaves nothing behind."""
-    if given is not None:
-        if precision not in (None, given.mixed_precision):
-            theirs = given.mixed_precision
-            raise ArgumentError(f"distill: mixed_precision={precision!r}, but the accelerator has {theirs!r}")
-        yield given
+def _run_epoch(
+    run: Training,
+    folder: Path | None,
+    features: FeatureTap,
+    stopping: Callable[[], bool],
+    bar: TrainingBar,
+    callback: Callable[[EpochRecord], None] | None,
+) -> None:
+    """Train for an epoch or until a stop, save what is done, and tell of it."""
+    finished = run.train_epoch(features, stopping, bar)
+    record = run.close_epoch() if finished else None
+    state = None if folder is None else state_of(run)
+    if not run.setup.accelerator.is_main_process:
         return
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise SlimfastError("distill needs accelerate: pip install 'slimfast[distill]'") from error
-    # accelerate keeps the first precision for the whole process; the next call may want another.
-    first = not AcceleratorState._shared_state
-    accelerator = None
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-        yield accelerator
-    finally:
-        if accelerator is not None:
-            accelerator.free_memory()
-        if first:
-            AcceleratorState._reset_state()
-
-
-@contextmanager
-def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """``model`` on ``device`` inside the block; after it on its own device, in its modes, unmarked.
-
-    One that is sharded, or becomes so, stays where it is.
-    """
-    before, attributes = device_of(model), set(vars(model))
-    spread = len({parameter.device for parameter in model.parameters()}) > 1
-    with keeping_modes(model):
-        try:
-            if not spread and not is_sharded(model):
-                model.to(device)
-            yield
-        finally:
-            # accelerate leaves a wrapped forward and a mark behind.
-            for name in set(vars(model)) - attributes:
-                del vars(model)[name]
-            if not spread and not is_sharded(model):
-                model.to(before)
+    if folder is not None and state is not None:
+        save_training(folder, state)
+    if record is not None:
+        _log.info("epoch %d: loss %.4g, score %s", record.epoch, record.loss, record.score)
+        bar.show_record(record)
+        if callback is not None:
+            callback(record)
