@@ -67,14 +67,16 @@ def describe(inputs: Any) -> str:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Nested tuples, lists and dicts with their tensors on ``device``."""
+    """Nested tuples, lists and dicts with their tensors on ``device``, and fit to be trained on."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        moved = value.to(device, non_blocking=True)
+        # What was made in inference mode cannot be kept for a backward pass.
+        return moved.clone() if moved.is_inference() else moved
     if isinstance(value, Mapping):
         return {name: to_device(entry, device) for name, entry in value.items()}
     if _is_sequence(value):
-        moved = [to_device(entry, device) for entry in value]
-        return tuple(moved) if isinstance(value, tuple) else moved
+        entries = [to_device(entry, device) for entry in value]
+        return tuple(entries) if isinstance(value, tuple) else entries
     return value
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from slimfast.distillation.batches import Feed, evaluating
@@ -22,7 +23,7 @@ from slimfast.distillation.saved_run import go_on, saved_run, state_of
 from slimfast.distillation.sharding import check_strategy
 from slimfast.distillation.training_run import Training
 from slimfast.distillation.training_setup import Evaluate, Loss, Setup
-from slimfast.errors import ArgumentError
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.storage.atomic import output_folder
 
 _log = logging.getLogger(__name__)
@@ -87,14 +88,15 @@ def distill(
         SlimfastError: no data, networks or outputs that do not fit, a loss that is not finite, a folder that
             cannot be written or holds another run. One line, before the first step where it is known by then.
     """
-    if student is teacher:
-        raise ArgumentError("distill: the student is the teacher; pass two networks")
+    _check_networks(student, teacher)
     if restore not in ("best", "last"):
         raise ArgumentError(f"distill: restore must be 'best' or 'last', got {restore!r}")
     folder = None if checkpoint is None else output_folder(checkpoint)
     criterion: Loss = DistillationLoss() if loss is None else loss
     with ExitStack() as stack:
         stack.callback(set_rng_state, rng_state())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         accelerator = stack.enter_context(accelerated(accelerator, mixed_precision))
         feed = Feed(train, accelerator, name="train")
         recipe = Recipe(
@@ -117,6 +119,16 @@ def distill(
         _run_epochs(run, folder, progress, callback)
         run.give_weights(restore)
         return run.history()
+
+
+def _check_networks(student: nn.Module, teacher: nn.Module) -> None:
+    if student is teacher:
+        raise ArgumentError("distill: the student is the teacher; pass two networks")
+    if made := [name for name, tensor in student.state_dict().items() if tensor.is_inference()]:
+        raise SlimfastError(
+            f"distill: the student's {made[0]} was made in inference mode, which cannot be trained; train a "
+            "copy.deepcopy of it that is made outside"
+        )
 
 
 def _started(setup: Setup, folder: Path | None, stack: ExitStack, *, resume: bool) -> Training:
