@@ -85,19 +85,25 @@ class Feed:
 
     A plain :class:`DataLoader` is sharded by accelerate (every process has its own batches of the loader's
     batch size; the sampler's tail is repeated so that all have equally many). Any other iterable is shared by
-    giving each process every n-th batch, the incomplete last round left out.
+    giving each process every n-th batch, the incomplete last round left out. An iterator, as a generator, is
+    taken where ``steps`` are given: each epoch has that many of its batches, and the next goes on after them.
     """
 
-    def __init__(self, source: Iterable[Any], accelerator: Any, *, name: str) -> None:
-        if isinstance(source, Iterator):
+    def __init__(
+        self, source: Iterable[Any], accelerator: Any, *, name: str, steps: int | None = None
+    ) -> None:
+        if isinstance(source, Iterator) and steps is None:
             raise ArgumentTypeError(
-                f"{name} is an iterator, which is empty after one epoch: pass a list or a DataLoader"
+                f"{name} is an iterator, which is empty after one epoch: pass a list or a DataLoader, or "
+                "steps_per_epoch where it has batches for all epochs"
             )
         if not isinstance(source, Iterable):
             raise ArgumentTypeError(f"{name} must be an iterable of batches, got {_type_name(source)}")
         self._name = name
         self._accelerator = accelerator
         self._source: Any = source
+        self._steps = steps if isinstance(source, Iterator) else None
+        self._taken = 0
         self._turns = accelerator.num_processes
         if isinstance(getattr(source, "sampler", None), DistributedSampler):
             self._turns = 1
@@ -130,12 +136,18 @@ class Feed:
                 generator.manual_seed(seed + epoch)
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
-        return self._share()
+        batches = self._share()
+        if self._steps is not None:
+            # A training that is resumed has a new iterator, of which earlier epochs had the first batches.
+            for _ in itertools.islice(batches, max(0, epoch * self._steps - self._taken)):
+                pass
+        return batches
 
     def _share(self) -> Iterator[Any]:
         turn = self._accelerator.process_index if self._turns > 1 else 0
         batches = iter(self._source)
         while len(in_turn := list(itertools.islice(batches, self._turns))) == self._turns:
+            self._taken += 1
             yield to_device(in_turn[turn], self._accelerator.device)
 
 

@@ -66,6 +66,7 @@ def distill(
     Args:
         train: a DataLoader or list of batches: (inputs, targets), inputs alone, or dicts whose ``labels`` are
             the targets. Inputs are a tensor, a tuple of arguments or a dict of keywords.
+            An iterator needs ``steps_per_epoch``.
         evaluate: batches to take the accuracy on after each epoch, or a function of the student that gives a
             score; higher is better.
         loss: a :class:`DistillationLoss`, or a function of (student output, teacher output, targets or None).
@@ -98,7 +99,7 @@ def distill(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         accelerator = stack.enter_context(accelerated(accelerator, mixed_precision))
-        feed = Feed(train, accelerator, name="train")
+        feed = Feed(train, accelerator, name="train", steps=steps_per_epoch)
         recipe = Recipe(
             epochs=epochs,
             steps_per_epoch=len(feed) if steps_per_epoch is None else steps_per_epoch,
