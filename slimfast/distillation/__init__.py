@@ -3,6 +3,7 @@
 from slimfast.distillation.distill_loop import distill
 from slimfast.distillation.hints import Hint, aligned_hints, hint_loss
 from slimfast.distillation.losses import DistillationLoss
+from slimfast.distillation.output_kinds import Output
 from slimfast.distillation.output_losses import (
     attention_loss,
     correlation_loss,
@@ -20,6 +21,7 @@ __all__ = [
     "EpochRecord",
     "Hint",
     "History",
+    "Output",
     "accuracy",
     "aligned_hints",
     "attention_loss",

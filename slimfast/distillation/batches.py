@@ -17,10 +17,11 @@ from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import cloned
 
 
-def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
+def split_batch(batch: Any) -> tuple[Any, Any]:
     """(inputs, targets or None) of a batch: a tensor, (inputs,), (inputs, targets), or a dict of arguments.
 
-    A dict's ``labels`` are its targets, the rest are keyword arguments of the network.
+    A dict's ``labels`` are its targets, the rest are keyword arguments of the network. Targets are a tensor,
+    or for several outputs a tuple or dict of them.
     """
     if isinstance(batch, Tensor):
         return batch, None
@@ -35,15 +36,20 @@ def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
     raise ArgumentTypeError(f"a batch must be inputs or (inputs, targets), got a {what}")
 
 
-def _checked(inputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
+def _checked(inputs: Any, targets: Any) -> tuple[Any, Any]:
     leaves = inputs.values() if isinstance(inputs, Mapping) else inputs if _is_sequence(inputs) else (inputs,)
     # A tokenizer's dict may also carry plain values, but somewhere there is a tensor.
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         raise ArgumentTypeError(
             f"a batch's inputs must be a tensor, or a tuple or dict of them, got {_type_name(inputs)}"
         )
-    if targets is not None and not isinstance(targets, Tensor):
+    wanted = targets.values() if isinstance(targets, Mapping) else targets if _is_sequence(targets) else ()
+    if not (targets is None or isinstance(targets, Tensor) or wanted):
         raise ArgumentTypeError(f"a batch's targets must be a tensor, got {_type_name(targets)}")
+    if any(not isinstance(entry, Tensor) for entry in wanted):
+        raise ArgumentTypeError(
+            f"a batch's targets must be a tensor, got {_type_name(targets)}, or a tuple or dict of tensors"
+        )
     return inputs, targets
 
 
@@ -53,6 +59,19 @@ def call(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if _is_sequence(inputs) else model(inputs)
+
+
+def mask_of(inputs: Any) -> Tensor | None:
+    """The mask (N, L) that hides positions of the output, if a batch's inputs have one.
+
+    That is ``attention_mask``, or ``decoder_attention_mask`` where there are inputs of a decoder: the
+    positions of an encoder are others.
+    """
+    if not isinstance(inputs, Mapping):
+        return None
+    prefix = "decoder_" if any(str(name).startswith("decoder_") for name in inputs) else ""
+    mask = inputs.get(f"{prefix}attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
 
 def describe(inputs: Any) -> str:

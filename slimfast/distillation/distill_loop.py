@@ -65,10 +65,12 @@ def distill(
 
     Args:
         train: a DataLoader or list of batches: (inputs, targets), inputs alone, or dicts whose ``labels`` are
-            the targets. Inputs are a tensor, a tuple of arguments or a dict of keywords.
-            An iterator needs ``steps_per_epoch``.
-        evaluate: batches to take the accuracy on after each epoch, or a function of the student that gives a
-            score; higher is better.
+            the targets. Inputs are a tensor, a tuple of arguments or a dict of keywords; targets a tensor, or
+            for several outputs a tuple or a dict of them. An iterator needs ``steps_per_epoch``.
+        evaluate: batches to take the score on after each epoch, or a function of the student that gives one;
+            higher is better. Of batches it is the accuracy; for outputs that are values minus the mean
+            squared error, for those compared by "cosine" the mean cosine, and the mean over the outputs that
+            have targets.
         loss: a :class:`DistillationLoss`, or a function of (student output, teacher output, targets or None).
         optimizer: "sgd" (Nesterov momentum) or "adamw". Weight decay spares biases and norm scales.
         warmup: share of all steps with a rising learning rate; afterwards it follows a cosine to zero.

@@ -9,44 +9,39 @@ import torch
 
 from slimfast.distillation.batches import evaluating
 from slimfast.distillation.losses import DistillationLoss
-from slimfast.distillation.scores import count_right
+from slimfast.distillation.scores import mean_score, tally
 from slimfast.distillation.training_setup import Setup
 from slimfast.errors import ArgumentTypeError, SlimfastError
 
 
-def check_evaluate(setup: Setup) -> None:
-    """Score one batch now, rather than fail after the first epoch."""
-    evaluate = setup.evaluate
-    if evaluate is None or callable(evaluate):
-        return
-    if isinstance(evaluate, Iterator):
-        raise ArgumentTypeError("evaluate is an iterator, which is empty after one epoch: pass a list")
-    if not count_right(setup.student, islice(evaluate, 1), class_dim=_class_dim(setup))[1]:
-        raise SlimfastError("evaluate has no targets")
+class Evaluation:
+    """What was given to score a student by: batches, a function, or nothing."""
 
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._loss = setup.loss if isinstance(setup.loss, DistillationLoss) else DistillationLoss()
+        evaluate = setup.evaluate
+        if evaluate is None or callable(evaluate):
+            return
+        if isinstance(evaluate, Iterator):
+            raise ArgumentTypeError("evaluate is an iterator, which is empty after one epoch: pass a list")
+        # One batch now rather than an error after the first epoch; all processes learn from the same one.
+        self._loss, sums = tally(setup.student, islice(evaluate, 1), self._loss)
+        if not sums[:, 1].any():
+            raise SlimfastError("evaluate has no targets in its first batch")
 
-def score_of(setup: Setup) -> float | None:
-    """The student's score as it is now, the same on all processes; None where nothing was asked for."""
-    evaluate, device = setup.evaluate, setup.accelerator.device
-    if evaluate is None:
-        return None
-    if callable(evaluate):
-        with evaluating(setup.student):
-            score = torch.tensor(float(evaluate(setup.student)), dtype=torch.float64)
-        if setup.recipe.processes > 1:
-            score = score.to(device)
-            torch.distributed.broadcast(score, 0)
-        return float(score)
-    counts = count_right(
-        setup.student,
-        evaluate,
-        class_dim=_class_dim(setup),
-        turns=setup.recipe.processes,
-        turn=setup.accelerator.process_index,
-    )
-    right, total = setup.accelerator.reduce(torch.tensor(counts, dtype=torch.float64, device=device), "sum")
-    return float(right / total)
-
-
-def _class_dim(setup: Setup) -> int:
-    return setup.loss.class_dim if isinstance(setup.loss, DistillationLoss) else -1
+    def score(self) -> float | None:
+        """The student's score as it is now, the same on all processes; None where nothing was asked for."""
+        setup, evaluate = self._setup, self._setup.evaluate
+        if evaluate is None:
+            return None
+        if callable(evaluate):
+            with evaluating(setup.student):
+                score = torch.tensor(float(evaluate(setup.student)), dtype=torch.float64)
+            if setup.recipe.processes > 1:
+                score = score.to(setup.accelerator.device)
+                torch.distributed.broadcast(score, 0)
+            return float(score)
+        processes, process = setup.recipe.processes, setup.accelerator.process_index
+        _, sums = tally(setup.student, evaluate, self._loss, turns=processes, turn=process)
+        return mean_score(setup.accelerator.reduce(sums, "sum"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -9,16 +10,18 @@ from torch import Tensor
 
 from slimfast.distillation.batches import call, describe, evaluating
 from slimfast.distillation.losses import DistillationLoss
-from slimfast.distillation.network_outputs import logits_of
-from slimfast.distillation.training_setup import Setup
+from slimfast.distillation.network_outputs import common_outputs, output_named
+from slimfast.distillation.training_setup import Loss, Setup
 from slimfast.errors import SlimfastError
 
+_log = logging.getLogger(__name__)
 
-def try_networks(setup: Setup, inputs: Any, targets: Tensor | None) -> None:
-    """Run both networks on a batch and see that the loss can compare them.
+
+def settled_loss(setup: Setup, inputs: Any, targets: Any) -> Loss:
+    """The loss with what it found on a batch: which outputs there are, and the kind of each.
 
     Raises:
-        SlimfastError: a network fails, or the outputs and targets do not belong together.
+        SlimfastError: a network fails, or outputs and targets do not belong together.
     """
     outputs = []
     with evaluating(setup.student), torch.no_grad():
@@ -28,20 +31,51 @@ def try_networks(setup: Setup, inputs: Any, targets: Tensor | None) -> None:
             except Exception as error:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise SlimfastError(f"the {name} fails on inputs {describe(inputs)}: {reason}") from error
-    if isinstance(setup.loss, DistillationLoss):
-        _check_outputs(outputs[0], outputs[1], targets, setup.loss)
+    if not isinstance(setup.loss, DistillationLoss):
+        return setup.loss
+    teacher, student = outputs
+    _check_shapes(setup.loss, student, teacher)
+    loss = _shared(setup, setup.loss.settled(student, teacher, targets, inputs, setup.student))
+    for c in loss.compared(student, teacher, targets):
+        _log.info("output %s: %s", c.name or "logits", c.kind)
+        if c.teacher is not None:
+            _check_finite(c.teacher, c.kind)
+        if c.kind == "softmax" and c.targets is not None:
+            _check_indices(c.targets, c.student.shape[c.class_dim], loss.ignore_index)
+    return loss
 
 
-def _check_outputs(teacher: Any, student: Any, targets: Tensor | None, loss: DistillationLoss) -> None:
-    expected, logits = logits_of(teacher), logits_of(student)
-    if not torch.isfinite(expected).all():
+def _shared(setup: Setup, loss: DistillationLoss) -> DistillationLoss:
+    """What the main process found, on all of them: each has another batch."""
+    if setup.recipe.processes > 1:
+        found = [loss]
+        torch.distributed.broadcast_object_list(found, 0)
+        return found[0]
+    return loss
+
+
+def _check_shapes(loss: DistillationLoss, student: Any, teacher: Any) -> None:
+    names = tuple(o.name for o in loss.outputs) or common_outputs(student, teacher)
+    for name in names if loss.soft else ():
+        got, wanted = tuple(output_named(student, name).shape), tuple(output_named(teacher, name).shape)
+        if got != wanted:
+            which = f"output {name}" if name else "output"
+            raise SlimfastError(f"distill: the student's {which} is {got}, the teacher's {wanted}")
+
+
+def _check_finite(teacher: Tensor, kind: str) -> None:
+    # A class that a network rules out is -inf.
+    masked = teacher.isneginf() if kind in ("softmax", "sigmoid") else False
+    if not (torch.isfinite(teacher) | masked).all():
         raise SlimfastError("distill: the teacher's output is not finite on the first batch")
-    if loss.soft and logits.shape != expected.shape:
-        got, wanted = tuple(logits.shape), tuple(expected.shape)
-        raise SlimfastError(f"distill: the student's output is {got}, the teacher's {wanted}")
-    if loss.hard and targets is not None and not targets.is_floating_point() and targets.numel():
-        classes, highest = logits.shape[loss.class_dim], int(targets.max())
-        if highest >= classes:
-            raise SlimfastError(
-                f"distill: target {highest} on the first batch, but the student has {classes} classes"
-            )
+
+
+def _check_indices(targets: Tensor, classes: int, ignore_index: int | None) -> None:
+    if targets.is_floating_point() or not targets.numel():
+        return
+    highest = int(targets.where(targets != ignore_index, -1).max()) if ignore_index is not None else -1
+    if highest >= classes:
+        remedy = f"; if it marks what does not count, pass DistillationLoss(ignore_index={highest})"
+        raise SlimfastError(
+            f"distill: target {highest} on the first batch, but the student has {classes} classes{remedy}"
+        )

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from slimfast.distillation.counting import nothing
 from slimfast.distillation.output_losses import widened
 from slimfast.errors import ArgumentError
 from slimfast.pruning.manifests import manifest
@@ -71,15 +72,19 @@ def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...
     return tuple(hints)
 
 
-def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def hint_loss(student: Tensor, teacher: Tensor, counted: Tensor | None = None) -> Tensor:
     """Mean over channels of the squared error divided by the teacher's variance in that channel; a scalar.
 
-    Both (N, C, ...) and already aligned. The hint of Romero et al. 2015 ("FitNets") without its regressor,
-    and in units of each channel's own spread: 0 is equal, 1 is as good as the channel's mean. A channel
-    that hardly varies in this batch is measured against a hundredth of the average variance instead of its
-    own.
+    Both (N, C, ...) and already aligned; ``counted``, (N, ...), is true at the positions to compare. The hint
+    of Romero et al. 2015 ("FitNets") without its regressor, and in units of each channel's own spread: 0 is
+    equal, 1 is as good as the channel's mean. A channel that hardly varies in this batch is measured against
+    a hundredth of the average variance instead of its own.
     """
     student, teacher = widened(student), widened(teacher)
+    if counted is not None:
+        if not bool(counted.any()):
+            return nothing(student)
+        student, teacher = (x.movedim(1, -1)[counted] for x in (student, teacher))
     others = [dim for dim in range(teacher.dim()) if dim != 1]
     error = (student - teacher).square().mean(dim=others)
     variance = teacher.var(dim=others, correction=0)

@@ -6,17 +6,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from slimfast.distillation.counting import mean_counted, nothing
 
-def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float, class_dim: int = -1) -> Tensor:
+
+def soft_target_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float,
+    class_dim: int = -1,
+    counted: Tensor | None = None,
+) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over all but the class dim; a scalar.
 
-    Both are logits of one shape. T^2 keeps the gradient's size independent of T (Hinton, Vinyals and Dean
-    2015, "Distilling the knowledge in a neural network", section 2). Computed in float32 or wider.
+    Both are logits of one shape; a class that is -inf in one of them is left out, and a position without any
+    other counts nothing. ``counted``, of the shape without the class dim, is true at the positions to take
+    the mean over. T^2 keeps the gradient's size independent of T (Hinton, Vinyals and Dean 2015, "Distilling
+    the knowledge in a neural network", section 2). Computed in float32 or wider.
     """
-    log_p = functional.log_softmax(widened(teacher) / temperature, dim=class_dim)
-    log_q = functional.log_softmax(widened(student) / temperature, dim=class_dim)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(dim=class_dim)
-    return divergence.mean() * temperature**2
+    ours, theirs = widened(student) / temperature, widened(teacher) / temperature
+    absent = ours.isneginf() | theirs.isneginf()
+    empty = absent.all(dim=class_dim)
+    for logits in (ours, theirs):
+        logits.masked_fill_(absent, -torch.inf).masked_fill_(empty.unsqueeze(class_dim), 0.0)
+    log_p, log_q = theirs.log_softmax(class_dim), ours.log_softmax(class_dim)
+    divergence = (log_p.exp() * (log_p - log_q).masked_fill(absent, 0.0)).sum(dim=class_dim)
+    counted = ~empty if counted is None else counted & ~empty
+    return mean_counted(divergence, counted) * temperature**2
+
+
+def binary_target_loss(
+    student: Tensor, teacher: Tensor, *, temperature: float, counted: Tensor | None = None
+) -> Tensor:
+    """T^2 times the divergence of each logit's yes and no at temperature T, the mean over all; a scalar.
+
+    Both are logits of one shape, each of a question of its own; one that is -inf in either is left out.
+    ``counted`` is true at those to take the mean over. Computed in float32 or wider.
+    """
+    ours, theirs = widened(student) / temperature, widened(teacher) / temperature
+    there = ours.isfinite() & theirs.isfinite()
+    ours, theirs = torch.where(there, ours, 0.0), torch.where(there, theirs, 0.0)
+    divergence = torch.zeros_like(ours)
+    for sign in (1, -1):
+        log_p, log_q = functional.logsigmoid(sign * theirs), functional.logsigmoid(sign * ours)
+        divergence = divergence + log_p.exp() * (log_p - log_q)
+    return mean_counted(divergence, there if counted is None else counted & there) * temperature**2
 
 
 def decoupled_loss(
@@ -44,13 +78,14 @@ def decoupled_loss(
         rest = logits.masked_fill(one_hot, -torch.inf).logsumexp(-1)
         whole = logits.logsumexp(-1)
         binary = torch.stack([logits[one_hot] - whole, rest - whole], dim=-1)
-        others = logits[~one_hot].view(len(logits), -1).log_softmax(-1)
+        others = logits[~one_hot].view(len(logits), logits.shape[-1] - 1).log_softmax(-1)
         return binary, others
 
     total = torch.zeros((), dtype=ours.dtype, device=ours.device)
     weights = (target_weight, other_weight)
     for weight, log_q, log_p in zip(weights, parts(ours), parts(theirs), strict=True):
-        divergence = functional.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+        absent = log_p.isneginf() | log_q.isneginf()
+        divergence = (log_p.exp() * (log_p - log_q).masked_fill(absent, 0.0)).sum(-1)
         total = total + weight * divergence.mean()
     return total * temperature**2
 
@@ -74,22 +109,32 @@ def relational_loss(student: Tensor, teacher: Tensor, *, angle_weight: float = 2
     """How differently two batches of vectors lie: Huber loss of all distances, each in units of its batch's
     mean distance, plus ``angle_weight`` times that of the cosines of all angles at a sample between two more.
 
-    (N, ...) each, of any two widths, flattened. (Park et al., CVPR 2019, "Relational Knowledge Distillation",
-    equations 5 to 10, with its ratio of 1 to 2.) The angles take N^3 elements. Computed in float32 or wider.
+    (N, ...) each, of any two widths, flattened; -inf counts as 0. (Park et al., CVPR 2019, "Relational
+    Knowledge Distillation", equations 5 to 10, with its ratio of 1 to 2.) The angles take N^3 elements.
+    Computed in float32 or wider.
     """
     ours, theirs = (widened(x).flatten(1) for x in (student, teacher))
+    ours, theirs = (x.masked_fill(x.isneginf(), 0.0) for x in (ours, theirs))
     distance = functional.smooth_l1_loss(_distances(ours), _distances(theirs))
     return distance + angle_weight * functional.smooth_l1_loss(_angles(ours), _angles(theirs))
 
 
-def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def attention_loss(student: Tensor, teacher: Tensor, counted: Tensor | None = None) -> Tensor:
     """Squared distance of the attention maps, mean over the samples: where a layer is active, whatever the
     channel.
 
     Features (N, C, ...) of the same positions and any two widths; the map is the sum over the channels of
     squares, scaled to norm 1 over the positions (Zagoruyko and Komodakis, ICLR 2017, "Paying More Attention
-    to Attention", equation 2 with p = 2). Computed in float32 or wider.
+    to Attention", equation 2 with p = 2). ``counted``, (N, ...), is true at the positions to compare.
+    Computed in float32 or wider.
     """
+    if counted is not None:
+        samples = counted.reshape(len(counted), -1).any(1)
+        if not bool(samples.any()):
+            return nothing(widened(student))
+        student, teacher = (
+            x[samples].masked_fill(~counted[samples].unsqueeze(1), 0.0) for x in (student, teacher)
+        )
     ours, theirs = (
         functional.normalize(widened(x).square().sum(1).flatten(1), dim=1) for x in (student, teacher)
     )

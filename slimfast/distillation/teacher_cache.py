@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.distillation.batches import call
-from slimfast.distillation.network_outputs import logits_of
+from slimfast.distillation.network_outputs import logits_of, named_outputs
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import map_leaves
@@ -68,7 +68,10 @@ class CachedTeacher(nn.Module):
             whole = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count
             return leaf[torch.tensor(new, device=leaf.device)] if whole else leaf
 
-        logits = logits_of(call(self.teacher, map_leaves(inputs, cut))).float().cpu().numpy()
+        output = call(self.teacher, map_leaves(inputs, cut))
+        if len(names := list(named_outputs(output))) > 1:
+            raise SlimfastError(f"CachedTeacher: expected a teacher with one output, got {', '.join(names)}")
+        logits = logits_of(output).float().cpu().numpy()
         shape = tuple(logits.shape[1:])
         if self._shape not in (None, shape):
             raise SlimfastError(f"{self._path}: expected logits of shape {self._shape}, got {shape}")

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.distillation.averaging import MovingAverage
-from slimfast.distillation.batches import call, evaluating, split_batch
-from slimfast.distillation.evaluation import check_evaluate, score_of
-from slimfast.distillation.first_batch import try_networks
+from slimfast.distillation.batches import call, evaluating, mask_of, split_batch
+from slimfast.distillation.evaluation import Evaluation
+from slimfast.distillation.first_batch import settled_loss
 from slimfast.distillation.hints import FeatureTap
 from slimfast.distillation.losses import DistillationLoss
 from slimfast.distillation.progress import TrainingBar
 from slimfast.distillation.recipe import EpochRecord, History
 from slimfast.distillation.resume import rng_state, set_rng_state
-from slimfast.distillation.training_setup import Setup
+from slimfast.distillation.training_setup import Loss, Setup
 from slimfast.distributed.dtensors import is_part
 from slimfast.errors import SlimfastError
 
@@ -48,14 +48,15 @@ class Training:
     def __init__(self, setup: Setup) -> None:
         recipe, accelerator = setup.recipe, setup.accelerator
         self.setup = setup
+        # None until a batch was seen.
+        self._loss: Loss | None = None
         self.model, self.optimizer = setup.prepared()
         self.position = Position(torch.zeros(recipe.steps_per_epoch, device=accelerator.device))
         self.records: list[EpochRecord] = []
         self.best: dict[str, Any] | None = None
         self.average = None if recipe.ema is None else MovingAverage(setup.student, recipe.ema)
-        self._looked = False
         self._since = time.perf_counter()
-        check_evaluate(setup)
+        self._evaluation = Evaluation(setup)
 
     @property
     def steps_done(self) -> int:
@@ -117,7 +118,7 @@ class Training:
         loss = float(setup.accelerator.reduce(position.losses.mean(), "mean"))
         rate = setup.recipe.rate(self.steps_done - 1)
         with nullcontext() if self.average is None else self.average.used():
-            score = score_of(setup)
+            score = self._evaluation.score()
             best = self._best(score)
         now = time.perf_counter()
         record = EpochRecord(position.epoch + 1, loss, rate, score, now - self._since)
@@ -153,7 +154,7 @@ class Training:
     def _train_step(self, batch: Any, features: FeatureTap) -> None:
         recipe, accelerator, position = self.setup.recipe, self.setup.accelerator, self.position
         inputs, targets = split_batch(batch)
-        if not self._looked:
+        if self._loss is None:
             self._look(inputs, targets, features)
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.steps_done)
@@ -168,24 +169,23 @@ class Training:
         position.losses[position.step] = loss.detach()
         position.step += 1
 
-    def _loss_of(self, model: nn.Module, inputs: Any, targets: Tensor | None, features: FeatureTap) -> Tensor:
-        criterion = self.setup.loss
+    def _loss_of(self, model: nn.Module, inputs: Any, targets: Any, features: FeatureTap) -> Tensor:
+        assert self._loss is not None
         with self.setup.accelerator.autocast():
             with torch.no_grad():
                 expected = call(self.setup.teacher, inputs)
             output = call(model, inputs)
-        if isinstance(criterion, DistillationLoss):
-            return criterion(output, expected, targets, features())
-        return criterion(output, expected, targets)
+        if isinstance(self._loss, DistillationLoss):
+            return self._loss(output, expected, targets, features(), mask=mask_of(inputs))
+        return self._loss(output, expected, targets)
 
-    def _look(self, inputs: Any, targets: Tensor | None, features: FeatureTap) -> None:
+    def _look(self, inputs: Any, targets: Any, features: FeatureTap) -> None:
         """Both networks and the loss on the first batch, and everything as it was before."""
         before = rng_state()
-        try_networks(self.setup, inputs, targets)
+        self._loss = settled_loss(self.setup, inputs, targets)
         with evaluating(self.setup.student), torch.no_grad():
             self._loss_of(self.setup.student, inputs, targets, features)
         set_rng_state(before)
-        self._looked = True
 
     def _check_losses(self) -> None:
         recipe, position = self.setup.recipe, self.position

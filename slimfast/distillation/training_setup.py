@@ -13,7 +13,7 @@ from slimfast.distillation.losses import DistillationLoss
 from slimfast.distillation.recipe import Recipe
 from slimfast.distillation.sharding import check_sharded, is_sharded
 
-Loss: TypeAlias = "DistillationLoss | Callable[[Any, Any, Tensor | None], Tensor]"
+Loss: TypeAlias = "DistillationLoss | Callable[[Any, Any, Any], Tensor]"
 Evaluate: TypeAlias = "Iterable[Any] | Callable[[nn.Module], float]"
 
 
