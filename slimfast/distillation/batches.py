@@ -18,7 +18,9 @@ from slimfast.graph.recording.inputs import cloned
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
-    """(inputs, targets or None) of a batch: a tensor, (inputs,), (inputs, targets), or a dict of arguments.
+    """Split a batch into (inputs, targets or None).
+
+    It is a tensor, (inputs,), (inputs, targets), or a dict of arguments.
 
     A dict's ``labels`` are its targets, the rest are keyword arguments of the network. Targets are a tensor,
     or for several outputs a tuple or dict of them.
@@ -62,7 +64,7 @@ def call(model: nn.Module, inputs: Any) -> Any:
 
 
 def mask_of(inputs: Any) -> Tensor | None:
-    """The mask (N, L) that hides positions of the output, if a batch's inputs have one.
+    """Find the mask (N, L) that hides positions of the output, if a batch's inputs have one.
 
     That is ``attention_mask``, or ``decoder_attention_mask`` where there are inputs of a decoder: the
     positions of an encoder are others.
@@ -75,7 +77,7 @@ def mask_of(inputs: Any) -> Tensor | None:
 
 
 def describe(inputs: Any) -> str:
-    """Shapes and dtypes of a batch's inputs, for an error message."""
+    """Write down the shapes and dtypes of a batch's inputs, for an error message."""
     if isinstance(inputs, Mapping):
         return ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
     if _is_sequence(inputs):
@@ -86,7 +88,7 @@ def describe(inputs: Any) -> str:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Nested tuples, lists and dicts with their tensors on ``device``, and fit to be trained on."""
+    """Move the tensors of nested tuples, lists and dicts to ``device``, fit to be trained on."""
     if isinstance(value, Tensor):
         moved = value.to(device, non_blocking=True)
         # What was made in inference mode cannot be kept for a backward pass.
@@ -100,7 +102,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 class Feed:
-    """This process's share of the batches of one source, epoch by epoch, on the device of ``accelerator``.
+    """Give this process its share of the batches of one source, epoch by epoch, on its device.
 
     A plain :class:`DataLoader` is sharded by accelerate (every process has its own batches of the loader's
     batch size; the sampler's tail is repeated so that all have equally many). Any other iterable is shared by
@@ -144,7 +146,7 @@ class Feed:
         return length
 
     def epoch(self, epoch: int, *, seed: int) -> Iterator[Any]:
-        """The batches of epoch ``epoch``. Seeds every generator from ``seed`` and ``epoch``, here and now.
+        """Yield the batches of epoch ``epoch``, after seeding every generator from ``seed`` and ``epoch``.
 
         So an epoch's order and augmentation depend on these two numbers alone, and a resumed run meets the
         same ones. (Loaders with persistent workers keep their workers' own generators and are the exception.)
@@ -171,7 +173,7 @@ class Feed:
 
 
 def _loader_parts(loader: Any) -> list[Any]:
-    """A loader, its samplers, and the samplers these are made of."""
+    """List a loader, its samplers, and the samplers these are made of."""
     found: list[Any] = []
     waiting = [loader]
     while waiting:
@@ -191,7 +193,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def keeping_modes(model: nn.Module) -> Iterator[None]:
-    """Each module of ``model`` is back in its own train or eval mode after the block."""
+    """Put each module of ``model`` back into its own train or eval mode after the block."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -202,14 +204,14 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode inside the block, each of its modules back in its own mode after it."""
+    """Hold ``model`` in eval mode inside the block; after it each module has its own mode again."""
     with keeping_modes(model):
         model.eval()
         yield
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU for a network without any."""
+    """Find the device of the first parameter or buffer; the CPU for a network without any."""
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 

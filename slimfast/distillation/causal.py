@@ -11,7 +11,7 @@ from slimfast.distillation.counting import is_label
 
 
 def shifts_labels(model: Any, inputs: Any, targets: Any, ignore_index: int) -> bool:
-    """Whether position t of the output is to be compared with label t + 1.
+    """Decide whether position t of the output is to be compared with label t + 1.
 
     That is so for a causal language model whose labels are its inputs, which is what Hugging Face's batches
     hold. It is taken for one where
@@ -38,7 +38,7 @@ def shifts_labels(model: Any, inputs: Any, targets: Any, ignore_index: int) -> b
 
 
 def _token_inputs(inputs: Any) -> Iterator[Tensor]:
-    """The inputs that may be tokens: integers, ``input_ids`` alone where there are such."""
+    """Yield the inputs that may be tokens: integers, ``input_ids`` alone where there are such."""
     if isinstance(inputs, Mapping):
         inputs = [inputs["input_ids"]] if "input_ids" in inputs else list(inputs.values())
     for value in inputs if isinstance(inputs, (tuple, list)) else (inputs,):

@@ -51,7 +51,7 @@ class Comparison:
         return self.counted.any(dim=self.class_dim)
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The positions that count as rows (P, classes) of both networks, and their class indices if any.
+        """Give what counts as rows (P, classes) of both networks, and the class indices of these if any.
 
         A row of -inf alone counts nothing.
         """
@@ -79,7 +79,10 @@ def compare(
     shift: bool,
     ignore_index: int,
 ) -> tuple[Comparison, ...]:
-    """The settled ``outputs`` of both networks on one batch; see :meth:`DistillationLoss.__call__`."""
+    """Bring together the settled ``outputs`` of both networks on one batch.
+
+    Arguments as in :meth:`DistillationLoss.__call__`.
+    """
     found = []
     for output in outputs:
         assert output.kind is not None
@@ -102,7 +105,7 @@ def compare(
 
 
 def _in_place(targets: Tensor, tensor: Tensor, output: Output) -> Tensor:
-    """The targets in the shape that the kind wants, class indices or values."""
+    """Bring targets into the shape that the kind wants, of class indices or values."""
     assert output.class_dim is not None
     where = f"DistillationLoss: output {output.name or 'logits'}"
     if output.kind == "softmax" and not targets.is_floating_point():
@@ -118,7 +121,7 @@ def _in_place(targets: Tensor, tensor: Tensor, output: Output) -> Tensor:
 def _with_mask(
     counted: Tensor | None, mask: Tensor | None, tensor: Tensor, output: Output, *, shift: bool
 ) -> Tensor | None:
-    """What counts, without the positions that the batch's mask hides."""
+    """Take out of what counts the positions that the batch's mask hides."""
     assert output.class_dim is not None
     if mask is None or tensor.dim() < 2 or positions_of(tensor, output.class_dim) != mask.shape:
         return counted

@@ -12,7 +12,7 @@ IGNORED = -100
 
 
 def mean_counted(values: Tensor, counted: Tensor | None) -> Tensor:
-    """The mean of the values where ``counted`` is true, 0 where it is nowhere; None counts all.
+    """Take the mean of the values where ``counted`` is true; 0 where it is nowhere, None counts all.
 
     Without waiting for a GPU, and with the bits of ``values.mean()`` where everything counts.
     """
@@ -23,17 +23,17 @@ def mean_counted(values: Tensor, counted: Tensor | None) -> Tensor:
 
 
 def nothing(x: Tensor) -> Tensor:
-    """0 with a gradient of zeros, whatever stands in ``x``."""
+    """Make a 0 with a gradient of zeros, whatever stands in ``x``."""
     return x.masked_fill(torch.ones_like(x, dtype=torch.bool), 0).sum()
 
 
 def next_position(x: Tensor, last: int | bool) -> Tensor:
-    """(N, L, ...) with each position's successor in its place, and ``last`` at the end."""
+    """Put each position's successor in its place in (N, L, ...), and ``last`` at the end."""
     return torch.cat([x[:, 1:], torch.full_like(x[:, :1], last)], dim=1)
 
 
 def is_label(targets: Tensor, ignore_index: int) -> Tensor:
-    """Where targets count: neither ``ignore_index`` nor negative, or not NaN where they are floating."""
+    """Find where targets count: neither ``ignore_index`` nor negative, or not NaN where they are floating."""
     if targets.is_floating_point():
         return ~targets.isnan()
     if targets.dtype == torch.bool:
@@ -42,7 +42,7 @@ def is_label(targets: Tensor, ignore_index: int) -> Tensor:
 
 
 def counted_in(feature: Tensor, masks: Iterable[Tensor]) -> Tensor | None:
-    """Which positions of a feature (N, C, ...) count, (N, ...); None for all.
+    """Find which positions of a feature (N, C, ...) count, as (N, ...); None for all.
 
     A mask of the feature's positions is taken as it is; of one of other positions, as a label map's, a sample
     counts where any of its positions does.

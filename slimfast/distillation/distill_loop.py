@@ -87,6 +87,11 @@ def distill(
         callback: called with each finished epoch, after it is saved, on the main process.
         accelerator: your own ``accelerate.Accelerator``, for what this call does not offer.
 
+    Example:
+        thin = slimfast.slim(model, example, params=0.5)
+        history = distill(thin, teacher=model, train=loader, evaluate=held_out, epochs=20)
+        print(history.best)
+
     Raises:
         SlimfastError: no data, networks or outputs that do not fit, a loss that is not finite, a folder that
             cannot be written or holds another run. One line, before the first step where it is known by then.
@@ -135,7 +140,7 @@ def _check_networks(student: nn.Module, teacher: nn.Module) -> None:
 
 
 def _started(setup: Setup, folder: Path | None, stack: ExitStack, *, resume: bool) -> Training:
-    """The training on its device, from the beginning or from where ``folder`` has it; ``stack`` undoes it."""
+    """Set up a training from its beginning, or from where ``folder`` has it; ``stack`` takes it down."""
     saved = None if folder is None else saved_run(folder, setup.recipe, resume=resume)
     check_strategy(setup.student, setup.accelerator)
     stack.enter_context(lent(setup.student, setup.accelerator.device))

@@ -15,7 +15,7 @@ from slimfast.errors import ArgumentTypeError, SlimfastError
 
 
 class Evaluation:
-    """What was given to score a student by: batches, a function, or nothing."""
+    """Score a student by what was given: batches, a function, or nothing."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -31,7 +31,7 @@ class Evaluation:
             raise SlimfastError("evaluate has no targets in its first batch")
 
     def score(self) -> float | None:
-        """The student's score as it is now, the same on all processes; None where nothing was asked for."""
+        """Score the student as it is now, alike on all processes; None where nothing was asked for."""
         setup, evaluate = self._setup, self._setup.evaluate
         if evaluate is None:
             return None

@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 def settled_loss(setup: Setup, inputs: Any, targets: Any) -> Loss:
-    """The loss with what it found on a batch: which outputs there are, and the kind of each.
+    """Let the loss find on a batch which outputs there are, and the kind of each.
 
     Raises:
         SlimfastError: a network fails, or outputs and targets do not belong together.
@@ -46,7 +46,7 @@ def settled_loss(setup: Setup, inputs: Any, targets: Any) -> Loss:
 
 
 def _shared(setup: Setup, loss: DistillationLoss) -> DistillationLoss:
-    """What the main process found, on all of them: each has another batch."""
+    """Give all processes what the main one found: each has another batch."""
     if setup.recipe.processes > 1:
         found = [loss]
         torch.distributed.broadcast_object_list(found, 0)

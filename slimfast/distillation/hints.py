@@ -41,10 +41,13 @@ class Hint:
 
 
 def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...]:
-    """Hints for these modules of a network made by ``prune_channels``, aligned by what it kept.
+    """Make hints for these modules of a network made by ``prune_channels``, aligned by what it kept.
 
     Each name is a module with a weight (linear, convolution, norm): its output channels are its weight's
     surviving ones. For other modules write the :class:`Hint` itself.
+
+    Example:
+        loss = DistillationLoss(hints=aligned_hints(thin, ["layer1.0.conv1", "layer2.0.conv1"]))
 
     Raises:
         ValueError: no module of that name, or one whose output channels its weight does not name.
@@ -73,7 +76,7 @@ def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...
 
 
 def hint_loss(student: Tensor, teacher: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Mean over channels of the squared error divided by the teacher's variance in that channel; a scalar.
+    """Compare features: the mean over channels of squared error over the teacher's variance; a scalar.
 
     Both (N, C, ...) and already aligned; ``counted``, (N, ...), is true at the positions to compare. The hint
     of Romero et al. 2015 ("FitNets") without its regressor, and in units of each channel's own spread: 0 is
@@ -110,14 +113,14 @@ def tapped(hints: tuple[Hint, ...], student: nn.Module, teacher: nn.Module) -> I
 
 
 class FeatureTap:
-    """The latest outputs of the hinted modules; calling it gives them as aligned pairs and forgets them."""
+    """Keep the latest outputs of the hinted modules; a call gives them as aligned pairs and forgets them."""
 
     def __init__(self, hints: tuple[Hint, ...]) -> None:
         self._hints = hints
         self._seen: dict[tuple[str, int], Tensor] = {}
 
     def recorder(self, side: str, index: int) -> Any:
-        """A forward hook that keeps the output of hint ``index`` on ``side`` ("student" or "teacher")."""
+        """Make a hook that keeps the output of hint ``index`` on ``side`` ("student" or "teacher")."""
 
         def record(module: nn.Module, args: Any, output: Any) -> None:
             self._seen[side, index] = output

@@ -12,7 +12,7 @@ from slimfast.distillation.output_losses import binary_target_loss, soft_target_
 
 
 def soft_loss(c: Comparison, temperature: float) -> Tensor:
-    """How far the student's output is from the teacher's; a scalar, 0 where nothing counts."""
+    """Measure how far the student's output is from the teacher's; a scalar, 0 where nothing counts."""
     assert c.teacher is not None
     if c.kind == "softmax":
         return soft_target_loss(
@@ -24,7 +24,7 @@ def soft_loss(c: Comparison, temperature: float) -> Tensor:
 
 
 def hard_loss(c: Comparison, label_smoothing: float) -> Tensor:
-    """How far the student's output is from the targets; a scalar, 0 where nothing counts."""
+    """Measure how far the student's output is from the targets; a scalar, 0 where nothing counts."""
     assert c.targets is not None
     student = widened(c.student)
     if c.kind == "softmax":
@@ -38,8 +38,10 @@ def hard_loss(c: Comparison, label_smoothing: float) -> Tensor:
 
 
 def score(c: Comparison) -> tuple[Tensor, Tensor]:
-    """(sum, number) over what counts of: right answers for "softmax" and "sigmoid", minus the squared errors
-    of values, cosines for "cosine".
+    """Add up the scores of what counts, and their number.
+
+    Scores are right answers for "softmax" and "sigmoid", minus the squared errors of values, and cosines for
+    "cosine".
     """
     assert c.targets is not None
     if c.kind == "softmax":
@@ -58,7 +60,7 @@ def score(c: Comparison) -> tuple[Tensor, Tensor]:
 
 
 def _distances(c: Comparison, student: Tensor, wanted: Tensor) -> Tensor:
-    """Of each value, or for "cosine" of each position."""
+    """Measure the distance of each value, or for "cosine" of each position."""
     if c.kind == "cosine":
         return 1 - functional.cosine_similarity(student, wanted, dim=c.class_dim)
     if c.kind == "smooth_l1":
@@ -67,7 +69,7 @@ def _distances(c: Comparison, student: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _cross_entropy(c: Comparison, student: Tensor, label_smoothing: float) -> Tensor:
-    """The cross entropy with labels or probabilities; classes whose logit is -inf have no part in it."""
+    """Take the cross entropy with labels or probabilities, without the classes whose logit is -inf."""
     assert c.targets is not None
     logits, targets = student.movedim(c.class_dim, 1), c.targets
     if targets.is_floating_point():
@@ -89,7 +91,7 @@ def _cross_entropy(c: Comparison, student: Tensor, label_smoothing: float) -> Te
 
 
 def _smoothed(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor:
-    """Probabilities of which a share is spread over the classes there are (Szegedy et al. 2016)."""
+    """Spread a share of the probability over the classes there are (Szegedy et al. 2016)."""
     if not targets.is_floating_point():
         one_hot = functional.one_hot(targets.clamp(min=0), logits.shape[1])
         targets = one_hot.movedim(-1, 1).to(logits.dtype)
@@ -98,5 +100,5 @@ def _smoothed(targets: Tensor, logits: Tensor, label_smoothing: float) -> Tensor
 
 
 def _clipped(logits: Tensor) -> Tensor:
-    """-inf as the lowest finite number, which its probability of 0 may be multiplied with."""
+    """Replace -inf by the lowest finite number, which its probability of 0 may be multiplied with."""
     return logits.masked_fill(logits.isneginf(), torch.finfo(logits.dtype).min)

@@ -16,7 +16,7 @@ from slimfast.errors import ArgumentError, SlimfastError
 
 @contextmanager
 def accelerated(given: Any, precision: str | None) -> Iterator[Any]:
-    """The user's Accelerator, or one of our own that leaves nothing behind."""
+    """Lend the user's Accelerator, or one of our own that leaves nothing behind."""
     if given is not None:
         if precision not in (None, given.mixed_precision):
             theirs = given.mixed_precision
@@ -43,7 +43,7 @@ def accelerated(given: Any, precision: str | None) -> Iterator[Any]:
 
 @contextmanager
 def lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """``model`` on ``device`` inside the block; after it on its own device, in its modes, unmarked.
+    """Hold ``model`` on ``device`` inside the block; after it it is where it was, in its modes, unmarked.
 
     One that is sharded, or becomes so, stays where it is.
     """

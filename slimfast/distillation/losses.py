@@ -98,7 +98,7 @@ class DistillationLoss:
     def settled(
         self, student: Any, teacher: Any, targets: Any, inputs: Any = None, model: Any = None
     ) -> DistillationLoss:
-        """This loss with what was not given found from one batch: the outputs and their kinds, the shift.
+        """Find from one batch what this loss was not given: the outputs and their kinds, the shift.
 
         ``student`` and ``teacher`` are the networks' outputs, ``inputs`` what the student, ``model``, was
         called with. Done for every batch where it is not done once. A loss of features alone is as it is.
@@ -128,7 +128,7 @@ class DistillationLoss:
         *,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The loss, a scalar, of the two networks' outputs on one batch.
+        """Compare the two networks' outputs on one batch; a scalar.
 
         Targets are class indices, or values (probabilities, zeros and ones) in the shape of the output; of
         several outputs, a tuple or a dict of them by name. ``features`` is what :meth:`watching` yields,
@@ -146,7 +146,7 @@ class DistillationLoss:
         *,
         mask: Tensor | None = None,
     ) -> dict[str, tuple[float, Tensor]]:
-        """The terms with a weight above zero by name, each as (weight, unweighted scalar).
+        """Compute the terms with a weight above zero, each by its name as (weight, unweighted scalar).
 
         Of several outputs each has its own, as "soft of boxes".
         """
@@ -175,7 +175,7 @@ class DistillationLoss:
     def compared(
         self, student: Any, teacher: Any, targets: Any, mask: Tensor | None = None
     ) -> tuple[Comparison, ...]:
-        """The outputs of a settled loss on one batch, each with its targets and what counts of it.
+        """Bring together the outputs of a settled loss on one batch, their targets and what counts of them.
 
         None where the loss is of features alone.
         """
@@ -194,7 +194,7 @@ class DistillationLoss:
         )
 
     def _of_output(self, c: Comparison) -> dict[str, tuple[float, Tensor]]:
-        """The terms of one output."""
+        """Compute the terms of one output."""
         terms: dict[str, tuple[float, Tensor]] = {}
         if c.teacher is not None:
             if c.student.shape != c.teacher.shape:
@@ -210,7 +210,7 @@ class DistillationLoss:
         return terms
 
     def _of_rows(self, c: Comparison) -> dict[str, tuple[float, Tensor]]:
-        """The terms that take one row per prediction, as a token is."""
+        """Compute the terms that take one row per prediction, as a token is."""
         ours, theirs, indices = c.rows()
         terms: dict[str, tuple[float, Tensor]] = {}
         if self.decoupled and c.kind == "softmax":
@@ -231,7 +231,7 @@ class DistillationLoss:
     def _of_features(
         self, features: Features, compared: Sequence[Comparison], mask: Tensor | None
     ) -> dict[str, tuple[float, Tensor]]:
-        """The terms of the hinted features."""
+        """Compute the terms of the hinted features."""
         if len(features) != len(self.hints):
             raise ArgumentError(
                 f"DistillationLoss: {len(self.hints)} hints, {len(features)} pairs of features; run both "

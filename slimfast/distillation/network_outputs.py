@@ -15,7 +15,7 @@ _LAST_STATE = "last_hidden_state"
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in a network's output: the tensor itself, its ``logits`` entry, or the first of a tuple."""
+    """Find the logits in a network's output: it itself, its ``logits`` entry, or the first of a tuple."""
     if isinstance(output, Tensor):
         return output
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
@@ -29,7 +29,7 @@ def logits_of(output: Any) -> Tensor:
 
 
 def named_outputs(output: Any) -> dict[str, Tensor]:
-    """The floating tensors in a network's output, by their keys, attributes or positions joined with dots.
+    """Name the floating tensors in a network's output by keys, attributes or positions, joined with dots.
 
     A tensor alone has the name "". Left out are scalars and by-products: entries named ``loss``,
     ``hidden_states``, ``attentions``, ``past_key_values``, ``cache``, ``router_logits`` or ``mems``, whatever
@@ -42,7 +42,7 @@ def named_outputs(output: Any) -> dict[str, Tensor]:
 
 
 def common_outputs(student: Any, teacher: Any) -> tuple[str, ...]:
-    """The names of the outputs that both networks give; "", the logits, where one gives a tensor alone.
+    """List the outputs that both networks give; "", the logits, where one gives a tensor alone.
 
     Of a ``teacher`` None, the student's.
     """
@@ -54,7 +54,7 @@ def common_outputs(student: Any, teacher: Any) -> tuple[str, ...]:
 
 
 def output_named(output: Any, name: str) -> Tensor:
-    """The tensor of this name in a network's output; "" are the logits."""
+    """Find the tensor of this name in a network's output; "" are the logits."""
     if not name:
         return logits_of(output)
     found = named_outputs(output)
@@ -78,7 +78,7 @@ def _leaves(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tupl
 
 
 def _entries(value: Any) -> list[tuple[str, Any]]:
-    """The parts of an output by name: a mapping's, a sequence's, a named tuple's, an object's."""
+    """List the parts of an output by name: a mapping's, a sequence's, a named tuple's, an object's."""
     if isinstance(value, Mapping):
         return [(str(name), entry) for name, entry in value.items()]
     if isinstance(value, (tuple, list)):

@@ -21,7 +21,7 @@ _REMEDY = 'name it: DistillationLoss(outputs=(Output("NAME", "KIND"),))'
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """An output to teach, by its name in what the networks return, and the kind of its loss.
+    """Name an output to teach, as it stands in what the networks return, and the kind of its loss.
 
         DistillationLoss(outputs=(Output("logits", "sigmoid"), Output("boxes", "smooth_l1", weight=5.0)))
 
@@ -53,7 +53,7 @@ class Output:
 def settled_outputs(
     outputs: Sequence[Output], student: Any, targets: Any, class_dim: int, ignore_index: int
 ) -> tuple[Output, ...]:
-    """``outputs`` with what was not given found from one batch: kinds, class dims, whose the targets are.
+    """Find from one batch what ``outputs`` were not given: kinds, class dims, whose the targets are.
 
     Without a kind, an output whose targets are
 
@@ -79,14 +79,12 @@ def settled_outputs(
 
 
 def all_known(outputs: Sequence[Output]) -> bool:
-    """Whether there are outputs, and of each all that a loss has to know."""
+    """Tell whether there are outputs, and of each all that a loss has to know."""
     return bool(outputs) and all(o.kind is not None and o.class_dim is not None for o in outputs)
 
 
 def targets_for(output: Output, outputs: Sequence[Output], targets: Any) -> Tensor | None:
-    """The targets of one of the outputs: the tensor if it is the labelled one, or the entry of its name or
-    place.
-    """
+    """Find an output's targets: the tensor if it is the labelled one, or the entry of its name or place."""
     if isinstance(targets, Mapping):
         names = {o.name for o in outputs}
         if unknown := [str(name) for name in targets if name not in names]:
@@ -110,28 +108,28 @@ def targets_for(output: Output, outputs: Sequence[Output], targets: Any) -> Tens
 
 
 def aligned(targets: Tensor, shape: Sequence[int]) -> Tensor | None:
-    """The targets in this shape if they have it but for dims of length 1 at the end, otherwise None."""
+    """Bring targets into this shape if they have it but for dims of length 1 at the end, or give None."""
     if _stripped(targets.shape) != _stripped(shape):
         return None
     return targets.reshape(tuple(shape))
 
 
 def positions_of(tensor: Tensor, class_dim: int) -> tuple[int, ...]:
-    """The shape of an output without its class dim."""
+    """Take the class dim out of an output's shape."""
     shape = list(tensor.shape)
     del shape[class_dim]
     return tuple(shape)
 
 
 def classes_of(tensor: Tensor, class_dim: int) -> int:
-    """The length of the class dim; 1 for an output (N,), which has one value a sample."""
+    """Count the classes of an output; one of (N,) has one value a sample."""
     return tensor.shape[class_dim] if tensor.dim() > 1 else 1
 
 
 def _labelled(
     outputs: list[Output], tensors: Mapping[str, Tensor], targets: Tensor, ignore_index: int
 ) -> list[Output]:
-    """The outputs, each knowing whether the tensor of targets is its own."""
+    """Tell each output whether the tensor of targets is its own."""
     said = [o for o in outputs if o.labelled]
     open_ones = [o for o in outputs if o.labelled is None]
     fitting = said or [o for o in open_ones if _fits(o, tensors[o.name], targets, ignore_index)]
@@ -150,7 +148,7 @@ def _labelled(
 
 
 def _fits(output: Output, tensor: Tensor, targets: Tensor, ignore_index: int) -> bool:
-    """Whether these may be the output's targets, by their shape and, of class indices, the largest."""
+    """Tell whether these may be the output's targets, by their shape and, of class indices, the largest."""
     assert output.class_dim is not None
     if _is_index(targets, tensor, output.class_dim) and output.kind in (None, "softmax"):
         labels = targets[is_label(targets, ignore_index)]
@@ -161,7 +159,7 @@ def _fits(output: Output, tensor: Tensor, targets: Tensor, ignore_index: int) ->
 def _found_kind(
     output: Output, tensor: Tensor, targets: Tensor | None, ignore_index: int, alone: bool
 ) -> Kind:
-    """The output's kind, given or found, after a look at whether it can teach anything."""
+    """Find the output's kind if it is not given, and see that it can teach anything."""
     assert output.class_dim is not None
     where = f"DistillationLoss: output {output.name or 'logits'} {tuple(tensor.shape)}"
     classes = classes_of(tensor, output.class_dim)

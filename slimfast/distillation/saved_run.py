@@ -16,7 +16,7 @@ from slimfast.errors import SlimfastError
 
 
 def saved_run(folder: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
-    """The training in ``folder`` to go on with, if any; an error where it is not this one."""
+    """Read the training in ``folder`` to go on with, if any; an error where it is not this one."""
     saved = load_training(folder)
     if saved is None:
         return None
@@ -30,7 +30,7 @@ def saved_run(folder: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] |
 
 
 def state_of(run: Training) -> dict[str, Any]:
-    """All that :func:`go_on` needs to go on from here.
+    """Collect all that :func:`go_on` needs to go on from here.
 
     Every process calls it: what is sharded is gathered, and complete on the main one.
     """
@@ -87,7 +87,7 @@ def _load(run: Training, saved: dict[str, Any]) -> None:
 
 
 def _optimizer_parts(optimizer: Any, saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved state of the optimizer with this process's parts of what belongs to sharded parameters."""
+    """Take this process's parts of an optimizer's saved state, where they belong to sharded parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         index: {

@@ -24,11 +24,14 @@ def accuracy(
     shift: bool | None = None,
     ignore_index: int | None = None,
 ) -> float:
-    """Share of targets in [0, 1] that ``model`` gives its highest logit, in eval mode, on the model's device.
+    """Measure the share of targets that ``model`` gives its highest logit, in eval mode, on its device.
 
     Targets are class indices; negative ones, ``ignore_index`` and what the batch's attention mask hides are
     not counted. Of targets that are 0 or 1 in the shape of the logits, the share that has the logit's sign.
     ``shift``, ``ignore_index``: as in :class:`DistillationLoss`. The mode of ``model`` is restored.
+
+    Example:
+        before, after = accuracy(model, batches), accuracy(thin, batches)
 
     Raises:
         SlimfastError: no target in any batch, or targets that are no classes.
@@ -48,8 +51,9 @@ def tally(
     turns: int = 1,
     turn: int = 0,
 ) -> tuple[DistillationLoss, Tensor]:
-    """``loss`` as it was settled by the first batch, and (outputs, 2): the sum of each output's scores and
-    their number, over every ``turns``-th batch from ``turn``.
+    """Add up each output's scores over every ``turns``-th batch from ``turn``.
+
+    Gives ``loss`` as it was settled by the first batch, and (outputs, 2): the sums and the numbers of scores.
 
     In the last round a process without a batch of its own runs the first one's and does not count it: of a
     sharded model all processes must run the same number of forwards.
@@ -75,7 +79,7 @@ def tally(
 
 
 def mean_score(sums: Tensor) -> float:
-    """The mean over the outputs that have targets of their mean scores.
+    """Take the mean of the mean scores of the outputs that have targets.
 
     Raises:
         SlimfastError: no output has any.

@@ -43,7 +43,7 @@ class Position:
 
 
 class Training:
-    """A training under way: what it is made of, how far it is, and what has come of it."""
+    """Run a training: what it is made of, how far it is, and what has come of it."""
 
     def __init__(self, setup: Setup) -> None:
         recipe, accelerator = setup.recipe, setup.accelerator
@@ -69,13 +69,13 @@ class Training:
         return self.position.epoch >= self.setup.recipe.epochs
 
     def watching(self) -> AbstractContextManager[FeatureTap]:
-        """What records the features that the loss compares."""
+        """Record the features that the loss compares."""
         if isinstance(self.setup.loss, DistillationLoss):
             return self.setup.loss.watching(self.setup.student, self.setup.teacher)
         return nullcontext(FeatureTap(()))
 
     def agreed(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on any process."""
+        """Tell whether ``flag`` is true on any process."""
         if self.setup.recipe.processes == 1:
             return flag
         accelerator = self.setup.accelerator
@@ -136,12 +136,12 @@ class Training:
             self.average.put()
 
     def history(self) -> History:
-        """The finished epochs."""
+        """List the finished epochs."""
         best = None if self.best is None else self.records[self.best["epoch"] - 1]
         return History(tuple(self.records), best)
 
     def _best(self, score: float | None) -> dict[str, Any] | None:
-        """The best epoch so far, the one that just got this score included, with the weights as they are."""
+        """Find the best epoch so far, the one with this score included, with the weights as they are."""
         if score is None or (self.best is not None and not score > self.best["score"]):
             return self.best
         # A part stays on its device: its process's share of the copy is small.
@@ -180,7 +180,7 @@ class Training:
         return self._loss(output, expected, targets)
 
     def _look(self, inputs: Any, targets: Any, features: FeatureTap) -> None:
-        """Both networks and the loss on the first batch, and everything as it was before."""
+        """Try both networks and the loss on the first batch, and leave everything as it was before."""
         before = rng_state()
         self._loss = settled_loss(self.setup, inputs, targets)
         with evaluating(self.setup.student), torch.no_grad():

@@ -30,7 +30,7 @@ class Setup:
     evaluate: Evaluate | None
 
     def prepared(self) -> tuple[Any, Any]:
-        """The model to train and its optimizer as accelerate wraps them.
+        """Wrap the model to train and its optimizer as accelerate does.
 
         A student that is sharded already is not wrapped again.
         """
