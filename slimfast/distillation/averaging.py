@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """After each update, each floating weight and buffer w of ``model`` as a <- d a + (1 - d) w.
+    """Average the floating weights and buffers w of ``model``: a <- d a + (1 - d) w after each update.
 
     d is ``decay``, and less in the beginning, (1 + t) / (10 + t) in update t from 1, so that the first
     weights do not stay in it (Polyak and Juditsky 1992 average all alike; this form is TensorFlow's).
@@ -48,7 +48,7 @@ class MovingAverage:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """The model has the averages inside the block, and its own weights after it."""
+        """Lend the model the averages inside the block; after it the model has its own weights again."""
         own = {name: tensor.clone() for name, tensor in self._weights().items()}
         self.put()
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from slimfast.distillation.losses import logits_of
 from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import cloned
 
 
-def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
-    """(inputs, targets or None) of a batch: a tensor, (inputs,), (inputs, targets), or a dict of arguments.
+def split_batch(batch: Any) -> tuple[Any, Any]:
+    """Split a batch into (inputs, targets or None).
 
-    A dict's ``labels`` are its targets, the rest are keyword arguments of the network.
+    It is a tensor, (inputs,), (inputs, targets), or a dict of arguments.
+
+    A dict's ``labels`` are its targets, the rest are keyword arguments of the network. Targets are a tensor,
+    or for several outputs a tuple or dict of them.
     """
     if isinstance(batch, Tensor):
         return batch, None
@@ -36,15 +38,20 @@ def split_batch(batch: Any) -> tuple[Any, Tensor | None]:
     raise ArgumentTypeError(f"a batch must be inputs or (inputs, targets), got a {what}")
 
 
-def _checked(inputs: Any, targets: Any) -> tuple[Any, Tensor | None]:
+def _checked(inputs: Any, targets: Any) -> tuple[Any, Any]:
     leaves = inputs.values() if isinstance(inputs, Mapping) else inputs if _is_sequence(inputs) else (inputs,)
     # A tokenizer's dict may also carry plain values, but somewhere there is a tensor.
     if not any(isinstance(leaf, Tensor) for leaf in leaves):
         raise ArgumentTypeError(
             f"a batch's inputs must be a tensor, or a tuple or dict of them, got {_type_name(inputs)}"
         )
-    if targets is not None and not isinstance(targets, Tensor):
+    wanted = targets.values() if isinstance(targets, Mapping) else targets if _is_sequence(targets) else ()
+    if not (targets is None or isinstance(targets, Tensor) or wanted):
         raise ArgumentTypeError(f"a batch's targets must be a tensor, got {_type_name(targets)}")
+    if any(not isinstance(entry, Tensor) for entry in wanted):
+        raise ArgumentTypeError(
+            f"a batch's targets must be a tensor, got {_type_name(targets)}, or a tuple or dict of tensors"
+        )
     return inputs, targets
 
 
@@ -56,8 +63,21 @@ def call(model: nn.Module, inputs: Any) -> Any:
     return model(*inputs) if _is_sequence(inputs) else model(inputs)
 
 
+def mask_of(inputs: Any) -> Tensor | None:
+    """Find the mask (N, L) that hides positions of the output, if a batch's inputs have one.
+
+    That is ``attention_mask``, or ``decoder_attention_mask`` where there are inputs of a decoder: the
+    positions of an encoder are others.
+    """
+    if not isinstance(inputs, Mapping):
+        return None
+    prefix = "decoder_" if any(str(name).startswith("decoder_") for name in inputs) else ""
+    mask = inputs.get(f"{prefix}attention_mask")
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
 def describe(inputs: Any) -> str:
-    """Shapes and dtypes of a batch's inputs, for an error message."""
+    """Write down the shapes and dtypes of a batch's inputs, for an error message."""
     if isinstance(inputs, Mapping):
         return ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
     if _is_sequence(inputs):
@@ -68,35 +88,43 @@ def describe(inputs: Any) -> str:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Nested tuples, lists and dicts with their tensors on ``device``."""
+    """Move the tensors of nested tuples, lists and dicts to ``device``, fit to be trained on."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        moved = value.to(device, non_blocking=True)
+        # What was made in inference mode cannot be kept for a backward pass.
+        return moved.clone() if moved.is_inference() else moved
     if isinstance(value, Mapping):
         return {name: to_device(entry, device) for name, entry in value.items()}
     if _is_sequence(value):
-        moved = [to_device(entry, device) for entry in value]
-        return tuple(moved) if isinstance(value, tuple) else moved
+        entries = [to_device(entry, device) for entry in value]
+        return tuple(entries) if isinstance(value, tuple) else entries
     return value
 
 
 class Feed:
-    """This process's share of the batches of one source, epoch by epoch, on the device of ``accelerator``.
+    """Give this process its share of the batches of one source, epoch by epoch, on its device.
 
     A plain :class:`DataLoader` is sharded by accelerate (every process has its own batches of the loader's
     batch size; the sampler's tail is repeated so that all have equally many). Any other iterable is shared by
-    giving each process every n-th batch, the incomplete last round left out.
+    giving each process every n-th batch, the incomplete last round left out. An iterator, as a generator, is
+    taken where ``steps`` are given: each epoch has that many of its batches, and the next goes on after them.
     """
 
-    def __init__(self, source: Iterable[Any], accelerator: Any, *, name: str) -> None:
-        if isinstance(source, Iterator):
+    def __init__(
+        self, source: Iterable[Any], accelerator: Any, *, name: str, steps: int | None = None
+    ) -> None:
+        if isinstance(source, Iterator) and steps is None:
             raise ArgumentTypeError(
-                f"{name} is an iterator, which is empty after one epoch: pass a list or a DataLoader"
+                f"{name} is an iterator, which is empty after one epoch: pass a list or a DataLoader, or "
+                "steps_per_epoch where it has batches for all epochs"
             )
         if not isinstance(source, Iterable):
             raise ArgumentTypeError(f"{name} must be an iterable of batches, got {_type_name(source)}")
         self._name = name
         self._accelerator = accelerator
         self._source: Any = source
+        self._steps = steps if isinstance(source, Iterator) else None
+        self._taken = 0
         self._turns = accelerator.num_processes
         if isinstance(getattr(source, "sampler", None), DistributedSampler):
             self._turns = 1
@@ -118,7 +146,7 @@ class Feed:
         return length
 
     def epoch(self, epoch: int, *, seed: int) -> Iterator[Any]:
-        """The batches of epoch ``epoch``. Seeds every generator from ``seed`` and ``epoch``, here and now.
+        """Yield the batches of epoch ``epoch``, after seeding every generator from ``seed`` and ``epoch``.
 
         So an epoch's order and augmentation depend on these two numbers alone, and a resumed run meets the
         same ones. (Loaders with persistent workers keep their workers' own generators and are the exception.)
@@ -129,17 +157,23 @@ class Feed:
                 generator.manual_seed(seed + epoch)
             if callable(set_epoch := getattr(part, "set_epoch", None)):
                 set_epoch(epoch)
-        return self._share()
+        batches = self._share()
+        if self._steps is not None:
+            # A training that is resumed has a new iterator, of which earlier epochs had the first batches.
+            for _ in itertools.islice(batches, max(0, epoch * self._steps - self._taken)):
+                pass
+        return batches
 
     def _share(self) -> Iterator[Any]:
         turn = self._accelerator.process_index if self._turns > 1 else 0
         batches = iter(self._source)
         while len(in_turn := list(itertools.islice(batches, self._turns))) == self._turns:
+            self._taken += 1
             yield to_device(in_turn[turn], self._accelerator.device)
 
 
 def _loader_parts(loader: Any) -> list[Any]:
-    """A loader, its samplers, and the samplers these are made of."""
+    """List a loader, its samplers, and the samplers these are made of."""
     found: list[Any] = []
     waiting = [loader]
     while waiting:
@@ -157,57 +191,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def accuracy(model: nn.Module, batches: Iterable[Any], *, class_dim: int = -1) -> float:
-    """Share of targets in [0, 1] that ``model`` gives its highest logit, in eval mode, on the model's device.
-
-    Targets are class indices; negative ones (padding) are not counted. The mode of ``model`` is restored.
-
-    Raises:
-        SlimfastError: no target in any batch.
-    """
-    right, total = count_right(model, batches, class_dim=class_dim)
-    if total == 0:
-        raise SlimfastError("accuracy: no targets in the batches")
-    return right / total
-
-
-def count_right(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    class_dim: int = -1,
-    turns: int = 1,
-    turn: int = 0,
-    autocast: AbstractContextManager[Any] | None = None,
-) -> tuple[int, int]:
-    """(right, all) targets over every ``turns``-th batch from ``turn``; see :func:`accuracy`.
-
-    In the last round a process without a batch of its own runs the first one's and does not count it: of a
-    sharded model all processes must run the same number of forwards.
-    """
-    device = device_of(model)
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    total = torch.zeros_like(right)
-    with evaluating(model), torch.no_grad():
-        waiting = iter(batches)
-        while in_turn := list(itertools.islice(waiting, turns)):
-            mine = turn < len(in_turn)
-            inputs, targets = split_batch(to_device(in_turn[turn if mine else 0], device))
-            if targets is None:
-                raise SlimfastError("accuracy: a batch has no targets")
-            with autocast or nullcontext():
-                found = logits_of(call(model, inputs)).argmax(dim=class_dim)
-            if found.shape != targets.shape:
-                got, wanted = tuple(targets.shape), tuple(found.shape)
-                raise SlimfastError(f"accuracy: targets are {got}, expected class indices {wanted}")
-            right += mine * ((found == targets) & (targets >= 0)).sum()
-            total += mine * (targets >= 0).sum()
-    return int(right), int(total)
-
-
 @contextmanager
 def keeping_modes(model: nn.Module) -> Iterator[None]:
-    """Each module of ``model`` is back in its own train or eval mode after the block."""
+    """Put each module of ``model`` back into its own train or eval mode after the block."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -218,14 +204,14 @@ def keeping_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """``model`` in eval mode inside the block, each of its modules back in its own mode after it."""
+    """Hold ``model`` in eval mode inside the block; after it each module has its own mode again."""
     with keeping_modes(model):
         model.eval()
         yield
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the first parameter or buffer; the CPU for a network without any."""
+    """Find the device of the first parameter or buffer; the CPU for a network without any."""
     first = next(itertools.chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 

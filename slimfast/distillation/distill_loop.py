@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from slimfast.distillation.batches import Feed, device_of, evaluating, keeping_modes
+from slimfast.distillation.batches import Feed, evaluating
+from slimfast.distillation.hints import FeatureTap
+from slimfast.distillation.lending import accelerated, lent
 from slimfast.distillation.losses import DistillationLoss
 from slimfast.distillation.progress import TrainingBar
 from slimfast.distillation.recipe import EpochRecord, History, Recipe
-from slimfast.distillation.resume import (
-    load_training,
-    postponed_interrupt,
-    rng_state,
-    save_training,
-    set_rng_state,
-)
-from slimfast.distillation.sharding import check_strategy, is_sharded
-from slimfast.distillation.training_run import Evaluate, Loss, Training
+from slimfast.distillation.resume import postponed_interrupt, rng_state, save_training, set_rng_state
+from slimfast.distillation.saved_run import go_on, saved_run, state_of
+from slimfast.distillation.sharding import check_strategy
+from slimfast.distillation.training_run import Training
+from slimfast.distillation.training_setup import Evaluate, Loss, Setup
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.storage.atomic import output_folder
 
@@ -67,9 +65,12 @@ def distill(
 
     Args:
         train: a DataLoader or list of batches: (inputs, targets), inputs alone, or dicts whose ``labels`` are
-            the targets. Inputs are a tensor, a tuple of arguments or a dict of keywords.
-        evaluate: batches to take the accuracy on after each epoch, or a function of the student that gives a
-            score; higher is better.
+            the targets. Inputs are a tensor, a tuple of arguments or a dict of keywords; targets a tensor, or
+            for several outputs a tuple or a dict of them. An iterator needs ``steps_per_epoch``.
+        evaluate: batches to take the score on after each epoch, or a function of the student that gives one;
+            higher is better. Of batches it is the accuracy; for outputs that are values minus the mean
+            squared error, for those compared by "cosine" the mean cosine, and the mean over the outputs that
+            have targets.
         loss: a :class:`DistillationLoss`, or a function of (student output, teacher output, targets or None).
         optimizer: "sgd" (Nesterov momentum) or "adamw". Weight decay spares biases and norm scales.
         warmup: share of all steps with a rising learning rate; afterwards it follows a cosine to zero.
@@ -86,20 +87,26 @@ def distill(
         callback: called with each finished epoch, after it is saved, on the main process.
         accelerator: your own ``accelerate.Accelerator``, for what this call does not offer.
 
+    Example:
+        thin = slimfast.slim(model, example, params=0.5)
+        history = distill(thin, teacher=model, train=loader, evaluate=held_out, epochs=20)
+        print(history.best)
+
     Raises:
         SlimfastError: no data, networks or outputs that do not fit, a loss that is not finite, a folder that
             cannot be written or holds another run. One line, before the first step where it is known by then.
     """
-    if student is teacher:
-        raise ArgumentError("distill: the student is the teacher; pass two networks")
+    _check_networks(student, teacher)
     if restore not in ("best", "last"):
         raise ArgumentError(f"distill: restore must be 'best' or 'last', got {restore!r}")
     folder = None if checkpoint is None else output_folder(checkpoint)
     criterion: Loss = DistillationLoss() if loss is None else loss
     with ExitStack() as stack:
         stack.callback(set_rng_state, rng_state())
-        accelerator = stack.enter_context(_accelerate(accelerator, mixed_precision))
-        feed = Feed(train, accelerator, name="train")
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        accelerator = stack.enter_context(accelerated(accelerator, mixed_precision))
+        feed = Feed(train, accelerator, name="train", steps=steps_per_epoch)
         recipe = Recipe(
             epochs=epochs,
             steps_per_epoch=len(feed) if steps_per_epoch is None else steps_per_epoch,
@@ -115,17 +122,46 @@ def distill(
             loss=str(criterion) if isinstance(criterion, DistillationLoss) else "custom",
             ema=ema,
         )
-        saved = None if folder is None else _saved_run(folder, recipe, resume=resume)
-        check_strategy(student, accelerator)
-        stack.enter_context(_lent(student, accelerator.device))
-        stack.enter_context(_lent(teacher, accelerator.device))
-        stack.enter_context(evaluating(teacher))
-        run = Training(student, teacher, criterion, recipe, accelerator, feed, evaluate)
-        if saved is not None:
-            _go_on(run, saved, folder)
-        bar = stack.enter_context(
-            TrainingBar(recipe, done=run.steps_done, shown=progress, main=accelerator.is_main_process)
+        setup = Setup(student, teacher, criterion, recipe, accelerator, feed, evaluate)
+        run = _started(setup, folder, stack, resume=resume)
+        _run_epochs(run, folder, progress, callback)
+        run.give_weights(restore)
+        return run.history()
+
+
+def _check_networks(student: nn.Module, teacher: nn.Module) -> None:
+    if student is teacher:
+        raise ArgumentError("distill: the student is the teacher; pass two networks")
+    if made := [name for name, tensor in student.state_dict().items() if tensor.is_inference()]:
+        raise SlimfastError(
+            f"distill: the student's {made[0]} was made in inference mode, which cannot be trained; train a "
+            "copy.deepcopy of it that is made outside"
         )
+
+
+def _started(setup: Setup, folder: Path | None, stack: ExitStack, *, resume: bool) -> Training:
+    """Set up a training from its beginning, or from where ``folder`` has it; ``stack`` takes it down."""
+    saved = None if folder is None else saved_run(folder, setup.recipe, resume=resume)
+    check_strategy(setup.student, setup.accelerator)
+    stack.enter_context(lent(setup.student, setup.accelerator.device))
+    stack.enter_context(lent(setup.teacher, setup.accelerator.device))
+    stack.enter_context(evaluating(setup.teacher))
+    run = Training(setup)
+    if saved is not None:
+        go_on(run, saved, folder)
+    return run
+
+
+def _run_epochs(
+    run: Training,
+    folder: Path | None,
+    progress: bool | Callable[[int, int], None] | None,
+    callback: Callable[[EpochRecord], None] | None,
+) -> None:
+    """Train to the last epoch, or until Ctrl-C or a cancelling ``progress``, which are then raised."""
+    recipe, main = run.setup.recipe, run.setup.accelerator.is_main_process
+    with ExitStack() as stack:
+        bar = stack.enter_context(TrainingBar(recipe, done=run.steps_done, shown=progress, main=main))
         features = stack.enter_context(run.watching())
         interrupted: Callable[[], bool] = bool
         if folder is not None:
@@ -134,94 +170,32 @@ def distill(
         def stopping() -> bool:
             return interrupted() or bar.cancelled is not None
 
-        _log.info("distilling %s: epochs %d to %d", type(student).__name__, run.epoch + 1, recipe.epochs)
-        while run.epoch < recipe.epochs:
-            finished = run.train_epoch(features, stopping, bar)
-            record = run.close_epoch() if finished else None
-            state = None if folder is None else run.state()
-            if accelerator.is_main_process:
-                if folder is not None and state is not None:
-                    save_training(folder, state)
-                if record is not None:
-                    _log.info("epoch %d: loss %.4g, score %s", record.epoch, record.loss, record.score)
-                    bar.show_record(record)
-                    if callback is not None:
-                        callback(record)
+        name, first = type(run.setup.student).__name__, run.position.epoch + 1
+        _log.info("distilling %s: epochs %d to %d", name, first, recipe.epochs)
+        while not run.finished:
+            _run_epoch(run, folder, features, stopping, bar, callback)
             if run.agreed(stopping()):
                 raise bar.cancelled or KeyboardInterrupt
-        if restore == "best" and run.best is not None:
-            student.load_state_dict(run.best["student"])
-        elif run.average is not None:
-            run.average.put()
-        return run.history()
 
 
-def _saved_run(folder: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
-    """The training in ``folder`` to go on with, if any; an error where it is not this one."""
-    saved = load_training(folder)
-    if saved is None:
-        return None
-    if not resume:
-        raise SlimfastError(
-            f"{folder} holds a training ({saved['epoch']} epochs done): resume it or use another folder"
-        )
-    if differences := recipe.differences(saved["recipe"]):
-        raise SlimfastError(f"{folder} holds a training with other settings: {differences}")
-    return saved
-
-
-def _go_on(run: Training, saved: dict[str, Any], folder: Path | None) -> None:
-    """Take over a training from its file, which may be of another version or a stranger's."""
-    try:
-        run.load(saved)
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise SlimfastError(f"{folder}: the training in it does not fit this one: {reason}") from error
-
-
-@contextmanager
-def _accelerate(given: Any, precision: str | None) -> Iterator[Any]:
-    """The user's Accelerator, or one of our own that leaves nothing behind."""
-    if given is not None:
-        if precision not in (None, given.mixed_precision):
-            theirs = given.mixed_precision
-            raise ArgumentError(f"distill: mixed_precision={precision!r}, but the accelerator has {theirs!r}")
-        yield given
+def _run_epoch(
+    run: Training,
+    folder: Path | None,
+    features: FeatureTap,
+    stopping: Callable[[], bool],
+    bar: TrainingBar,
+    callback: Callable[[EpochRecord], None] | None,
+) -> None:
+    """Train for an epoch or until a stop, save what is done, and tell of it."""
+    finished = run.train_epoch(features, stopping, bar)
+    record = run.close_epoch() if finished else None
+    state = None if folder is None else state_of(run)
+    if not run.setup.accelerator.is_main_process:
         return
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise SlimfastError("distill needs accelerate: pip install 'slimfast[distill]'") from error
-    # accelerate keeps the first precision for the whole process; the next call may want another.
-    first = not AcceleratorState._shared_state
-    accelerator = None
-    try:
-        accelerator = Accelerator(mixed_precision=precision)
-        yield accelerator
-    finally:
-        if accelerator is not None:
-            accelerator.free_memory()
-        if first:
-            AcceleratorState._reset_state()
-
-
-@contextmanager
-def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """``model`` on ``device`` inside the block; after it on its own device, in its modes, unmarked.
-
-    One that is sharded, or becomes so, stays where it is.
-    """
-    before, attributes = device_of(model), set(vars(model))
-    spread = len({parameter.device for parameter in model.parameters()}) > 1
-    with keeping_modes(model):
-        try:
-            if not spread and not is_sharded(model):
-                model.to(device)
-            yield
-        finally:
-            # accelerate leaves a wrapped forward and a mark behind.
-            for name in set(vars(model)) - attributes:
-                del vars(model)[name]
-            if not spread and not is_sharded(model):
-                model.to(before)
+    if folder is not None and state is not None:
+        save_training(folder, state)
+    if record is not None:
+        _log.info("epoch %d: loss %.4g, score %s", record.epoch, record.loss, record.score)
+        bar.show_record(record)
+        if callback is not None:
+            callback(record)

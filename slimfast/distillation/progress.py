@@ -13,7 +13,7 @@ from slimfast.errors import Cancelled
 
 
 class TrainingBar:
-    """A bar over all steps on stderr, while its block runs.
+    """Show a bar over all steps on stderr, while its block runs.
 
     ``shown`` None means: where stderr is a terminal. A function is called with the steps done and of all
     instead; ``cancelled`` is the :class:`slimfast.Cancelled` that it raised. Only the ``main`` process shows

@@ -49,7 +49,7 @@ class Recipe:
             raise ArgumentError(f"distill: max_grad_norm must be positive or None, got {self.max_grad_norm}")
 
     def rate(self, step: int) -> float:
-        """Learning rate of step ``step``, counted from 0 over all epochs: linear warm-up, then half a cosine.
+        """Compute the rate of a step, counted from 0 over all epochs: linear warm-up, then half a cosine.
 
         Warm-up as in Goyal et al. 2017; the cosine is Loshchilov and Hutter 2017 ("SGDR") without restarts.
         """
@@ -60,7 +60,7 @@ class Recipe:
         return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer of the trainable parameters; those with fewer than two dims are not decayed."""
+        """Build the optimizer of the trainable parameters; those with fewer than two dims are not decayed."""
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
             raise ArgumentError("distill: the student has no parameter that requires a gradient")
@@ -74,7 +74,7 @@ class Recipe:
         return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
 
     def differences(self, other: dict[str, object]) -> str:
-        """The settings in which ``other``, a recipe as a dict, is not this one; empty where it is."""
+        """List the settings in which ``other``, a recipe as a dict, is not this one; empty where it is."""
         ours = asdict(self)
         names = [name for name in ours if ours[name] != other.get(name)]
         return ", ".join(f"{name} {other.get(name)} there, {ours[name]} here" for name in names)

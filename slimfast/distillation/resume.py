@@ -45,7 +45,7 @@ def save_training(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_training(folder: Path) -> dict[str, Any] | None:
-    """What :func:`save_training` wrote, None where there is nothing; only tensors and plain values are read.
+    """Read what :func:`save_training` wrote, None where there is nothing; only tensors and plain values.
 
     Raises:
         SlimfastError: the file is damaged, or not one of ours.
@@ -80,7 +80,7 @@ def load_training(folder: Path) -> dict[str, Any] | None:
 
 
 def rng_state() -> dict[str, Any]:
-    """The state of the generators of Python, NumPy and torch, as tensors and plain values."""
+    """Take the state of the generators of Python, NumPy and torch, as tensors and plain values."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -102,7 +102,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 @contextmanager
 def postponed_interrupt(*, announce: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C inside the block only sets what the yielded function returns; a second one interrupts at once.
+    """Postpone Ctrl-C: inside the block it only sets what the yielded function returns; a second one stops.
 
     ``announce`` is called at the first. Off the main thread, where signals cannot be caught, it never sets.
     """

@@ -27,7 +27,7 @@ def check_strategy(student: nn.Module, accelerator: Any) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether this process holds only parts of the model's parameters.
+    """Tell whether this process holds only parts of the model's parameters.
 
     Afterwards ``parameters()`` are the parts: FSDP leaves some whole after a forward without a backward,
     until a state dict is taken.

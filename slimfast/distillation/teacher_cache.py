@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.distillation.batches import call
-from slimfast.distillation.losses import logits_of
+from slimfast.distillation.network_outputs import logits_of, named_outputs
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import map_leaves
@@ -25,12 +25,16 @@ _KEY = 16
 
 
 class CachedTeacher(nn.Module):
-    """``teacher`` with its logits kept in a file, for trainings that see the same inputs again and again.
+    """Keep the logits of ``teacher`` in a file, for trainings that see the same inputs again and again.
 
     A sample is known by the bytes of its inputs, so that order and batches do not matter; random augmentation
     makes new samples, which only fill the disk. The file grows by float32 logits and 16 bytes a sample; a
     record that a stop cut short is dropped. It is for one teacher: its weights' digest is in the file.
     Several processes may share it; each knows what it found at the start and what it computed.
+
+    Example:
+        teacher = CachedTeacher(model, "logits.bin")
+        distill(thin, teacher=teacher, train=batches)
 
     Its outputs are plain logits, which serve every term but hints. Raises :class:`SlimfastError` for a file
     of another teacher, for one that is none of ours, and where it cannot be written.
@@ -47,11 +51,11 @@ class CachedTeacher(nn.Module):
             self._read()
 
     def __len__(self) -> int:
-        """The number of samples that are known."""
+        """Count the samples that are known."""
         return len(self._known)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The teacher's logits (N, ...), float32: of known samples from the file, the others computed."""
+        """Give the teacher's logits (N, ...), float32: of known samples from the file, others computed."""
         inputs: Any = kwargs or (args if len(args) > 1 else args[0])
         leaves = list(tensors_in(inputs))
         count = len(leaves[0])
@@ -68,7 +72,10 @@ class CachedTeacher(nn.Module):
             whole = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count
             return leaf[torch.tensor(new, device=leaf.device)] if whole else leaf
 
-        logits = logits_of(call(self.teacher, map_leaves(inputs, cut))).float().cpu().numpy()
+        output = call(self.teacher, map_leaves(inputs, cut))
+        if len(names := list(named_outputs(output))) > 1:
+            raise SlimfastError(f"CachedTeacher: expected a teacher with one output, got {', '.join(names)}")
+        logits = logits_of(output).float().cpu().numpy()
         shape = tuple(logits.shape[1:])
         if self._shape not in (None, shape):
             raise SlimfastError(f"{self._path}: expected logits of shape {self._shape}, got {shape}")
@@ -98,7 +105,7 @@ class CachedTeacher(nn.Module):
             raise SlimfastError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def _layout(self) -> tuple[bytes, int]:
-        """What the file begins with, and the bytes of a record."""
+        """Lay out what the file begins with, and the bytes of a record."""
         shape = self._shape or ()
         header = _MAGIC + self._digest + struct.pack(f"<B{len(shape)}Q", len(shape), *shape)
         return header, _KEY + 4 * int(np.prod(shape, dtype=np.int64))
@@ -130,7 +137,7 @@ def _records(content: bytes, at: int, size: int, count: int) -> Iterator[bytes]:
 
 
 def _keys(leaves: list[Tensor], count: int) -> list[bytes]:
-    """The digest of each sample's bytes in all tensors."""
+    """Digest each sample's bytes in all tensors."""
     arrays = [leaf.detach().cpu().contiguous() for leaf in leaves]
     per_sample = [a if a.dim() and len(a) == count else a.expand(count, *a.shape) for a in arrays]
     keys = []
@@ -145,7 +152,7 @@ def _keys(leaves: list[Tensor], count: int) -> list[bytes]:
 
 
 def digest_of(model: nn.Module) -> bytes:
-    """Of the names and bytes of all parameters and buffers."""
+    """Digest the names and bytes of all parameters and buffers."""
     digest = hashlib.blake2b(digest_size=_KEY)
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

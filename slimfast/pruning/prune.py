@@ -67,6 +67,7 @@ def prune_channels(
     progress: Progress | None = ...,
     optimizer: AnyOptimizer,
 ) -> tuple[nn.Module, AnyOptimizer]: ...
+@torch.inference_mode(False)
 def prune_channels(
     model: nn.Module,
     plan: Plan,

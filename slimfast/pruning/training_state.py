@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from types import MethodType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,16 +28,18 @@ def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) 
     It is of the same class, with the same hyperparameters for each parameter. State tensors of a parameter's
     shape (momenta, averaged squares) are cut to the same kept indices, those of one element (step counts) are
     copied; of state that is averaged over some dims (Adafactor) the others are cut. Parameters that are not
-    ``model``'s stay what they are. Hooks do not come along, and a learning-rate scheduler holds the optimizer
-    it was made for: make a new one and load the old one's ``state_dict``.
+    ``model``'s stay what they are. Optimizers inside it (a lookahead's, accelerate's) are made anew with it.
+    Hooks do not come along, and a learning-rate scheduler holds the optimizer it was made for: make a new one
+    and load the old one's ``state_dict``.
 
     Raises :class:`SlimfastError` where no parameter is ``model``'s, and for state that belongs to no single
-    parameter (LBFGS's).
+    parameter (LBFGS's) or is held elsewhere than in ``state``.
     """
     cuts = cuts_between(model, thin)
     wide, now = named_tensors(model), named_tensors(thin)
     names = {id(tensor): name for name, tensor in wide.items()}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizers = _optimizers_in(optimizer)
+    held = [p for each in optimizers for group in each.param_groups for p in group["params"]]
     if not any(id(parameter) in names for parameter in held):
         raise SlimfastError(
             f"optimizer: expected one that holds the model's parameters, got {type(optimizer).__name__} with "
@@ -45,13 +48,21 @@ def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) 
     # A copy in which every parameter, and every tensor beside one, is what it is in the thin network.
     memo: dict[int, Any] = {id(parameter): parameter for parameter in held}
     memo |= {identity: now[name] for identity, name in names.items()}
-    for parameter, state in optimizer.state.items():
-        name = names.get(id(parameter))
-        dims = cuts.get(name, {}) if name is not None else {}
-        for key, tensor in _tensors_of(state):
-            where = f"optimizer: {type(optimizer).__name__}: {key} of {name or 'a parameter'}"
-            memo[id(tensor)] = _cut_state(tensor, parameter, dims, where).clone()
-    return copy.deepcopy(optimizer, memo)
+    for each in optimizers:
+        for parameter, state in each.state.items():
+            name = names.get(id(parameter))
+            dims = cuts.get(name, {}) if name is not None else {}
+            for key, tensor in _tensors_of(state):
+                where = f"optimizer: {type(each).__name__}: {key} of {name or 'a parameter'}"
+                memo[id(tensor)] = _cut_state(tensor, parameter, dims, where).clone()
+    for each in optimizers:
+        for key, tensor in _tensors_of({"param_groups": each.param_groups} | vars(each)):
+            if id(tensor) not in memo and tensor.numel() > 1:
+                raise SlimfastError(
+                    f"optimizer: {type(each).__name__}: {key} {tuple(tensor.shape)}: expected tensors in its "
+                    "state alone: it is not known how to cut others"
+                )
+    return _copy_optimizers(optimizers, memo)
 
 
 def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> dict[str, Any]:
@@ -102,6 +113,51 @@ def cuts_between(model: nn.Module, thin: nn.Module) -> Cuts:
             if len(after) < len(before):
                 cuts.setdefault(name, {})[dim] = np.searchsorted(before, after).astype(np.int64)
     return cuts
+
+
+def _optimizers_in(optimizer: AnyOptimizer) -> list[AnyOptimizer]:
+    """The optimizer, and those it holds in attributes, lists and dicts."""
+    found: list[Any] = []
+    waiting: list[Any] = [optimizer]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Optimizer):
+            found.append(value)
+            waiting += vars(value).values()
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return found
+
+
+def _copy_optimizers(optimizers: list[AnyOptimizer], memo: dict[int, Any]) -> AnyOptimizer:
+    """A copy of the first that holds copies of the others.
+
+    ``copy.deepcopy`` would leave out what a class holds beside its state and groups, such as the optimizer it
+    wraps. Hooks stay behind, and so does what stands for a method of the class, which knows the old one (a
+    scheduler's ``step`` that counts); other objects are shared.
+    """
+    copies = [(optimizer, object.__new__(type(optimizer))) for optimizer in optimizers]
+    memo |= {id(optimizer): made for optimizer, made in copies}
+    for optimizer, made in copies:
+        made.__setstate__(
+            {
+                name: copy.deepcopy(value, memo) if _is_copied(value) else value
+                for name, value in vars(optimizer).items()
+                if not name.endswith("_hooks") and not (callable(value) and hasattr(type(optimizer), name))
+            }
+        )
+    return copies[0][1]
+
+
+def _is_copied(value: Any) -> bool:
+    """Whether a value is an optimizer's own: not a gradient scaler, a process's state and the like."""
+    return isinstance(value, (Optimizer, Tensor, Mapping, list, tuple, set, MethodType))
 
 
 def _tensors_of(state: Any, key: str = "state") -> Iterator[tuple[str, Tensor]]:

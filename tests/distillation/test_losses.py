@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from slimfast.distillation import DistillationLoss, Hint, aligned_hints, hint_loss, soft_target_loss
-from slimfast.distillation.losses import logits_of
+from slimfast.distillation.network_outputs import logits_of
 from slimfast.pruning.manifests import Manifest, attach
 
 LOG3 = math.log(3.0)

@@ -56,11 +56,14 @@ def copy_network(network: Network, tensors: Mapping[str, Tensor], *, share: bool
     """
     memo: dict[int, object] = {id(tensor): tensor for tensor in network.tensors.values()} if share else {}
     for name, tensor in tensors.items():
-        old = network.tensors[network.tied.get(name, name)]
+        old, value = network.tensors[network.tied.get(name, name)], tensor.detach()
+        if value.is_inference() and not torch.is_inference_mode_enabled():
+            # What was made in inference mode cannot be trained.
+            value = value.clone()
         if isinstance(old, nn.Parameter):
-            memo[id(old)] = type(old)(tensor.detach(), requires_grad=old.requires_grad)
+            memo[id(old)] = type(old)(value, requires_grad=old.requires_grad)
         else:
-            memo[id(old)] = tensor.detach().requires_grad_(old.requires_grad)
+            memo[id(old)] = value.requires_grad_(old.requires_grad)
     return deep_copy(network, memo)
 
 
