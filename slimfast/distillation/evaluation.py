@@ -37,7 +37,7 @@ class Evaluation:
             return None
         if callable(evaluate):
             with evaluating(setup.student):
-                score = torch.tensor(float(evaluate(setup.student)), dtype=torch.float64)
+                score = torch.tensor(float(evaluate(setup.student)), dtype=torch.float64, device="cpu")
             if setup.recipe.processes > 1:
                 score = score.to(setup.accelerator.device)
                 torch.distributed.broadcast(score, 0)

@@ -12,7 +12,7 @@ from typing import ForwardRef, ParamSpec, TypedDict, TypeVar
 import numpy as np
 
 from slimfast.calibration.curves import ErrorCurve
-from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, matches
 from slimfast.plans.budget import Rounding
 from slimfast.plans.costs import Cost
@@ -72,7 +72,9 @@ def takes_width_options(verb: Callable[P, R]) -> Callable[P, R]:
         for name in kwargs:
             if name not in signature.parameters:
                 hint = did_you_mean(name, signature.parameters)
-                raise TypeError(f"{verb.__name__}() got an unexpected keyword argument {name!r}{hint}")
+                raise ArgumentTypeError(
+                    f"{verb.__name__}() got an unexpected keyword argument {name!r}{hint}"
+                )
         return verb(*args, **kwargs)
 
     checked.__signature__ = signature  # type: ignore[attr-defined]

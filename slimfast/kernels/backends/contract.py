@@ -41,7 +41,7 @@ def host_table(size: int, device: torch.device) -> Tensor:
             "graph capture: expected calls made ready before it (slimfast.kernels.prepare_*), got one that "
             "copies tables from the host"
         )
-    return torch.empty(size, dtype=torch.int64, pin_memory=on_gpu)
+    return torch.empty(size, dtype=torch.int64, pin_memory=on_gpu, device="cpu")
 
 
 # For each op that a backend can make ready: what makes a call of it.
@@ -93,8 +93,8 @@ def member_by_member(
     dtypes: list[torch.dtype],
 ) -> tuple[list[Tensor], Tensor]:
     """Add up the covariances of the members of layers, for a backend that takes one member at a time."""
-    matrices: list[Tensor] = [torch.empty(0)] * len(layers)
-    traces: list[Tensor | float] = [0.0] * len(layers)
+    matrices: list[Tensor] = [torch.empty(0, device="cpu")] * len(layers)
+    traces: list[Tensor] = list(matrices)
     # One turn's matrices beside the sums are all that is alive.
     for turn in range(max(len(members) for members in layers)):
         members_now = [i for i, members in enumerate(layers) if len(members) > turn]
@@ -107,5 +107,5 @@ def member_by_member(
             d = sum(x.shape[1] for x in layers[i])
             share = max(layers[i][turn].shape[1] - 1, 1) / max(d - 1, 1)
             matrices[i] = term.mul_(share) if turn == 0 else matrices[i].add_(term, alpha=share)
-            traces[i] = traces[i] + trace * share
-    return matrices, torch.stack([torch.as_tensor(trace) for trace in traces])
+            traces[i] = trace * share if turn == 0 else traces[i] + trace * share
+    return matrices, torch.stack(traces)
