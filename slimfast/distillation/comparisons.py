@@ -109,6 +109,7 @@ def _in_place(targets: Tensor, tensor: Tensor, output: Output) -> Tensor:
     assert output.class_dim is not None
     where = f"DistillationLoss: output {output.name or 'logits'}"
     if output.kind == "softmax" and not targets.is_floating_point():
+        targets = targets.long()
         wanted = positions_of(tensor, output.class_dim) if tensor.dim() > 1 else ()
     else:
         wanted = tuple(tensor.shape)

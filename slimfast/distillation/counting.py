@@ -38,6 +38,8 @@ def is_label(targets: Tensor, ignore_index: int) -> Tensor:
         return ~targets.isnan()
     if targets.dtype == torch.bool:
         return torch.ones_like(targets)
+    # Of eight bits -100 would be 156.
+    targets = targets.long()
     return (targets != ignore_index) & (targets >= 0)
 
 

@@ -171,6 +171,15 @@ def test_hints_and_attention_by_position() -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_labels_of_any_integers(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 200), torch.tensor([0, 156, 199, 7, 156, 3])
+    loss = DistillationLoss()
+    torch.testing.assert_close(loss(logits, 2 * logits, labels.to(dtype)), loss(logits, 2 * logits, labels))
+    assert accuracy(nn.Identity(), [(logits, logits.argmax(1).to(dtype))]) == 1.0
+
+
 def test_accuracy_counts_no_padding() -> None:
     class Named(nn.Module):
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
