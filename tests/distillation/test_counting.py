@@ -19,6 +19,7 @@ from slimfast.distillation import (
     relational_loss,
     soft_target_loss,
 )
+from slimfast.distillation.batches import mask_of
 
 EVERY = DistillationLoss(
     temperature=2.0, decoupled=0.5, correlation=0.7, relational=0.3, attention=0.4, label_smoothing=0.1,
@@ -178,6 +179,17 @@ def test_labels_of_any_integers(dtype: torch.dtype) -> None:
     loss = DistillationLoss()
     torch.testing.assert_close(loss(logits, 2 * logits, labels.to(dtype)), loss(logits, 2 * logits, labels))
     assert accuracy(nn.Identity(), [(logits, logits.argmax(1).to(dtype))]) == 1.0
+
+
+def test_the_mask_is_that_of_the_outputs_positions() -> None:
+    ids, encoder, decoder = torch.zeros(2, 5).long(), torch.ones(2, 5), torch.ones(2, 3)
+    assert mask_of({"input_ids": ids, "attention_mask": encoder}) is encoder
+    ours = {"decoder_input_ids": ids[:, :3], "attention_mask": encoder}
+    assert mask_of(ours) is None
+    assert mask_of(ours | {"decoder_attention_mask": decoder}) is decoder
+    # One of four dims says which position sees which.
+    assert mask_of({"input_ids": ids, "attention_mask": torch.ones(2, 1, 5, 5)}) is None
+    assert mask_of((ids, encoder)) is None
 
 
 def test_accuracy_counts_no_padding() -> None:
