@@ -25,7 +25,8 @@ import slimfast
 from slimfast.calibration.files import load_calibration, save_calibration
 from slimfast.calibration.moments import calibrate
 from slimfast.checkpoints.shard_folder import INDEX
-from slimfast.checkpoints.shards import export_dcp, load_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shards import prune_checkpoint
+from slimfast.checkpoints.thin_shards import export_dcp, load_checkpoint
 from slimfast.distillation.resume import FILE, load_training, save_training
 from slimfast.errors import SlimfastError
 from slimfast.reports import plots
