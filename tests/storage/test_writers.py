@@ -127,8 +127,10 @@ ELSEWHERE = {
     "huggingface/pretrained": "huggingface/test_pretrained",
     "cli/digits_demo": "cli/test_digits_demo",
     "storage/atomic": "storage/test_atomic",
+    "storage/tensor_documents": "storage/test_tensor_documents",
 }
-CALLS = {"atomic_path", "write_text", "write_bytes", "save_file", "touch", "mkdir", "rename", "savefig"}
+CALLS = {"atomic_path", "write_tensor_document", "write_text", "write_bytes", "save_file", "touch"}
+CALLS |= {"mkdir", "rename", "savefig"}
 
 
 def writes(path: Path) -> bool:
