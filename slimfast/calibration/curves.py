@@ -21,10 +21,17 @@ from slimfast.kernels.ops import grouped_pivoted_cholesky
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ErrorCurve:
-    """The error that a group of ``n`` units leaves in the output when 0, ..., n of them stay.
+    """The error that a group leaves in the output when 0, ..., n of its units stay.
 
-    ``residual`` (n + 1,) float64, never rising, 0 or above, in a unit that all curves of a network share:
-    groups' errors are added up as they are.
+    Attributes:
+        name: The group.
+        n: How many units it has.
+        residual: (n + 1,) float64, never rising, 0 or above, in a unit that all curves of a network share:
+            groups' errors are added up as they are.
+
+    Example:
+        curves = slimfast.error_curves(model, graph, calibration)
+        curves["layer1.0.conv1"].ratio(8)   # the share of the error that eight units take away
     """
 
     name: str

@@ -33,10 +33,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """The moments of what every consumer of a network's channel groups reads, by the name of its weight.
+    """What every consumer of a network's channel groups reads, as moments.
 
-    ``left`` says why other consumers were not measured. ``batches`` are the inputs measured, (args, kwargs)
-    each and ``samples`` in all; repair runs the thin network on them.
+    Attributes:
+        readings: The moments by the name of the weight that reads.
+        left: Why other consumers were not measured.
+        batches: The inputs measured, (args, kwargs) each; repair runs the thin network on them.
+        samples: How many samples they are in all.
+
+    Example:
+        calibration = slimfast.calibrate(model, graph, loader)
+        calibration.readings["layer1.0.conv2.weight"].mean
     """
 
     readings: Mapping[str, Reading]

@@ -8,13 +8,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Unpack
 
 from slimfast.arrays import Progress
@@ -24,7 +23,6 @@ from slimfast.distributed.team import Team
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import thin_shape
-from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.request import WidthOptions, check_request, takes_width_options
@@ -34,8 +32,7 @@ from slimfast.pruning.prune import gather_slices, prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling
-from slimfast.storage.atomic import atomic_path, cannot_write, check_file, output_folder, reason_of
-from slimfast.storage.documents import parse_object
+from slimfast.storage.atomic import atomic_path, output_folder
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors
 from slimfast.storage.tensor_documents import KEY
@@ -167,92 +164,6 @@ def prune_checkpoint(
         with atomic_path(target / INDEX) as temporary:
             temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
     return described
-
-
-def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Module:
-    """Load the thin network in a folder of :func:`prune_checkpoint`: a copy of the wide ``model`` with its
-    tensors.
-
-    The tensors are maps of the files until they are written to or moved.
-
-    Args:
-        folder: The folder.
-        model: The wide network. It is untouched and may be on the meta device, but for buffers that no
-            checkpoint holds, which are cut from its own.
-
-    Returns:
-        The thin network.
-
-    Raises:
-        SlimfastError: For whatever does not match.
-
-    Example:
-        thin = slimfast.load_checkpoint("thin", model)
-    """
-    index = check_file(Path(folder) / INDEX)
-    fields = parse_object(index.read_bytes(), str(index)).object("metadata")
-    described = Manifest.from_json(fields.string(KEY), what=f"{index}: manifest")
-    weights, wide, further = open_weights(index), named_tensors(model), aliases(model)
-    if {name: tuple(tensor.shape) for name, tensor in wide.items()} != dict(described.shapes_before):
-        raise SlimfastError(f"{index}: expected the wide model it was cut from, got another")
-    stored = {further.get(name, name): name for name in weights.infos}
-    tensors: dict[str, Tensor] = {}
-    for name, shape in described.shapes().items():
-        if name not in stored:
-            if wide[name].is_meta or isinstance(wide[name], nn.Parameter):
-                raise SlimfastError(f"{index}: {name} is not stored and has no values in the model")
-            tensors[name] = described.slice_of(name, wide[name])
-        elif weights.infos[stored[name]].shape != shape:
-            raise SlimfastError(
-                f"{index}: {name}: expected shape {shape}, got {weights.infos[stored[name]].shape}"
-            )
-        else:
-            device = "cpu" if wide[name].is_meta else wide[name].device
-            tensors[name] = weights.load(stored[name]).to(device)
-    return described.thin_copy(model, tensors, what=str(index))
-
-
-def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Write the thin tensors of a folder of :func:`prune_checkpoint` for ``torch.distributed.checkpoint``.
-
-    FSDP loads them from the new folder.
-
-    Args:
-        folder: The folder of thin shards.
-        target: The folder to write.
-
-    Raises:
-        SlimfastError: Where ``target`` holds a checkpoint already, or cannot be written.
-
-    Example:
-        slimfast.export_dcp("thin", "thin-dcp")
-        torch.distributed.checkpoint.load({"model": state}, checkpoint_id="thin-dcp")
-    """
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
-
-    weights = open_weights(Path(folder) / INDEX)
-    made = output_folder(target)
-    with alone(made):
-        if (made / ".metadata").exists():
-            raise cannot_write(made, "it holds a checkpoint already")
-        try:
-            with PROCESS_LOCK, warnings.catch_warnings():
-                # It warns that it does what it is asked: to save from one process.
-                warnings.simplefilter("ignore")
-                # The index is written last, and renamed when whole.
-                save(
-                    {name: weights.load(name) for name in weights.infos},
-                    storage_writer=FileSystemWriter(made),
-                    no_dist=True,
-                )
-        except CheckpointException as error:
-            # Its own message is a traceback; there is one process, and so one failure.
-            cause = next((failure for failure, _ in error.failures.values()), error)
-            raise cannot_write(made, reason_of(cause)) from error
-        except (OSError, RuntimeError) as error:
-            raise cannot_write(made, error) from error
 
 
 def _manifest(

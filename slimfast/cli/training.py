@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 from torch import nn
 
-from slimfast.checkpoints.shards import load_checkpoint
 from slimfast.checkpoints.thin_files import load, save
+from slimfast.checkpoints.thin_shards import load_checkpoint
 from slimfast.cli import options
 from slimfast.cli.models import build_model, default_inputs, load_data, parse_inputs
 from slimfast.cli.option_groups import Training, takes_groups

@@ -21,8 +21,15 @@ Terms = tuple[tuple[tuple[int, ...], int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a network costs: ``params`` elements, ``macs`` multiply-accumulates of one forward of its example,
-    and the ``bytes`` of its parameters. A tied parameter counts once.
+    """What a network costs; a tied parameter counts once.
+
+    Attributes:
+        params: Elements of its parameters.
+        macs: Multiply-accumulates of one forward of its example.
+        bytes: Bytes of its parameters.
+
+    Example:
+        plan.cost_after.macs / plan.cost_before.macs
     """
 
     params: int

@@ -32,15 +32,26 @@ _NOTHING = Cost(0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """The width of one group: ``width`` of its ``n`` units stay, which can explain the share
-    ``explained_variance`` of their variance (0 where nothing was measured).
+    """The width of one group: how many of its units stay, and why.
 
-    ``chosen`` says by what: the network's tau, the gain that the next unit's cost would bring, an override,
-    or the group was left alone. ``certified``: the width is the one float64 arithmetic gives, because float32
-    settled it or because it was measured in float64 (``dtype``; None where no spectrum was measured).
-    ``keep`` has the sorted kept units once they are selected. ``before`` and ``after`` are the cost of the
-    tensors and operations the group takes part in; groups share those, so that these costs add up to more
-    than the network's.
+    Attributes:
+        name: The group's name.
+        kind: What its units are.
+        n: How many units it has.
+        width: How many of them stay.
+        explained_variance: The share of their variance that these can explain; 0 where nothing was measured.
+        certified: The width is the one float64 arithmetic gives, because float32 settled it or because it was
+            measured in float64.
+        dtype: The arithmetic of the measurement; None where no spectrum was measured.
+        chosen: By what: the network's tau, the gain that the next unit's cost would bring, an override, or
+            the group was left alone.
+        before: The cost of the tensors and operations the group takes part in; groups share those, so that
+            these costs add up to more than the network's.
+        after: The same with this width.
+        keep: The sorted kept units once they are selected.
+
+    Example:
+        [(group.name, group.width) for group in plan.groups if group.width < group.n]
     """
 
     name: str
@@ -61,10 +72,23 @@ class Plan:
     """One width per channel group of a network, and all that is needed to apply it to that network, and to no
     other.
 
-    ``allocation`` is how a budget was spent. ``explained_variance`` is the network's tau (None where there
-    was none: widths given by hand or by marginal gain); ``budget`` is what was asked for; ``shapes`` has
-    the wide shape of every parameter and buffer by name. ``graph`` is at hand where the plan was just made;
-    it is neither compared nor written.
+    Attributes:
+        groups: The width of each group.
+        explained_variance: The network's tau; None where there was none: widths given by hand or by marginal
+            gain.
+        budget: What was asked for.
+        multiple_of: What widths are multiples of.
+        cost_before: What the whole network costs.
+        cost_after: What the thin one will.
+        shapes: The wide shape of every parameter and buffer by name.
+        inputs: What the network is called with.
+        allocation: How a budget was spent.
+        graph: At hand where the plan was just made; it is neither compared nor written.
+
+    Example:
+        plan = slimfast.plan(model, example, macs=0.5)
+        print(plan)
+        plan.save("plan.json")
     """
 
     groups: tuple[GroupPlan, ...]

@@ -71,7 +71,9 @@ def plan_widths(
     """
     request = check_request(options)
     if curves is not None and request.explained_variance is not None:
-        raise ArgumentError("plan: error curves spend a budget of params or macs, got explained_variance")
+        raise ArgumentError(
+            "plan: expected a budget of params or macs for error curves, got explained_variance"
+        )
     return solved_plan(graph, spectra, request, curves)
 
 
@@ -152,13 +154,11 @@ def _by_gain(
             f"{did_you_mean(allocation, ALLOCATIONS)}"
         )
     if allocation == "marginal_gain" and calibration is None:
-        raise ArgumentError(
-            "plan: marginal_gain needs a calibration: slimfast.calibrate(model, graph, batches)"
-        )
+        raise ArgumentError("plan: expected a calibration (slimfast.calibrate) for marginal_gain, got none")
     if request.explained_variance is not None:
         if allocation == "marginal_gain":
             raise ArgumentError(
-                "plan: marginal_gain spends a budget of params or macs, got explained_variance"
+                "plan: expected a budget of params or macs for marginal_gain, got explained_variance"
             )
         return None
     return None if allocation == "explained_variance" else calibration
@@ -177,4 +177,6 @@ def check_plan(plan: Plan, model: nn.Module) -> None:
             )
     for name, shape in found.items():
         if name not in plan.shapes:
-            raise SlimfastError(f"plan: expected a model without {name}, got one with it, of shape {shape}")
+            raise SlimfastError(
+                f"plan: expected a model without {name}, got one that has it, of shape {shape}"
+            )

@@ -88,7 +88,7 @@ def select_units(
         )
     if method == "activations":
         if calibration is None:
-            raise ArgumentError("select: by activations it needs a calibration, got none")
+            raise ArgumentError("select: expected a calibration for method 'activations', got none")
         read = _covariance_read(model, graph, calibration)
         return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], read, backend)
     scores = unit_scores(model, [graph[g.name] for g in chosen], method)

@@ -17,14 +17,26 @@ Dtype = Literal["float32", "float64"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Spectrum:
-    """Eigenvalues, DESCENDING, of the covariance of a layer's n units over d positions: m = min(n, d) of
-    them.
+    """Eigenvalues, descending, of the covariance of a layer's n units over d positions.
 
-    ``eigenvalues`` (m,) float64, none below zero; the other n - m are zero. ``trace`` is the covariance's.
-    ``error`` bounds how far :meth:`explained_variance_ratio` may be from float64 LAPACK's; it is 0 where
-    LAPACK in float64 measured it. ``dtype`` is the arithmetic of the measurement; ``scaling`` and
-    ``member_scaling`` are as given to :func:`measure_spectra`. Eigenvalues that no measurement gives (too
-    few, unordered, not finite) raise :class:`SlimfastError` at once.
+    Eigenvalues that no measurement gives (too few, unordered, not finite) raise :class:`SlimfastError` at
+    once.
+
+    Attributes:
+        name: The layer's name.
+        n: How many units it has.
+        d: How many positions define each.
+        eigenvalues: (m,) float64, m = min(n, d), none below zero; the other n - m are zero.
+        trace: The covariance's.
+        error: How far :meth:`explained_variance_ratio` may be from float64 LAPACK's; 0 where LAPACK in
+            float64 measured it.
+        dtype: The arithmetic of the measurement.
+        scaling: As given to :func:`measure_spectra`.
+        member_scaling: Likewise.
+
+    Example:
+        spectrum = slimfast.measure_spectra(model)["conv1.weight"]
+        spectrum.width(explained_variance=0.9)
     """
 
     name: str

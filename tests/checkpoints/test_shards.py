@@ -17,7 +17,8 @@ from support.shard_cases import X, assert_same, write_shards
 from torch import nn
 
 import slimfast
-from slimfast.checkpoints.shards import load_checkpoint, plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shards import plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.thin_shards import load_checkpoint
 from slimfast.errors import SlimfastError
 from slimfast.pruning.manifests import manifest
 

@@ -16,7 +16,8 @@ from torch import nn
 import slimfast
 from slimfast.checkpoints import shard_folder, shards
 from slimfast.checkpoints.shard_folder import INDEX
-from slimfast.checkpoints.shards import load_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shards import prune_checkpoint
+from slimfast.checkpoints.thin_shards import load_checkpoint
 from slimfast.errors import SlimfastError
 from slimfast.pruning.manifests import manifest
 

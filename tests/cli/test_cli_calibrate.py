@@ -44,7 +44,7 @@ def test_prune_repairs(plan: str, weights: str, capsys: object) -> None:
 def test_a_repair_without_its_calibration_is_one_line(plan: str, weights: str, capsys: object) -> None:
     assert main(["prune", NET, plan, "--weights", weights, "--repair", "activations"]) == 2
     shown = capsys.readouterr().err  # type: ignore[attr-defined]
-    assert shown == "slimfast: repair: from activations it needs a calibration, got none\n"
+    assert shown == "slimfast: repair: expected a calibration for kind 'activations', got none\n"
     assert "thin.safetensors" not in files()
 
 

@@ -111,7 +111,9 @@ def test_what_a_curve_cannot_be() -> None:
 
 
 def test_curves_that_do_not_fit_the_request(graph: ChannelGraph) -> None:
-    with pytest.raises(ValueError, match="spend a budget of params or macs, got explained_variance"):
+    with pytest.raises(
+        ValueError, match="a budget of params or macs for error curves, got explained_variance"
+    ):
         plan_widths(graph, {}, curves=curves_of(0), explained_variance=0.9)
     with pytest.raises(SlimfastError, match=r"expected 6 units, got 2 \(0\)"):
         plan_widths(graph, {}, curves={**curves_of(0), "0": curve("0", [1.0, 0.5, 0.0])}, macs=0.5)

@@ -154,7 +154,7 @@ def test_check_plan_names_the_first_tensor_that_differs() -> None:
         check_plan(found, other)
     other = net()
     other.extra = nn.Linear(2, 3)
-    with pytest.raises(SlimfastError, match=r"without extra.weight, got one with it, of shape \(3, 2\)"):
+    with pytest.raises(SlimfastError, match=r"without extra.weight, got one that has it, of shape \(3, 2\)"):
         check_plan(found, other)
     with pytest.raises(SlimfastError) as error:
         check_plan(found, nn.Linear(3, 4))

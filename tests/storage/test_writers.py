@@ -25,7 +25,8 @@ import slimfast
 from slimfast.calibration.files import load_calibration, save_calibration
 from slimfast.calibration.moments import calibrate
 from slimfast.checkpoints.shard_folder import INDEX
-from slimfast.checkpoints.shards import export_dcp, load_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shards import prune_checkpoint
+from slimfast.checkpoints.thin_shards import export_dcp, load_checkpoint
 from slimfast.distillation.resume import FILE, load_training, save_training
 from slimfast.errors import SlimfastError
 from slimfast.reports import plots
@@ -126,8 +127,10 @@ ELSEWHERE = {
     "huggingface/pretrained": "huggingface/test_pretrained",
     "cli/digits_demo": "cli/test_digits_demo",
     "storage/atomic": "storage/test_atomic",
+    "storage/tensor_documents": "storage/test_tensor_documents",
 }
-CALLS = {"atomic_path", "write_text", "write_bytes", "save_file", "touch", "mkdir", "rename", "savefig"}
+CALLS = {"atomic_path", "write_tensor_document", "write_text", "write_bytes", "save_file", "touch"}
+CALLS |= {"mkdir", "rename", "savefig"}
 
 
 def writes(path: Path) -> bool:

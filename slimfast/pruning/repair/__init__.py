@@ -51,7 +51,7 @@ def check_kind(kind: str | None, calibration: Calibration | None, damping: float
     if kind not in (None, "weights", "activations"):
         raise ArgumentError(f"repair: expected 'weights' or 'activations', got {kind!r}")
     if kind == "activations" and calibration is None:
-        raise ArgumentError("repair: from activations it needs a calibration, got none")
+        raise ArgumentError("repair: expected a calibration for kind 'activations', got none")
     if not damping >= 0.0:
         raise ArgumentError(f"repair: expected a damping of at least 0, got {damping}")
     if damping and kind != "activations":

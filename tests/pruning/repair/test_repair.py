@@ -115,7 +115,7 @@ def test_wrong_requests() -> None:
     plan = planned(model, batch, {"0": [0, 1]})
     with pytest.raises(ValueError, match="expected 'weights' or 'activations', got 'data'"):
         slimfast.prune_channels(model, plan, repair="data")  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="from activations it needs a calibration, got none"):
+    with pytest.raises(ValueError, match="expected a calibration for kind 'activations', got none"):
         slimfast.prune_channels(model, plan, repair="activations")
     with pytest.raises(ValueError, match=r"a damping is for repair from activations, got .* with 'weights'"):
         slimfast.prune_channels(model, plan, repair="weights", repair_damping=1.0)
