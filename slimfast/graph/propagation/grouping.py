@@ -86,12 +86,12 @@ class Grouping:
         seen = np.zeros(self._size, dtype=bool)
         for (name, dim), role in self._labels.roles.items():
             if role == "producer" and (name, dim) in self._tables:
-                found = self._tables[name, dim].ravel()
-                found = found[(found > 0) & ~seen.take(found)]
-                if not len(found):
+                roots = self._tables[name, dim].ravel()
+                roots = roots[(roots > 0) & ~seen.take(roots)]
+                if not len(roots):
                     continue
-                _, first = np.unique(found, return_index=True)
-                fresh = found if len(first) == len(found) else found[np.sort(first)]
+                _, first = np.unique(roots, return_index=True)
+                fresh = roots if len(first) == len(roots) else roots[np.sort(first)]
                 seen[fresh] = True
                 signed = signature.take(fresh)
                 if not some(signed != signed[0]):
@@ -116,7 +116,7 @@ class Grouping:
             used[name] += 1
             if used[name] > 1:
                 name = f"{name}#{used[name]}"
-            if not _wanted(name, kind, include, exclude):
+            if not _asked_for(name, kind, include, exclude):
                 self._why[free] = 2
                 continue
             reason = self._partition.inexact_reason(free)
@@ -155,8 +155,8 @@ class Grouping:
             for group, units in self.axis(self._labels.tensors[name].axes[dim]).parts:
                 members[number[group]].append(Member(name, dim, role, units))
         return tuple(
-            ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(found), draft.inexact)
-            for draft, found in zip(self._drafts, members, strict=True)
+            ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(own), draft.inexact)
+            for draft, own in zip(self._drafts, members, strict=True)
         )
 
     def _in_order(self) -> list[tuple[str, int]]:
@@ -172,10 +172,10 @@ class Grouping:
             if fixed is None:
                 fixed = self._axis_of_length[len(axis)] = self._intern(axis.labels)
             return fixed
-        found = self._axis_of_labels.get(axis)
-        if found is None:
-            found = self._axis_of_labels[axis] = self._intern(self._roots_of(axis))
-        return found
+        described = self._axis_of_labels.get(axis)
+        if described is None:
+            described = self._axis_of_labels[axis] = self._intern(self._roots_of(axis))
+        return described
 
     def _roots_of(self, axis: AxisLabels) -> Labels:
         """Find the classes along an axis that are in a group; columns without any are left out."""
@@ -221,7 +221,7 @@ class Grouping:
 
     def frozen(self) -> tuple[Frozen, ...]:
         """List every weight axis, or part of one, that no group can change, with the reason."""
-        found: dict[Frozen, None] = {}
+        parts: dict[Frozen, None] = {}
         for name, dim in self._labels.roles:
             table = self._tables[name, dim]
             grouped = (self._group_of.take(table) >= 0).max(axis=1, initial=False)
@@ -232,11 +232,11 @@ class Grouping:
             for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
                 if code:
                     cause = self._labels.causes[code]
-                    found[Frozen(name, dim, cause.text, cause.module)] = None
+                    parts[Frozen(name, dim, cause.text, cause.module)] = None
             free = roots[~self._partition.frozen(roots)]
             for code in np.unique(self._why[free]).tolist():
-                found[Frozen(name, dim, _WHY[code].text, "")] = None
-        return tuple(found)
+                parts[Frozen(name, dim, _WHY[code].text, "")] = None
+        return tuple(parts)
 
 
 def _mix(x: Hashes) -> Hashes:
@@ -279,6 +279,6 @@ def _name(tensor: str, kind: str) -> str:
     return path if kind == "channel" else f"{path}[{kind}]"
 
 
-def _wanted(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
+def _asked_for(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
     """Say whether the user asked for this group."""
     return (include is None or matches(include, name, kind)) and not matches(exclude or (), name, kind)

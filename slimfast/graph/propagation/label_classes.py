@@ -101,8 +101,8 @@ class LabelClasses:
 
     def frozen(self, roots: Labels) -> Mask:
         """Say which of these representatives can never be removed."""
-        found: Mask = self._frozen.take(roots) != NO_REASON
-        return found
+        frozen: Mask = self._frozen.take(roots) != NO_REASON
+        return frozen
 
     def frozen_reasons(self, roots: Labels) -> Labels:
         """Look up why each representative is frozen, 0 where it is not."""
@@ -116,8 +116,8 @@ class LabelClasses:
 
     def marks(self, roots: Labels) -> Labels:
         """Look up the marks of each representative."""
-        found: Labels = self._marks[roots]
-        return found
+        marks: Labels = self._marks[roots]
+        return marks
 
     def freeze_classes(self, labels: Labels, reason: int) -> None:
         """Forbid the removal of anything in this label matrix."""

@@ -79,8 +79,8 @@ def like_first(left: Labels, right: Labels, candidates: Mask) -> Mask:
 
 def any_in_row(mask: Mask) -> Mask:
     """Say which rows have anything set."""
-    found: Mask = mask.max(axis=1, initial=False)
-    return found
+    rows: Mask = mask.max(axis=1, initial=False)
+    return rows
 
 
 def remove_common(a: Labels, b: Labels) -> tuple[Labels, Labels]:

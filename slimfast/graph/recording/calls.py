@@ -49,10 +49,10 @@ def refs_in(argument: Any) -> list[Ref]:
         argument = list(argument.values())
     if not isinstance(argument, (list, tuple)):
         return []
-    found: list[Ref] = []
+    refs: list[Ref] = []
     for item in argument:
         if type(item) is Ref:
-            found.append(item)
+            refs.append(item)
         elif type(item) in _NESTS:
-            found += refs_in(item)
-    return found
+            refs += refs_in(item)
+    return refs

@@ -99,7 +99,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._stack: list[_Running] = []
         self._failed: tuple[BaseException, _Running] | None = None
         self._shortcuts = shortcuts
-        self._left = max_operations
+        self._operations_left = max_operations
         self._given: SizeOrigins = ()
         self._computed = False
         self._einsum = self._einsums = 0
@@ -247,9 +247,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 sizes_computed=self._computed,
             )
         )
-        if self._left is not None and not entry_of(name).copies:
-            self._left -= 1
-            if self._left == 0:
+        if self._operations_left is not None and not entry_of(name).copies:
+            self._operations_left -= 1
+            if self._operations_left == 0:
                 raise RecordingLimit
 
     def _refs_for(self, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,11 +54,11 @@ def _positions(a: Mapping[str, Any], lengths: Sequence[int], kernel: Sequence[in
     has them."""
     names = ("stride", "padding", "dilation", "output_padding")
     per_dim = [a[name] if len(a[name]) == len(kernel) else list(a[name]) * len(kernel) for name in names]
-    found = []
+    positions = []
     for n, k, s, p, d, more in zip(lengths, kernel, *per_dim, strict=True):
         reach = d * (k - 1) - 2 * p
-        found.append((n - 1) * s + reach + more + 1 if a["transposed"] else (n - reach - 1) // s + 1)
-    return found
+        positions.append((n - 1) * s + reach + more + 1 if a["transposed"] else (n - reach - 1) // s + 1)
+    return positions
 
 
 @op("convolution", zeros=_zeros, meta_shape=_shape, certain=True)

@@ -90,14 +90,14 @@ def roll(flow: Propagation, call: Call) -> list[Axes]:
 @op("index", "_unsafe_index", selects=True)
 def index(flow: Propagation, call: Call) -> list[Axes]:
     """Follow ``self[indices]``: the axes that are indexed stay whole, those of the index tensors pass on."""
-    found, out = chosen(flow, call), call.outputs[0]
-    if len(found) != len(out.shape):
-        axes = behind_mask(flow, call)
-        return unknown(flow, call) if axes is None else [axes]
+    axes, out = chosen(flow, call), call.outputs[0]
+    if len(axes) != len(out.shape):
+        masked = behind_mask(flow, call)
+        return unknown(flow, call) if masked is None else [masked]
     return [
         [
             axis if len(axis) == length else flow.freeze(axis, Reason.TAKES_PART)
-            for axis, length in zip(found, out.shape, strict=True)
+            for axis, length in zip(axes, out.shape, strict=True)
         ]
     ]
 

@@ -59,13 +59,13 @@ def index_put(flow: Propagation, call: Call) -> list[Axes]:
     first."""
     target, source = call.arguments["self"], call.arguments["values"]
     given = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
-    found = chosen(flow, call)
+    axes = chosen(flow, call)
     if any(_may_be_mask(target, dim, ref) for dim, ref in given):
         behind = behind_mask(flow, call)
         if behind is None:
             return unknown(flow, call)
-        found = behind
-    for axis, own, size in zip(found[::-1], flow.axes(source)[::-1], source.shape[::-1], strict=False):
+        axes = behind
+    for axis, own, size in zip(axes[::-1], flow.axes(source)[::-1], source.shape[::-1], strict=False):
         if size > 1:
             _join(flow, [(axis, own)])
     return [list(flow.axes(target))]
@@ -78,10 +78,10 @@ def _may_be_mask(target: Ref, dim: int, places: Ref) -> bool:
 
 def _written(call: Call) -> list[Ref] | None:
     """List the tensor that is written: none where it is zeros; None for other numbers."""
-    found = next(call.arguments[name] for name in ("source", "src", "value") if name in call.arguments)
-    if isinstance(found, Ref):
-        return [found] if found.shape else None
-    return [] if found == 0 else None
+    source = next(call.arguments[name] for name in ("source", "src", "value") if name in call.arguments)
+    if isinstance(source, Ref):
+        return [source] if source.shape else None
+    return [] if source == 0 else None
 
 
 def _join(flow: Propagation, pairs: Iterable[tuple[AxisLabels, AxisLabels]]) -> None:
