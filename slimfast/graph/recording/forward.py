@@ -197,7 +197,7 @@ def record_copy(
     finally:
         made = recorder.let_go()
         if tensor_mode != "real":
-            note_made(made)
+            note_made(made, network.modules.values())
     return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, saw_lengths)
 
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, ParamSpec, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -27,19 +30,31 @@ _log = logging.getLogger(__name__)
 _DEEPEST = 4
 
 
-class _Made(threading.local):
-    """The tensors that the recordings under way in this thread have made; None where there is none."""
+@dataclass(slots=True)
+class _Made:
+    """What recordings have made, and the modules of the copies that they ran, which may hold some of it."""
 
-    tensors: list[weakref.ref[Tensor]] | None = None
+    tensors: list[weakref.ref[Tensor]] = field(default_factory=list)
+    modules: list[weakref.ref[nn.Module]] = field(default_factory=list)
 
 
-_made = _Made()
+class _State(threading.local):
+    """What the recordings under way in this thread have made; None where there is none."""
+
+    made: _Made | None = None
 
 
-def note_made(tensors: Iterable[Tensor]) -> None:
-    """Remember the tensors that a recording has made, to look for them when it is over."""
-    if _made.tensors is not None:
-        _made.tensors += map(weakref.ref, tensors)
+_state = _State()
+
+
+def note_made(tensors: Iterable[Tensor], modules: Iterable[nn.Module]) -> None:
+    """Remember the tensors that a recording has made, to look for them when it is over.
+
+    ``modules``: those of the copy that ran, which is nobody else's. What it holds goes with it.
+    """
+    if _state.made is not None:
+        _state.made.tensors += map(weakref.ref, tensors)
+        _state.made.modules += map(weakref.ref, modules)
 
 
 def leaves_nothing(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -47,16 +62,16 @@ def leaves_nothing(function: Callable[Parameters, Result]) -> Callable[Parameter
 
     @functools.wraps(function)
     def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        if _made.tensors is not None:
+        if _state.made is not None:
             return function(*args, **kwargs)
-        _made.tensors = []
+        made = _state.made = _Made()
         try:
             return function(*args, **kwargs)
         except BaseException as error:
             clear_frames(error)
             raise
         finally:
-            made, _made.tensors = _made.tensors, None
+            _state.made = None
             _take_out(made)
 
     return run
@@ -69,22 +84,43 @@ def clear_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _take_out(made: list[weakref.ref[Tensor]]) -> None:
-    if not _alive(made):
+def _take_out(made: _Made) -> None:
+    if not _held_elsewhere(made):
         return
     # Most often a circle that nobody holds.
     gc.collect()
-    if not (alive := _alive(made)):
+    if not (held := _held_elsewhere(made)):
         return
-    _take_out_of_holders(alive, 0)
-    del alive
-    if left := _alive(made):
+    _take_out_of_holders(held, 0)
+    del held
+    if left := _held_elsewhere(made):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in left[:3])
         _log.warning("a recording left %d tensors without data behind, of shapes %s", len(left), shapes)
 
 
-def _alive(made: list[weakref.ref[Tensor]]) -> list[Tensor]:
-    return [tensor for reference in made if (tensor := reference()) is not None]
+def _held_elsewhere(made: _Made) -> list[Tensor]:
+    """List the tensors that are alive though no module of the copies holds them, or somebody else as well."""
+    alive = [tensor for reference in made.tensors if (tensor := reference()) is not None]
+    if not alive:
+        return alive
+    holdings: Counter[int] = Counter()
+    for reference in made.modules:
+        module = reference()
+        if module is not None:
+            for value in (*vars(module).values(), *module._buffers.values()):
+                holdings.update(_tensors_held(value))
+    # One reference is that of the list here, one that of the loop, one that of the question.
+    return [tensor for tensor in alive if sys.getrefcount(tensor) - 3 > holdings[id(tensor)]]
+
+
+def _tensors_held(value: Any) -> Iterator[int]:
+    """Yield the identities of tensors that an attribute is, or that stand in it as a list or a table."""
+    if isinstance(value, Tensor):
+        yield id(value)
+    elif isinstance(value, dict):
+        yield from (id(item) for item in value.values() if isinstance(item, Tensor))
+    elif isinstance(value, (list, tuple)):
+        yield from (id(item) for item in value if isinstance(item, Tensor))
 
 
 def _take_out_of_holders(held: list[Any], depth: int) -> None:
