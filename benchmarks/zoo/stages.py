@@ -25,7 +25,8 @@ from slimfast.checkpoints.thin_files import export
 from slimfast.graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.inputs import arguments, tensors_in
-from slimfast.pruning.verification import difference, rounding, verify
+from slimfast.pruning.closeness import difference, rounding
+from slimfast.pruning.verification import verify
 
 PARAMS = 0.5
 # The peer's share of every layer's channels.

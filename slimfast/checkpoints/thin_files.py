@@ -23,8 +23,8 @@ from slimfast.graph.cutting.patches import read_attribute
 from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
+from slimfast.pruning.closeness import difference, rounding
 from slimfast.pruning.manifests import Manifest, manifest
-from slimfast.pruning.verification import difference, rounding
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
 

@@ -20,8 +20,8 @@ from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.huggingface.config_search import built_without_data, find_config
+from slimfast.pruning.closeness import difference, rounding
 from slimfast.pruning.manifests import manifest
-from slimfast.pruning.verification import difference, rounding
 from slimfast.storage.atomic import cannot_write
 
 

@@ -13,8 +13,9 @@ from torch import nn
 
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
+from slimfast.pruning.closeness import difference
 from slimfast.pruning.prune import prune_channels
-from slimfast.pruning.verification import difference, verify
+from slimfast.pruning.verification import verify
 
 
 def thin_case(name: str, seed: int = 0):

@@ -104,7 +104,8 @@ class TrialRunner:
             return record_at(Network.of(thin), *arguments, self._mode, max_operations=most).calls, None
         except ForwardFailed as failure:
             clear_frames(failure)
-            return failure.calls, failure
+            # without its traceback, whose frames hold the thin copy and what it has cached
+            return failure.calls, ForwardFailed(str(failure), failure.calls, failure.module)
 
 
 def _count_operations(graph: ChannelGraph, last: int | None) -> int | None:

@@ -248,3 +248,27 @@ def test_the_sizes_of_a_split_are_found_in_their_order():
     parts = [(kept < 4).sum(), ((kept >= 4) & (kept < 8)).sum(), (kept >= 8).sum()]
     assert thin.sizes == [int(n) for n in parts]
     assert isinstance(thin.sizes, list)
+
+
+class Caching(nn.Module):
+    """Caches a tensor that it makes, and is then refused by a reshape that nothing can change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: dict[str, torch.Tensor] = {}
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.first(x)
+        self.cache["made"] = x.relu()
+        return self.last(x.view(2, 3, 6))
+
+
+def test_a_trial_that_fails_holds_nothing_that_the_forward_has_cached(monkeypatch):
+    """Else every such trial has all objects of the process gone through to find what holds it."""
+
+    def refuse(*_):
+        raise AssertionError("a tensor of a trial that is over is still held")
+
+    monkeypatch.setattr("slimfast.graph.recording.leftovers._take_out_of_holders", refuse)
+    assert len(trace_channels(Caching(), torch.randn(2, 3, 4))) == 0
