@@ -26,6 +26,8 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
+# The memoised functions that have kept a tensor of a recording.
+_caches: weakref.WeakSet[functools._lru_cache_wrapper[Any]] = weakref.WeakSet()
 # Tuples in tuples: from a tensor up to what remembers it.
 _DEEPEST = 4
 
@@ -87,6 +89,11 @@ def clear_frames(error: BaseException | None) -> None:
 def _take_out(made: _Made) -> None:
     if not _held_elsewhere(made):
         return
+    # To go through all objects of the process takes as long as a recording: first what kept something before.
+    for wrapper in list(_caches):
+        wrapper.cache_clear()
+    if not _held_elsewhere(made):
+        return
     # Most often a circle that nobody holds.
     gc.collect()
     if not (held := _held_elsewhere(made)):
@@ -129,7 +136,7 @@ def _take_out_of_holders(held: list[Any], depth: int) -> None:
     holders = [h for h in gc.get_referrers(*held) if h is not held and not isinstance(h, (FrameType, list))]
     for holder in holders:
         if isinstance(holder, functools._lru_cache_wrapper):
-            holder.cache_clear()
+            _clear(holder)
         elif isinstance(holder, dict):
             _take_out_of_dict(holder, [key for key, value in holder.items() if id(value) in numbers])
         elif not isinstance(holder, (tuple, frozenset)) and hasattr(holder, "__dict__"):
@@ -140,13 +147,19 @@ def _take_out_of_holders(held: list[Any], depth: int) -> None:
         _take_out_of_holders(containers, depth + 1)
 
 
+def _clear(cache: functools._lru_cache_wrapper[Any]) -> None:
+    """Make a memoised function forget, and remember that it remembers."""
+    cache.cache_clear()
+    _caches.add(cache)
+
+
 def _take_out_of_dict(holder: dict[Any, Any], keys: list[Any]) -> None:
     """Forget these items as the owner of the dictionary would: a cache is cleared, which is all that it
     offers, an attribute or a variable of a module becomes None, and an item of a table is removed.
     """
     for owner in gc.get_referrers(holder):
         if isinstance(owner, functools._lru_cache_wrapper):
-            owner.cache_clear()
+            _clear(owner)
             return
         attributes = getattr(owner, "__dict__", {})
         if all(key in attributes and attributes[key] is holder[key] for key in keys):
