@@ -1,4 +1,4 @@
-"""Imports flow one way, and what a user does not need is not loaded."""
+"""Imports flow one way, files stay short, and what a user does not need is not loaded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ KNOWS_ONLY = {
     "spectra": {"graph": {"slimfast.graph.channel_graph"}},
     "storage": {"graph": set()},
 }
+
+# The most lines that a file of Python, and one of C++ or CUDA, may have.
+PYTHON_LINES, CPP_LINES = 300, 400
 
 OPTIONAL = ("accelerate", "matplotlib", "onnx", "onnxruntime", "onnxscript", "sklearn", "timm", "torchvision")
 
@@ -55,6 +58,16 @@ def test_no_submodule_is_named_like_what_its_package_exports():
         names |= {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         clashes += [f"{house.module_of(init)}.{name}" for name in sorted(names & house.rooms_of(init.parent))]
     assert clashes == []
+
+
+def test_files_can_be_read_in_a_sitting():
+    limits = dict.fromkeys(house.PYTHON, PYTHON_LINES) | dict.fromkeys(house.CPP, CPP_LINES)
+    long = []
+    for folder in house.FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in limits and house.lines_of(path) > limits[path.suffix]:
+                long.append(f"{path.relative_to(ROOT)}: {house.lines_of(path)}")
+    assert long == []
 
 
 def test_importing_slimfast_loads_no_optional_package():
