@@ -8,6 +8,8 @@ sums and other users of the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 # One part in so many of what is free.
@@ -34,3 +36,19 @@ def call_bytes(device: torch.device, elsewhere: int) -> int:
     """
     free = free_bytes(device)
     return elsewhere if free is None else min(free // GPU_SHARE, MOST_GPU_BYTES)
+
+
+def batches_within(sizes: Sequence[int], workspace_bytes: int) -> list[list[int]]:
+    """Sort the matrices of these sizes into batches, biggest first, cut where the float64 workspace would be
+    exceeded.
+    """
+    batches: list[list[int]] = []
+    used = 0
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        need = 8 * sizes[i] * sizes[i]
+        if not batches or used + need > workspace_bytes:
+            batches.append([])
+            used = 0
+        batches[-1].append(i)
+        used += need
+    return batches

@@ -1,9 +1,8 @@
 """The grouped (ragged) ops: every layer of a network in one call.
 
-Inputs are checked here, once, before dispatch; backends assume they are right. Inputs are never mutated.
-Every op takes ``backend="auto" | "reference" | "cpu" | "cuda" | "triton"`` and, for messages, the ``names``
-of its layers. The layers of a call are ragged: axis names that begin with an underscore differ from one to
-the next.
+Inputs are checked here, once, before dispatch, and never mutated. Every op takes ``backend="auto" |
+"reference" | "cpu" | "cuda" | "triton"`` and, for messages, the ``names`` of its layers. Axis names that
+begin with an underscore differ from layer to layer.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ from slimfast.kernels.checks import (
     non_finite,
 )
 from slimfast.kernels.dispatch import select_backend
-from slimfast.kernels.memory import call_bytes
+from slimfast.kernels.memory import batches_within, call_bytes
 from slimfast.kernels.results import Covariances, PivotedCholesky, SpectraValues
 
 Side = Literal["auto", "rows"]
-# Bytes of covariance matrices alive at once in grouped_spectra on a CPU; one matrix larger than this still
-# runs, alone.
+# Bytes of covariance matrices alive at once in grouped_spectra on a CPU; a larger one still runs, alone.
 WORKSPACE_BYTES = 64 << 20
 
 
@@ -258,8 +256,8 @@ def grouped_spectra(
 ) -> SpectraValues:
     """Compute the eigenvalues of the covariance of the rows of every x_i (n_i, d_i).
 
-    It is :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn over batches of layers, biggest
-    first. Equivalent to ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
+    :func:`grouped_covariance` and :func:`grouped_eigvalsh` in turn, biggest layers first. Equivalent to
+    ``[torch.linalg.eigvalsh(torch.cov(x))[-min(x.shape):] for x in xs]``.
 
     Args:
         xs: The layers, as for :func:`grouped_covariance`.
@@ -267,11 +265,10 @@ def grouped_spectra(
         names: Of the layers, as there.
         backend: The kernels to use.
         workspace_bytes: What the matrices of a batch stay within together (one larger matrix runs alone); by
-            default 64 MiB, on a GPU a third of its free memory, see :mod:`slimfast.kernels.memory`.
+            default 64 MiB, on a GPU a third of its free memory.
 
     Returns:
-        For each layer m_i = min(n_i, d_i) eigenvalues (n_i for a layer of several members), ascending, and
-        the traces.
+        Of each layer m_i = min(n_i, d_i) eigenvalues (n_i with several members), ascending; the traces.
 
     Raises:
         ValueError: As :func:`grouped_covariance` and :func:`grouped_eigvalsh` do.
@@ -287,7 +284,7 @@ def grouped_spectra(
     if workspace_bytes is None:
         device = layers[0][0].device if layers else torch.device("cpu")
         workspace_bytes = call_bytes(device, WORKSPACE_BYTES)
-    for batch in _batches(sizes, workspace_bytes):
+    for batch in batches_within(sizes, workspace_bytes):
         cov = grouped_covariance(
             [layers[i] for i in batch], dtype=dtype, names=[named[i] for i in batch], backend=backend
         )
@@ -301,19 +298,3 @@ def grouped_spectra(
             values[i] = value.double()
         traces[torch.tensor(batch, device="cpu")] = cov.traces
     return SpectraValues(values, traces)
-
-
-def _batches(sizes: Sequence[int], workspace_bytes: int) -> list[list[int]]:
-    """Sort the matrices of these sizes into batches, biggest first, cut where the float64 workspace would be
-    exceeded.
-    """
-    batches: list[list[int]] = []
-    used = 0
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        need = 8 * sizes[i] * sizes[i]
-        if not batches or used + need > workspace_bytes:
-            batches.append([])
-            used = 0
-        batches[-1].append(i)
-        used += need
-    return batches

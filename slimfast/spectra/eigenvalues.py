@@ -288,8 +288,7 @@ def _cut(items: Sequence[T], sizes: Sequence[int], devices: Sequence[torch.devic
     """
     batches: list[list[T]] = []
     for device in dict.fromkeys(devices):
-        most = call_bytes(device, BATCH_BYTES)
-        used = most
+        most = used = call_bytes(device, BATCH_BYTES)
         for item, size, where in zip(items, sizes, devices, strict=True):
             if where != device:
                 continue
