@@ -20,6 +20,7 @@ from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import copy_network, named_tensors
 from slimfast.graph.recording.network import Network
 from slimfast.pruning.closeness import difference, rounding
+from slimfast.pruning.training_forward import compare_training
 
 # Networks of more parameters than this are compared in float32, for float64 copies of them would not fit.
 _FLOAT64_ELEMENTS = 1 << 28
@@ -43,7 +44,8 @@ class Verification:
     ``max_error``: the largest difference in an output as a share of that output's largest absolute value;
     ``tolerance``: what rounding in ``dtype`` explains. ``compared``: the groups whose cut was run.
     ``inexact``: groups that were left whole in that run because removing their units is not masking them,
-    with the reason. The weights of all of them were compared with the original's, bit for bit.
+    with the reason. The weights of all of them were compared with the original's, bit for bit. ``training``:
+    why the shapes of the training forward were not compared; None where they were.
     """
 
     max_error: float
@@ -51,6 +53,7 @@ class Verification:
     dtype: str
     compared: tuple[str, ...]
     inexact: Mapping[str, str]
+    training: str | None = None
 
 
 def verify(
@@ -61,11 +64,12 @@ def verify(
     Every thin tensor must be the kept slice of the original, bit for bit. Then both networks run in eval
     mode, in float64 where the model allows it, and their outputs must agree to rounding. In the masked
     original the removed units' slices of every parameter are zero, in the weights that make them and in those
-    that read them (next to zero where that is no number). The modules and the state of the random number
+    that read them (next to zero where that is no number). In training mode both must return the same shapes,
+    as recordings on tensors without data have them. The modules and the state of the random number
     generators stay as they are.
 
     Raises :class:`SlimfastError` naming the first tensor that is not the slice, or the first module whose
-    output disagrees.
+    output disagrees, or what the thin network does in training that the original does not.
     """
     return verify_cut(Network.of(model), thin, Cut(graph, keeps), example)
 
@@ -75,6 +79,7 @@ def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None)
     _check_tensors(network, thin, cut)
     inexact = {group.name: group.inexact for group in cut.narrowed_groups if group.inexact is not None}
     exact = cut.without(inexact)
+    whole_thin = Network.of(thin)
     if inexact:
         thin = exact.thin_copy(network, share=True)
     inputs = cut.graph.inputs.example() if example is None else arguments(example)
@@ -94,7 +99,8 @@ def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None)
             f"verify: {pair.blame(dtype, tolerance)} (output off by {max_error:.2g} of its size)"
         )
     names = tuple(group.name for group in exact.narrowed_groups)
-    return Verification(max_error, tolerance, str(dtype).removeprefix("torch."), names, inexact)
+    untried = compare_training(network, whole_thin, inputs)
+    return Verification(max_error, tolerance, str(dtype).removeprefix("torch."), names, inexact, untried)
 
 
 def _check_tensors(network: Network, thin: nn.Module, cut: Cut) -> None:

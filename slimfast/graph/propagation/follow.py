@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from slimfast.errors import UnsupportedGraph
 from slimfast.graph.propagation.axis_labels import Axes
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.network_labels import NetworkLabels, module_of
@@ -94,24 +95,47 @@ def _follow_training(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> None:
-    """Couple what the forward leaves out in eval mode (the auxiliary classifiers of GoogLeNet) to the rest.
+    """Couple what the forward leaves out in eval mode to the rest, as it is in training mode.
 
-    It is left whole itself, for no eval mode shows what its cut does. Where the training forward cannot be
-    recorded the frozen parameters say so: what they read may be cut, and they are not.
+    Parameters that eval mode does not use (the auxiliary classifiers of GoogLeNet) are left whole themselves,
+    for no eval mode shows what their cut does; what they read may be cut, and they follow. What the forward
+    returns in training alone is an output as well. Where the training forward cannot be recorded the frozen
+    parameters say so.
     """
     idle = _idle(labels, recording)
-    paths = _deciding([n for n, t in network.tensors.items() if isinstance(t, nn.Parameter)], idle)
-    if not paths:
-        labels.leave_alone(idle, Reason.NOT_USED)
-        return
+    known = recording
+    if paths := _deciding([n for n, t in network.tensors.items() if isinstance(t, nn.Parameter)], idle):
+        try:
+            known = record_at(network, args, kwargs, recording.tensor_mode, training=paths)
+        except ForwardFailed as failure:
+            labels.leave_alone(idle, Reason.TRAINING_FAILED, str(failure))
+            return
+        _follow(Propagation(labels, known, training=True), known)
+        idle = [name for name in idle if name in set(_idle(labels, known))]
+    whole = _record_training(network, recording, args, kwargs)
+    if whole is not None:
+        still = set(_idle(labels, whole))
+        if not still.issuperset(idle) or _shapes(whole) != _shapes(known):
+            _follow(Propagation(labels, whole, training=True), whole)
+            idle = [name for name in idle if name in still]
+    labels.leave_alone(idle, Reason.NOT_USED)
+
+
+def _record_training(
+    network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Recording | None:
+    """Record the forward with every module in training mode; None where it cannot be, without computing."""
+    if recording.tensor_mode == "real":
+        return None
     try:
-        training = record_at(network, args, kwargs, recording.tensor_mode, training=paths)
-    except ForwardFailed as failure:
-        labels.leave_alone(idle, Reason.TRAINING_FAILED, str(failure))
-        return
-    _follow(Propagation(labels, training, training=True), training)
-    never = set(_idle(labels, training))
-    labels.leave_alone([name for name in idle if name in never], Reason.NOT_USED)
+        return record_at(network, args, kwargs, recording.tensor_mode, training=list(network.modules))
+    except (ForwardFailed, UnsupportedGraph):
+        return None
+
+
+def _shapes(recording: Recording) -> list[tuple[int, ...]]:
+    """List the shapes of what a forward returned."""
+    return [ref.shape for ref in recording.outputs]
 
 
 def _idle(labels: NetworkLabels, recording: Recording) -> list[str]:

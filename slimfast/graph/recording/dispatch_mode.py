@@ -90,16 +90,23 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.recording.meta_shortcuts`
     knows from there. ``max_operations``: raise :class:`RecordingLimit` after that many operations, copies not
-    counted.
+    counted. ``refuse`` is called with each tensor when it is first seen, and may raise.
     """
 
-    def __init__(self, *, shortcuts: bool = False, max_operations: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        shortcuts: bool = False,
+        max_operations: int | None = None,
+        refuse: Callable[[Tensor], None] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._stack: list[_Running] = []
         self._failed: tuple[BaseException, _Running] | None = None
         self._shortcuts = shortcuts
         self._operations_left = max_operations
+        self._refuse = refuse
         self._given: SizeOrigins = ()
         self._computed = False
         self._einsum = self._einsums = 0
@@ -123,6 +130,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Number a tensor: the same object has the same number."""
         value = self._values.get(id(tensor))
         if value is None:
+            if self._refuse is not None:
+                self._refuse(tensor)
             value = self._values[id(tensor)] = len(self._alive)
             self._alive.append(tensor)
         return value

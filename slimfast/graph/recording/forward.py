@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 from slimfast.graph.recording.module_copies import deep_copy
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shape_reads import ShapeReads
+from slimfast.graph.recording.shared_functions import refuse_tensors_of
 
 __all__ = ["PROCESS_LOCK", "Call", "ForwardFailed", "Recording", "Ref", "TensorMode", "dataless_copy",
            "dataless_tensors", "record", "record_at", "record_copy", "tensors_in"]  # fmt: skip
@@ -150,7 +151,15 @@ def record_at(
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if tensor_mode == "fake" else None
     copied = dataless_copy(network, dataless_tensors(network, tensor_mode, fake_mode))
     return record_copy(
-        copied, args, kwargs, tensor_mode, fake_mode, max_operations=max_operations, training=training
+        copied,
+        args,
+        kwargs,
+        tensor_mode,
+        fake_mode,
+        max_operations=max_operations,
+        training=training,
+        # on real tensors the copy has the network's own parameters
+        refuse=None if tensor_mode == "real" else refuse_tensors_of(network),
     )
 
 
@@ -163,6 +172,7 @@ def record_copy(
     *,
     max_operations: int | None = None,
     training: Collection[str] = (),
+    refuse: Callable[[Tensor], None] | None = None,
 ) -> Recording:
     """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`."""
     network = Network.of(model)
@@ -186,7 +196,7 @@ def record_copy(
         return torch.empty_like(leaf.detach(), device="meta")
 
     inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
-    recorder = Recorder(shortcuts=tensor_mode == "meta", max_operations=max_operations)
+    recorder = Recorder(shortcuts=tensor_mode == "meta", max_operations=max_operations, refuse=refuse)
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     try:
@@ -230,6 +240,8 @@ def _run(
             output = model(*args, **kwargs)
         except RecordingLimit:
             output = ()
+        except UnsupportedGraph:
+            raise
         except Exception as error:
             module, called_with = recorder.failed_in(error)
             shapes = ", ".join(map(str, called_with)) or "no tensors"
