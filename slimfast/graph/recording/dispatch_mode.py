@@ -98,7 +98,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         *,
         shortcuts: bool = False,
         max_operations: int | None = None,
-        refuse: Callable[[Tensor], None] | None = None,
+        refuse: Callable[[Tensor], None] = lambda tensor: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
@@ -120,8 +120,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._stack[-1][0] if self._stack else ""
 
     def failed_in(self, error: BaseException) -> tuple[str, list[list[int]]]:
-        """Name the module in which an error arose that a forward did not catch, with the shapes it was called
-        with."""
+        """Name the innermost module that an error came out of, with the shapes it was called with."""
         failed = self._failed
         path, args, kwargs = failed[1] if failed and failed[0] is error else ("", (), {})
         return path, [list(t.shape) for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
@@ -130,8 +129,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Number a tensor: the same object has the same number."""
         value = self._values.get(id(tensor))
         if value is None:
-            if self._refuse is not None:
-                self._refuse(tensor)
+            self._refuse(tensor)
             value = self._values[id(tensor)] = len(self._alive)
             self._alive.append(tensor)
         return value

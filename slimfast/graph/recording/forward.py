@@ -23,7 +23,7 @@ from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 from slimfast.graph.recording.module_copies import deep_copy
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shape_reads import ShapeReads
-from slimfast.graph.recording.shared_functions import refuse_tensors_of
+from slimfast.graph.recording.shared_functions import accept, refuse_tensors_of
 
 __all__ = ["PROCESS_LOCK", "Call", "ForwardFailed", "Recording", "Ref", "TensorMode", "dataless_copy",
            "dataless_tensors", "record", "record_at", "record_copy", "tensors_in"]  # fmt: skip
@@ -159,7 +159,7 @@ def record_at(
         max_operations=max_operations,
         training=training,
         # on real tensors the copy has the network's own parameters
-        refuse=None if tensor_mode == "real" else refuse_tensors_of(network),
+        refuse=accept if tensor_mode == "real" else refuse_tensors_of(network),
     )
 
 
@@ -172,7 +172,7 @@ def record_copy(
     *,
     max_operations: int | None = None,
     training: Collection[str] = (),
-    refuse: Callable[[Tensor], None] | None = None,
+    refuse: Callable[[Tensor], None] = accept,
 ) -> Recording:
     """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`."""
     network = Network.of(model)

@@ -13,6 +13,10 @@ from slimfast.errors import UnsupportedGraph
 from slimfast.graph.recording.network import Network
 
 
+def accept(tensor: Tensor) -> None:
+    """Refuse nothing."""
+
+
 def refuse_tensors_of(network: Network) -> Callable[[Tensor], None]:
     """Make what refuses a tensor of the network in the recording of a copy of it.
 
