@@ -29,7 +29,7 @@ _TIE = 2.0**-36
 
 
 def weight_rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """The weights that produce each unit: per producer a matrix (n, d_m), row u for unit u."""
+    """Gather the weights that produce each unit: per producer a matrix (n, d_m), row u for unit u."""
     rows = [unit_matrix(tensors[m.tensor].detach(), m.dim, m.units) for m in group.producers()]
     return [x.to(rows[0].device) for x in rows]
 
@@ -37,8 +37,9 @@ def weight_rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tens
 def unit_scores(
     model: nn.Module, groups: Sequence[ChannelGroup], method: Score
 ) -> Callable[[ChannelGroup], np.ndarray]:
-    """The score of each unit of one of ``groups``, float64 (n,), as a function of the group; what each
-    method measures: :func:`slimfast.select`.
+    """Make the function that scores the units of one of ``groups``, float64 (n,).
+
+    What each method measures: :func:`slimfast.select`.
 
     Raises:
         ValueError: groups without a batch norm, by ``bn_scale``.
@@ -64,7 +65,7 @@ def unit_scores(
 
 
 def _norms(method: Score, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGroup], np.ndarray]:
-    """The scores by a norm: sums over slices, which the groups of one tensor may share."""
+    """Make the function that scores by a norm: sums over slices, which the groups of one tensor may share."""
     size = Tensor.abs_ if method == "l1" else Tensor.square_
 
     @functools.cache
@@ -93,9 +94,10 @@ def _norms(method: Score, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGro
 
 
 def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> Tensor:
-    """The sum of the ``size`` of all elements of each slice of ``dim``, (n,) float64. A copy of the tensor is
-    read in the order in which it is stored, a block in the cache at a time; sums over the outer dims come
-    first, because they run along what is stored side by side.
+    """Sum the ``size`` of all elements of each slice of ``dim``, (n,) float64.
+
+    A copy of the tensor is read in the order in which it is stored, a block in the cache at a time; sums over
+    the outer dims come first, because they run along what is stored side by side.
     """
     before, n = math.prod(tensor.shape[:dim]), tensor.shape[dim]
     parts = tensor.reshape(before, n, -1)
@@ -108,7 +110,7 @@ def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> T
 
 
 def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
-    """(n,) sums of Euclidean distances to all other units, over the rows of all members joined."""
+    """Sum the Euclidean distances of each unit to all others, (n,), over the rows of all members joined."""
     rows = [x.to(torch.float64) for x in rows]
     squares = _sum([x.square().sum(1) for x in rows], n)
     scores = np.empty(n)
@@ -124,13 +126,13 @@ def _geometric_median(rows: list[Tensor], n: int) -> np.ndarray:
 
 
 def _snapped(scores: np.ndarray) -> np.ndarray:
-    """Scores on a grid fine enough to tell filters apart and coarse enough to see that two are the same."""
+    """Round scores to a grid that still tells filters apart, but not two that are the same."""
     step = float(scores.max(initial=0.0)) * _TIE
     return np.round(scores / step) * step if step > 0.0 else scores
 
 
 def _sum(terms: list[Tensor], n: int) -> np.ndarray:
-    """The sum of tensors of one shape, as float64 numpy; zeros (n,) where there is none."""
+    """Sum tensors of one shape, as float64 numpy; zeros (n,) where there is none."""
     if not terms:
         return np.zeros(n)
     total: np.ndarray = torch.stack(terms).sum(0).cpu().numpy()
@@ -138,7 +140,7 @@ def _sum(terms: list[Tensor], n: int) -> np.ndarray:
 
 
 def _batch_norm_scales(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """The members of a group that are the scale of a batch norm."""
+    """List the members of a group that are the scale of a batch norm."""
     modules = dict(model.named_modules())
     scales = []
     for member in group.members:

@@ -45,8 +45,9 @@ def repair_thin(
 
 
 def check_kind(kind: str | None, calibration: Calibration | None, damping: float = 0.0) -> None:
-    """``ValueError`` for a kind of repair there is not, one that lacks its calibration, and a damping that is
-    none or not for that kind; None is no repair.
+    """Raise ``ValueError`` for a kind of repair there is not, or one that lacks its calibration.
+
+    Likewise for a damping that is not at least 0, or not for that kind; the kind None is no repair.
     """
     if kind not in (None, "weights", "activations"):
         raise ArgumentError(f"repair: expected 'weights' or 'activations', got {kind!r}")

@@ -110,7 +110,7 @@ class _Solver:
         self._fits = fits
 
     def __call__(self, columns: Tensor) -> None:
-        """Columns (L', positions) of the thin network's layer, at whose positions the wide one's are held."""
+        """Solve from columns (L', positions) of the thin layer, with the wide one's held at the same."""
         blocks = len(self._blocks)
         a = _picked(columns, self._wide.shape[1]).double().reshape(blocks, -1, self._wide.shape[1])
         b = self._wide.double().reshape(self._consumer.blocks, -1, self._wide.shape[1])[self._blocks]
@@ -136,7 +136,7 @@ class _Solver:
 
 
 def _passes(consumers: Sequence[Consumer]) -> list[list[Consumer]]:
-    """The consumers in order, cut where the wide network's activations would exceed ``HELD_BYTES``."""
+    """Part the consumers, in order, where the wide network's activations would exceed ``HELD_BYTES``."""
     parts: list[list[Consumer]] = []
     used = 0
     for consumer in consumers:
@@ -154,7 +154,7 @@ def _positions(consumer: Consumer) -> int:
 
 
 def _picked(columns: Tensor, count: int) -> Tensor:
-    """``count`` of the columns, the same ones in a matrix of as many columns, in order."""
+    """Pick ``count`` of the columns, the same ones in a matrix of as many columns, in order."""
     total = columns.shape[1]
     if total <= count:
         return columns
@@ -164,7 +164,7 @@ def _picked(columns: Tensor, count: int) -> Tensor:
 
 
 def _wide_columns(model: nn.Module, part: Sequence[Consumer], args: Arguments) -> dict[str, Tensor]:
-    """What the wide network's layers read, at the positions the least squares see."""
+    """Record what the wide network's layers read, at the positions the least squares see."""
     wide: dict[str, Tensor] = {}
 
     def keep(consumer: Consumer, columns: Tensor) -> None:
@@ -180,7 +180,7 @@ def _wide_columns(model: nn.Module, part: Sequence[Consumer], args: Arguments) -
 def _survey(
     model: nn.Module, consumers: Sequence[Consumer], args: Arguments
 ) -> tuple[dict[str, int], set[str]]:
-    """How often each consumer is called in a forward, and whose output goes right into a batch norm."""
+    """Count each consumer's calls in a forward, and find whose output goes right into a batch norm."""
     calls: dict[str, int] = {}
     followed: set[str] = set()
     made: dict[int, tuple[str, Tensor]] = {}
@@ -206,7 +206,7 @@ def _survey(
 
 
 def _norms(network: nn.Module) -> dict[str, Any]:
-    """The batch norms that keep running statistics, by path."""
+    """Find the batch norms that keep running statistics, by path."""
     return {
         path: module
         for path, module in network.named_modules()
@@ -216,8 +216,9 @@ def _norms(network: nn.Module) -> dict[str, Any]:
 
 @contextmanager
 def _measuring_norms(network: nn.Module, thin: nn.Module, seen: set[str]) -> Iterator[None]:
-    """Batch norms of ``network``, and those of ``thin`` with them, take the mean and variance of their input
-    before they use it; ``seen`` gets their names.
+    """Let the batch norms of ``network`` take the mean and variance of their input before they use it.
+
+    Those of ``thin`` get the same with them, and ``seen`` their names.
     """
     own = _norms(thin)
 

@@ -27,8 +27,9 @@ from slimfast.graph.recording.inputs import arguments
 def head_covariances(
     model: nn.Module, graph: ChannelGraph, found: Sequence[Consumer], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor | str]:
-    """By the weight of each layer that reads heads: the (L, L) float64 covariance of what it reads, or the
-    reason why its heads' weights do not say.
+    """Compute the covariance of what each layer behind attention heads reads, by the layer's weight.
+
+    It is (L, L) float64; in its place stands the reason where its heads' weights do not say.
     """
     kinds = {group.name: group.kind for group in graph}
     reads = [r for r in found if any(kinds.get(name) == "head" for name, _ in r.axis.parts)]
@@ -56,8 +57,9 @@ def head_covariances(
 def _makers(
     consumer: Consumer, graph: ChannelGraph, tensors: Mapping[str, Tensor]
 ) -> list[tuple[str, Tensor]]:
-    """(module, rows (L, d) float64 on the CPU) of the linear layers whose outputs are laid out as what the
-    consumer reads; a fused one counts once for each part.
+    """Find the linear layers whose outputs are laid out as what the consumer reads.
+
+    Each is (module, rows (L, d) float64 on the CPU); a fused one counts once for each part.
     """
     names = {name for name, _ in consumer.axis.parts}
     found = []
@@ -75,7 +77,7 @@ def _makers(
 
 
 def _same(axis: Axis, other: Axis, start: int) -> bool:
-    """Whether the indices of ``axis`` from ``start`` on belong to the units that those of ``other`` do."""
+    """Say whether indices of ``axis`` from ``start`` on belong to the units that those of ``other`` do."""
     ours = {name: units[start : start + other.length] for name, units in axis.parts}
     theirs = dict(other.parts)
     return ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
@@ -87,7 +89,7 @@ def _values(
     reads: Sequence[Consumer],
     makers: Mapping[str, Sequence[tuple[str, Tensor]]],
 ) -> dict[str, int]:
-    """Which of each consumer's makers is the values: without them, and only then, it reads zeros alone."""
+    """Find which of each consumer's makers is the values: the one without which it reads zeros alone."""
     found: dict[str, int] = {}
     with running(model) as (network, device):
         args = first_sample([arguments_of(graph, device)])
@@ -109,7 +111,7 @@ def _values(
 
 
 def arguments_of(graph: ChannelGraph, device: torch.device) -> Arguments:
-    """Inputs made up to the graph's description."""
+    """Make up inputs to the graph's description."""
     args, kwargs = graph.inputs.example(device=device)
     return arguments(kwargs or args)
 
@@ -117,7 +119,7 @@ def arguments_of(graph: ChannelGraph, device: torch.device) -> Arguments:
 def _silence(
     stack: ExitStack, network: nn.Module, makers: Sequence[tuple[str, Tensor]], place: int, length: int
 ) -> None:
-    """Until ``stack`` is closed, the outputs of maker ``place`` are zeros; of a fused layer its part."""
+    """Zero the outputs of maker ``place``, of a fused layer its part, until ``stack`` is closed."""
     if place >= len(makers):
         return
     path = makers[place][0]
@@ -132,7 +134,7 @@ def _silence(
 
 
 def _alike(one: Tensor, other: Tensor, heads: np.ndarray) -> Tensor:
-    """(H, H) float64: the cosines of the heads' bilinear forms, from the rows of queries and keys."""
+    """Compute the cosines of the heads' bilinear forms, (H, H) float64, from the rows of queries and keys."""
     count = int(heads.max()) + 1
     q, k = (torch.stack([rows[torch.from_numpy(heads == h)] for h in range(count)]) for rows in (one, other))
     products = torch.einsum("hid,gjd->hgij", q, q) * torch.einsum("hid,gjd->hgij", k, k)

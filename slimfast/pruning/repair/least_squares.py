@@ -23,13 +23,23 @@ DAMPINGS = tuple(10.0**power for power in range(-8, 2))
 def solve(
     a: Tensor, b: Tensor, kept: Tensor, weight: Tensor, *, centred: bool, damping: float = 0.0
 ) -> tuple[Tensor, Tensor, Fit]:
-    """Weights (outputs, k, taps) for the variables a (k, s) that stand for ``weight`` (outputs, L, taps) on b
-    (L, s), the shift (outputs,) of their output, and how well they fit.
+    """Solve for the weights of a thin layer that stand for ``weight`` on what the wide network's layer got.
 
     C = C0 + (S_ba - C0 S_aa) (S_aa + d m I)^-1 with C0 the cut itself, which keeps row ``kept[j]`` for
     variable j, and m the mean variance of a: no evidence, no change. d is the best of ``DAMPINGS`` on
     held-out positions, from ``damping`` upwards. A damping is what noise of that variance on a would do: the
     one that fits best takes a as it is, and is in the way of a training, which changes a.
+
+    Args:
+        a: The variables that the thin layer gets, (k, s).
+        b: What the wide one got at the same positions, (L, s).
+        kept: The row of b that each variable is.
+        weight: The wide layer's, (outputs, L, taps).
+        centred: Take the means off both sides, which the shift makes up for.
+        damping: The least d.
+
+    Returns:
+        The weights (outputs, k, taps), the shift (outputs,) of their output, and how well they fit.
     """
     k, length, total = len(a), len(b), a.shape[1]
     plain = torch.zeros(length, k, dtype=a.dtype, device=a.device)
@@ -78,7 +88,7 @@ def _moments(a: Tensor, rest: Tensor) -> _Moments:
 
 
 def changes(gram: Tensor, cross: Tensor, dampings: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
-    """(damping, cross (gram + damping m I)^-1) for each, m the mean of gram's diagonal."""
+    """Yield (damping, cross (gram + damping m I)^-1) for each damping, m the mean of gram's diagonal."""
     values, vectors = torch.linalg.eigh(gram)
     mean = float(values.clamp_min(0.0).mean())
     turned = cross @ vectors
@@ -89,5 +99,5 @@ def changes(gram: Tensor, cross: Tensor, dampings: Sequence[float]) -> Iterator[
 
 
 def worst(fits: Sequence[Fit]) -> Fit:
-    """The fit with the largest error of those of a layer's blocks."""
+    """Pick the fit with the largest error of those of a layer's blocks."""
     return max(fits, key=lambda fit: fit.after or 0.0)

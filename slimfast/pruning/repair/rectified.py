@@ -31,7 +31,7 @@ class Moments(NamedTuple):
 def rectified_moments(
     model: nn.Module, graph: ChannelGraph, tensors: Mapping[str, Tensor]
 ) -> dict[str, Moments]:
-    """By the weight of each linear layer that runs between a layer norm and a rectifier."""
+    """Compute the moments behind each linear layer between a layer norm and a rectifier, by its weight."""
     modules = dict(model.named_modules())
     found = {}
     steps = graph.operations
@@ -57,7 +57,7 @@ def _or(tensor: Any, value: float, layer: nn.Linear) -> Tensor:
 
 
 def moments_behind_relu(mean: Tensor, rows: Tensor) -> Moments:
-    """Of max(0, x) for x Gaussian of ``mean`` (n,) and covariance rows rows', to third order."""
+    """Compute moments of max(0, x), x Gaussian of ``mean`` (n,) and covariance rows rows', to third order."""
     spread = rows.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     m = mean / spread
     inside = torch.special.ndtr(m)

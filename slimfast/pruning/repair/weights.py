@@ -87,7 +87,7 @@ def _combination(
     norms: Mapping[str, Tensor],
     rectified: Mapping[str, Moments],
 ) -> Tensor | str:
-    """(n, k): each unit as a combination of the kept ones; a reason where the weights do not say."""
+    """Express each unit as a combination of the kept ones, (n, k); or say why the weights do not tell."""
     producers = group.producers()
     if len(producers) == 1 and producers[0].tensor in rectified:
         return _combined(rectified[producers[0].tensor].covariance, keep)
@@ -104,7 +104,7 @@ def _combination(
 
 
 def _combined(covariance: Tensor, keep: IntArray) -> Tensor:
-    """(n, k): each of n variables of this covariance as a combination of the kept ones."""
+    """Express each of n variables of this covariance as a combination of the kept ones, (n, k)."""
     kept = torch.from_numpy(keep)
     plain = torch.zeros(len(covariance), len(keep), dtype=torch.float64, device="cpu")
     plain[kept, torch.arange(len(keep), device="cpu")] = 1.0
@@ -120,8 +120,9 @@ def _change(
     combinations: Mapping[str, Tensor | str],
     variables: IntArray,
 ) -> Tensor | str:
-    """(l, k) what the variables of one of the consumer's blocks are in those that stay, or the reason why it
-    is not known.
+    """Express the variables of one of the consumer's blocks in those that stay, (l, k).
+
+    Gives the reason where it is not known.
     """
     length = consumer.length // consumer.blocks
     change = torch.zeros(length, len(variables), dtype=torch.float64, device="cpu")
@@ -150,7 +151,7 @@ def _change(
 
 
 def _mean(consumer: Consumer, means: Mapping[str, Tensor]) -> Tensor:
-    """(L,) the means of what the consumer reads, 0 where they are not known."""
+    """Gather the means of what the consumer reads, (L,), 0 where they are not known."""
     found = torch.zeros(consumer.length, dtype=torch.float64, device="cpu")
     for name, units in consumer.axis.parts:
         if name in means:
@@ -160,7 +161,10 @@ def _mean(consumer: Consumer, means: Mapping[str, Tensor]) -> Tensor:
 
 
 def _norms_behind(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
-    """Weight name -> scale of the batch norm that its layer's output goes right into, float64 on the CPU."""
+    """Find the scale of the batch norm that each layer's output goes right into, by the layer's weight.
+
+    Scales are float64 on the CPU.
+    """
     modules = dict(model.named_modules())
     scales: dict[str, Tensor] = {}
     for made, taken in zip(graph.operations, graph.operations[1:], strict=False):
