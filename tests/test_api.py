@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+import textwrap
 import threading
 from pathlib import Path
 
@@ -36,6 +38,22 @@ def test_a_call_is_shown_as_it_is_written() -> None:
     shown = "(a, b: int, *c: str, d: float | None = None, **e: bool) -> list[int]"
     assert api._arguments(several) == shown
     assert api._arguments(keywords) == "(a=1, *, b: str = 'x', c)"
+
+
+FUNCTIONS = [name for name in slimfast.__all__ if inspect.isfunction(getattr(slimfast, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_verb_says_what_it_returns_and_shows_a_call(name: str) -> None:
+    verb = getattr(slimfast, name)
+    sections = dict(
+        re.findall(r"^(\w+):\n((?:    .*\n|\n)+)", f"{inspect.getdoc(verb)}\n", flags=re.MULTILINE)
+    )
+    if inspect.signature(verb).return_annotation not in (None, "None"):
+        assert sections["Returns"].strip()
+    example = ast.parse(textwrap.dedent(sections["Example"]))
+    called = [node.func for node in ast.walk(example) if isinstance(node, ast.Call)]
+    assert name in {getattr(func, "attr", getattr(func, "id", None)) for func in called}
 
 
 def test_all_is_sorted_and_typed() -> None:

@@ -87,14 +87,17 @@ def distill(
         callback: called with each finished epoch, after it is saved, on the main process.
         accelerator: your own ``accelerate.Accelerator``, for what this call does not offer.
 
-    Example:
-        thin = slimfast.slim(model, example, params=0.5)
-        history = distill(thin, teacher=model, train=loader, evaluate=held_out, epochs=20)
-        print(history.best)
+    Returns:
+        The history: its epochs, those before a resume included, and the one with the highest score, if any.
 
     Raises:
         SlimfastError: no data, networks or outputs that do not fit, a loss that is not finite, a folder that
             cannot be written or holds another run. One line, before the first step where it is known by then.
+
+    Example:
+        thin = slimfast.slim(model, example, params=0.5)
+        history = distill(thin, teacher=model, train=loader, evaluate=held_out, epochs=20)
+        print(history.best)
     """
     _check_networks(student, teacher)
     if restore not in ("best", "last"):

@@ -43,14 +43,19 @@ class Hint:
 def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...]:
     """Make hints for these modules of a network made by ``prune_channels``, aligned by what it kept.
 
-    Each name is a module with a weight (linear, convolution, norm): its output channels are its weight's
-    surviving ones. For other modules write the :class:`Hint` itself.
+    Args:
+        student: The thin network.
+        modules: Names of modules with a weight (linear, convolution, norm): the output channels of each are
+            its weight's surviving ones. For other modules write the :class:`Hint` itself.
+
+    Returns:
+        One hint for each module.
+
+    Raises:
+        ValueError: For a name that no module has, or a module whose output channels its weight does not name.
 
     Example:
         loss = DistillationLoss(hints=aligned_hints(thin, ["layer1.0.conv1", "layer2.0.conv1"]))
-
-    Raises:
-        ValueError: no module of that name, or one whose output channels its weight does not name.
     """
     keeps = manifest(student).keeps
     known = dict(student.named_modules())

@@ -41,13 +41,6 @@ _OF_PROBLEMS: dict[str | None, Kind] = {
 class DistillationLoss:
     r"""A weighted sum of losses, for :func:`distill` or any own loop.
 
-        loss = DistillationLoss(hints=aligned_hints(student, ["layer1.0.conv1"]))
-        with loss.watching(student, teacher) as features:
-            for inputs, targets in loader:
-                with torch.no_grad():
-                    expected = teacher(inputs)
-                loss(student(inputs), expected, targets, features()).backward()
-
     The weights: ``soft`` targets, ``hard`` labels, and the aligned ``hint``\ s, all in use by default;
     ``decoupled`` soft targets, the ``correlation`` of DIST and the ``relational`` loss, all three of the
     logits; and ``attention``, on the hinted features. ``class_dim`` is where the logits have their classes;
@@ -63,6 +56,14 @@ class DistillationLoss:
 
     ``shift``: position t is taught on label t + 1, as a causal language model's is where labels are the
     inputs. None: :func:`slimfast.distillation.causal.shifts_labels` decides on the first batch.
+
+    Example:
+        loss = DistillationLoss(hints=aligned_hints(student, ["layer1.0.conv1"]))
+        with loss.watching(student, teacher) as features:
+            for inputs, targets in loader:
+                with torch.no_grad():
+                    expected = teacher(inputs)
+                loss(student(inputs), expected, targets, features()).backward()
     """
 
     temperature: float = 4.0

@@ -97,10 +97,18 @@ class Member:
 class ChannelGroup:
     """Units 0..n-1 that are kept or removed one by one, each with all of its slices in all members.
 
-    ``kind``: "channel" (units of one layer, or of layers joined by a product), "residual" (several producers
-    joined by addition), "head" (attention heads), "head_dim" (positions inside heads), "block" (whole groups
-    of a grouped convolution or a group norm).
-    ``inexact`` says why removal is not the same as masking (a norm over the group's axis), None where it is.
+    Attributes:
+        name: That of the weight that produces it first; kinds other than "channel" follow in brackets.
+        kind: "channel" (units of one layer, or of layers joined by a product), "residual" (several producers
+            joined by addition), "head" (attention heads), "head_dim" (positions inside heads), "block" (whole
+            groups of a grouped convolution or a group norm).
+        n: How many units it has.
+        members: The slices of tensors that belong to its units.
+        inexact: Why removal is not the same as masking (a norm over the group's axis), None where it is.
+
+    Example:
+        group = slimfast.trace_channels(model, example)["layer1.0.conv1"]
+        weights = [member.tensor for member in group.producers()]
     """
 
     name: str
@@ -170,11 +178,22 @@ class Frozen:
 class ChannelGraph:
     """A traced network: a sequence of its channel groups, with what is needed to count, cut and explain it.
 
-    ``axes`` has the axes of every parameter and buffer by its name; ``tied`` maps further names of a shared
-    tensor to the first one. ``operations`` are in execution order. ``inputs`` describes the example it was
-    traced with. ``itemsize``: bytes of one element of each parameter and buffer (4 where a name is missing).
-    ``attributes`` are the Python attributes that must follow the widths, None before a trial cut has found
-    them.
+    Attributes:
+        groups: The channel groups; also found by iteration, by number and by name.
+        axes: The axes of every parameter and buffer by its name.
+        parameters: The names of those that are parameters.
+        operations: The recorded operations, in execution order.
+        frozen: The dims that are left alone, with the reason.
+        inputs: A description of the example it was traced with.
+        tied: Further names of a shared tensor, mapped to the first one.
+        itemsize: Bytes of one element of each parameter and buffer (4 where a name is missing).
+        attributes: The Python attributes that must follow the widths, None before a trial cut has found them.
+
+    Example:
+        graph = slimfast.trace_channels(model, example)
+        for group in graph:
+            print(group.name, group.kind, group.n)
+        reasons = {frozen.reason for frozen in graph.frozen}
     """
 
     groups: tuple[ChannelGroup, ...]

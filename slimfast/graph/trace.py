@@ -30,15 +30,25 @@ def trace_channels(
 ) -> ChannelGraph:
     """Find the channel groups of ``model`` by running it once on tensors without data.
 
-    ``example``: a tensor, a tuple or a dict of the model's arguments. ``include`` and ``exclude`` are globs
-    over the names of groups (``layer3.*``) or their kinds (``head``): only included and not excluded groups
-    are returned, and what the others would have changed stays as it is.
+    Args:
+        model: The network.
+        example: A tensor, a tuple or a dict of the model's arguments.
+        include: Globs over the names of groups (``layer3.*``) or their kinds (``head``): only groups that one
+            of them matches are returned, and what the others would have changed stays as it is.
+        exclude: Globs likewise: groups that one of them matches are not returned.
+        settle: Cut every group once on tensors without data, find the Python attributes that must follow, and
+            leave out what cannot be cut; without it the groups are those that the recorded operations allow.
 
-    ``settle``: cut every group once on tensors without data, find the Python attributes that must follow,
-    and leave out what cannot be cut; without it the groups are those that the recorded operations allow.
+    Returns:
+        The graph: a sequence of the groups, which also says what was left alone and why (``frozen``).
 
-    Raises UnsupportedGraph when the forward fails, naming the module, and TypeError for an example that is
-    not made of tensors and plain values.
+    Raises:
+        UnsupportedGraph: When the forward fails, naming the module, and for TorchScript.
+        TypeError: For an example that is not made of tensors and plain values, and for what is no module.
+
+    Example:
+        graph = slimfast.trace_channels(model, torch.randn(1, 3, 224, 224), exclude=["layer4.*"])
+        widths = {group.name: group.n for group in graph}
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")

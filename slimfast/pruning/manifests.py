@@ -28,9 +28,17 @@ _ATTRIBUTE = "_slimfast_manifest"
 class Manifest:
     """What separates a thin network from the wide one it came from, however many times it was pruned.
 
-    ``keeps``: for each cut tensor and dim, the sorted indices of the wide tensor that it holds.
-    ``shapes_before``: the wide shape of every parameter and buffer, tied ones under their first name.
-    ``patches``: the Python attributes that changed. ``widths``: group name -> (wide, thin) number of units.
+    Attributes:
+        shapes_before: The wide shape of every parameter and buffer, tied ones under their first name.
+        keeps: For each cut tensor and dim, the sorted indices of the wide tensor that it holds.
+        patches: The Python attributes that changed.
+        widths: Group name -> (wide, thin) number of units.
+        schema: The version of its JSON document.
+
+    Example:
+        kept = slimfast.manifest(thin)
+        wide, left = kept.widths["layer1.0.conv1"]
+        shape = kept.shapes()["layer1.0.conv1.weight"]
     """
 
     shapes_before: Mapping[str, Shape]
@@ -40,17 +48,17 @@ class Manifest:
     schema: int = SCHEMA
 
     def shapes(self) -> dict[str, Shape]:
-        """The thin shape of every parameter and buffer."""
+        """Compute the thin shape of every parameter and buffer."""
         return {
             name: thin_shape(shape, self.keeps.get(name, {})) for name, shape in self.shapes_before.items()
         }
 
     def slice_of(self, name: str, tensor: Tensor) -> Tensor:
-        """A copy of what is left of the wide tensor of that name."""
+        """Copy what is left of the wide tensor of that name."""
         return select_indices(tensor.detach(), self.keeps.get(name, {})).clone()
 
     def thin_copy(self, model: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> nn.Module:
-        """A copy of the wide ``model`` with these thin tensors, its attributes patched and this its manifest.
+        """Copy the wide ``model`` with these thin tensors, its attributes patched and this its manifest.
 
         Raises :class:`SlimfastError`, which names ``what`` the manifest is from, where an attribute does not
         hold what it held.
@@ -64,7 +72,7 @@ class Manifest:
         return thin
 
     def to_json(self) -> str:
-        """The manifest as a JSON document; index lists that many tensors share are written once."""
+        """Write the manifest as a JSON document; index lists that many tensors share are written once."""
         kept: dict[tuple[int, ...], int] = {}
         tensors = {}
         for name, shape in self.shapes_before.items():
@@ -86,7 +94,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str, *, what: str = "manifest") -> Manifest:
-        """The manifest in a JSON document; one line of :class:`SlimfastError` for what is wrong."""
+        """Read the manifest in a JSON document; one line of :class:`SlimfastError` for what is wrong."""
         fields = parse_object(text, what)
         fields.schema(KIND, SCHEMA)
         lists = fields.raw("kept")
@@ -108,7 +116,17 @@ class Manifest:
 
 
 def manifest(model: nn.Module) -> Manifest:
-    """What was kept of ``model``; of a network that was never pruned, everything."""
+    """Tell what was kept of ``model``; of a network that was never pruned, everything.
+
+    Args:
+        model: A network, of :func:`slimfast.prune_channels` or not.
+
+    Returns:
+        Its manifest.
+
+    Example:
+        filters = slimfast.manifest(thin).keeps["layer1.0.conv1.weight"][0]   # which of the wide ones it has
+    """
     found = getattr(model, _ATTRIBUTE, None)
     if isinstance(found, Manifest):
         return found
@@ -121,7 +139,7 @@ def attach(model: nn.Module, described: Manifest) -> None:
 
 
 def compose(first: Manifest, second: Manifest) -> Manifest:
-    """The manifest of a network pruned by ``first`` and then, as it was, by ``second``."""
+    """Compose the manifest of a network pruned by ``first`` and then, as it was, by ``second``."""
     keeps: dict[str, dict[int, IntArray]] = {name: dict(dims) for name, dims in first.keeps.items()}
     for name, dims in second.keeps.items():
         cut = keeps.setdefault(name, {})
@@ -138,7 +156,7 @@ def compose(first: Manifest, second: Manifest) -> Manifest:
 
 
 def frozen(index: Any) -> IntArray:
-    """Indices as an int64 array that cannot be written to."""
+    """Copy indices into an int64 array that cannot be written to."""
     array: IntArray = np.array(index, dtype=np.int64)
     array.flags.writeable = False
     return array

@@ -82,30 +82,41 @@ def prune_channels(
     progress: Progress | None = None,
     optimizer: AnyOptimizer | None = None,
 ) -> nn.Module | tuple[nn.Module, AnyOptimizer]:
-    """A copy of ``model`` cut to the widths of ``plan``; ``model`` is untouched.
+    """Cut a copy of ``model`` to the widths of ``plan``; ``model`` is untouched.
 
-    Groups whose units the plan has not chosen are filled in by :func:`slimfast.select` with the method
-    ``select``. Names, dtypes, devices, ``requires_grad``, tied weights and train/eval mode are as in
-    ``model``; the same plan on the same weights gives the same network, bit for bit. What was kept is at hand
-    as ``manifest(thin)``, and a thin network can be pruned again. The shapes of every operation of the thin
+    Names, dtypes, devices, ``requires_grad``, tied weights and train/eval mode are as in ``model``; the same
+    plan on the same weights gives the same network, bit for bit. What was kept is at hand as
+    ``manifest(thin)``, and a thin network can be pruned again. The shapes of every operation of the thin
     network are compared with the prediction.
 
-    ``verify`` also runs both networks and compares (:func:`slimfast.verify`), on ``example`` or on inputs
-    made up to the plan's description. ``progress`` is called with the number of stages done and of all; what
-    it raises (:class:`slimfast.Cancelled`) ends the work.
+    Args:
+        model: The network.
+        plan: Its widths.
+        select: How the units are chosen where the plan has not done so: a method of :func:`slimfast.select`.
+        repair: Then solves the layers that read what was cut for the best weights in closed form, from the
+            ``"weights"`` alone or from the ``"activations"`` of a ``calibration``, which also gives the batch
+            norms their statistics; ``repair_report(thin)`` says what was done and what was not.
+        repair_damping: The least damping from activations, in units of the mean variance of what a layer
+            reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more
+            than mean variance only, is the better start of a training.
+        calibration: From :func:`slimfast.calibrate`.
+        verify: Also runs both networks and compares (:func:`slimfast.verify`).
+        example: What they are then called with, instead of inputs made up to the plan's description.
+        backend: The kernels to use.
+        progress: Called with the number of stages done and of all; what it raises
+            (:class:`slimfast.Cancelled`) ends the work.
+        optimizer: That of ``model``, so that a training goes on. Gradients do not come along.
 
-    With the ``optimizer`` of ``model``, so that a training goes on, the result is (thin network, its
-    optimizer): the same hyperparameters, and the state of what was kept
-    (:func:`slimfast.pruning.training_state.prune_optimizer`). Gradients do not come along.
+    Returns:
+        The thin network. With an ``optimizer``, (thin network, its optimizer): the same hyperparameters, and
+        the state of what was kept (:func:`slimfast.pruning.training_state.prune_optimizer`).
 
-    ``repair`` then solves the layers that read what was cut for the best weights in closed form, from the
-    ``weights`` alone or from the ``activations`` of a ``calibration`` (:func:`slimfast.calibrate`), which
-    also gives the batch norms their statistics; ``repair_report(thin)`` says what was done and what was not.
-    ``repair_damping`` is the least damping from activations, in units of the mean variance of what a layer
-    reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more than mean
-    variance only, is the better start of a training.
+    Raises:
+        ValueError: For wrong arguments.
+        SlimfastError: For a plan of another model and for a thin network that fails a check.
 
-    Raises :class:`SlimfastError` for a plan of another model and for a thin network that fails a check.
+    Example:
+        thin = slimfast.prune_channels(model, slimfast.plan(model, example, macs=0.5))
     """
     stages = iter(range(1, _STAGES + 1))
 
@@ -160,11 +171,24 @@ def slim(
     progress: Progress | None = None,
     **options: Unpack[WidthOptions],
 ) -> nn.Module:
-    """A thin copy of ``model`` in one call: :func:`slimfast.plan` and :func:`prune_channels`, arguments as
-    there.
+    """Plan and cut a thin copy of ``model`` in one call.
 
-    ``example`` serves the tracing and the verification; ``progress`` is told of the groups measured, then of
-    the stages of the pruning.
+    The other arguments are those of :func:`slimfast.plan` and :func:`prune_channels`.
+
+    Args:
+        model: The network.
+        example: A tensor, a tuple or a dict of its arguments, for the tracing and the verification.
+        progress: Told of the groups measured, then of the stages of the pruning.
+
+    Returns:
+        The thin network.
+
+    Raises:
+        ValueError: For wrong arguments.
+        SlimfastError: As those two do.
+
+    Example:
+        thin = slimfast.slim(model, torch.randn(1, 3, 224, 224), macs=0.5)
     """
     planned = make_plan(
         model,
@@ -197,7 +221,7 @@ def _keeps(
     calibration: Calibration | None,
     backend: str,
 ) -> dict[str, IntArray]:
-    """The kept units of every group: the plan's, or chosen now."""
+    """Find the kept units of every group: the plan's, or chosen now."""
     keeps = {g.name: np.array(g.keep, dtype=np.int64) for g in groups if g.keep is not None}
     open_groups = [g for g in groups if g.keep is None]
     return keeps | select_units(
@@ -218,7 +242,7 @@ def _check_cost(plan: Plan, cut: Cut) -> None:
 def gather_slices(
     tensors: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
 ) -> dict[str, Tensor]:
-    """The slices that are left of the tensors that these cuts name, all tensors of a device in one call."""
+    """Gather the slices that are left of the tensors these cuts name, all tensors of a device in one call."""
     thin: dict[str, Tensor] = {}
     for device in sorted({tensors[name].device for name in cuts}, key=str):
         names = [name for name in cuts if tensors[name].device == device]
@@ -243,7 +267,7 @@ def _gather_on_device(
 
 
 def _in_format_of(wide: Tensor, thin: Tensor) -> Tensor:
-    """The gathered tensor in the wide one's memory format, which kernels for channels-last expect."""
+    """Bring the gathered tensor to the wide one's memory format, which kernels for channels-last expect."""
     for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
         if wide.ndim == ndim and not wide.is_contiguous() and wide.is_contiguous(memory_format=layout):
             return thin.contiguous(memory_format=layout)

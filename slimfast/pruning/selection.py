@@ -39,7 +39,7 @@ def select(
     calibration: Calibration | None = None,
     backend: str = "auto",
 ) -> Plan:
-    """The plan with the units each group keeps chosen by ``method``, whatever was chosen before.
+    """Choose by ``method`` the units that each group of ``plan`` keeps, whatever was chosen before.
 
     A unit is measured on all the convolution and linear weights that produce it together, where nothing
     else is said:
@@ -53,9 +53,26 @@ def select(
     - ``activations``: the same choice by how the units vary together in what their consumers read, each
       weighted by the consumer's weights (:func:`slimfast.calibrate`).
 
-    The largest stay; ties go to the smaller index. The paper's is ``l1``. Raises ``ValueError`` for an
-    unknown method and for groups without a batch norm where it needs one, :class:`SlimfastError` for a plan
-    of another model and weights that are not finite.
+    The largest stay; ties go to the smaller index. The paper's is ``l1``.
+
+    Args:
+        model: The network.
+        plan: Its widths.
+        method: One of the above.
+        calibration: What ``activations`` goes by.
+        backend: The kernels to use.
+
+    Returns:
+        The plan with the kept units of each group.
+
+    Raises:
+        ValueError: For an unknown method, ``activations`` without a calibration, and groups without a batch
+            norm where the method needs one.
+        SlimfastError: For a plan of another model and weights that are not finite.
+
+    Example:
+        chosen = slimfast.select(model, slimfast.plan(model, example, macs=0.5), method="l1")
+        thin = slimfast.prune_channels(model, chosen)
     """
     graph = graph_of(model, plan)
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
@@ -71,7 +88,7 @@ def select_units(
     calibration: Calibration | None = None,
     backend: str = "auto",
 ) -> dict[str, IntArray]:
-    """Group name -> sorted kept units, for each of ``groups``; see :func:`select`."""
+    """Choose the kept units of each of ``groups``: group name -> sorted units; see :func:`select`."""
     if method not in METHODS:
         hint = did_you_mean(method, METHODS)
         raise ArgumentError(f"select: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
@@ -96,17 +113,17 @@ def select_units(
 
 
 def with_keeps(groups: Sequence[GroupPlan], keeps: Mapping[str, IntArray]) -> tuple[GroupPlan, ...]:
-    """The groups with the kept units of those that ``keeps`` names."""
+    """Copy the groups with the kept units of those that ``keeps`` names."""
     return tuple(
         dataclasses.replace(g, keep=tuple(keeps[g.name].tolist())) if g.name in keeps else g for g in groups
     )
 
 
 def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
-    """The channel graph a plan speaks of: its own, or traced again; :class:`SlimfastError` if the model is
-    another.
+    """Find the channel graph a plan speaks of: its own, or traced again.
 
-    The names and shapes of every parameter and buffer and the number of units of every group must agree.
+    The names and shapes of every parameter and buffer and the number of units of every group must agree:
+    :class:`SlimfastError` if the model is another.
     """
     check_plan(plan, model)
     graph = plan.graph
@@ -122,7 +139,7 @@ def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
 
 
 def largest(scores: np.ndarray, width: int) -> IntArray:
-    """The sorted indices of the ``width`` largest scores; ties go to the smaller index."""
+    """Find the sorted indices of the ``width`` largest scores; ties go to the smaller index."""
     order = np.lexsort((np.arange(len(scores)), -scores))
     keep: IntArray = np.sort(order[:width]).astype(np.int64)
     return keep
@@ -131,7 +148,7 @@ def largest(scores: np.ndarray, width: int) -> IntArray:
 def _pivoted_cholesky(
     chosen: Sequence[tuple[ChannelGroup, int]], covariance: Callable[[ChannelGroup], Tensor], backend: str
 ) -> dict[str, IntArray]:
-    """Group name -> kept units; see :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`."""
+    """Choose each group's units, by name, with :func:`slimfast.kernels.ops.grouped_pivoted_cholesky`."""
     keeps: dict[str, IntArray] = {}
     for batch, mats in _batches(chosen, covariance):
         for device in sorted({mat.device for mat in mats}, key=str):
@@ -157,7 +174,7 @@ def _pivoted_cholesky(
 def _covariance_read(
     model: nn.Module, graph: ChannelGraph, calibration: Calibration
 ) -> Callable[[ChannelGroup], Tensor]:
-    """The (n, n) covariance of a group's units in what its consumers read, as a function of the group."""
+    """Make the function that gives the (n, n) covariance of a group's units in what its consumers read."""
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
 
     def read(group: ChannelGroup) -> Tensor:
@@ -172,7 +189,7 @@ def _covariance_read(
 
 
 def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str) -> Tensor:
-    """The (n, n) float64 covariance of a group's units over the positions of all its producers."""
+    """Compute the (n, n) float64 covariance of a group's units over the positions of all its producers."""
     rows = weight_rows(group, tensors)
     if not rows:
         return torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
@@ -192,8 +209,9 @@ def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str
 def _batches(
     chosen: Sequence[tuple[ChannelGroup, int]], covariance: Callable[[ChannelGroup], Tensor]
 ) -> Iterator[tuple[list[tuple[ChannelGroup, int]], list[Tensor]]]:
-    """The groups in order with their covariances, cut where those would take more than a call may on the
-    first one's device.
+    """Yield the groups in order with their covariances, in batches.
+
+    A batch ends where the next covariance would take more than a call may on the device of its first one.
     """
     batch: list[tuple[ChannelGroup, int]] = []
     mats: list[Tensor] = []

@@ -23,7 +23,7 @@ AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
 
 
 def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) -> AnyOptimizer:
-    """``optimizer`` of ``model``, made into one of ``thin``, which was pruned from it; neither is changed.
+    """Make ``optimizer`` of ``model`` into one of ``thin``, which was pruned from it; neither is changed.
 
     It is of the same class, with the same hyperparameters for each parameter. State tensors of a parameter's
     shape (momenta, averaged squares) are cut to the same kept indices, those of one element (step counts) are
@@ -66,16 +66,26 @@ def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) 
 
 
 def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> dict[str, Any]:
-    """The state dict of something that holds tensors of ``model`` under its names, cut to fit ``thin``.
+    """Cut the state dict of something that holds tensors of ``model`` under its names, to fit ``thin``.
 
-    ``thin`` was pruned from ``model``. For averaged weights (``torch.optim.swa_utils.AveragedModel``, timm's
-    ``ModelEmaV3``): names may have a prefix, such as ``module.``, and what is not named like a parameter or a
-    buffer of ``model`` comes along as it is.
+    For averaged weights (``torch.optim.swa_utils.AveragedModel``, timm's ``ModelEmaV3``).
 
+    Args:
+        state: The state dict. Names may have a prefix, such as ``module.``, and what is not named like a
+            parameter or a buffer of ``model`` comes along as it is.
+        model: The network.
+        thin: What was pruned from it.
+
+    Returns:
+        The state dict for the same of ``thin``.
+
+    Raises:
+        SlimfastError: Naming the tensor that does not have the shape it has in ``model``, and for networks of
+            which one was not pruned from the other.
+
+    Example:
         average = AveragedModel(thin)
         average.load_state_dict(slimfast.prune_state(old.state_dict(), model, thin))
-
-    Raises :class:`SlimfastError` naming the tensor that does not have the shape it has in ``model``.
     """
     cuts, wide = cuts_between(model, thin), named_tensors(model)
     known = {name: name for name in wide} | aliases(model)
@@ -94,10 +104,10 @@ def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> 
 
 
 def cuts_between(model: nn.Module, thin: nn.Module) -> Cuts:
-    """Which indices of each tensor of ``model`` its descendant ``thin`` holds, by what both keep of their
-    origin.
+    """Find which indices of each tensor of ``model`` its descendant ``thin`` holds.
 
-    Raises :class:`SlimfastError` for networks of which one was not pruned from the other.
+    They follow from what both keep of their origin. Raises :class:`SlimfastError` for networks of which one
+    was not pruned from the other.
     """
     first, second = manifest(model), manifest(thin)
     cuts: Cuts = {}
@@ -116,7 +126,7 @@ def cuts_between(model: nn.Module, thin: nn.Module) -> Cuts:
 
 
 def _optimizers_in(optimizer: AnyOptimizer) -> list[AnyOptimizer]:
-    """The optimizer, and those it holds in attributes, lists and dicts."""
+    """List the optimizer, and those it holds in attributes, lists and dicts."""
     found: list[Any] = []
     waiting: list[Any] = [optimizer]
     seen: set[int] = set()
@@ -136,7 +146,7 @@ def _optimizers_in(optimizer: AnyOptimizer) -> list[AnyOptimizer]:
 
 
 def _copy_optimizers(optimizers: list[AnyOptimizer], memo: dict[int, Any]) -> AnyOptimizer:
-    """A copy of the first that holds copies of the others.
+    """Copy the first, which then holds copies of the others.
 
     ``copy.deepcopy`` would leave out what a class holds beside its state and groups, such as the optimizer it
     wraps. Hooks stay behind, and so does what stands for a method of the class, which knows the old one (a
@@ -156,12 +166,12 @@ def _copy_optimizers(optimizers: list[AnyOptimizer], memo: dict[int, Any]) -> An
 
 
 def _is_copied(value: Any) -> bool:
-    """Whether a value is an optimizer's own: not a gradient scaler, a process's state and the like."""
+    """Say whether a value is an optimizer's own: not a gradient scaler, a process's state and the like."""
     return isinstance(value, (Optimizer, Tensor, Mapping, list, tuple, set, MethodType))
 
 
 def _tensors_of(state: Any, key: str = "state") -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a parameter's state, however nested, with the key each stands under."""
+    """Yield the tensors of a parameter's state, however nested, with the key each stands under."""
     if isinstance(state, Tensor):
         yield key, state
     elif isinstance(state, Mapping):
@@ -173,7 +183,7 @@ def _tensors_of(state: Any, key: str = "state") -> Iterator[tuple[str, Tensor]]:
 
 
 def _cut_state(tensor: Tensor, parameter: Tensor, dims: Mapping[int, IntArray], where: str) -> Tensor:
-    """State of a parameter, cut as the parameter is; its averaged dims have length 1."""
+    """Cut the state of a parameter as the parameter is; its averaged dims have length 1."""
     if tensor.numel() == 1 or not tensor.ndim:
         return tensor
     fits = tensor.ndim == parameter.ndim and all(
@@ -189,6 +199,6 @@ def _cut_state(tensor: Tensor, parameter: Tensor, dims: Mapping[int, IntArray], 
 
 
 def _suffixes(key: str) -> Iterator[str]:
-    """The key itself, then without its first parts."""
+    """Yield the key itself, then without its first parts."""
     parts = key.split(".")
     return (".".join(parts[i:]) for i in range(len(parts)))

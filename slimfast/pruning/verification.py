@@ -39,13 +39,15 @@ _DOUBLE = {
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was compared and how close it came.
+    """What was compared and how close it came; the weights of all groups were compared too, bit for bit.
 
     ``max_error``: the largest difference in an output as a share of that output's largest absolute value;
     ``tolerance``: what rounding in ``dtype`` explains. ``compared``: the groups whose cut was run.
-    ``inexact``: groups that were left whole in that run because removing their units is not masking them,
-    with the reason. The weights of all of them were compared with the original's, bit for bit. ``training``:
-    why the shapes of the training forward were not compared; None where they were.
+    ``inexact``: groups left whole in that run because removing their units is not masking them, with the
+    reason. ``training``: why the shapes of the training forward were not compared; None where they were.
+
+    Example:
+        print(slimfast.verify(model, thin, graph, keeps).max_error)
     """
 
     max_error: float
@@ -61,15 +63,28 @@ def verify(
 ) -> Verification:
     """Compare ``thin`` with ``model`` whose removed units are masked, on ``example`` or on inputs made up.
 
-    Every thin tensor must be the kept slice of the original, bit for bit. Then both networks run in eval
-    mode, in float64 where the model allows it, and their outputs must agree to rounding. In the masked
-    original the removed units' slices of every parameter are zero, in the weights that make them and in those
-    that read them (next to zero where that is no number). In training mode both must return the same shapes,
-    as recordings on tensors without data have them. The modules and the state of the random number
-    generators stay as they are.
+    Every thin tensor must be the kept slice of the original, bit for bit. Then both run in eval mode, in
+    float64 where the model allows it, and their outputs must agree to rounding. In the masked original the
+    removed units' slices of every parameter are zero, in the weights that make them and in those that read
+    them (next to zero where that is no number). In training mode both must return the same shapes, as
+    recordings on tensors without data have them. Modules and random number generators stay as they are.
 
-    Raises :class:`SlimfastError` naming the first tensor that is not the slice, or the first module whose
-    output disagrees, or what the thin network does in training that the original does not.
+    Args:
+        model: The original.
+        thin: What was pruned from it.
+        graph: Its groups, from :func:`slimfast.trace_channels`.
+        keeps: The sorted units that each group keeps, by its name; a group that is not named keeps all.
+        example: A tensor, a tuple or a dict of the model's arguments.
+
+    Returns:
+        What was compared and how close it came.
+
+    Raises:
+        SlimfastError: Naming the first tensor that is not the slice, the first module whose output disagrees,
+            or what the thin network does in training that the original does not.
+
+    Example:
+        found = slimfast.verify(model, thin, graph, {"layer1.0.conv1": np.arange(32)})
     """
     return verify_cut(Network.of(model), thin, Cut(graph, keeps), example)
 

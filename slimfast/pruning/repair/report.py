@@ -29,8 +29,18 @@ class Fit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RepairReport:
-    """What a repair did: the ``fits`` by weight, the batch ``norms`` measured again, and the weights
-    that were ``left`` as they were cut, with the reason.
+    """What a repair did, and what it did not.
+
+    Attributes:
+        kind: From ``"weights"`` or from ``"activations"``.
+        fits: The repaired layers, by weight.
+        norms: The batch norms that were measured again.
+        left: The weights that were left as they were cut, with the reason.
+
+    Example:
+        report = slimfast.repair_report(thin)
+        for weight, fit in report.fits.items():
+            print(weight, fit.damping, fit.before, fit.after)
     """
 
     kind: RepairKind
@@ -45,7 +55,21 @@ def attach_report(thin: nn.Module, report: RepairReport) -> None:
 
 
 def repair_report(thin: nn.Module) -> RepairReport:
-    """What was repaired in a network of ``prune_channels``; :class:`SlimfastError` where nothing was."""
+    """Tell what was repaired in a network of ``prune_channels``.
+
+    Args:
+        thin: The network.
+
+    Returns:
+        The report.
+
+    Raises:
+        SlimfastError: Where no repair was made.
+
+    Example:
+        thin = slimfast.prune_channels(model, plan, repair="weights")
+        print(slimfast.repair_report(thin).left)
+    """
     report = vars(thin).get(_ATTRIBUTE)
     if not isinstance(report, RepairReport):
         raise SlimfastError(f"{type(thin).__name__}: no repair was made")
