@@ -43,7 +43,7 @@ def _holder_of(network: Network, tensor: Tensor) -> str:
         for name, function in _functions_of(module):
             if any(_leads_to(held, tensor) for held in _enclosed(function, set())):
                 return f"{name} of {path or 'the model itself'}"
-    return "a function outside of it"
+    return "a function outside of it, or a class's own way of being copied"
 
 
 def _functions_of(module: nn.Module) -> Iterator[tuple[str, Any]]:

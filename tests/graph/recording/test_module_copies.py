@@ -134,7 +134,7 @@ class Watching(nn.Module):
 
     def __deepcopy__(self, memo):
         copied = Watching(self.error)
-        copied.linear, copied.seen = self.linear, self.seen
+        copied.linear, copied.seen = copy.deepcopy(self.linear, memo), self.seen
         return copied
 
     def forward(self, x):

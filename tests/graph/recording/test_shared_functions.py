@@ -121,3 +121,25 @@ def test_what_a_copy_has_of_its_own_is_cut(wrap: Callable[[nn.Sequential], None]
         for parameter in net.parameters():
             parameter.mul_(3)
     assert torch.equal(before, thin(X))
+
+
+class SharesItsLayer(nn.Module):
+    """Is copied in a way of its own, which leaves the layer where it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> SharesItsLayer:
+        copied = SharesItsLayer()
+        copied.layer = self.layer
+        return copied
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.layer(x).relu())
+
+
+def test_a_class_that_does_not_copy_its_layer_is_refused() -> None:
+    message = r"the original's layer\.weight, through a function outside of it, or a class's own way of being"
+    with pytest.raises(UnsupportedGraph, match=message):
+        slimfast.slim(SharesItsLayer().eval(), X, params=0.6)
