@@ -107,14 +107,15 @@ def _take_out(made: _Made) -> None:
 
 def _held_elsewhere(made: _Made) -> list[Tensor]:
     """List the tensors that are alive though no module of the copies holds them, or somebody else as well."""
-    alive = [tensor for reference in made.tensors if (tensor := reference()) is not None]
+    alive = [tensor for tensor in (reference() for reference in made.tensors) if tensor is not None]
     if not alive:
         return alive
     holdings: Counter[int] = Counter()
     for reference in made.modules:
         module = reference()
         if module is not None:
-            for value in (*vars(module).values(), *module._buffers.values()):
+            # its parameters and buffers are tables among them
+            for value in vars(module).values():
                 holdings.update(_tensors_held(value))
     # One reference is that of the list here, one that of the loop, one that of the question.
     return [tensor for tensor in alive if sys.getrefcount(tensor) - 3 > holdings[id(tensor)]]
@@ -133,12 +134,14 @@ def _tensors_held(value: Any) -> Iterator[int]:
 def _take_out_of_holders(held: list[Any], depth: int) -> None:
     """Make everything that holds one of these objects forget it, through the tuples that they are in."""
     numbers = {id(thing) for thing in held}
-    holders = [h for h in gc.get_referrers(*held) if h is not held and not isinstance(h, (FrameType, list))]
+    holders = [h for h in gc.get_referrers(*held) if h is not held and not isinstance(h, FrameType)]
     for holder in holders:
         if isinstance(holder, functools._lru_cache_wrapper):
             _clear(holder)
         elif isinstance(holder, dict):
             _take_out_of_dict(holder, [key for key, value in holder.items() if id(value) in numbers])
+        elif isinstance(holder, list):
+            holder[:] = [item for item in holder if id(item) not in numbers]
         elif not isinstance(holder, (tuple, frozenset)) and hasattr(holder, "__dict__"):
             for name in [name for name, value in vars(holder).items() if id(value) in numbers]:
                 setattr(holder, name, None)

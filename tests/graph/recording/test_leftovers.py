@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import slimfast
+from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 
 
 @functools.lru_cache(maxsize=8)
@@ -43,6 +44,18 @@ def table(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return TABLE[n]
 
 
+ROWS: list[Tensor] = []
+
+
+def listed(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Remembers in a list, without a look at the device."""
+    for row in ROWS:
+        if len(row) == n:
+            return row
+    ROWS.append(torch.arange(0.5, n, dtype=dtype, device=device) / n)
+    return ROWS[-1]
+
+
 class Remembering:
     last: Tensor | None = None
 
@@ -71,6 +84,7 @@ MEMOISED: dict[str, Callable[..., Tensor]] = {
     "cache": unbounded,
     "tuples": of_two,
     "table of a module": table,
+    "list of a module": listed,
     "attribute of a class": Remembering.of_class,
     "table of an object": MEMORY,
 }
@@ -80,6 +94,7 @@ def forget() -> None:
     for function in (bounded, unbounded, two):
         function.cache_clear()
     TABLE.clear()
+    ROWS.clear()
     MEMORY.kept.clear()
     Remembering.last = None
 
@@ -137,6 +152,33 @@ def test_what_was_remembered_before_of_other_calls_is_not_touched(remembered: st
     before = MEMOISED[remembered](n, x.dtype, device)
     assert [group.name for group in slimfast.trace_channels(model, x)] == ["a", "up"]
     assert MEMOISED[remembered](n, x.dtype, device) is before
+
+
+def test_what_a_living_copy_holds_is_taken_out_of_a_table_as_well() -> None:
+    copied, known = nn.Module(), {}
+
+    @leaves_nothing
+    def recorded() -> None:
+        tensor = torch.empty(3, device="meta")
+        copied.register_buffer("positions", tensor)
+        known["positions"] = tensor
+        note_made([tensor], [copied])
+
+    recorded()
+    assert known == {}
+
+
+def test_what_a_living_copy_alone_holds_stays() -> None:
+    copied = nn.Module()
+
+    @leaves_nothing
+    def recorded() -> None:
+        tensor = torch.empty(3, device="meta")
+        copied.register_buffer("positions", tensor)
+        note_made([tensor], [copied])
+
+    recorded()
+    assert copied.positions is not None
 
 
 def test_a_forward_that_fails_leaves_nothing_either() -> None:
