@@ -25,6 +25,7 @@ from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.plans import Plan, plan_widths
+from slimfast.plans.fingerprint import check_weights, fingerprint_of
 from slimfast.plans.request import WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan
 from slimfast.pruning.manifests import Manifest, manifest
@@ -84,7 +85,8 @@ def plan_checkpoint(
     graph = trace_channels(model, example)
     if curves is not None:
         # Widths by gain need no spectra; those that are given are shown.
-        return plan_widths(graph, spectra or {}, curves=curves, **options)
+        gained = plan_widths(graph, spectra or {}, curves=curves, **options)
+        return dataclasses.replace(gained, weights=_fingerprint(open_weights(source), model))
     if spectra is None:
         spectra = measure_spectra(
             source,
@@ -101,7 +103,8 @@ def plan_checkpoint(
     def again(measured: Mapping[str, Spectrum], names: Sequence[str]) -> dict[str, Spectrum]:
         return measure_again(source, measured, names, graph, backend=backend, resume=resume, team=team)
 
-    return settled_plan(graph, spectra, request, again)
+    settled = settled_plan(graph, spectra, request, again)
+    return dataclasses.replace(settled, weights=_fingerprint(open_weights(source), model))
 
 
 def prune_checkpoint(
@@ -111,6 +114,7 @@ def prune_checkpoint(
     *,
     model: nn.Module | None = None,
     select: Method = DEFAULT_METHOD,
+    strict: bool = False,
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Manifest:
@@ -126,6 +130,7 @@ def prune_checkpoint(
         folder: Where to write.
         model: The wide network, on the meta device or not.
         select: How units are chosen that a plan has not chosen.
+        strict: Refuses a plan that was made from other weights of the same shapes, which is else a warning.
         backend: The kernels to use.
         progress: Called with the number of tensors done and of all.
 
@@ -142,6 +147,8 @@ def prune_checkpoint(
     weights = open_weights(path)
     described, first = _manifest(weights, plan, model, select, backend)
     _check_stored(weights, described, first)
+    if isinstance(plan, Plan) and model is not None:
+        check_weights(plan.weights, _fingerprint(weights, model), strict=strict)
     target = output_folder(folder)
     job = job_of(weights, described)
     shards = _shards_of(weights)
@@ -190,6 +197,16 @@ def _manifest(
             (groups[i],) = with_keeps([group], keeps)
     chosen = dataclasses.replace(plan, groups=tuple(groups), graph=graph)
     return manifest(prune_channels(empty, chosen, verify=False)), first
+
+
+def _fingerprint(weights: Weights, model: nn.Module) -> str | None:
+    """Compute the fingerprint of the model's parameters as they are stored; None where some are not."""
+    first = aliases(model)
+    stored = {first.get(name, name): name for name in weights.infos}
+    names = [name for name, _ in model.named_parameters()]
+    if not stored.keys() >= set(names):
+        return None
+    return fingerprint_of((name, weights.load(stored[name])) for name in names)
 
 
 def _check_stored(weights: Weights, described: Manifest, first: Mapping[str, str]) -> None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from slimfast.graph.recording.network import Network
 from slimfast.huggingface.config_search import changed_config, config_of, find_config, leaves
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.costs import Cost, CostModel
+from slimfast.plans.fingerprint import fingerprint
 from slimfast.spectra import Spectrum, measure_spectra
 
 # Halvings of the interval that holds tau.
@@ -95,7 +96,7 @@ def plan_uniform(
         raise SlimfastError(
             f"plan_uniform: no {type(model.config).__name__} describes the widths of the budget: {widths}"
         )
-    return plan_widths(graph, spectra, overrides=widths)
+    return replace(plan_widths(graph, spectra, overrides=widths), weights=fingerprint(model))
 
 
 def _knobs(model: nn.Module, graph: ChannelGraph, multiple_of: int) -> list[_Knob]:

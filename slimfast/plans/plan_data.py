@@ -14,13 +14,14 @@ from typing import Any, Literal, get_args
 from slimfast.errors import ArgumentError, SlimfastError, shown
 from slimfast.graph import ChannelGraph, InputSpec
 from slimfast.plans.costs import Cost
+from slimfast.plans.fingerprint import PATTERN
 from slimfast.plans.plan_text import explanation, table
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text
 
 KIND = "slimfast.plan"
-# 2: ``allocation``, and groups chosen by "gain". Documents of schema 1 are read.
-SCHEMA = 2
+# 2: ``allocation``, and groups chosen by "gain". 3: ``weights``. Documents of all of them are read.
+SCHEMA = 3
 
 Chosen = Literal["tau", "gain", "override", "excluded"]
 Allocation = Literal["explained_variance", "marginal_gain"]
@@ -83,6 +84,7 @@ class Plan:
         shapes: The wide shape of every parameter and buffer by name.
         inputs: What the network is called with.
         allocation: How a budget was spent.
+        weights: The fingerprint of the weights it was made from, where they were at hand; it is not compared.
         graph: At hand where the plan was just made; it is neither compared nor written.
 
     Example:
@@ -100,6 +102,7 @@ class Plan:
     shapes: Mapping[str, tuple[int, ...]]
     inputs: InputSpec
     allocation: Allocation = "explained_variance"
+    weights: str | None = field(default=None, compare=False)
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     def widths(self) -> dict[str, int]:
@@ -132,6 +135,7 @@ class Plan:
             "multiple_of": self.multiple_of,
             "cost_before": _cost_to_json(self.cost_before),
             "cost_after": _cost_to_json(self.cost_after),
+            "weights": self.weights,
             "inputs": self.inputs.to_json(),
         }
         lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in head.items()]
@@ -148,10 +152,12 @@ class Plan:
         """
         fields = parse_object(text, what)
         allocation: Any = "explained_variance"
-        if fields.schema(KIND, SCHEMA, oldest=1) > 1:
+        version = fields.schema(KIND, SCHEMA, oldest=1)
+        if version > 1:
             allocation = fields.string("allocation", ALLOCATIONS)
         plan = Plan(
             allocation=allocation,
+            weights=_weights_from_json(fields) if version > 2 else None,
             groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
             explained_variance=_optional_share(fields, "explained_variance"),
             budget=_budget_from_json(fields.object("budget")),
@@ -232,6 +238,15 @@ def _keep_from_json(fields: Fields, n: int, width: int) -> tuple[int, ...]:
             f"{fields.where}: keep: expected {width} sorted, distinct units, got {len(keep)} indices"
         )
     return keep
+
+
+def _weights_from_json(fields: Fields) -> str | None:
+    if fields.is_null("weights"):
+        return None
+    found = fields.string("weights")
+    if not PATTERN.fullmatch(found):
+        raise SlimfastError(f"{fields.at('weights')}: expected 32 hexadecimal digits, got {shown(found)}")
+    return found
 
 
 def _optional_share(fields: Fields, name: str) -> float | None:

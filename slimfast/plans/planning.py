@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.moments import Calibration
 from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
+from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, Plan
 from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan, solved_plan
@@ -124,7 +126,8 @@ def plan(
     graph = trace_channels(model, example)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
     if by_gain is not None:
-        return solved_plan(graph, {}, request, error_curves(model, graph, by_gain, backend=backend))
+        gained = solved_plan(graph, {}, request, error_curves(model, graph, by_gain, backend=backend))
+        return replace(gained, weights=fingerprint(model))
     if spectra is None:
         spectra = measure_spectra(
             model,
@@ -141,7 +144,7 @@ def plan(
             progress(len(measured) - len(names), len(measured))
         return measure_again(model, measured, names, graph, backend=backend)
 
-    return settled_plan(graph, spectra, request, again)
+    return replace(settled_plan(graph, spectra, request, again), weights=fingerprint(model))
 
 
 def _by_gain(

@@ -23,6 +23,7 @@ from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import count_kept
+from slimfast.plans.fingerprint import check_weights, fingerprint
 from slimfast.plans.request import WidthOptions, takes_width_options
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
@@ -47,6 +48,7 @@ def prune_channels(
     repair_damping: float = ...,
     calibration: Calibration | None = ...,
     verify: bool = ...,
+    strict: bool = ...,
     example: Any = ...,
     backend: str = ...,
     progress: Progress | None = ...,
@@ -62,6 +64,7 @@ def prune_channels(
     repair_damping: float = ...,
     calibration: Calibration | None = ...,
     verify: bool = ...,
+    strict: bool = ...,
     example: Any = ...,
     backend: str = ...,
     progress: Progress | None = ...,
@@ -77,6 +80,7 @@ def prune_channels(
     repair_damping: float = 0.0,
     calibration: Calibration | None = None,
     verify: bool = True,
+    strict: bool = False,
     example: Any = None,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -101,6 +105,7 @@ def prune_channels(
             than mean variance only, is the better start of a training.
         calibration: From :func:`slimfast.calibrate`.
         verify: Also runs both networks and compares (:func:`slimfast.verify`).
+        strict: Refuses a plan that was made from other weights of the same shapes, which is else a warning.
         example: What they are then called with, instead of inputs made up to the plan's description.
         backend: The kernels to use.
         progress: Called with the number of stages done and of all; what it raises
@@ -129,6 +134,7 @@ def prune_channels(
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
     graph = graph_of(model, plan)
+    check_weights(plan.weights, fingerprint(model), strict=strict)
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
     reached("units selected")
