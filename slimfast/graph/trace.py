@@ -12,6 +12,7 @@ from slimfast.errors import ArgumentTypeError, UnsupportedGraph
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.propagation.grouping import Grouping
+from slimfast.graph.propagation.size_dependence import freeze_size_dependent
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.inputs import InputSpec, arguments
 from slimfast.graph.recording.module_copies import collector_paused
@@ -61,6 +62,7 @@ def trace_channels(
     args, kwargs = arguments(example)
     recording = record(network, args, kwargs)
     flow = propagate(network, recording, args, kwargs)
+    freeze_size_dependent(network, flow, (args, kwargs))
     grouping = Grouping(flow.labels, include, exclude)
     graph = ChannelGraph(
         groups=grouping.groups(),

@@ -19,11 +19,12 @@ class AxisLabels:
     """One axis of a tensor: row i of ``labels`` (length, k) has the labels of index i, 0 for none.
 
     ``reason``: why no index can ever be removed, and then there are no labels (k = 0); None where some may
-    be.
+    be. ``mixed``: a reshape made it of an axis with labels and one without, whose length may be the input's.
     """
 
     labels: Labels
     reason: Cause | None = None
+    mixed: bool = False
 
     @property
     def fixed(self) -> bool:
@@ -35,11 +36,11 @@ class AxisLabels:
 
     def __getitem__(self, part: slice) -> AxisLabels:
         """Take a part of the axis."""
-        return AxisLabels(self.labels[part], self.reason)
+        return AxisLabels(self.labels[part], self.reason, self.mixed)
 
     def repeated(self, times: int) -> AxisLabels:
         """Put the axis ``times`` times one after the other."""
-        return AxisLabels(np.tile(self.labels, (times, 1)), self.reason)
+        return AxisLabels(np.tile(self.labels, (times, 1)), self.reason, self.mixed)
 
     def of_length(self, length: int) -> AxisLabels:
         """Give a fixed axis another length; the reason stays."""

@@ -25,12 +25,15 @@ class Propagation:
     """Carries labels through one recorded forward; rules call its methods for the operation that is running.
 
     ``labels``: those of the network's own tensors, which several forwards share. ``training``: this forward
-    runs in training only, and is followed after the one in eval mode.
+    runs in training only, and is followed after the one in eval mode. ``divides_mixed``: an axis that was
+    made of channels and of something of another length was divided, in parts that may be others at another
+    size of the input.
     """
 
     def __init__(self, labels: NetworkLabels, recording: Recording, *, training: bool = False) -> None:
         self.labels = labels
         self.calls: list[TracedCall] = []
+        self.divides_mixed = False
         self._partition = labels.partition
         self._training = training
         self._values = {value: labels.tensors[name] for value, name in recording.names.items()}
@@ -172,7 +175,8 @@ class Propagation:
         outer, inner = self.known(outer), self.known(inner)
         if outer.fixed and inner.fixed:
             return outer.of_length(len(outer) * len(inner))
-        return AxisLabels(merge(outer.labels, inner.labels))
+        mixed = outer.fixed or inner.fixed or outer.mixed or inner.mixed
+        return AxisLabels(merge(outer.labels, inner.labels), mixed=mixed)
 
     def split(self, axis: AxisLabels, a: int) -> tuple[AxisLabels, AxisLabels]:
         """Divide the axis (a * b) into the axes (a) and (b) that a reshape makes of it."""
@@ -184,6 +188,7 @@ class Propagation:
         axis = self.known(axis)
         if axis.fixed:
             return axis.of_length(a), axis.of_length(b)
+        self.divides_mixed = self.divides_mixed or axis.mixed
         cause = self.cause(Reason.SPLITS)
         outer, inner = self._partition.split_grid(axis.labels, a, b, cause.number)
         return _axis_of(outer), _axis_of(inner)
@@ -193,7 +198,8 @@ class Propagation:
         if all(axis.fixed for axis in parts):
             return parts[0].of_length(sum(map(len, parts))) if parts else FIXED
         k = max(axis.labels.shape[1] for axis in parts)
-        return AxisLabels(np.concatenate([widen(axis.labels, k) for axis in parts]))
+        joined = np.concatenate([widen(axis.labels, k) for axis in parts])
+        return AxisLabels(joined, mixed=any(axis.mixed for axis in parts))
 
     def produce(self, ref: Ref, axis: AxisLabels) -> None:
         """Note that ``axis`` of a weight starts a new axis of the result."""

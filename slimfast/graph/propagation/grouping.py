@@ -159,6 +159,10 @@ class Grouping:
             for draft, own in zip(self._drafts, members, strict=True)
         )
 
+    def units(self, name: str) -> Labels:
+        """Return the class of labels that each unit of a group is, (units, 1)."""
+        return next(draft.roots for draft in self._drafts if draft.name == name)[:, None]
+
     def _in_order(self) -> list[tuple[str, int]]:
         """Sort the (tensor, dim) pairs: first those with a role, in the order they were used, then the
         others."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from slimfast.graph.channel_graph import Role
 from slimfast.graph.propagation.axis_labels import FIXED, Axes, AxisLabels
+from slimfast.graph.propagation.label_matrices import Labels
 from slimfast.graph.propagation.partition import Partition
 from slimfast.graph.propagation.reasons import Cause, Causes, Reason
 from slimfast.graph.propagation.traced import TracedTensor
@@ -42,6 +43,10 @@ class NetworkLabels:
         for axis in axes:
             if not axis.fixed:
                 self.partition.freeze_classes(axis.labels, cause.number)
+
+    def freeze_classes(self, classes: Labels, cause: Cause) -> None:
+        """Forbid the removal of these units."""
+        self.partition.freeze_classes(classes, cause.number)
 
     def leave_alone(self, names: Collection[str], reason: Reason, detail: str = "") -> None:
         """Freeze whole parameters that no operation uses, and list them among what is left alone."""

@@ -20,6 +20,7 @@ class Reason(Enum):
     TRAINING_FAILED = "it is left out in eval mode, and in training mode the {detail}"
     TRAINING_ONLY = "it is used in training only"
     FIXED_PARTS = "its length is divided by a fixed number"
+    SIZE = "a reshape mixes it with positions, so that its units are others at another size of the input"
 
     # why units that nothing freezes are in no group
     NO_PRODUCER = "no weight produces it"
