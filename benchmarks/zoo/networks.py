@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.zoo import small_transformers
+from benchmarks.zoo import audio, detectors, diffusion, graphs, language, segmentation, small_transformers
 from benchmarks.zoo.timm_files import SMALLEST
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.cli.models import build_model, default_inputs, parse_inputs
@@ -61,7 +62,36 @@ ZOOS: dict[str, tuple[str, ...]] = {
     "transformers": tuple(f"transformers:{name}" for name in small_transformers.NETWORKS),
     "torchvision": tuple(f"torchvision:{name}" for name in (*CLASSIFIERS, *SEGMENTERS))
     + tuple(f"torchvision:{name}.backbone" for name in DETECTORS),
+    "detectors": tuple(f"ultralytics:{name}" for name in detectors.NETWORKS),
+    "segmentation": tuple(f"segmentation_models_pytorch:{name}" for name in segmentation.PLANAR)
+    + tuple(f"monai:{name}" for name in segmentation.MEDICAL),
+    "diffusion": tuple(f"diffusers:{name}" for name in diffusion.NETWORKS),
+    "audio": tuple(f"torchaudio:{name}" for name in audio.NETWORKS),
+    "graphs": tuple(f"torch_geometric:{name}" for name in graphs.NETWORKS),
+    "language": tuple(f"transformers:{name}" for name in (*language.LANGUAGE, *language.SIGHT_AND_HEARING)),
 }
+
+
+# What makes the networks of each library from the rest of the name, timm's and torchvision's apart.
+_BUILDERS: dict[str, Mapping[str, Callable[[], tuple[nn.Module, Any]]]] = {
+    "transformers": {**small_transformers.NETWORKS, **language.LANGUAGE, **language.SIGHT_AND_HEARING},
+    "ultralytics": detectors.NETWORKS,
+    "segmentation_models_pytorch": segmentation.PLANAR,
+    "monai": segmentation.MEDICAL,
+    "diffusers": diffusion.NETWORKS,
+    "torchaudio": audio.NETWORKS,
+    "torch_geometric": graphs.NETWORKS,
+}
+
+
+# What takes seconds to import.
+_IMPORTED = (
+    "ultralytics",
+    "segmentation_models_pytorch",
+    "monai.networks.nets",
+    "diffusers",
+    "torch_geometric.nn",
+)
 
 
 def missing(name: str) -> str | None:
@@ -76,10 +106,11 @@ def build(name: str, seed: int = 0) -> tuple[nn.Module, Any]:
     ``torchvision:NAME.backbone`` is what a detector extracts its features with.
     """
     prepare_torchvision()
+    audio.prepare_torchaudio()
     library, _, rest = name.partition(":")
     torch.manual_seed(seed)
-    if library == "transformers":
-        model, example = small_transformers.NETWORKS[rest]()
+    if library in _BUILDERS:
+        model, example = _BUILDERS[library][rest]()
     elif library == "torchvision":
         model, example = _torchvision(rest)
     else:
@@ -132,6 +163,7 @@ def classifier(model: nn.Module) -> list[nn.Module]:
 def preload() -> None:
     """Import now what every process of the zoo needs."""
     prepare_torchvision()
-    for name in ("timm", "torchvision", "transformers", "torch_pruning"):
-        if name not in sys.modules and importlib.util.find_spec(name):
+    audio.prepare_torchaudio()
+    for name in ("timm", "torchvision", "transformers", "torch_pruning", *_IMPORTED):
+        if name not in sys.modules and importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)

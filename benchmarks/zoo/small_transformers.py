@@ -34,26 +34,26 @@ _GPT = {"vocab_size": TOKENS, "n_positions": 32, "n_embd": 64, "n_layer": 2, "n_
 _QUIET = {"use_cache": False}
 
 
-def _make(model: str, config: str, **options: Any) -> nn.Module:
+def make(model: str, config: str, **options: Any) -> nn.Module:
     prepare_torchvision()
     transformers = importlib.import_module("transformers")
     made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**options))
     return made
 
 
-def _ids(length: int = LENGTH) -> Tensor:
+def token_ids(length: int = LENGTH) -> Tensor:
     ids = torch.randint(0, TOKENS, (1, length))
     # What is recorded of integers is their range, which is to be the whole vocabulary.
     ids[0, 0], ids[0, 1] = 0, TOKENS - 1
     return ids
 
 
-def _image(size: int = IMAGE) -> Tensor:
+def image(size: int = IMAGE) -> Tensor:
     return torch.randn(1, 3, size, size)
 
 
 def _text(model: str, config: str, **options: Any) -> Callable[[], Built]:
-    return lambda: (_make(model, config, **_TEXT | options), {"input_ids": _ids()})
+    return lambda: (make(model, config, **_TEXT | options), {"input_ids": token_ids()})
 
 
 def _decoder(family: str, **options: Any) -> Callable[[], Built]:
@@ -62,31 +62,31 @@ def _decoder(family: str, **options: Any) -> Callable[[], Built]:
 
 def _distilbert() -> Built:
     options = {"vocab_size": TOKENS, "dim": 64, "hidden_dim": 128, "n_layers": 2, "n_heads": 8}
-    return _make("DistilBertModel", "DistilBertConfig", **options), {"input_ids": _ids()}
+    return make("DistilBertModel", "DistilBertConfig", **options), {"input_ids": token_ids()}
 
 
 def _opt() -> Built:
     options = _TEXT | {"ffn_dim": 128, "word_embed_proj_dim": 64} | _QUIET
     del options["intermediate_size"]
-    return _make("OPTForCausalLM", "OPTConfig", **options), {"input_ids": _ids()}
+    return make("OPTForCausalLM", "OPTConfig", **options), {"input_ids": token_ids()}
 
 
 def _t5() -> Built:
     options = {"vocab_size": TOKENS, "d_model": 64, "d_kv": 8, "d_ff": 128, "num_layers": 2, "num_heads": 8}
-    model = _make("T5ForConditionalGeneration", "T5Config", **options, **_QUIET)
-    return model, {"input_ids": _ids(), "decoder_input_ids": _ids(8)}
+    model = make("T5ForConditionalGeneration", "T5Config", **options, **_QUIET)
+    return model, {"input_ids": token_ids(), "decoder_input_ids": token_ids(8)}
 
 
 def _swin() -> Built:
     options = {"image_size": 64, "patch_size": 4, "embed_dim": 32, "window_size": 4}
-    model = _make("SwinForImageClassification", "SwinConfig", **options, depths=[2, 2], num_heads=[4, 8])
-    return model, {"pixel_values": _image(64)}
+    model = make("SwinForImageClassification", "SwinConfig", **options, depths=[2, 2], num_heads=[4, 8])
+    return model, {"pixel_values": image(64)}
 
 
 def _clip() -> Built:
     text, vision = _TEXT | {"eos_token_id": TOKENS - 1}, _VISION
-    model = _make("CLIPModel", "CLIPConfig", text_config=text, vision_config=vision, projection_dim=32)
-    return model, {"input_ids": _ids(), "pixel_values": _image()}
+    model = make("CLIPModel", "CLIPConfig", text_config=text, vision_config=vision, projection_dim=32)
+    return model, {"input_ids": token_ids(), "pixel_values": image()}
 
 
 def _whisper() -> Built:
@@ -94,14 +94,14 @@ def _whisper() -> Built:
              for name, value in (("layers", 2), ("attention_heads", 8), ("ffn_dim", 128))}  # fmt: skip
     tokens = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 1}
     options = {"vocab_size": TOKENS, "d_model": 64, "num_mel_bins": 16, "max_source_positions": 32}
-    model = _make("WhisperForConditionalGeneration", "WhisperConfig", **options, **sides, **tokens, **_QUIET)
-    return model, {"input_features": torch.randn(1, 16, 64), "decoder_input_ids": _ids(8)}
+    model = make("WhisperForConditionalGeneration", "WhisperConfig", **options, **sides, **tokens, **_QUIET)
+    return model, {"input_features": torch.randn(1, 16, 64), "decoder_input_ids": token_ids(8)}
 
 
 def _segformer() -> Built:
     options = {"hidden_sizes": [16, 32, 40, 64], "depths": [2, 2, 2, 2], "num_attention_heads": [1, 2, 4, 8]}
-    model = _make("SegformerForSemanticSegmentation", "SegformerConfig", **options, decoder_hidden_size=64)
-    return model, {"pixel_values": _image(64)}
+    model = make("SegformerForSemanticSegmentation", "SegformerConfig", **options, decoder_hidden_size=64)
+    return model, {"pixel_values": image(64)}
 
 
 def _detr() -> Built:
@@ -114,14 +114,14 @@ def _detr() -> Built:
     sides = {f"{side}_{name}": value for side in ("encoder", "decoder")
              for name, value in (("layers", 2), ("attention_heads", 8), ("ffn_dim", 128))}  # fmt: skip
     options = {"use_timm_backbone": False, "backbone": None, "backbone_config": backbone, "num_queries": 10}
-    model = _make("DetrForObjectDetection", "DetrConfig", d_model=64, **options, **sides)
-    return model, {"pixel_values": _image(64), "pixel_mask": torch.ones(1, 64, 64, dtype=torch.int64)}
+    model = make("DetrForObjectDetection", "DetrConfig", d_model=64, **options, **sides)
+    return model, {"pixel_values": image(64), "pixel_mask": torch.ones(1, 64, 64, dtype=torch.int64)}
 
 
 NETWORKS: dict[str, Callable[[], Built]] = {
     "bert": _text("BertForMaskedLM", "BertConfig"),
     "distilbert": _distilbert,
-    "gpt2": lambda: (_make("GPT2LMHeadModel", "GPT2Config", **_GPT, **_QUIET), {"input_ids": _ids()}),
+    "gpt2": lambda: (make("GPT2LMHeadModel", "GPT2Config", **_GPT, **_QUIET), {"input_ids": token_ids()}),
     "opt": _opt,
     "llama": _decoder("Llama"),
     "mistral": _decoder("Mistral"),
@@ -129,7 +129,7 @@ NETWORKS: dict[str, Callable[[], Built]] = {
     "gemma": _decoder("Gemma", head_dim=8),
     "phi": _decoder("Phi"),
     "t5": _t5,
-    "vit": lambda: (_make("ViTForImageClassification", "ViTConfig", **_VISION), {"pixel_values": _image()}),
+    "vit": lambda: (make("ViTForImageClassification", "ViTConfig", **_VISION), {"pixel_values": image()}),
     "swin": _swin,
     "clip": _clip,
     "whisper": _whisper,

@@ -24,6 +24,7 @@ from benchmarks.zoo.networks import build, classifier, two_samples
 from slimfast.checkpoints.thin_files import export
 from slimfast.graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.recording.inputs import arguments, tensors_in
 from slimfast.pruning.closeness import difference, rounding
 from slimfast.pruning.verification import verify
@@ -31,6 +32,10 @@ from slimfast.pruning.verification import verify
 PARAMS = 0.5
 # The peer's share of every layer's channels.
 RATIO = 0.5
+
+# The least share of the parameters for which it is told why it stays whole.
+_WORTH_TELLING = 0.01
+_AT_THE_ENDS = (Reason.NETWORK_INPUT.value, Reason.NETWORK_OUTPUT.value)
 
 Tell = Callable[[str, dict[str, Any] | None], None]
 
@@ -88,6 +93,7 @@ def slim(name: str, folder: str, tell: Tell) -> None:
     with stages.stage("count") as facts:
         facts["prunable"] = round(prunable(graph), 4)
         facts["reached"] = round(parameters(thin) / parameters(model), 4)
+        facts["whole"] = whole(graph)
     with stages.stage("verify") as facts:
         keeps = {group.name: np.array(group.keep) for group in plan.groups}
         found = verify(model, thin, graph, keeps, example)
@@ -172,6 +178,31 @@ def prunable(graph: ChannelGraph) -> float:
             before += math.prod(axis.length for axis in axes)
             after += math.prod(map(least.kept_length, axes))
     return 1 - after / before
+
+
+def whole(graph: ChannelGraph) -> dict[str, float]:
+    """The share of the parameters in tensors that no cut changes, by the reason, the largest first.
+
+    The reason is that of the tensor's first dim that is left alone for another one than that it is an input
+    or an output of the network, which any first and last layer has; that of a bias is its weight's. Those of
+    less than 1 % are left out.
+    """
+    reasons: dict[str, str] = {}
+    for frozen in sorted(graph.frozen, key=lambda frozen: frozen.reason in _AT_THE_ENDS):
+        reasons.setdefault(frozen.tensor, frozen.reason)
+        reasons.setdefault(frozen.tensor.rpartition(".")[0], frozen.reason)
+    total, shares = 0, dict[str, int]()
+    for name in graph.parameters - graph.tied.keys():
+        size = math.prod(axis.length for axis in graph.axes[name])
+        total += size
+        reason = reasons.get(name, reasons.get(name.rpartition(".")[0]))
+        if reason is not None and not any(axis.parts for axis in graph.axes[name]):
+            shares[reason] = shares.get(reason, 0) + size
+    return {
+        reason: round(size / total, 4)
+        for reason, size in sorted(shares.items(), key=lambda item: (-item[1], item[0]))
+        if size / total >= _WORTH_TELLING
+    }
 
 
 def _train(model: nn.Module, example: Any) -> None:

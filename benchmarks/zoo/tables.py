@@ -43,6 +43,16 @@ def table(zoo: str, results: Mapping[str, Row]) -> str:
     return f"{rows_of(lines)}\n\n{counts}\n\n{failures}{where}\n"
 
 
+def left_whole(zoo: str, results: Mapping[str, Row]) -> str:
+    """What stays whole in the networks of a zoo, and why: the share of the parameters by the reason."""
+    lines: list[Sequence[str]] = [("", "stays whole", "because of"), ("---", "--:", "---")]
+    for name in ZOOS[zoo]:
+        shares = results.get(name, {"stages": {}})["stages"].get("count", {}).get("whole", {})
+        for place, (reason, share) in enumerate(shares.items()):
+            lines.append(["" if place else name.partition(":")[2], f"{100 * share:.0f} %", _plain(reason)])
+    return f"{rows_of(lines)}\n" if len(lines) > 2 else f"{NOT_YET}\n"
+
+
 def times(zoo: str, results: Mapping[str, Row]) -> str:
     """Where the time of each network goes, stage by stage in seconds, those that take longest first."""
     rows = {name: results[name] for name in ZOOS[zoo] if name in results}

@@ -14,6 +14,7 @@ from benchmarks.zoo import __main__ as command
 from benchmarks.zoo import networks, stages, tables
 from benchmarks.zoo.processes import Limits, run_limited
 from slimfast.graph import trace_channels
+from slimfast.graph.recording.inputs import tensors_in
 
 LIMITS = Limits(60.0, 8_000_000_000, 1)
 STAMP = {
@@ -85,9 +86,24 @@ def test_selections_have_the_networks_they_are_about():
         "families": 45,
         "transformers": 16,
         "torchvision": 33,
+        "detectors": 14,
+        "segmentation": 21,
+        "diffusion": 12,
+        "audio": 9,
+        "graphs": 7,
+        "language": 34,
     }
     names = [name for zoo in networks.ZOOS.values() for name in set(zoo)]
-    assert all(re.fullmatch(r"(timm|torchvision|transformers):[\w.]+", name) for name in names)
+    assert all(re.fullmatch(r"[a-z_]+:[\w.-]+", name) for name in names)
+
+
+@pytest.mark.parametrize("name", networks.ZOOS["language"])
+def test_networks_from_small_configurations_run(name):
+    model, example = networks.build(name)
+    with torch.no_grad():
+        outputs = list(tensors_in(model(**example)))
+    assert outputs
+    assert all(bool(output.isfinite().all()) for output in outputs if output.is_floating_point())
 
 
 def test_one_model_of_each_file_of_timm():
@@ -104,6 +120,24 @@ def test_prunable_is_what_a_single_unit_of_each_group_leaves():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5))
     # One hidden unit leaves a column of 3, its bias, a row of 5 and the output's 5 biases.
     assert stages.prunable(trace_channels(model, torch.zeros(1, 3))) == pytest.approx(1 - 14 / 77)
+
+
+def test_what_stays_whole_is_told_by_its_share():
+    class Spectral(nn.Module):
+        """A layer of 8 x 8 whose result nobody can follow, behind one of 8 x 3."""
+
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mixed, self.head = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.head(torch.fft.fft(self.mixed(self.stem(x).relu())).abs())
+
+    graph = trace_channels(Spectral(), torch.zeros(4, 3))
+    told = stages.whole(graph)
+    (fft,) = [reason for reason in told if "fft" in reason]
+    # of 122 parameters: the 8 biases of the mixed layer, and the head's 16 weights with their 2 biases
+    assert told == {fft: pytest.approx((8 + 16 + 2) / 122, abs=1e-4)}
 
 
 def test_the_peers_classifier():

@@ -71,7 +71,7 @@ def _tie(flow: Propagation, call: Call, axes: Axes, dim: int, origin: LengthOrig
         return
     parts, part = flow.split(source, divisor)
     flow.tie(axes[dim], part)
-    free = [d for d, n in enumerate(shape) if call.size_origins[d] is None and n % divisor == 0]
+    free = [d for d, n in enumerate(shape) if call.size_origins[d] is None and n and n % divisor == 0]
     number = max((d for d in free if d < dim), default=min((d for d in free if d > dim), default=None))
     if number is None:
         flow.freeze(parts, Reason.FIXED_PARTS)

@@ -118,6 +118,23 @@ def test_the_number_of_parts_stays_where_no_axis_has_it():
     assert _check_cuts(model, example) == {"stem"}
 
 
+def test_a_tensor_without_elements_has_no_number_of_parts():
+    class Filled(nn.Module):
+        """A level of features without channels is made of the sizes of another, halved."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(3, 6, 2, stride=2), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            level = torch.empty(x.shape[0], 0, x.shape[2] // 2, x.shape[3] // 2, dtype=x.dtype)
+            return self.head(torch.cat([self.stem(x), level], dim=1))
+
+    model = Filled().double().eval()
+    example = torch.randn(1, 3, 4, 6, dtype=torch.float64)
+    assert _check_cuts(model, example) == {"stem"}
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_the_attention_of_pytorch_is_cut_with_the_stream_it_stands_in(need_weights):
     """Its width is heads times dimensions of a head and the width of what it reads, in one number.
