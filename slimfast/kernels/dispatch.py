@@ -23,6 +23,10 @@ _PREFERENCE = {
     "eigvalsh": ("cpu", "cuda", "reference"),
     "pivoted_cholesky": ("cpu", "cuda", "reference"),
     "gather": ("cpu", "cuda", "triton", "reference"),
+    "moments": ("cpu", "cuda", "reference"),
+    "cross_covariance": ("cpu", "cuda", "reference"),
+    "patch_moments": ("cpu", "cuda", "reference"),
+    "cholesky_solve": ("cpu", "cuda", "reference"),
 }
 # In float64 Triton's compiler has fewer registers than its products need.
 _PREFERENCE_FLOAT64 = {"covariance": ("cpu", "cuda", "triton", "reference")}

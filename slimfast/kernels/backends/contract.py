@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, NoReturn, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import BackendUnavailable, SlimfastError
+from slimfast.kernels.convolutions import Convolution
+from slimfast.kernels.results import CrossMoments, Moments
 
 Results = TypeVar("Results")
 
@@ -82,8 +84,53 @@ class Backend(Protocol):
     def pivoted_cholesky(self, mats: list[Tensor], ranks: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Compute (order, factor, residual) of each matrix."""
 
+    def moments(
+        self, xs: list[Tensor], masks: list[Tensor | None], into: list[Moments], dtypes: list[torch.dtype]
+    ) -> None:
+        """Add the moments of each x (variables, positions ...) at the positions that its mask (positions ...)
+        leaves, from products in ``dtypes[i]``.
+        """
+
+    def cross_covariance(
+        self,
+        xs: list[Tensor],
+        ys: list[Tensor],
+        masks: list[Tensor | None],
+        into: list[CrossMoments],
+        dtypes: list[torch.dtype],
+    ) -> None:
+        """Add those of each x with each y, of the same positions."""
+
+    def patch_moments(
+        self,
+        xs: list[Tensor],
+        convolutions: list[Convolution],
+        into: list[Moments],
+        dtypes: list[torch.dtype],
+    ) -> None:
+        """Add those of the patches that each convolution reads of x (N, C, ...)."""
+
+    def cholesky_solve(
+        self, mats: list[Tensor], rhs: list[Tensor], dampings: list[list[float]]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Compute (solutions, failures) of each damped system."""
+
     def gather(self, tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
         """Copy the kept indices to contiguous tensors."""
+
+
+def why_absent(kind: str, op: str) -> str:
+    """Say why a backend does not run an op that it has no kernel for; ``kind``: of its kernels."""
+    return f"there is no {kind} kernel for {op}"
+
+
+def absent(backend: str, kind: str, op: str) -> Callable[..., NoReturn]:
+    """Make the function of an op that a backend has no kernel for: it refuses."""
+
+    def refuse(*args: object) -> NoReturn:
+        raise BackendUnavailable(f"{op}: backend {backend!r} cannot run: {why_absent(kind, op)}")
+
+    return refuse
 
 
 def member_by_member(

@@ -9,17 +9,22 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
-from slimfast.kernels.backends.contract import PreparedOps
+from slimfast.kernels.backends.contract import PreparedOps, absent, why_absent
 from slimfast.kernels.dtypes import CODES, ELEMENT_BYTES
 
 # CUDA graphs do not hold what runs on the CPU.
 PREPARE: PreparedOps = {}
 
 
+_ABSENT = ("moments", "cross_covariance", "patch_moments", "cholesky_solve")
+
+
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """List the module's saved import error, and every kind of tensor here that it does not read."""
     loaded = native.cpu()
     reasons = [] if loaded.reason is None else [loaded.reason]
+    if loaded.module is not None and op in _ABSENT:
+        reasons.append(why_absent("compiled CPU", op))
     # Asked for every call: the kinds are spelled out only where there are others.
     if not all(t.is_cpu for t in inputs):
         kinds = {t.device.type for t in inputs} - {"cpu"}
@@ -131,3 +136,9 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
         tasks.append((tensor.data_ptr(), out.data_ptr(), tensor.element_size(), dims))
     _module().gather(tasks, torch.get_num_threads())
     return thin
+
+
+moments = absent("cpu", "compiled CPU", "moments")
+cross_covariance = absent("cpu", "compiled CPU", "cross_covariance")
+patch_moments = absent("cpu", "compiled CPU", "patch_moments")
+cholesky_solve = absent("cpu", "compiled CPU", "cholesky_solve")

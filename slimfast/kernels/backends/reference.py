@@ -3,12 +3,15 @@ against."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from slimfast.kernels.backends.contract import PreparedOps
+from slimfast.kernels.convolutions import Convolution
+from slimfast.kernels.results import CrossMoments, Moments
 
 # PyTorch's own ops wait for the host.
 PREPARE: PreparedOps = {}
@@ -101,3 +104,86 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
             cut = cut.index_select(dim, index.to(cut.device))
         thin.append(cut.clone(memory_format=torch.contiguous_format) if not keep else cut.contiguous())
     return thin
+
+
+def moments(
+    xs: list[Tensor], masks: list[Tensor | None], into: list[Moments], dtypes: list[torch.dtype]
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_moments`: xs are (variables, positions ...)."""
+    for x, mask, sums in zip(xs, masks, into, strict=True):
+        sums.merge(_moments_of(_columns(x, mask)))
+
+
+def cross_covariance(
+    xs: list[Tensor],
+    ys: list[Tensor],
+    masks: list[Tensor | None],
+    into: list[CrossMoments],
+    dtypes: list[torch.dtype],
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_cross_covariance`: both are (variables, positions ...)."""
+    for x, y, mask, sums in zip(xs, ys, masks, into, strict=True):
+        left, right = _columns(x, mask), _columns(y, mask)
+        count = left.shape[1]
+        mean_x, mean_y = left.sum(1) / max(count, 1), right.sum(1) / max(count, 1)
+        products = (left - mean_x[:, None]) @ (right - mean_y[:, None]).T
+        sums.merge(CrossMoments(count, mean_x, mean_y, products))
+
+
+def patch_moments(
+    xs: list[Tensor], convolutions: list[Convolution], into: list[Moments], dtypes: list[torch.dtype]
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_patch_moments`."""
+    for x, conv, sums in zip(xs, convolutions, into, strict=True):
+        sums.merge(_moments_of(_patches(x, conv)))
+
+
+def _columns(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Copy the positions that count, (variables, positions) in float64."""
+    columns = x.double().reshape(len(x), -1)
+    return columns if mask is None else columns[:, mask.reshape(-1)]
+
+
+def _moments_of(columns: Tensor) -> Moments:
+    """Compute the moments of (..., variables, positions)."""
+    count = columns.shape[-1]
+    mean = columns.sum(-1) / max(count, 1)
+    centred = columns - mean[..., None]
+    squares = centred @ centred.mT
+    return Moments(count, mean, (squares + squares.mT) / 2)
+
+
+def _patches(x: Tensor, conv: Convolution) -> Tensor:
+    """Copy the patches of a convolution, (groups, variables of a group, positions) in float64."""
+    around = [side for pad in reversed(conv.padding) for side in (pad, pad)]
+    padded = torch.nn.functional.pad(x.double(), around)
+    outputs = conv.outputs(x.shape[2:])
+    seen = []
+    for taps in itertools.product(*(range(size) for size in conv.kernel)):
+        tap = padded
+        for i, (at, dilation, count, stride) in enumerate(
+            zip(taps, conv.dilation, outputs, conv.stride, strict=True)
+        ):
+            tap = tap.narrow(i + 2, at * dilation, (count - 1) * stride + 1)
+            tap = tap[(slice(None),) * (i + 2) + (slice(None, None, stride),)]
+        seen.append(tap)
+    patches = torch.stack(seen, 2).movedim(0, 3)
+    return patches.reshape(conv.groups, x.shape[1] // conv.groups * conv.taps, -1)
+
+
+def cholesky_solve(
+    mats: list[Tensor], rhs: list[Tensor], dampings: list[list[float]]
+) -> list[tuple[Tensor, Tensor]]:
+    """See :func:`slimfast.kernels.cholesky_solve.grouped_cholesky_solve`: (solutions, failures) of each."""
+    return [_cholesky_solve(a, b, each) for a, b, each in zip(mats, rhs, dampings, strict=True)]
+
+
+def _cholesky_solve(a: Tensor, b: Tensor, dampings: list[float]) -> tuple[Tensor, Tensor]:
+    lower = a.double().tril()
+    symmetric = lower + lower.tril(-1).T
+    added = torch.tensor(dampings, dtype=torch.float64, device=a.device)[:, None, None]
+    damped = symmetric + added * torch.eye(len(a), dtype=torch.float64, device=a.device)
+    factors, failures = torch.linalg.cholesky_ex(damped)
+    solutions = torch.cholesky_solve(b.double().expand(len(dampings), *b.shape), factors)
+    solutions[failures > 0] = float("nan")
+    return solutions.to(b.dtype), failures.to("cpu", torch.int64)

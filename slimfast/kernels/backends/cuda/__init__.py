@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
-from slimfast.kernels.backends.contract import Prepared, PreparedOps, member_by_member
+from slimfast.kernels.backends.contract import Prepared, PreparedOps, absent, member_by_member, why_absent
 from slimfast.kernels.backends.cuda import eigvalsh_stages
 from slimfast.kernels.backends.cuda.device import device_of
 from slimfast.kernels.backends.cuda.tables import Tables, covariance_bins
@@ -21,10 +21,13 @@ from slimfast.kernels.dtypes import ELEMENT_BYTES
 
 # Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
 _PIVOT_ROWS_OF_ONE_BLOCK = 512
+_ABSENT = ("moments", "cross_covariance", "patch_moments", "cholesky_solve")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """List the saved import error, a missing or too old device, and tensors that the kernels do not read."""
+    if op in _ABSENT:
+        return [why_absent("CUDA", op)]
     loaded = native.cuda()
     reasons = [] if loaded.reason is None else [loaded.reason]
     emulated = native.cuda_is_emulated()
@@ -226,6 +229,11 @@ def _with_few_dims(tensor: Tensor) -> Tensor:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
+
+moments = absent("cuda", "CUDA", "moments")
+cross_covariance = absent("cuda", "CUDA", "cross_covariance")
+patch_moments = absent("cuda", "CUDA", "patch_moments")
+cholesky_solve = absent("cuda", "CUDA", "cholesky_solve")
 
 PREPARE: PreparedOps = {
     "covariance": prepare_covariance,

@@ -11,13 +11,12 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from slimfast.errors import BackendUnavailable
-from slimfast.kernels.backends.contract import Prepared, PreparedOps, member_by_member
+from slimfast.kernels.backends.contract import Prepared, PreparedOps, absent, member_by_member, why_absent
 from slimfast.kernels.backends.triton import schedule
 from slimfast.kernels.dtypes import ELEMENT_BYTES
 
@@ -30,7 +29,7 @@ _KERNELS = ("covariance", "gather")
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """List every reason why Triton cannot run ``op`` on these tensors."""
     if op not in _KERNELS:
-        return [f"there is no Triton kernel for {op}"]
+        return [why_absent("Triton", op)]
     missing = _why_no_triton()
     reasons = [missing] if missing else []
     if torch.version.hip:
@@ -247,23 +246,14 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def eigvalsh(mats: list[Tensor]) -> NoReturn:
-    """Refuse: tridiagonalisation is a chain of small steps with barriers, not for Triton."""
-    raise BackendUnavailable(_unavailable("eigvalsh", mats))
-
-
-def eigvalsh_stacked(mats: Tensor) -> NoReturn:
-    """Refuse, for the reason of :func:`eigvalsh`."""
-    raise BackendUnavailable(_unavailable("eigvalsh", [mats]))
-
-
-def pivoted_cholesky(mats: list[Tensor], ranks: list[int]) -> NoReturn:
-    """Refuse, for the reason of :func:`eigvalsh`."""
-    raise BackendUnavailable(_unavailable("pivoted_cholesky", mats))
-
-
-def _unavailable(op: str, inputs: list[Tensor]) -> str:
-    return f"{op}: backend 'triton' cannot run: {'; '.join(why_not(op, inputs))}"
+# Tridiagonalisation, picks and factors are chains of small steps with barriers: not for Triton.
+eigvalsh = absent("triton", "Triton", "eigvalsh")
+eigvalsh_stacked = absent("triton", "Triton", "eigvalsh")
+pivoted_cholesky = absent("triton", "Triton", "pivoted_cholesky")
+cholesky_solve = absent("triton", "Triton", "cholesky_solve")
+moments = absent("triton", "Triton", "moments")
+cross_covariance = absent("triton", "Triton", "cross_covariance")
+patch_moments = absent("triton", "Triton", "patch_moments")
 
 
 def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
