@@ -79,6 +79,18 @@ def _network(
     return lambda: (make(model, f"{config}Config", **options), inputs())
 
 
+def _experts(family: str, **options: Any) -> Callable[[], Built]:
+    """A decoder of experts, which it computes in the one of transformers' ways that is followed whole."""
+
+    def build() -> Built:
+        model, inputs = _decoder(family, **options)()
+        experts: Any = model
+        experts.set_experts_implementation("batched_mm")
+        return model, inputs
+
+    return build
+
+
 def _decoder(family: str, **options: Any) -> Callable[[], Built]:
     return _network(f"{family}ForCausalLM", family, _TEXT | {"use_cache": False} | options)
 
@@ -120,7 +132,7 @@ LANGUAGE: dict[str, Callable[[], Built]] = {
         {"vocab_size": TOKENS, "hidden_size": 64, "n_layer": 2, "n_head": 8, "use_cache": False},
     ),
     "deberta-v2": _network("DebertaV2Model", "DebertaV2", _TEXT),
-    "deepseek-v3": _decoder("DeepseekV3", **_MLA, **_SPARSE),
+    "deepseek-v3": _experts("DeepseekV3", **_MLA, **_SPARSE),
     "electra": _network("ElectraModel", "Electra", _TEXT | {"embedding_size": 32}),
     "falcon": _network(
         "FalconForCausalLM",
@@ -138,7 +150,7 @@ LANGUAGE: dict[str, Callable[[], Built]] = {
     "gpt-j": _network("GPTJForCausalLM", "GPTJ", _GPT | {"rotary_dim": 4}),
     "gpt-neo": _network("GPTNeoForCausalLM", "GPTNeo", _NEO),
     "gpt-neox": _decoder("GPTNeoX"),
-    "gpt-oss": _decoder(
+    "gpt-oss": _experts(
         "GptOss", num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2
     ),
     "longformer": _network("LongformerModel", "Longformer", _TEXT | {"attention_window": 8}),
@@ -154,12 +166,12 @@ LANGUAGE: dict[str, Callable[[], Built]] = {
         },
     ),
     "marian": _network("MarianMTModel", "Marian", _TWO_SIDES, _both_ids),
-    "mixtral": _decoder("Mixtral", num_key_value_heads=2, num_local_experts=4),
+    "mixtral": _experts("Mixtral", num_key_value_heads=2, num_local_experts=4),
     "modernbert": _network("ModernBertModel", "ModernBert", _TEXT | {"reference_compile": False}),
     "pegasus": _network("PegasusForConditionalGeneration", "Pegasus", _TWO_SIDES, _both_ids),
     "phi3": _decoder("Phi3", num_key_value_heads=2),
     "qwen3": _decoder("Qwen3", num_key_value_heads=2, head_dim=8),
-    "qwen3-moe": _decoder(
+    "qwen3-moe": _experts(
         "Qwen3Moe",
         num_key_value_heads=2,
         head_dim=8,

@@ -30,6 +30,8 @@ from slimfast.pruning.closeness import difference, rounding
 from slimfast.pruning.verification import verify
 
 PARAMS = 0.5
+# Where what stays whole is more than that, the next of these.
+SHARES = (PARAMS, 0.75, 0.95)
 # The peer's share of every layer's channels.
 RATIO = 0.5
 
@@ -85,8 +87,8 @@ def slim(name: str, folder: str, tell: Tell) -> None:
         facts["groups"] = len(graph)
     with stages.stage("spectra", needed=True):
         spectra = slimfast.measure_spectra(model, graph)
-    with stages.stage("plan", needed=True):
-        plan = slimfast.plan_widths(graph, spectra, params=PARAMS)
+    with stages.stage("plan", needed=True) as facts:
+        plan, facts["asked"] = nearest_plan(graph, spectra)
     with stages.stage("prune", needed=True):
         plan = slimfast.select(model, plan, method="l1")
         thin = slimfast.prune_channels(model, plan, verify=False)
@@ -99,17 +101,34 @@ def slim(name: str, folder: str, tell: Tell) -> None:
         found = verify(model, thin, graph, keeps, example)
         facts |= {"compared": len(found.compared), "inexact": len(found.inexact)}
     args, kwargs = arguments(example)
-    with stages.stage("run", needed=True), torch.no_grad():
-        thin(*args, **kwargs)
+    with stages.stage("run", needed=True):
+        run(thin, args, kwargs)
     with stages.stage("save"):
         slimfast.save(thin, Path(folder, "thin.safetensors"))
-        with torch.no_grad():
-            outputs = dict(enumerate(tensors_in(thin(*args, **kwargs))))
+        outputs = dict(enumerate(run(thin, args, kwargs)))
         save_file(
             {str(i): t.contiguous().clone() for i, t in outputs.items()}, Path(folder, "outputs.safetensors")
         )
     with stages.stage("train"):
         _train(thin, two_samples(example))
+
+
+def nearest_plan(graph: ChannelGraph, spectra: dict[str, slimfast.Spectrum]) -> tuple[slimfast.Plan, float]:
+    """The plan for the smallest of :data:`SHARES` that can be reached, and that share."""
+    for share in SHARES[:-1]:
+        try:
+            return slimfast.plan_widths(graph, spectra, params=share), share
+        except slimfast.SlimfastError as error:
+            if "cannot be reached" not in str(error):
+                raise
+    return slimfast.plan_widths(graph, spectra, params=SHARES[-1]), SHARES[-1]
+
+
+def run(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The outputs of a network; what it draws at random is the same each time."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return list(tensors_in(model(*args, **kwargs)))
 
 
 def reload(name: str, folder: str, tell: Tell) -> None:
@@ -123,8 +142,7 @@ def reload(name: str, folder: str, tell: Tell) -> None:
                 parameter.fill_(math.nan)
         thin = slimfast.load(Path(folder, "thin.safetensors"), model)
         args, kwargs = arguments(example)
-        with torch.no_grad():
-            found = list(tensors_in(thin(*args, **kwargs)))
+        found = run(thin, args, kwargs)
         expected = [
             tensor
             for _, tensor in sorted(

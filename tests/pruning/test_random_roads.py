@@ -1,4 +1,4 @@
-"""The whole road on random networks: outputs in objects, heads of training alone, masks and parametrisations."""
+"""The whole road on random networks: outputs in objects, heads of training alone, computed weights."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ OUTPUTS: dict[str, tuple[Callable[[Tensor, Tensor], Any], Callable[[Any], tuple[
         lambda out: (out[0].boxes, out[1].boxes),
     ),
     "distributions": (
-        lambda a, b: {"policy": Categorical(logits=a), "value": Independent(Normal(b, torch.ones_like(b)), 1)},
+        lambda a, b: {
+            "policy": Categorical(logits=a),
+            "value": Independent(Normal(b, torch.ones_like(b)), 1),
+        },
         lambda out: (out["policy"].logits, out["value"].base_dist.loc),
     ),
 }
@@ -71,7 +74,11 @@ class Residual(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.up, self.norm, self.down = nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.Linear(hidden, width)
+        self.up, self.norm, self.down = (
+            nn.Linear(width, hidden),
+            nn.BatchNorm1d(hidden),
+            nn.Linear(hidden, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(self.norm(self.up(x)).relu())
@@ -120,7 +127,9 @@ def _give_weights(network: nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
             if tensor.is_floating_point():
-                tensor.copy_(torch.rand_like(tensor) + 0.5 if "var" in name else 0.5 * torch.randn_like(tensor))
+                tensor.copy_(
+                    torch.rand_like(tensor) + 0.5 if "var" in name else 0.5 * torch.randn_like(tensor)
+                )
 
 
 def _masked(network: nn.Module, thin: nn.Module) -> nn.Module:
@@ -145,7 +154,9 @@ def test_outputs_in_objects_keep_their_lengths_and_values(output, seed):
     example = torch.randn(3, 5, dtype=torch.float64)
     plan = slimfast.plan(network, example, params=0.6)
     thin = slimfast.prune_channels(network, plan, example=example)
-    assert sum(p.numel() for p in thin.parameters()) == plan.cost_after.params <= 0.6 * plan.cost_before.params
+    assert (
+        sum(p.numel() for p in thin.parameters()) == plan.cost_after.params <= 0.6 * plan.cost_before.params
+    )
     unpack = OUTPUTS[output][1]
     other = torch.randn(7, 5, dtype=torch.float64)
     with torch.no_grad():
@@ -179,7 +190,9 @@ def test_layers_that_compute_their_weights_are_cut_right_or_refused(how, seed):
     rng = np.random.default_rng([seed, len(how)])
     network = _network(rng, "tuple").double()
     _give_weights(network, seed)
-    hidden = [layer for layer in _linears(network) if layer not in (network.first, network.second, network.aux)]
+    hidden = [
+        layer for layer in _linears(network) if layer not in (network.first, network.second, network.aux)
+    ]
     for layer in rng.choice(np.array(hidden, dtype=object), 2, replace=False):
         WRAPPED[how](layer)
     network.eval()
