@@ -85,7 +85,7 @@ class Residual(nn.Module):
 
 
 class Network(nn.Module):
-    """A stem, random layers, two heads whose answers leave in an object, and one that runs in training alone."""
+    """A stem, random layers, two heads whose answers leave in an object, and one of training alone."""
 
     def __init__(self, layers: list[nn.Module], widths: list[int], output: str, aux: bool) -> None:
         super().__init__()
