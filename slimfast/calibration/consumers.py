@@ -100,6 +100,8 @@ def _consumer(
     """Find the consumer of a weight, or the reason why there is none."""
     axes = graph.axes[name]
     where = f"{path} ({type(module).__name__})"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return f"{where} is recurrent: what it reads and what it says of the step before are one sum"
     if attribute != "weight" or module is None:
         return f"{where} is not known to be linear in it"
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:

@@ -16,6 +16,7 @@ from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, shown
 from slimfast.graph.cutting.cut import select_indices, thin_shape
 from slimfast.graph.cutting.patches import Patch, apply_patches, plain
+from slimfast.graph.cutting.recurrent_layers import flatten_recurrent
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.storage.documents import LARGEST, Fields, parse_object
 
@@ -68,6 +69,7 @@ class Manifest:
             apply_patches(thin, self.patches)
         except SlimfastError as error:
             raise SlimfastError(f"{what}: {error}") from None
+        flatten_recurrent(thin)
         attach(thin, self)
         return thin
 

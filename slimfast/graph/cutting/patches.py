@@ -11,6 +11,7 @@ from torch import nn
 
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import Attribute
+from slimfast.graph.cutting.recurrent_layers import recurrent_attributes
 from slimfast.graph.recording.network import Network
 
 Shape: TypeAlias = tuple[int, ...]
@@ -76,7 +77,7 @@ def standard_attributes(module: nn.Module, shapes: Mapping[str, Shape], groups: 
         return {"num_channels": weight[0]}
     if isinstance(module, nn.PReLU) and weight:
         return {"num_parameters": weight[0]}
-    return {}
+    return recurrent_attributes(module, shapes)
 
 
 def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:

@@ -162,19 +162,6 @@ def test_gated_units_read_two_rows_or_two_layers():
     assert roles(graph["g"])["u.weight", 0] == "producer"
 
 
-@pytest.mark.parametrize(
-    ("cell", "op"), [(nn.LSTM, "aten.lstm"), (nn.GRU, "aten.gru"), (nn.RNN, "aten.rnn_tanh")]
-)
-def test_recurrent_layers_freeze_what_they_read_and_make(cell, op):
-    net = Net(lambda m, x: m.c(m.b(m.r(m.a(x))[0])), a=nn.Linear(3, 4), r=cell(4, 5, batch_first=True),
-              b=nn.Linear(5, 6), c=nn.Linear(6, 2))  # fmt: skip
-    graph = trace(net, 2, 7, 3)
-    assert summary(graph) == {"b": ("channel", 6)}
-    assert reasons(graph)["a.weight", 0] == {op}
-    assert {f.module for f in graph.frozen if f.tensor == "a.weight" and f.dim == 0} == {"r"}
-    assert reasons(graph)["b.weight", 1] == {op}
-
-
 def test_a_module_called_twice_has_one_axis():
     net = Net(lambda m, x: m.b(m.s(m.s(m.a(x)))), a=nn.Linear(3, 4), s=nn.Linear(4, 4), b=nn.Linear(4, 2))
     graph = trace(net, 2, 3)
@@ -260,23 +247,3 @@ def test_a_printed_name_is_a_glob_that_means_itself():
     assert matches(["blocks.*"], "blocks.0.attn.qkv[head]", "head")
     assert matches(["hea?"], "blocks.0.attn.qkv[head]", "head")
     assert not matches(["blocks.0.attn.qkv[dim]"], "blocks.0.attn.qkv[head]", "head")
-
-
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
-def test_recurrent_layers_are_left_whole_and_told_with_all_that_they_touch(kind):
-    class Between(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 6)
-            self.r = getattr(nn, kind)(6, 5, batch_first=True)
-            self.c, self.d = nn.Linear(5, 9), nn.Linear(9, 2)
-
-        def forward(self, x):
-            return self.d(self.c(self.r(self.b(self.a(x).relu()))[0]).relu())
-
-    graph = trace(Between(), 2, 4, 3)
-    assert set(summary(graph)) == {"a", "c"}
-    told = reasons(graph)
-    op = {"LSTM": "aten.lstm", "GRU": "aten.gru", "RNN": "aten.rnn_tanh"}[kind]
-    for weight, dim in (("r.weight_ih_l0", 0), ("r.weight_ih_l0", 1), ("r.weight_hh_l0", 1), ("b.weight", 0)):
-        assert told[weight, dim] == {op}

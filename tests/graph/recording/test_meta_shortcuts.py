@@ -141,6 +141,50 @@ def test_convolutions_of_every_kind(seed):
            known=not more)  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", range(80))
+def test_recurrent_layers_of_every_kind(seed):
+    generator = np.random.default_rng(seed)
+    kind = ["lstm", "gru", "rnn_tanh", "rnn_relu"][int(generator.integers(4))]
+    gates = {"lstm": 4, "gru": 3}.get(kind, 1)
+    layers, two, first, biases = (int(n) for n in generator.integers(0, 2, 4))
+    layers += 1
+    steps, batch, incoming, cells = (int(n) for n in generator.integers(1, 6, 4))
+    hidden = int(generator.integers(1, cells)) if kind == "lstm" and cells > 1 and seed % 3 == 0 else cells
+    params = []
+    for i in range(layers * (1 + two)):
+        read = incoming if i < 1 + two else hidden * (1 + two)
+        params += [_meta(gates * cells, read), _meta(gates * cells, hidden)]
+        params += [_meta(gates * cells), _meta(gates * cells)] if biases else []
+        params += [_meta(hidden, cells)] if hidden != cells else []
+    states = [_meta(layers * (1 + two), batch, n) for n in (hidden, cells)]
+    # now and then something that PyTorch refuses
+    wrong = int(generator.integers(8)) if seed % 2 else 7
+    if wrong == 0:
+        params = params[:-1]
+    elif wrong == 1:
+        states[0] = _meta(layers * (1 + two), batch + 1, hidden)
+    elif wrong == 2:
+        params[0] = _meta(gates * cells, incoming + 1)
+    x = _meta(batch, steps, incoming) if first else _meta(steps, batch, incoming)
+    x = x.transpose(1, 2).contiguous().transpose(1, 2) if seed % 5 == 0 else x
+    func = getattr(aten, kind).input
+    hx = states if kind == "lstm" else states[0]
+    _agree(func, x, hx, params, bool(biases), layers, 0.5, bool(seed % 4), bool(two), bool(first),
+           known=wrong > 2)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"])
+def test_recurrent_cells(kind):
+    gates = {"lstm_cell": 4, "gru_cell": 3}.get(kind, 1)
+    func = getattr(aten, kind).default
+    for change in (0, 1):
+        states = [_meta(3, 4 + change), _meta(3, 4)]
+        for biases in ((), (_meta(gates * 4), _meta(gates * 4))):
+            hx = states if gates == 4 else states[0]
+            _agree(func, _meta(3, 5), hx, _meta(gates * 4, 5), _meta(gates * 4, 4), *biases, known=not change)
+            _agree(func, _meta(3, 6), hx, _meta(gates * 4, 5), _meta(gates * 4, 4), *biases, known=False)
+
+
 REFUSED: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.add.Tensor, (_meta(2, 3), _meta(2, 4))),
     (aten.add_.Tensor, (_meta(1, 3), _meta(2, 3))),

@@ -19,9 +19,6 @@ def nothing(flow: Propagation, call: Call) -> list[Axes]:
     return [[FIXED] * len(out.shape) for out in call.outputs]
 
 
-# Recurrent layers are recorded whole: decomposed they would be a step per token.
-@op("lstm", "gru", "rnn_tanh", "rnn_relu", whole=True)
-@op("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", whole=True)
 @op("masked_scatter", "put", zeros=all_nonzero)
 def unknown(flow: Propagation, call: Call) -> list[Axes]:
     """Freeze all that goes in and comes out. This is the rule of every operation that has no other."""
