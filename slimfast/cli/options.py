@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,8 @@ from torch import nn
 from slimfast.arrays import Progress
 from slimfast.cli.models import build_model
 from slimfast.distributed.team import Team, join_team, launched
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError
+from slimfast.plans.amounts import amount_of
 from slimfast.pruning import selection
 from slimfast.storage.atomic import cannot_write, check_writable
 
@@ -98,8 +100,31 @@ Pretrained = Annotated[
     ),
 ]
 
-Macs = Annotated[float | None, typer.Option(help="Budget of multiply-adds: a share (0.5) or a number (2e9).")]
-Params = Annotated[float | None, typer.Option(help="Budget of parameters: a share (0.5) or a number (2e6).")]
+
+def _amount(name: str, text: str) -> float:
+    """Parse a budget as the option of that name has it."""
+    try:
+        return amount_of(name, text)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+Macs = Annotated[
+    float | None,
+    typer.Option(
+        parser=partial(_amount, "macs"),
+        metavar="NUMBER",
+        help="Budget of multiply-adds: a share (0.5, 50%) or a number (2e9, 2G).",
+    ),
+]
+Params = Annotated[
+    float | None,
+    typer.Option(
+        parser=partial(_amount, "params"),
+        metavar="NUMBER",
+        help="Budget of parameters: a share (0.5, 50%) or a number (2e6, 2M).",
+    ),
+]
 ExplainedVariance = Annotated[
     float | None, typer.Option(help="Share of the variance that every group keeps, in (0, 1].")
 ]
@@ -108,6 +133,13 @@ MinWidth = Annotated[int, typer.Option(help="The smallest width.")]
 Include = Annotated[list[str] | None, typer.Option(help="Only groups whose name matches this pattern.")]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Leave groups whose name matches this pattern alone.")
+]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="An output that stays as it is, by name or number; repeat it for more. By default all stay.",
+    ),
 ]
 Widths = Annotated[
     list[str] | None,
@@ -221,3 +253,8 @@ def team_if_launched() -> Iterator[Team | None]:
 def is_first(team: Team | None) -> bool:
     """Whether this process is the one that writes and prints."""
     return team is None or team.rank == 0
+
+
+def outputs_of(names: list[str] | None) -> list[str | int] | None:
+    """Read the outputs that stay: digits are a number."""
+    return [int(name) if name.isdecimal() else name for name in names] if names else None

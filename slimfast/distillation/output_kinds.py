@@ -183,7 +183,9 @@ def _found_kind(
     if own is None:
         got = f"{tuple(targets.shape)} {str(targets.dtype).removeprefix('torch.')}"
         indices = f"class indices {positions_of(tensor, output.class_dim)} or " if classes > 1 else ""
-        raise ArgumentError(f"{where}: targets are {got}, expected {indices}values of its own shape")
+        fitting = [d for d in range(1, tensor.dim()) if positions_of(tensor, d) == tuple(targets.shape)]
+        hint = f"; pass class_dim={fitting[0]} if that is where the classes are" if fitting else ""
+        raise ArgumentError(f"{where}: targets are {got}, expected {indices}values of its own shape{hint}")
     return _kind_of_values(own, output.class_dim, classes, ignore_index, where)
 
 

@@ -184,10 +184,14 @@ def _shares(units: int, rank: int, n: int) -> FloatArray:
     return (number - units) / n + (number > rank)
 
 
-def _unreachable(least: Cost, limits: Mapping[str, float], whole: Cost) -> SlimfastError:
+class BudgetUnreachable(SlimfastError):
+    """The smallest widths are above a limit."""
+
+
+def _unreachable(least: Cost, limits: Mapping[str, float], whole: Cost) -> BudgetUnreachable:
     def told(name: str, count: float) -> str:
         return f"{count:,.0f} {name} ({count / max(getattr(whole, name), 1):.4f} of the original)"
 
     wanted = " and ".join(told(name, limit) for name, limit in limits.items())
     nearest = " and ".join(told(name, getattr(least, name)) for name in limits)
-    return SlimfastError(f"budget: {wanted} cannot be reached; the nearest that can is {nearest}")
+    return BudgetUnreachable(f"budget: {wanted} cannot be reached; the nearest that can is {nearest}")

@@ -14,6 +14,7 @@ import numpy as np
 from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, matches
+from slimfast.plans.amounts import amount_of, share_of
 from slimfast.plans.budget import Rounding
 from slimfast.plans.costs import Cost
 from slimfast.plans.plan_data import Chosen
@@ -34,10 +35,10 @@ class WidthOptions(TypedDict, total=False):
     Every verb that plans takes them, by :func:`takes_width_options`.
     """
 
-    explained_variance: float | None
-    params: float | None
-    macs: float | None
-    multiple_of: int
+    explained_variance: float | str | None
+    params: float | str | None
+    macs: float | str | None
+    multiple_of: int | Mapping[str, int]
     min_width: int
     overrides: Mapping[str, int | float] | None
     include: Iterable[str] | None
@@ -87,7 +88,7 @@ class Request:
 
     explained_variance: float | None
     budget: Mapping[str, float]
-    multiple_of: int
+    multiple_of: int | Mapping[str, int]
     min_width: int
     overrides: Mapping[str, int | float]
     include: tuple[str, ...] | None
@@ -114,12 +115,13 @@ class Choice:
 
 def check_request(options: WidthOptions) -> Request:
     """Check the options, and make the request of them; ``ValueError`` for what cannot be meant."""
-    explained_variance, overrides = options.get("explained_variance"), options.get("overrides")
+    tau, overrides = options.get("explained_variance"), options.get("overrides")
+    explained_variance = None if tau is None else share_of("explained_variance", tau)
     multiple_of = options.get("multiple_of", _DEFAULTS["multiple_of"])
     min_width = options.get("min_width", _DEFAULTS["min_width"])
     include, exclude = options.get("include"), options.get("exclude")
     given = {"params": options.get("params"), "macs": options.get("macs")}
-    budget = {name: value for name, value in given.items() if value is not None}
+    budget = {name: amount_of(name, value) for name, value in given.items() if value is not None}
     if explained_variance is not None:
         check_tau("plan", explained_variance)
         if budget:
@@ -128,12 +130,8 @@ def check_request(options: WidthOptions) -> Request:
             )
     elif not budget and not overrides:
         raise ArgumentError("plan: expected explained_variance, params or macs, got none of them")
-    for name, value in budget.items():
-        if not 0 < value < math.inf:
-            raise ArgumentError(
-                f"plan: expected {name} in (0, 1] as a share or above 1 as a number, got {value}"
-            )
-    for name, value in {"multiple_of": multiple_of, "min_width": min_width}.items():
+    steps = multiple_of if isinstance(multiple_of, Mapping) else {"multiple_of": multiple_of}
+    for name, value in {**steps, "min_width": min_width}.items():
         if not _is_integer(value) or value < 1:
             raise ArgumentError(f"plan: expected {name} to be an integer >= 1, got {value!r}")
     for name, globs in {"include": include, "exclude": exclude}.items():
@@ -142,7 +140,7 @@ def check_request(options: WidthOptions) -> Request:
     return Request(
         explained_variance=explained_variance,
         budget=budget,
-        multiple_of=multiple_of,
+        multiple_of=dict(multiple_of) if isinstance(multiple_of, Mapping) else multiple_of,
         min_width=min_width,
         overrides=dict(overrides or {}),
         include=None if include is None else tuple(include),
@@ -169,6 +167,7 @@ def choose(
         ("overrides", request.overrides),
         ("include", request.include or ()),
         ("exclude", request.exclude),
+        ("multiple_of", request.multiple_of if isinstance(request.multiple_of, Mapping) else ()),
     ):
         for glob in globs:
             if not any(_matches(group, (glob,)) for group in graph.groups):
@@ -181,7 +180,6 @@ def choose(
         decided = group.name in curves if curves is not None else d > 1
         choices.append(_choice(group, by if decided else "excluded", request))
         if choices[-1].chosen == by:
-            _check_step(group, request)
             if curves is None:
                 _check_spectrum(group, d, spectra)
             elif curves[group.name].n != group.n:
@@ -227,19 +225,12 @@ def _check_spectrum(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum]
         )
 
 
-def _check_step(group: ChannelGroup, request: Request) -> None:
-    step = unit_step(group, request.multiple_of)
-    if step > group.n:
-        raise SlimfastError(
-            f"multiple_of: expected at most the {group.n} units of the layer, got {request.multiple_of} "
-            f"({group.name}: exclude it or choose a smaller multiple)"
-        )
-
-
-def unit_step(group: ChannelGroup, multiple_of: int) -> int:
+def unit_step(group: ChannelGroup, multiple_of: int | Mapping[str, int]) -> int:
     """Find of how many units a width must be a multiple for the cut axes to be multiples of
-    ``multiple_of``.
+    ``multiple_of``, of what the first glob of a mapping that means the group says.
     """
+    if isinstance(multiple_of, Mapping):
+        multiple_of = next((step for glob, step in multiple_of.items() if _matches(group, (glob,))), 1)
     if group.kind not in _RUNS:
         return multiple_of
     runs = [int(np.count_nonzero(m.units == 0)) for m in group.members if m.role != "follower"]

@@ -11,11 +11,12 @@ from slimfast.arrays import IntArray
 from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph
-from slimfast.plans.budget import Rounding, Solution, settled, widths_at, widths_within
+from slimfast.plans.budget import BudgetUnreachable, Rounding, Solution, settled, widths_at, widths_within
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.plan_data import GroupPlan, Plan
 from slimfast.plans.request import Choice, Request, choose, rounding_of
+from slimfast.plans.unreachable import why_unreachable
 from slimfast.spectra import until_settled
 from slimfast.spectra.spectrum import Spectrum
 
@@ -112,10 +113,14 @@ def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | Non
     def price(widths: IntArray) -> Cost:
         return problem.costs.cost(problem.widths(widths))
 
-    if problem.curves is not None:
-        curves = [problem.curves[problem.graph.groups[i].name] for i in problem.free]
-        return widths_by_gain(curves, limits, price, problem.rounding, whole=whole)
-    return widths_within(problem.spectra(spectra), limits, price, problem.rounding, whole=whole)
+    try:
+        if problem.curves is not None:
+            curves = [problem.curves[problem.graph.groups[i].name] for i in problem.free]
+            return widths_by_gain(curves, limits, price, problem.rounding, whole=whole)
+        return widths_within(problem.spectra(spectra), limits, price, problem.rounding, whole=whole)
+    except BudgetUnreachable as error:
+        why = why_unreachable(problem.graph, problem.choices, request)
+        raise SlimfastError(f"{error}{f'; {why}' if why else ''}") from None
 
 
 def _unsettled(problem: _Problem, spectra: Mapping[str, Spectrum], solution: Solution | None) -> list[str]:
@@ -162,6 +167,8 @@ def _plan(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Plan:
         shapes={name: tuple(axis.length for axis in axes) for name, axes in graph.axes.items()},
         inputs=graph.inputs,
         allocation="explained_variance" if problem.curves is None else "marginal_gain",
+        outputs=graph.outputs,
+        also=graph.also,
         graph=graph,
     )
 
