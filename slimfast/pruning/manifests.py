@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, shown
 from slimfast.graph.cutting.cut import select_indices, thin_shape
-from slimfast.graph.cutting.patches import Patch, apply_patches, plain
+from slimfast.graph.cutting.patches import Patch, apply_patches
 from slimfast.graph.cutting.recurrent_layers import flatten_recurrent
-from slimfast.graph.recording.module_copies import copy_with, named_tensors
-from slimfast.storage.documents import LARGEST, Fields, parse_object
+from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
+from slimfast.pruning.manifest_fields import (
+    frozen,
+    index_from_json,
+    patch_from_json,
+    tensors_from_json,
+    widths_from_json,
+)
+from slimfast.storage.documents import parse_object
+
+__all__ = ["Manifest", "attach", "compose", "frozen", "manifest"]
 
 KIND = "slimfast.thin"
 SCHEMA = 1
 _ATTRIBUTE = "_slimfast_manifest"
+_PART = "_slimfast_part"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +80,34 @@ class Manifest:
         attach(thin, self)
         return thin
 
+    def inside(self, path: str, model: nn.Module, tied: Mapping[str, str]) -> Manifest:
+        """Describe the part ``model`` at ``path`` of the network, by its own names.
+
+        ``tied``: the first name in the network of each tensor that has several.
+        """
+        start = f"{path}."
+        names = {name: tied.get(start + name, start + name) for name in named_tensors(model)}
+        held = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+        return Manifest(
+            {name: self.shapes_before.get(whole, held[name]) for name, whole in names.items()},
+            {name: self.keeps[whole] for name, whole in names.items() if whole in self.keeps},
+            tuple(
+                replace(p, module=p.module[len(start) :])
+                for p in self.patches
+                if f"{p.module}.".startswith(start)
+            ),
+            {name[len(start) :]: pair for name, pair in self.widths.items() if name.startswith(start)},
+        )
+
+    def around(self, path: str) -> Manifest:
+        """Describe the same by the names that it has at ``path`` of another network."""
+        return Manifest(
+            {f"{path}.{name}": shape for name, shape in self.shapes_before.items()},
+            {f"{path}.{name}": cut for name, cut in self.keeps.items()},
+            tuple(replace(p, module=f"{path}.{p.module}" if p.module else path) for p in self.patches),
+            {f"{path}.{name}": pair for name, pair in self.widths.items()},
+        )
+
     def to_json(self) -> str:
         """Write the manifest as a JSON document; index lists that many tensors share are written once."""
         kept: dict[tuple[int, ...], int] = {}
@@ -102,9 +137,9 @@ class Manifest:
         lists = fields.raw("kept")
         if not isinstance(lists, list):
             raise SlimfastError(f"{what}: kept: expected a list, got {shown(lists)}")
-        kept = [_index(value, f"{what}: kept[{i}]") for i, value in enumerate(lists)]
-        shapes, keeps = _tensors_from_json(fields.object("tensors"), kept)
-        patches = tuple(_patch_from_json(item) for item in fields.objects("patches"))
+        kept = [index_from_json(value, f"{what}: kept[{i}]") for i, value in enumerate(lists)]
+        shapes, keeps = tensors_from_json(fields.object("tensors"), kept)
+        patches = tuple(patch_from_json(item) for item in fields.objects("patches"))
         twice = [
             name for name, times in Counter((p.module, p.attribute) for p in patches).items() if times > 1
         ]
@@ -112,7 +147,7 @@ class Manifest:
             raise SlimfastError(
                 f"{what}: patches: expected one of each attribute, got two of {shown(twice[0])}"
             )
-        widths = _widths_from_json(fields.object("widths"))
+        widths = widths_from_json(fields.object("widths"))
         fields.done()
         return Manifest(shapes, keeps, patches, widths)
 
@@ -129,15 +164,60 @@ def manifest(model: nn.Module) -> Manifest:
     Example:
         filters = slimfast.manifest(thin).keeps["layer1.0.conv1.weight"][0]   # which of the wide ones it has
     """
-    found = getattr(model, _ATTRIBUTE, None)
+    found = _attached(model)
+    if found is not None:
+        return found
+    # What is not thin itself may hold what is: a wrapper around it.
+    parts = [described.around(path) for path, described in _thin_parts(model, "", set())]
+    tied = aliases(model)
+    return Manifest(
+        {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+        | {tied.get(name, name): shape for part in parts for name, shape in part.shapes_before.items()},
+        {tied.get(name, name): cut for part in parts for name, cut in part.keeps.items()},
+        tuple(patch for part in parts for patch in part.patches),
+        {name: pair for part in parts for name, pair in part.widths.items()},
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Part:
+    """The place of a module in a thin network, whose manifest says what was kept of it."""
+
+    whole: Manifest
+    path: str
+    tied: Mapping[str, str]
+
+
+def _attached(model: nn.Module) -> Manifest | None:
+    """Find the manifest that a module has for itself or as a part of a thin network."""
+    found, part = vars(model).get(_ATTRIBUTE), vars(model).get(_PART)
     if isinstance(found, Manifest):
         return found
-    return Manifest({name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()})
+    return part.whole.inside(part.path, model, part.tied) if isinstance(part, _Part) else None
+
+
+def _thin_parts(model: nn.Module, path: str, seen: set[int]) -> Iterator[tuple[str, Manifest]]:
+    """Find the outermost modules that have a manifest, each once."""
+    for name, child in model.named_children():
+        if id(child) in seen:
+            continue
+        seen.add(id(child))
+        described = _attached(child)
+        if described is None:
+            yield from _thin_parts(child, f"{path}{name}.", seen)
+        else:
+            yield f"{path}{name}", described
 
 
 def attach(model: nn.Module, described: Manifest) -> None:
-    """Make ``described`` the manifest of ``model``: a plain attribute, which copies and pickles keep."""
-    setattr(model, _ATTRIBUTE, described)
+    """Make ``described`` the manifest of ``model``: plain attributes, which copies and pickles keep.
+
+    Each of its modules knows its place, so that what a wrapper held can be saved alone.
+    """
+    tied = aliases(model)
+    for path, module in model.named_modules():
+        part = _Part(described, path, tied)
+        object.__setattr__(module, *((_PART, part) if path else (_ATTRIBUTE, described)))
 
 
 def compose(first: Manifest, second: Manifest) -> Manifest:
@@ -155,81 +235,3 @@ def compose(first: Manifest, second: Manifest) -> Manifest:
     for name, (wide, thin) in second.widths.items():
         widths[name] = (widths.get(name, (wide, thin))[0], thin)
     return Manifest(first.shapes_before, keeps, tuple(patches[key] for key in sorted(patches)), widths)
-
-
-def frozen(index: Any) -> IntArray:
-    """Copy indices into an int64 array that cannot be written to."""
-    array: IntArray = np.array(index, dtype=np.int64)
-    array.flags.writeable = False
-    return array
-
-
-def _index(value: object, where: str) -> IntArray:
-    if not isinstance(value, list) or any(type(i) is not int for i in value):
-        raise SlimfastError(f"{where}: expected a list of integers, got {shown(value)}")
-    if not value or value[0] < 0 or value[-1] > LARGEST or any(a >= b for a, b in itertools.pairwise(value)):
-        raise SlimfastError(f"{where}: expected sorted, distinct indices, at least one, got {shown(value)}")
-    return frozen(value)
-
-
-def _tensors_from_json(
-    fields: Fields, kept: list[IntArray]
-) -> tuple[dict[str, Shape], dict[str, dict[int, IntArray]]]:
-    shapes: dict[str, Shape] = {}
-    keeps: dict[str, dict[int, IntArray]] = {}
-    for name in fields.names():
-        tensor = fields.object(name)
-        shapes[name] = shape = tensor.integers("shape")
-        cut = tensor.object("cut")
-        tensor.done()
-        for dim in cut.names():
-            if dim not in map(str, range(len(shape))):
-                raise SlimfastError(f"{cut.where}: expected a dim of shape {shown(shape)}, got {shown(dim)}")
-            index = kept[cut.integer(dim, 0, len(kept) - 1)]
-            if index[-1] >= shape[int(dim)]:
-                raise SlimfastError(f"{cut.where}: expected indices below {shape[int(dim)]}, got {index[-1]}")
-            keeps.setdefault(name, {})[int(dim)] = index
-    return shapes, keeps
-
-
-def _patch_from_json(fields: Fields) -> Patch:
-    patch = Patch(
-        fields.string("module"),
-        fields.string("attribute"),
-        _value(fields.raw("before"), fields.where),
-        _value(fields.raw("after"), fields.where),
-    )
-    fields.done()
-    if not all(part.isidentifier() and not part.startswith("__") for part in patch.attribute.split(".")):
-        raise SlimfastError(
-            f"{fields.where}: expected the name of an attribute, got {shown(patch.attribute)}"
-        )
-    if _types(patch.before) != _types(patch.after):
-        raise SlimfastError(
-            f"{fields.where}: expected {patch.attribute} of one type before and after, "
-            f"got {shown(patch.before)} and {shown(patch.after)}"
-        )
-    return patch
-
-
-def _value(value: object, where: str) -> Any:
-    plainly = plain(value)
-    flat = plainly if isinstance(plainly, tuple) else (plainly,)
-    # An attribute of a stranger's file is set on a module: numbers and words only, as surgery writes them.
-    if any(item is not None and not isinstance(item, (int, float, str)) for item in flat):
-        raise SlimfastError(f"{where}: expected plain values, got {shown(value)}")
-    return plainly
-
-
-def _types(value: object) -> list[type]:
-    return [tuple, *map(type, value)] if isinstance(value, tuple) else [type(value)]
-
-
-def _widths_from_json(fields: Fields) -> dict[str, tuple[int, int]]:
-    widths = {}
-    for name in fields.names():
-        pair = fields.integers(name, 1)
-        if len(pair) != 2 or pair[1] > pair[0]:
-            raise SlimfastError(f"{fields.where}: {name}: expected [wide, thin], got {list(pair)}")
-        widths[name] = (pair[0], pair[1])
-    return widths

@@ -1,0 +1,95 @@
+"""Read the fields of a manifest's JSON document, each under the type it must have."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from slimfast.arrays import IntArray, Shape
+from slimfast.errors import SlimfastError, shown
+from slimfast.graph.cutting.patches import Patch, plain
+from slimfast.storage.documents import LARGEST, Fields
+
+
+def frozen(index: Any) -> IntArray:
+    """Copy indices into an int64 array that cannot be written to."""
+    array: IntArray = np.array(index, dtype=np.int64)
+    array.flags.writeable = False
+    return array
+
+
+def index_from_json(value: object, where: str) -> IntArray:
+    """Read a list of sorted, distinct indices."""
+    if not isinstance(value, list) or any(type(i) is not int for i in value):
+        raise SlimfastError(f"{where}: expected a list of integers, got {shown(value)}")
+    if not value or value[0] < 0 or value[-1] > LARGEST or any(a >= b for a, b in itertools.pairwise(value)):
+        raise SlimfastError(f"{where}: expected sorted, distinct indices, at least one, got {shown(value)}")
+    return frozen(value)
+
+
+def tensors_from_json(
+    fields: Fields, kept: list[IntArray]
+) -> tuple[dict[str, Shape], dict[str, dict[int, IntArray]]]:
+    """Read the shapes of the tensors, and what was kept of each of their dims."""
+    shapes: dict[str, Shape] = {}
+    keeps: dict[str, dict[int, IntArray]] = {}
+    for name in fields.names():
+        tensor = fields.object(name)
+        shapes[name] = shape = tensor.integers("shape")
+        cut = tensor.object("cut")
+        tensor.done()
+        for dim in cut.names():
+            if dim not in map(str, range(len(shape))):
+                raise SlimfastError(f"{cut.where}: expected a dim of shape {shown(shape)}, got {shown(dim)}")
+            index = kept[cut.integer(dim, 0, len(kept) - 1)]
+            if index[-1] >= shape[int(dim)]:
+                raise SlimfastError(f"{cut.where}: expected indices below {shape[int(dim)]}, got {index[-1]}")
+            keeps.setdefault(name, {})[int(dim)] = index
+    return shapes, keeps
+
+
+def patch_from_json(fields: Fields) -> Patch:
+    """Read one attribute that changed."""
+    patch = Patch(
+        fields.string("module"),
+        fields.string("attribute"),
+        _value(fields.raw("before"), fields.where),
+        _value(fields.raw("after"), fields.where),
+    )
+    fields.done()
+    if not all(part.isidentifier() and not part.startswith("__") for part in patch.attribute.split(".")):
+        raise SlimfastError(
+            f"{fields.where}: expected the name of an attribute, got {shown(patch.attribute)}"
+        )
+    if _types(patch.before) != _types(patch.after):
+        raise SlimfastError(
+            f"{fields.where}: expected {patch.attribute} of one type before and after, "
+            f"got {shown(patch.before)} and {shown(patch.after)}"
+        )
+    return patch
+
+
+def _value(value: object, where: str) -> Any:
+    plainly = plain(value)
+    flat = plainly if isinstance(plainly, tuple) else (plainly,)
+    # An attribute of a stranger's file is set on a module: numbers and words only, as surgery writes them.
+    if any(item is not None and not isinstance(item, (int, float, str)) for item in flat):
+        raise SlimfastError(f"{where}: expected plain values, got {shown(value)}")
+    return plainly
+
+
+def _types(value: object) -> list[type]:
+    return [tuple, *map(type, value)] if isinstance(value, tuple) else [type(value)]
+
+
+def widths_from_json(fields: Fields) -> dict[str, tuple[int, int]]:
+    """Read the wide and the thin number of units of each group."""
+    widths = {}
+    for name in fields.names():
+        pair = fields.integers(name, 1)
+        if len(pair) != 2 or pair[1] > pair[0]:
+            raise SlimfastError(f"{fields.where}: {name}: expected [wide, thin], got {list(pair)}")
+        widths[name] = (pair[0], pair[1])
+    return widths
