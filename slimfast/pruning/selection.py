@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
@@ -21,6 +22,7 @@ from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan
 from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
+from slimfast.pruning.wide_units import pivoted_rows
 
 Method: TypeAlias = Literal[Score, "pivoted_cholesky", "activations"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -33,7 +35,7 @@ _BATCH_BYTES = 256 << 20
 
 def select(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | str | os.PathLike[str],
     *,
     method: Method = DEFAULT_METHOD,
     calibration: Calibration | None = None,
@@ -57,7 +59,7 @@ def select(
 
     Args:
         model: The network.
-        plan: Its widths.
+        plan: Its widths, or the path of the file they are in.
         method: One of the above.
         calibration: What ``activations`` goes by.
         backend: The kernels to use.
@@ -74,6 +76,7 @@ def select(
         chosen = slimfast.select(model, slimfast.plan(model, example, macs=0.5), method="l1")
         thin = slimfast.prune_channels(model, chosen)
     """
+    plan = Plan.of(plan)
     graph = graph_of(model, plan)
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
     return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))
@@ -100,9 +103,7 @@ def select_units(
             if tensors[member.tensor].is_meta:
                 raise SlimfastError(f"select: {member.tensor} is a meta tensor and has no values ({g.name})")
     if method == "pivoted_cholesky":
-        return keeps | _pivoted_cholesky(
-            [(graph[g.name], g.width) for g in chosen], lambda g: _covariance(g, tensors, backend), backend
-        )
+        return keeps | _by_weights([(graph[g.name], g.width) for g in chosen], tensors, backend)
     if method == "activations":
         if calibration is None:
             raise ArgumentError("select: expected a calibration for method 'activations', got none")
@@ -128,8 +129,8 @@ def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
     check_plan(plan, model)
     graph = plan.graph
     if graph is None:
-        args, kwargs = plan.inputs.example()
-        graph = trace_channels(model, kwargs or args)
+        example, *also = (kwargs or args for args, kwargs in (c.example() for c in (plan.inputs, *plan.also)))
+        graph = trace_channels(model, example, outputs=plan.outputs, also=also)
     sizes = {group.name: group.n for group in graph}
     for g in plan.groups:
         if sizes.get(g.name) != g.n:
@@ -142,6 +143,42 @@ def largest(scores: np.ndarray, width: int) -> IntArray:
     """Find the sorted indices of the ``width`` largest scores; ties go to the smaller index."""
     order = np.lexsort((np.arange(len(scores)), -scores))
     keep: IntArray = np.sort(order[:width]).astype(np.int64)
+    return keep
+
+
+def _by_weights(
+    chosen: Sequence[tuple[ChannelGroup, int]], tensors: Mapping[str, Tensor], backend: str
+) -> dict[str, IntArray]:
+    """Choose each group's units by how they vary over the positions of the weights that produce them."""
+    keeps: dict[str, IntArray] = {}
+    narrow = []
+    for group, width in chosen:
+        rows = weight_rows(group, tensors) if 8 * group.n**2 > _BATCH_BYTES else []
+        if rows and group.n > sum(row.shape[1] for row in rows):
+            _check_finite(rows, group)
+            keeps[group.name] = _first(*pivoted_rows(rows, width), width)
+        else:
+            narrow.append((group, width))
+    return keeps | _pivoted_cholesky(narrow, lambda g: _covariance(g, tensors, backend), backend)
+
+
+def _check_finite(rows: Sequence[Tensor], group: ChannelGroup) -> None:
+    for row, member in zip(rows, group.producers(), strict=True):
+        if not bool(row.isfinite().all()):
+            raise SlimfastError(
+                f"select: expected finite weights, got others ({group.name}: {member.tensor})"
+            )
+
+
+def _first(order: np.ndarray, variance: np.ndarray, width: int) -> IntArray:
+    """Take the units that were chosen first, sorted.
+
+    Where the rank is used up no unit explains more than another: the largest of the rest follow.
+    """
+    rank = np.full(len(variance), -1.0)
+    rank[order] = np.arange(len(order), 0, -1)
+    best = np.lexsort((np.arange(len(variance)), -variance, -rank))
+    keep: IntArray = np.sort(best[:width]).astype(np.int64)
     return keep
 
 
@@ -160,14 +197,8 @@ def _pivoted_cholesky(
                 backend=backend,
             )
             for i, pick in zip(here, picks, strict=True):
-                variance = mats[i].diagonal().cpu().numpy()
-                order = pick.order.cpu().numpy()
-                # Where the rank is used up no unit explains more than another: the largest of the rest
-                # follow.
-                rank = np.full(len(variance), -1.0)
-                rank[order] = np.arange(len(order), 0, -1)
-                best = np.lexsort((np.arange(len(variance)), -variance, -rank))
-                keeps[batch[i][0].name] = np.sort(best[: batch[i][1]]).astype(np.int64)
+                variance, order = mats[i].diagonal().cpu().numpy(), pick.order.cpu().numpy()
+                keeps[batch[i][0].name] = _first(order, variance, batch[i][1])
     return keeps
 
 
