@@ -19,6 +19,7 @@ from slimfast.plans import Plan
 from slimfast.plans.request import WidthOptions
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import repair_report
+from slimfast.pruning.verification import verification_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,12 @@ class Cut:
             for name, reason in repair_report(thin).left.items():
                 options.tell(f"not repaired: {name}: {reason}")
         return thin
+
+    def tell_verified(self, thin: nn.Module) -> None:
+        """Say what was compared, and what was not."""
+        if self.verify:
+            for line in str(verification_report(thin)).splitlines():
+                options.tell(line)
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,7 @@ def prune(
     thin = cut.apply(network, found, cut.load_calibration(device), backend)
     save(thin, output)
     options.tell_written(output)
+    cut.tell_verified(thin)
     args, kwargs = found.inputs.example(device=device)
     example = kwargs or args
     _export(thin, export, example)
@@ -114,6 +115,7 @@ def slim(
     model: options.Model,
     input: options.Inputs = None,
     weights: options.Weights = None,
+    outputs: options.Outputs = None,
     *,
     widths: Widths,
     cut: Cut,
@@ -138,12 +140,19 @@ def slim(
     calibration = cut.load_calibration(device)
     with options.progress("measuring spectra") as advance:
         plan = make_plan(
-            network, example, calibration=calibration, backend=backend, progress=advance, **wanted
+            network,
+            example,
+            outputs=options.outputs_of(outputs),
+            calibration=calibration,
+            backend=backend,
+            progress=advance,
+            **wanted,
         )
     thin = cut.apply(network, plan, calibration, backend)
     plan.save(folder / "plan.json")
     save(thin, folder / "thin.safetensors")
     options.tell_written(folder / "plan.json", folder / "thin.safetensors")
+    cut.tell_verified(thin)
     if data is not None:
         target = folder / "distilled.safetensors"
         history = train(thin, network, data, target, training, seed)

@@ -2,13 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
 from slimfast.arrays import Arguments
 from slimfast.errors import SlimfastError, UnsupportedGraph
+from slimfast.graph.cutting.patches import Patch
 from slimfast.graph.recording.forward import ForwardFailed, Recording, TensorMode, record_at
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.output_places import Outputs, staying
+
+_MODES: tuple[TensorMode, ...] = ("meta", "fake")
 
 
-def compare_training(network: Network, thin: Network, inputs: Arguments) -> str | None:
+class TrainingBreaks(SlimfastError):
+    """The thin network's training forward fails, or returns other shapes, where the original's does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingForward:
+    """A network's training forward, recorded: what the thin one's is compared with.
+
+    ``shapes``: of the outputs that stay as they are.
+    """
+
+    inputs: Arguments
+    mode: TensorMode
+    outputs: Outputs | None
+    shapes: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, network: Network, inputs: Arguments, outputs: Outputs | None) -> TrainingForward | None:
+        """Record it; None where it cannot be, without computing."""
+        for mode in _MODES:
+            try:
+                recording = _record(network, inputs, mode)
+            except (ForwardFailed, UnsupportedGraph):
+                continue
+            return cls(inputs, mode, outputs, _shapes(recording, outputs))
+        return None
+
+    def reached(self, thin: nn.Module, patch: Patch) -> int | None:
+        """Say after how many operations the thin network's fails with a patch; None where it does not, and
+        returns the same shapes.
+        """
+        with _patched(thin, patch):
+            try:
+                recording = _record(Network.of(thin), self.inputs, self.mode)
+            except ForwardFailed as failure:
+                return len(failure.calls)
+            except UnsupportedGraph:
+                return 0
+        same = _shapes(recording, self.outputs) == self.shapes
+        return None if same else len(recording.calls)
+
+
+def compare_training(
+    network: Network, thin: Network, inputs: Arguments, outputs: Outputs | None = None
+) -> str | None:
     """Compare the shapes of what both networks return in training mode.
 
     Eval mode shows nothing of a branch that is for training only: a width read there, a head returned there.
@@ -18,23 +72,23 @@ def compare_training(network: Network, thin: Network, inputs: Arguments) -> str 
         network: The original.
         thin: What it was cut to.
         inputs: What both are called with.
+        outputs: Which outputs stay as they are; None: all of them.
 
     Returns:
         Why nothing was compared, where the original's training forward cannot be recorded; else None.
 
     Raises:
-        SlimfastError: The thin network's training forward fails though the original's does not, or returns
+        TrainingBreaks: The thin network's training forward fails though the original's does not, or returns
             something of another shape.
     """
-    modes: tuple[TensorMode, ...] = ("meta", "fake")
     reason = ""
-    for mode in modes:
+    for mode in _MODES:
         try:
             wide = _record(network, inputs, mode)
         except (ForwardFailed, UnsupportedGraph) as failure:
             reason = str(failure)
             continue
-        _compare(wide, thin, inputs, mode)
+        _compare(wide, thin, inputs, mode, outputs)
         return None
     return reason
 
@@ -43,17 +97,36 @@ def _record(network: Network, inputs: Arguments, mode: TensorMode) -> Recording:
     return record_at(network, *inputs, mode, training=list(network.modules))
 
 
-def _compare(wide: Recording, thin: Network, inputs: Arguments, mode: TensorMode) -> None:
+def _compare(
+    wide: Recording, thin: Network, inputs: Arguments, mode: TensorMode, outputs: Outputs | None
+) -> None:
     """Record the thin network and compare what it returns with what the original returned."""
     advice = "leave the groups of those layers whole (exclude=...)"
     try:
         narrow = _record(thin, inputs, mode)
     except ForwardFailed as failure:
-        raise SlimfastError(
+        raise TrainingBreaks(
             f"verify: in training mode, in which the original runs, the thin network's {failure}; {advice}"
         ) from failure.__cause__
-    expected, got = ([ref.shape for ref in recording.outputs] for recording in (wide, narrow))
+    expected, got = (_shapes(recording, outputs) for recording in (wide, narrow))
     if expected != got:
-        raise SlimfastError(
+        raise TrainingBreaks(
             f"verify: in training mode expected outputs of shapes {expected}, got {got}; {advice}"
         )
+
+
+def _shapes(recording: Recording, outputs: Outputs | None) -> list[tuple[int, ...]]:
+    """List the shapes of the outputs that stay as they are."""
+    stay = staying(recording.places, outputs)
+    return [ref.shape for ref, kept in zip(recording.outputs, stay, strict=True) if kept]
+
+
+@contextmanager
+def _patched(thin: nn.Module, patch: Patch) -> Iterator[None]:
+    """Let an attribute of a module have another value meanwhile."""
+    held = vars(thin.get_submodule(patch.module))
+    held[patch.attribute] = patch.after
+    try:
+        yield
+    finally:
+        held[patch.attribute] = patch.before

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from slimfast.arrays import Arguments, IntArray
-from slimfast.errors import SlimfastError, one_line
-from slimfast.graph.channel_graph import Axis, ChannelGraph
+from slimfast.arrays import Arguments, IntArray, Shape
+from slimfast.errors import SlimfastError
+from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut, select_indices
-from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
-from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
-from slimfast.graph.recording.module_copies import copy_network, named_tensors
+from slimfast.graph.cutting.patches import Patch, apply_patches
+from slimfast.graph.recording.inputs import arguments
+from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.graph.recording.network import Network
-from slimfast.pruning.closeness import difference, rounding
-from slimfast.pruning.training_forward import compare_training
+from slimfast.graph.recording.other_sizes import other_inputs
+from slimfast.pruning.comparison import Comparison, OriginalFails, Pair, shaken
+from slimfast.pruning.training_attributes import training_patches
+from slimfast.pruning.training_forward import TrainingBreaks, compare_training
 
-# Networks of more parameters than this are compared in float32, for float64 copies of them would not fit.
-_FLOAT64_ELEMENTS = 1 << 28
-
-# Of no weight beside any other, and its square is a number in float32 yet.
-_NEARLY_ZERO = 1e-18
-
-_DOUBLE = {
-    torch.float16: torch.float64,
-    torch.bfloat16: torch.float64,
-    torch.float32: torch.float64,
-    torch.complex32: torch.complex128,
-    torch.complex64: torch.complex128,
-}
+_ATTRIBUTE = "_slimfast_verification"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +33,8 @@ class Verification:
     ``tolerance``: what rounding in ``dtype`` explains. ``compared``: the groups whose cut was run.
     ``inexact``: groups left whole in that run because removing their units is not masking them, with the
     reason. ``training``: why the shapes of the training forward were not compared; None where they were.
+    ``other``: the shapes of the inputs of another size and batch that were compared as well; none where the
+    original takes no others. ``notes``: what else has to be known of the comparison, one line each.
 
     Example:
         print(slimfast.verify(model, thin, graph, keeps).max_error)
@@ -56,6 +46,22 @@ class Verification:
     compared: tuple[str, ...]
     inexact: Mapping[str, str]
     training: str | None = None
+    other: tuple[Shape, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        error = f"off by {self.max_error:.2g} of its output, {self.tolerance:.2g} allowed, in {self.dtype}"
+        yield f"compared with the masked original: {error}"
+        if self.other:
+            yield f"compared at another size or batch too: {', '.join(map(str, self.other))}"
+        yield from self.notes
+        for name, reason in self.inexact.items():
+            yield f"left whole while comparing: {name}: {reason}"
+        if self.training is not None:
+            yield f"not compared in training mode: {self.training}"
 
 
 def verify(
@@ -64,10 +70,13 @@ def verify(
     """Compare ``thin`` with ``model`` whose removed units are masked, on ``example`` or on inputs made up.
 
     Every thin tensor must be the kept slice of the original, bit for bit. Then both run in eval mode, in
-    float64 where the model allows it, and their outputs must agree to rounding. In the masked original the
-    removed units' slices of every parameter are zero, in the weights that make them and in those that read
-    them (next to zero where that is no number). In training mode both must return the same shapes, as
-    recordings on tensors without data have them. Modules and random number generators stay as they are.
+    float64 where the model allows it, and their outputs must agree to rounding, and once more for inputs of
+    another size and batch, if the original takes any. In the masked original the removed units' slices of
+    every parameter are zero, in the weights that make them and in those that read them (next to zero where
+    that is no number). Parameters that are all 0 and multiply are small random numbers in both. Random
+    numbers of the forward are drawn once, and the thin network gets what is left of them. In training mode
+    both must return the same shapes, as recordings on tensors without data have them. Modules and random
+    number generators stay as they are.
 
     Args:
         model: The original.
@@ -98,24 +107,74 @@ def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None)
     if inexact:
         thin = exact.thin_copy(network, share=True)
     inputs = cut.graph.inputs.example() if example is None else arguments(example)
-    pair = _Pair(network, _masked(network, exact), thin, exact, inputs)
-    dtype, wide_output, operations = pair.run_masked()
-    if not _is_finite(wide_output):
-        # A weight divided by its norm is 0 / 0 where it is masked.
-        nearly = replace(pair, masked=_masked(network, exact, fill=_NEARLY_ZERO))
-        again = nearly.run_masked()
-        if _is_finite(again[1]):
-            pair, (dtype, wide_output, operations) = nearly, again
-    thin_output = pair.run_thin(dtype)
-    tolerance = rounding(network.model, dtype, operations)
-    max_error = difference(wide_output, thin_output)
-    if not max_error <= tolerance:
-        raise SlimfastError(
-            f"verify: {pair.blame(dtype, tolerance)} (output off by {max_error:.2g} of its size)"
-        )
-    names = tuple(group.name for group in exact.narrowed_groups)
-    untried = compare_training(network, whole_thin, inputs)
-    return Verification(max_error, tolerance, str(dtype).removeprefix("torch."), names, inexact, untried)
+    moved, moved_thin, hiding = shaken(network, thin, exact)
+    pair = Pair.of(moved, moved_thin, exact)
+    first = pair.compare(inputs)
+    found = [first, *(pair.compare(call.example()) for call in cut.graph.also)]
+    second, other, notes = _compare_others(pair, inputs)
+    found.append(second)
+    if cut.graph.outputs is not None:
+        notes.append(f"of the outputs {', '.join(map(str, cut.graph.outputs))} alone were compared")
+    if hiding:
+        notes.append(_hidden(hiding))
+    return Verification(
+        max_error=max(one.max_error for one in found),
+        tolerance=max(one.tolerance for one in found),
+        dtype=str(first.dtype).removeprefix("torch."),
+        compared=tuple(group.name for group in exact.narrowed_groups),
+        inexact=inexact,
+        training=compare_training(network, whole_thin, inputs, cut.graph.outputs),
+        other=other,
+        notes=tuple(dict.fromkeys([*(note for one in found for note in one.notes), *notes])),
+    )
+
+
+def verify_and_patch(
+    network: Network, thin: nn.Module, cut: Cut, example: Any
+) -> tuple[Verification, tuple[Patch, ...]]:
+    """Verify a thin network; where its training forward breaks for what it reads there alone, patch that.
+
+    Returns:
+        What :func:`verify_cut` found, and the attributes that were changed for it.
+    """
+    try:
+        return verify_cut(network, thin, cut, example), ()
+    except TrainingBreaks:
+        inputs = cut.graph.inputs.example() if example is None else arguments(example)
+        patches = training_patches(network, thin, cut, inputs)
+        if not patches:
+            raise
+    apply_patches(thin, patches)
+    return verify_cut(network, thin, cut, example), patches
+
+
+def _hidden(names: tuple[str, ...]) -> str:
+    some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return (
+        f"{len(names)} parameters are all 0 and hide what they multiply ({some}): compared with small random "
+        "numbers in their place"
+    )
+
+
+def _compare_others(pair: Pair, inputs: Arguments) -> tuple[Comparison, tuple[Shape, ...], list[str]]:
+    """Compare both with inputs of another size and batch, if the original takes any."""
+    nothing = Comparison(0.0, 0.0, torch.float64)
+    found = other_inputs(pair.network, inputs)
+    if found is None:
+        return nothing, (), ["no other size or batch was found that the original takes: none was compared"]
+    try:
+        compared = pair.compare(found.inputs)
+    except OriginalFails:
+        return nothing, (), [f"the original fails with inputs of {found.shapes}: no other size was compared"]
+    except SlimfastError as error:
+        raise SlimfastError(f"{error}, with inputs of {found.shapes}") from error
+    alone = "" if found.size and found.batch else ("size" if found.size else "batch")
+    one = {"size": "batch", "batch": "size"}.get(alone)
+    return (
+        compared,
+        found.shapes,
+        [f"the original takes one {one} only: no other was compared"] if one else [],
+    )
 
 
 def _check_tensors(network: Network, thin: nn.Module, cut: Cut) -> None:
@@ -138,163 +197,27 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _is_finite(output: Any) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors_in(output))
+def attach_verification(thin: nn.Module, found: Verification | None) -> None:
+    """Keep what was found with the thin network; None: it was not verified."""
+    object.__setattr__(thin, _ATTRIBUTE, found)
 
 
-def _masked(network: Network, cut: Cut, *, fill: float = 0.0) -> nn.Module:
-    """Copy a network with the removed slices of its parameters set to ``fill``, sharing the other tensors."""
-    tensors: dict[str, Tensor] = {}
-    for name, dims in cut.tensor_cuts.items():
-        if name in cut.graph.parameters:
-            masked = network.tensors[name].detach().clone()
-            for dim, index in dims.items():
-                gone = torch.ones(masked.shape[dim], dtype=torch.bool, device="cpu")
-                gone[torch.from_numpy(index)] = False
-                masked.index_fill_(dim, gone.nonzero()[:, 0].to(masked.device), fill)
-            tensors[name] = masked
-    return copy_network(network, tensors, share=True)
+def verification_report(thin: nn.Module) -> Verification:
+    """Tell what was compared when a network of ``prune_channels`` was verified, and what was not.
 
+    Args:
+        thin: The network.
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """The masked original and the thin network, and what both are called with."""
+    Returns:
+        What :func:`verify` found.
 
-    network: Network
-    masked: nn.Module
-    thin: nn.Module
-    cut: Cut
-    inputs: Arguments
+    Raises:
+        SlimfastError: Where the network was not verified.
 
-    def run_masked(self) -> tuple[torch.dtype, Any, int]:
-        """Run the masked network: the dtype that works (float64 first), the output, and the operations."""
-        elements = sum(tensor.numel() for tensor in self.network.tensors.values())
-        failure = None
-        for dtype in (torch.float64, torch.float32) if elements <= _FLOAT64_ELEMENTS else (torch.float32,):
-            counter = _Precision(dtype)
-            try:
-                return dtype, _run(self.masked, self.inputs, counter), counter.operations
-            except Exception as error:
-                failure = error
-        assert failure is not None, "at least one dtype was tried"
-        raise SlimfastError(f"verify: the original's forward fails: {one_line(failure)}") from failure
-
-    def run_thin(self, dtype: torch.dtype) -> Any:
-        try:
-            return _run(self.thin, self.inputs, _Precision(dtype))
-        except Exception as error:
-            raise SlimfastError(f"verify: the thin network's forward fails: {one_line(error)}") from error
-
-    def blame(self, dtype: torch.dtype, tolerance: float) -> str:
-        """Name the module whose output is the first to disagree, from both networks run again."""
-        kept = self.cut.kept_indices
-        wide: dict[tuple[str, int], Tensor] = {}
-
-        def keep(call: tuple[str, int], output: Tensor) -> None:
-            axes = self._axes(call[0], tuple(output.shape))
-            if axes is not None:
-                wide[call] = select_indices(
-                    output, {d: kept(axis) for d, axis in enumerate(axes) if axis.parts}
-                )
-
-        def compare(call: tuple[str, int], output: Tensor) -> None:
-            if call in wide and not found and not difference(wide[call], output) <= tolerance:
-                found.append(call[0])
-
-        found: list[str] = []
-        for module, watch in ((self.masked, keep), (self.thin, compare)):
-            _run(module, self.inputs, _Precision(dtype), watch)
-        where = found[0] if found else "the network itself"
-        return f"the thin network is not the masked original: the first output to disagree is {where}'s"
-
-    def _axes(self, module: str, shape: tuple[int, ...]) -> tuple[Axis, ...] | None:
-        """Find the axes of a module's output: those of the last operation inside it that has this shape."""
-        for operation in reversed(self.cut.graph.operations):
-            if operation.module == module or operation.module.startswith(f"{module}."):
-                for axes in operation.outputs:
-                    if tuple(axis.length for axis in axes) == shape:
-                        return axes
-        return None
-
-
-class _Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A precision: every operation runs in float64, whatever the code casts to, or for float32 as it is."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.dtype = dtype
-        self.operations = 0
-
-    def promote(self, value: Any) -> Any:
-        """Bring a floating tensor to the precision of this run."""
-        if not isinstance(value, Tensor):
-            return value
-        if self.dtype == torch.float64:
-            return value.to(_DOUBLE.get(value.dtype, value.dtype))
-        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        kwargs = dict(kwargs or {})
-        if self.dtype == torch.float64:
-            if kwargs.get("dtype") in _DOUBLE:
-                kwargs["dtype"] = _DOUBLE[kwargs["dtype"]]
-            if not func._schema.is_mutable:
-                args, kwargs = map_leaves(tuple(args), self.promote), map_leaves(kwargs, self.promote)
-            return map_leaves(func(*args, **kwargs), self.promote)
-        return func(*args, **kwargs)
-
-
-def _run(
-    module: nn.Module,
-    inputs: Arguments,
-    precision: _Precision,
-    watch: Callable[[tuple[str, int], Tensor], None] | None = None,
-) -> Any:
-    """Run a copy of ``module`` in eval mode and that precision."""
-    network = Network.of(module)
-    promoted = {name: precision.promote(tensor.detach()) for name, tensor in network.tensors.items()}
-    copied = copy_network(network, promoted).eval()
-    # Buffers that a forward writes to must not be the original's.
-    for part in copied.modules():
-        part._buffers.update({n: b.clone() for n, b in part._buffers.items() if b is not None})
-    devices = {tensor.device for tensor in named_tensors(copied).values()}
-    device = devices.pop() if len(devices) == 1 else None
-
-    def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        return precision.promote(leaf.to(device) if device is not None else leaf)
-
-    args, kwargs = map_leaves(cloned(inputs[0]), move), map_leaves(cloned(inputs[1]), move)
-    cuda = sorted({d.index for d in devices | {device} if d is not None and d.type == "cuda"})
-    with ExitStack() as stack:
-        stack.enter_context(PROCESS_LOCK)
-        stack.enter_context(torch.random.fork_rng(cuda))
-        torch.manual_seed(0)
-        stack.enter_context(torch.no_grad())
-        if watch is not None:
-            stack.enter_context(_watched(copied, watch))
-        stack.enter_context(precision)
-        return copied(*args, **kwargs)
-
-
-@contextmanager
-def _watched(module: nn.Module, watch: Callable[[tuple[str, int], Tensor], None]) -> Iterator[None]:
-    """Call ``watch((path, earlier calls), output)`` after each submodule that returns one tensor."""
-    calls: dict[str, int] = {}
-
-    def hook_of(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            calls[path] = calls.get(path, -1) + 1
-            if isinstance(output, Tensor):
-                watch((path, calls[path]), output)
-
-        return hook
-
-    handles = [part.register_forward_hook(hook_of(path)) for path, part in module.named_modules() if path]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    Example:
+        print(slimfast.verification_report(thin))
+    """
+    found = vars(thin).get(_ATTRIBUTE)
+    if not isinstance(found, Verification):
+        raise SlimfastError(f"{type(thin).__name__}: it was not verified")
+    return found

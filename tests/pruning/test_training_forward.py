@@ -79,17 +79,17 @@ def test_heads_that_another_module_uses_in_training_follow_what_they_read() -> N
 
 
 class TrainingWidth(nn.Module):
-    """Reads a width in training mode only."""
+    """Reads a width in training mode only, from where nothing is looked for."""
 
     def __init__(self, hidden: int = 24) -> None:
         super().__init__()
-        self.hidden = hidden
+        self.hidden = {"width": hidden}
         self.a, self.b = nn.Linear(8, hidden), nn.Linear(hidden, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         h = functional.relu(self.a(x))
         if self.training:
-            h = h + 0.1 * torch.randn(len(x), self.hidden, device=x.device)
+            h = h + 0.1 * torch.randn(len(x), self.hidden["width"], device=x.device)
         return self.b(h)
 
 
@@ -160,3 +160,34 @@ def test_the_modes_and_statistics_of_the_networks_stay() -> None:
     thin = slimfast.slim(model, x, params=0.5)
     assert not any(module.training for net in (model, thin) for module in net.modules())
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+class Noisy(nn.Module):
+    """Noise in training, of a width that eval mode does not read."""
+
+    def __init__(self, hidden: int, inner: int, twice: bool = False) -> None:
+        super().__init__()
+        self.hidden, self.inner, self.other = hidden, inner, hidden if twice else 5
+        self.a, self.b, self.c = nn.Linear(16, hidden), nn.Linear(hidden, inner), nn.Linear(inner, 5)
+
+    def forward(self, x):
+        h = self.a(x).relu()
+        if self.training:
+            h = h + torch.zeros(len(x), self.hidden, device=x.device)
+        h = self.b(h).relu()
+        if self.training:
+            h = h + torch.zeros(len(x), self.inner, device=x.device)
+        return self.c(h)
+
+
+@pytest.mark.parametrize(("hidden", "inner"), [(64, 32), (48, 48)])
+def test_widths_that_training_alone_reads_follow(tmp_path, hidden, inner):
+    model, x = Noisy(hidden, inner).eval(), torch.randn(4, 16)
+    plan = slimfast.plan(model, x, overrides={"a": 30, "b": inner // 3})
+    thin = slimfast.prune_channels(model, plan)
+    assert (thin.hidden, thin.inner) == (30, inner // 3)
+    assert thin.train()(x).shape == (4, 5)
+    slimfast.save(thin, tmp_path / "thin.safetensors")
+    again = slimfast.load(tmp_path / "thin.safetensors", Noisy(hidden, inner))
+    assert again.train()(x).shape == (4, 5)
+    assert (model.hidden, model.inner) == (hidden, inner)

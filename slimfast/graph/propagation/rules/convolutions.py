@@ -41,8 +41,17 @@ def _shape(a: Mapping[str, Any]) -> Tensor | None:
         return None
     first, second = weight.shape[:2]
     incoming, outgoing = (first, second * groups) if a["transposed"] else (second * groups, first)
-    if source.shape[1] != incoming or outgoing % groups or incoming % groups:
+    if outgoing % groups or incoming % groups:
         return None
+    if source.shape[1] != incoming:
+        if groups > 1 or a["transposed"]:
+            return None
+        # As PyTorch says it, which imports a compiler to do so on the meta device.
+        layer = f"groups={groups}, weight of size {list(weight.shape)}"
+        raise RuntimeError(
+            f"Given {layer}, expected input{list(source.shape)} to have {incoming} channels, but got "
+            f"{source.shape[1]} channels instead"
+        )
     if bias is not None and tuple(bias.shape) != (outgoing,):
         return None
     shape = [source.shape[0], outgoing, *_positions(a, source.shape[2:], weight.shape[2:])]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
 from slimfast.graph.propagation.axis_labels import FIXED, Axes
 from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.zeros import ZeroTracker, all_nonzero, all_zero
 from slimfast.graph.recording.calls import Call, Ref, refs_in
+from slimfast.graph.recording.meta_shortcuts import empty, plain
 from slimfast.graph.recording.op_registry import op
 
 
@@ -15,11 +22,20 @@ def _filled(tracker: ZeroTracker, call: Call, axes: Axes) -> bool:
     return isinstance(number, Ref) or number != 0
 
 
+def _dropped(a: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Know the shapes of what is left of a contiguous tensor and of the mask."""
+    source = a["input"]
+    if not plain(source):
+        return None
+    return empty(source, source.shape), torch.empty(source.shape, dtype=torch.bool, device="meta")
+
+
 @op("zero_", "zeros_like", zeros=all_zero)
 @op("fill_", "full_like", zeros=_filled)
 @op("ones_like", "empty_like", "normal_", "uniform_", zeros=all_nonzero)
 @op("contiguous", copies=True)
-@op("resolve_conj", "resolve_neg", "_conj", "native_dropout")
+@op("native_dropout", meta_shape=_dropped)
+@op("resolve_conj", "resolve_neg", "_conj")
 def same(flow: Propagation, call: Call) -> list[Axes]:
     """Give each output the axes of the first tensor."""
     source = refs_in(call.arguments)[0]
@@ -39,9 +55,21 @@ def constant(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
+@op("rand", "randn", zeros=all_nonzero, sized=True)
+@op("rand_like", "randn_like", "bernoulli", zeros=all_nonzero)
+def noise(flow: Propagation, call: Call) -> list[Axes]:
+    """Draw fewer numbers where there are fewer units, as for a constant or as many as another tensor has.
+
+    The numbers of a generator of the model's own are not chance: they stay as many.
+    """
+    if call.arguments.get("generator") is not None:
+        return positions(flow, call)
+    return same(flow, call) if refs_in(call.arguments) else constant(flow, call)
+
+
 @op("scalar_tensor", zeros=_filled)
 @op("arange", "linspace", "eye", "tril_indices", "triu_indices", "hann_window", zeros=all_nonzero)
-@op("rand", "randn", "randint", "randperm", "bernoulli", "rand_like", "randn_like", zeros=all_nonzero)
+@op("randint", "randperm", zeros=all_nonzero)
 def positions(flow: Propagation, call: Call) -> list[Axes]:
     """Fix all axes, for the values depend on the index or on chance."""
     return [[FIXED] * len(out.shape) for out in call.outputs]

@@ -42,7 +42,13 @@ def _linear_shape(a: Mapping[str, Any]) -> Tensor | None:
     source, weight, bias = a["input"], a["weight"], a["bias"]
     if not plain(source, weight, bias) or source.dim() < 2 or weight.dim() != 2:
         return None
-    if source.shape[-1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
+    if source.shape[-1] != weight.shape[1]:
+        # As PyTorch says it, which imports a compiler to do so on the meta device.
+        rows = f"{source.numel() // max(source.shape[-1], 1)}x{source.shape[-1]}"
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({rows} and {weight.shape[1]}x{weight.shape[0]})"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
         return None
     return empty(source, [*source.shape[:-1], weight.shape[0]])
 
