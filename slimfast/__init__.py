@@ -46,6 +46,7 @@ from slimfast.pruning import (
     repair_report,
     select,
     slim,
+    verification_report,
     verify,
 )
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
@@ -112,5 +113,6 @@ __all__ = [
     "select",
     "slim",
     "trace_channels",
+    "verification_report",
     "verify",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ def plan_checkpoint(
     model: nn.Module,
     example: Any,
     *,
+    outputs: Iterable[str | int] | str | int | None = None,
+    also: Iterable[Any] = (),
     curves: Mapping[str, ErrorCurve] | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
     dtype: torch.dtype | None = None,
@@ -66,6 +68,8 @@ def plan_checkpoint(
         source: A file or folder of weights, a mapping of tensors or a module.
         model: The network, for the tracing; it may be on the meta device.
         example: Its input, for the tracing; likewise.
+        outputs: Which outputs stay as they are, as for :func:`slimfast.trace_channels`.
+        also: Examples of other calls, likewise.
         curves: Error curves by which a budget is spent, without spectra.
         spectra: Saved ones, which save the measurement.
 
@@ -82,7 +86,7 @@ def plan_checkpoint(
         plan = slimfast.plan_checkpoint("model.safetensors.index.json", model, tokens, params=0.6)
     """
     request = check_request(options)
-    graph = trace_channels(model, example)
+    graph = trace_channels(model, example, outputs=outputs, also=also)
     if curves is not None:
         # Widths by gain need no spectra; those that are given are shown.
         gained = plan_widths(graph, spectra or {}, curves=curves, **options)
@@ -109,7 +113,7 @@ def plan_checkpoint(
 
 def prune_checkpoint(
     path: str | os.PathLike[str],
-    plan: Plan | Manifest,
+    plan: Plan | Manifest | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,
     model: nn.Module | None = None,
@@ -126,7 +130,8 @@ def prune_checkpoint(
 
     Args:
         path: The checkpoint.
-        plan: A plan, which needs the ``model``, or a manifest (``manifest(thin)``), which does not.
+        plan: A plan or the path of one, which needs the ``model``, or a manifest (``manifest(thin)``), which
+            does not.
         folder: Where to write.
         model: The wide network, on the meta device or not.
         select: How units are chosen that a plan has not chosen.
@@ -144,6 +149,7 @@ def prune_checkpoint(
     Example:
         slimfast.prune_checkpoint("model.safetensors.index.json", plan, "thin", model=model)
     """
+    plan = plan if isinstance(plan, Manifest) else Plan.of(plan)
     weights = open_weights(path)
     described, first = _manifest(weights, plan, model, select, backend)
     _check_stored(weights, described, first)

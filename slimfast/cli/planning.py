@@ -91,6 +91,7 @@ def plan(
     model: options.Model,
     input: options.Inputs = None,
     weights: options.Weights = None,
+    outputs: options.Outputs = None,
     *,
     widths: Widths,
     spectra: Spectra = None,
@@ -110,17 +111,24 @@ def plan(
     wanted = widths.request_options()
     if uniform:
         _check_uniform(
-            widths, spectra=spectra, calibration=calibration, plot=plot, resume=resume, stream=stream
+            widths,
+            spectra=spectra,
+            calibration=calibration,
+            plot=plot,
+            resume=resume,
+            stream=stream,
+            outputs=outputs,
         )
     options.check_outputs(output, plot)
     measured = None if spectra is None else load_spectra(spectra)
     network, source = _network(model, weights, seed, device, stream=stream)
     example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
     how: dict[str, Any] = {"backend": backend, "resume": resume}
+    interface = options.outputs_of(outputs)
     with options.progress("measuring spectra") as advance, options.team_if_launched() as team:
         how |= {"progress": advance, "team": team}
         if plot is not None and measured is None:
-            measured = measure_spectra(source, trace_channels(network, example), **how)
+            measured = measure_spectra(source, trace_channels(network, example, outputs=interface), **how)
         if uniform:
             found = plan_uniform(
                 network,
@@ -131,10 +139,14 @@ def plan(
                 backend=backend,
             )
         elif calibration is None:
-            found = plan_checkpoint(source, network, example, spectra=measured, **how, **wanted)
+            found = plan_checkpoint(
+                source, network, example, outputs=interface, spectra=measured, **how, **wanted
+            )
         else:
             data = load_calibration(calibration, device=device)
-            found = make_plan(network, example, calibration=data, backend=backend, **wanted)
+            found = make_plan(
+                network, example, outputs=interface, calibration=data, backend=backend, **wanted
+            )
     if not options.is_first(team):
         return
     if output is not None:

@@ -188,6 +188,9 @@ class ChannelGraph:
         tied: Further names of a shared tensor, mapped to the first one.
         itemsize: Bytes of one element of each parameter and buffer (4 where a name is missing).
         attributes: The Python attributes that must follow the widths, None before a trial cut has found them.
+        outputs: The names or numbers of the outputs that stay as they are; None: all of them.
+        also: Descriptions of the other calls that were traced.
+        notes: What was not looked at, one line each.
 
     Example:
         graph = slimfast.trace_channels(model, example)
@@ -205,6 +208,9 @@ class ChannelGraph:
     tied: Mapping[str, str] = field(default_factory=dict)
     itemsize: Mapping[str, int] = field(default_factory=dict)
     attributes: tuple[Attribute, ...] | None = None
+    outputs: tuple[str | int, ...] | None = None
+    also: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.groups)

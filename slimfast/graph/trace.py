@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.inputs import InputSpec, arguments
 from slimfast.graph.recording.module_copies import collector_paused
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.output_places import as_outputs, check_outputs
 from slimfast.graph.trial import trial_cut
 
 
@@ -28,6 +29,8 @@ def trace_channels(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] | None = None,
     settle: bool = True,
+    outputs: Iterable[str | int] | str | int | None = None,
+    also: Iterable[Any] = (),
 ) -> ChannelGraph:
     """Find the channel groups of ``model`` by running it once on tensors without data.
 
@@ -39,6 +42,10 @@ def trace_channels(
         exclude: Globs likewise: groups that one of them matches are not returned.
         settle: Cut every group once on tensors without data, find the Python attributes that must follow, and
             leave out what cannot be cut; without it the groups are those that the recorded operations allow.
+        outputs: Which outputs are the interface and stay as they are, by name (``"logits"``, ``"0.boxes"``,
+            globs) or number; what else is returned may get narrower. By default all of them stay.
+        also: Examples of other calls (other arguments, that use layers which ``example`` leaves out): what
+            they couple is coupled, and they are compared too when a cut is verified.
 
     Returns:
         The graph: a sequence of the groups, which also says what was left alone and why (``frozen``).
@@ -58,11 +65,14 @@ def trace_channels(
         if isinstance(module, torch.jit.ScriptModule):
             where = path or "the model itself"
             raise UnsupportedGraph(f"{where} is TorchScript, which cannot be cut; give what it was made from")
-    inputs = InputSpec.of(example)
+    inputs, interface = InputSpec.of(example), as_outputs(outputs)
     args, kwargs = arguments(example)
     recording = record(network, args, kwargs)
-    flow = propagate(network, recording, args, kwargs)
-    freeze_size_dependent(network, flow, (args, kwargs))
+    check_outputs(recording.places, interface)
+    others = list(also)
+    recorded = [record(network, *arguments(other)) for other in others]
+    flow = propagate(network, recording, args, kwargs, interface, recorded)
+    freeze_size_dependent(network, flow, (args, kwargs), interface, recorded)
     grouping = Grouping(flow.labels, include, exclude)
     graph = ChannelGraph(
         groups=grouping.groups(),
@@ -73,5 +83,8 @@ def trace_channels(
         inputs=inputs,
         tied=network.tied,
         itemsize={name: tensor.element_size() for name, tensor in network.tensors.items()},
+        outputs=interface,
+        also=tuple(map(InputSpec.of, others)),
+        notes=tuple(flow.labels.notes),
     )
     return trial_cut.settle(network, graph, recording) if settle else graph

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from slimfast.arrays import Arguments
-from slimfast.errors import ArgumentTypeError, SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError, one_line
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
 from slimfast.huggingface.config_search import built_without_data, find_config
@@ -86,7 +86,13 @@ def _check(thin: nn.Module, folder: Path, inputs: Arguments) -> None:
     )
     with torch.no_grad():
         expected = alike(*cloned(args), **cloned(kwargs))
-        got = loaded.to(device).eval()(*cloned(args), **cloned(kwargs))
+        try:
+            got = loaded.to(device).eval()(*cloned(args), **cloned(kwargs))
+        except Exception as failure:
+            raise SlimfastError(
+                f"save_pretrained: the stock {type(thin).__name__} fails with these widths (a plan with "
+                f"multiple_of=16 may help): {one_line(failure)}"
+            ) from failure
     floating = [t.dtype for t in tensors_in(expected) if t.is_floating_point()]
     limit = rounding(thin, floating[0] if floating else torch.float32, 1000)
     error = difference(_tensors(expected), _tensors(got))

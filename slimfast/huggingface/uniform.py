@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, UnsupportedGraph
 from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
 from slimfast.graph.cutting.cut import Cut
-from slimfast.graph.recording.forward import dataless_copy
+from slimfast.graph.recording.forward import dataless_copy, record
 from slimfast.graph.recording.network import Network
-from slimfast.huggingface.config_search import changed_config, config_of, find_config, leaves
+from slimfast.huggingface.config_search import (
+    built_without_data,
+    changed_config,
+    config_of,
+    find_config,
+    leaves,
+)
 from slimfast.plans import Plan, plan_widths
+from slimfast.plans.amounts import amount_of
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.spectra import Spectrum, measure_spectra
@@ -44,8 +51,8 @@ def plan_uniform(
     model: nn.Module,
     example: Any,
     *,
-    params: float | None = None,
-    macs: float | None = None,
+    params: float | str | None = None,
+    macs: float | str | None = None,
     multiple_of: int = 1,
     backend: str = "auto",
 ) -> Plan:
@@ -80,7 +87,8 @@ def plan_uniform(
     """
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
         raise ArgumentTypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
-    budget = {name: value for name, value in (("params", params), ("macs", macs)) if value is not None}
+    given = (("params", params), ("macs", macs))
+    budget = {name: amount_of(name, value) for name, value in given if value is not None}
     if not budget:
         raise ArgumentError("plan_uniform: expected params or macs, got none of them")
     graph = trace_channels(model, example, exclude=["head_dim"])
@@ -92,11 +100,26 @@ def plan_uniform(
         )
     spectra = measure_spectra(model, graph, backend=backend)
     widths = _solve(graph, knobs, spectra, budget)
-    if config_of_cut(model, graph, widths) is None:
+    config = config_of_cut(model, graph, widths)
+    if config is None:
         raise SlimfastError(
             f"plan_uniform: no {type(model.config).__name__} describes the widths of the budget: {widths}"
         )
+    _check_stock(model, config, graph)
     return replace(plan_widths(graph, spectra, overrides=widths), weights=fingerprint(model))
+
+
+def _check_stock(model: nn.Module, config: Any, graph: ChannelGraph) -> None:
+    """Refuse widths that the stock class takes and its forward does not: kernels that want multiples of 8."""
+    stock = built_without_data(model, config)
+    if stock is None:
+        return
+    try:
+        record(Network.of(stock.eval()), *graph.inputs.example())
+    except UnsupportedGraph as error:
+        raise SlimfastError(
+            f"plan_uniform: with the widths of the budget the stock {error}; multiple_of=16 may help"
+        ) from error
 
 
 def _knobs(model: nn.Module, graph: ChannelGraph, multiple_of: int) -> list[_Knob]:

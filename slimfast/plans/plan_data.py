@@ -11,10 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from slimfast.errors import ArgumentError, SlimfastError, shown
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, shown
 from slimfast.graph import ChannelGraph, InputSpec
 from slimfast.plans.costs import Cost
-from slimfast.plans.fingerprint import PATTERN
+from slimfast.plans.plan_fields import (
+    also_from_json,
+    budget_from_json,
+    cost_from_json,
+    cost_to_json,
+    inputs_from_json,
+    multiple_from_json,
+    outputs_from_json,
+    shapes_from_json,
+    share_from_json,
+    weights_from_json,
+)
 from slimfast.plans.plan_text import explanation, table
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text
@@ -78,12 +89,14 @@ class Plan:
         explained_variance: The network's tau; None where there was none: widths given by hand or by marginal
             gain.
         budget: What was asked for.
-        multiple_of: What widths are multiples of.
+        multiple_of: What widths are multiples of, or what those of the groups that a glob means are.
         cost_before: What the whole network costs.
         cost_after: What the thin one will.
         shapes: The wide shape of every parameter and buffer by name.
         inputs: What the network is called with.
         allocation: How a budget was spent.
+        outputs: Which outputs stay as they are; None: all of them.
+        also: What the other calls that were traced are made with.
         weights: The fingerprint of the weights it was made from, where they were at hand; it is not compared.
         graph: At hand where the plan was just made; it is neither compared nor written.
 
@@ -96,12 +109,14 @@ class Plan:
     groups: tuple[GroupPlan, ...]
     explained_variance: float | None
     budget: Mapping[str, float]
-    multiple_of: int
+    multiple_of: int | Mapping[str, int]
     cost_before: Cost
     cost_after: Cost
     shapes: Mapping[str, tuple[int, ...]]
     inputs: InputSpec
     allocation: Allocation = "explained_variance"
+    outputs: tuple[str | int, ...] | None = None
+    also: tuple[InputSpec, ...] = ()
     weights: str | None = field(default=None, compare=False)
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
@@ -132,12 +147,16 @@ class Plan:
             "allocation": self.allocation,
             "explained_variance": self.explained_variance,
             "budget": dict(self.budget),
-            "multiple_of": self.multiple_of,
-            "cost_before": _cost_to_json(self.cost_before),
-            "cost_after": _cost_to_json(self.cost_after),
+            "multiple_of": self.multiple_of if isinstance(self.multiple_of, int) else dict(self.multiple_of),
+            "cost_before": cost_to_json(self.cost_before),
+            "cost_after": cost_to_json(self.cost_after),
             "weights": self.weights,
             "inputs": self.inputs.to_json(),
         }
+        if self.outputs is not None:
+            head["outputs"] = list(self.outputs)
+        if self.also:
+            head["also"] = [call.to_json() for call in self.also]
         lines = [f"{json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in head.items()]
         groups = ",\n".join(f"  {json.dumps(_group_to_json(g), allow_nan=False)}" for g in self.groups)
         shapes = ",\n".join(f"  {json.dumps(name)}: {list(shape)}" for name, shape in self.shapes.items())
@@ -157,21 +176,32 @@ class Plan:
             allocation = fields.string("allocation", ALLOCATIONS)
         plan = Plan(
             allocation=allocation,
-            weights=_weights_from_json(fields) if version > 2 else None,
+            weights=weights_from_json(fields) if version > 2 else None,
             groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
-            explained_variance=_optional_share(fields, "explained_variance"),
-            budget=_budget_from_json(fields.object("budget")),
-            multiple_of=fields.integer("multiple_of", 1),
-            cost_before=_cost_from_json(fields.object("cost_before")),
-            cost_after=_cost_from_json(fields.object("cost_after")),
-            shapes=_shapes_from_json(fields.object("shapes")),
-            inputs=_inputs_from_json(fields.raw("inputs"), what),
+            explained_variance=share_from_json(fields, "explained_variance"),
+            budget=budget_from_json(fields.object("budget")),
+            multiple_of=multiple_from_json(fields, version),
+            cost_before=cost_from_json(fields.object("cost_before")),
+            cost_after=cost_from_json(fields.object("cost_after")),
+            shapes=shapes_from_json(fields.object("shapes")),
+            inputs=inputs_from_json(fields.raw("inputs"), what),
+            outputs=outputs_from_json(fields) if version > 2 and fields.has("outputs") else None,
+            also=also_from_json(fields, what) if version > 2 and fields.has("also") else (),
         )
         fields.done()
         twice = first_repeated(group.name for group in plan.groups)
         if twice is not None:
             raise SlimfastError(f"{what}: group {shown(twice)} is there twice")
         return plan
+
+    @staticmethod
+    def of(plan: Plan | str | os.PathLike[str]) -> Plan:
+        """Return a plan itself, or load the one in the file of that path; ``TypeError`` for all else."""
+        if isinstance(plan, Plan):
+            return plan
+        if isinstance(plan, (str, os.PathLike)):
+            return Plan.load(plan)
+        raise ArgumentTypeError(f"plan: expected a Plan or the path of one, got {type(plan).__name__}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write :meth:`to_json` to a file, whole or not at all."""
@@ -184,16 +214,6 @@ class Plan:
         return Plan.from_json(read_text(path), what=os.fspath(path))
 
 
-def _cost_to_json(cost: Cost) -> dict[str, int]:
-    return {"params": cost.params, "macs": cost.macs, "bytes": cost.bytes}
-
-
-def _cost_from_json(fields: Fields) -> Cost:
-    cost = Cost(fields.integer("params"), fields.integer("macs"), fields.integer("bytes"))
-    fields.done()
-    return cost
-
-
 def _group_to_json(group: GroupPlan) -> dict[str, Any]:
     return {
         "name": group.name,
@@ -204,8 +224,8 @@ def _group_to_json(group: GroupPlan) -> dict[str, Any]:
         "certified": group.certified,
         "dtype": group.dtype,
         "chosen": group.chosen,
-        "before": _cost_to_json(group.before),
-        "after": _cost_to_json(group.after),
+        "before": cost_to_json(group.before),
+        "after": cost_to_json(group.after),
         "keep": None if group.keep is None else list(group.keep),
     }
 
@@ -224,8 +244,8 @@ def _group_from_json(fields: Fields) -> GroupPlan:
         keep=None if fields.is_null("keep") else _keep_from_json(fields, n, width),
         dtype=None if fields.is_null("dtype") else fields.string("dtype", _DTYPES),
         chosen=chosen,
-        before=_cost_from_json(fields.object("before")),
-        after=_cost_from_json(fields.object("after")),
+        before=cost_from_json(fields.object("before")),
+        after=cost_from_json(fields.object("after")),
     )
     fields.done()
     return group
@@ -238,36 +258,3 @@ def _keep_from_json(fields: Fields, n: int, width: int) -> tuple[int, ...]:
             f"{fields.where}: keep: expected {width} sorted, distinct units, got {len(keep)} indices"
         )
     return keep
-
-
-def _weights_from_json(fields: Fields) -> str | None:
-    if fields.is_null("weights"):
-        return None
-    found = fields.string("weights")
-    if not PATTERN.fullmatch(found):
-        raise SlimfastError(f"{fields.at('weights')}: expected 32 hexadecimal digits, got {shown(found)}")
-    return found
-
-
-def _optional_share(fields: Fields, name: str) -> float | None:
-    return None if fields.is_null(name) else fields.number(name, 0.0, 1.0)
-
-
-def _budget_from_json(fields: Fields) -> dict[str, float]:
-    budget: dict[str, float] = {}
-    for name in fields.names():
-        if name not in ("explained_variance", "params", "macs"):
-            raise SlimfastError(f"{fields.where}: unknown budget {shown(name)}")
-        budget[name] = fields.number(name, 0.0, float(2**63))
-    return budget
-
-
-def _shapes_from_json(fields: Fields) -> dict[str, tuple[int, ...]]:
-    return {name: fields.integers(name) for name in fields.names()}
-
-
-def _inputs_from_json(value: Any, what: str) -> InputSpec:
-    try:
-        return InputSpec.from_json(value)
-    except ArgumentError as error:
-        raise SlimfastError(f"{what}: inputs: {error}") from None

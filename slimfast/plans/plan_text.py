@@ -106,8 +106,12 @@ def _notes(plan: Plan) -> list[str]:
             old, new = getattr(before, name), getattr(after, name)
             share = f"{new / old:.4f} of the original" if old else "of none"
             notes.append(f"{name}: asked for {asked:g}, reached {new:,} of {old:,} ({share})")
-    if plan.multiple_of > 1:
-        notes.append(f"widths are multiples of {plan.multiple_of}, or whole")
+    if isinstance(plan.multiple_of, int):
+        if plan.multiple_of > 1:
+            notes.append(f"widths are multiples of {plan.multiple_of}, or whole")
+    else:
+        named = ", ".join(f"{step} ({glob})" for glob, step in plan.multiple_of.items())
+        notes.append(f"widths are multiples of {named}, or whole")
     chosen = [g for g in plan.groups if g.chosen == "tau"]
     again = [g.name for g in chosen if g.dtype == "float64"]
     if again:
@@ -125,6 +129,13 @@ def explanation(plan: Plan, graph: ChannelGraph) -> str:
     alone = _left_alone(graph)
     if alone:
         parts.append("\n".join(["left alone, each layer with the reason:", *alone]))
+    notes = list(graph.notes)
+    if graph.outputs is not None:
+        notes.append(f"of the outputs {', '.join(map(str, graph.outputs))} stay, the others may get narrower")
+    if graph.also:
+        notes.append(f"traced with {len(graph.also)} other calls too")
+    if notes:
+        parts.append("\n".join(notes))
     return "\n\n".join(parts)
 
 

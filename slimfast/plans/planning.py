@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from slimfast.arrays import Progress
 from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.moments import Calibration
-from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, Plan
@@ -47,10 +47,13 @@ def plan_widths(
         graph: The groups, from :func:`slimfast.trace_channels`.
         spectra: Their spectra, from :func:`slimfast.measure_spectra`.
         explained_variance: The share of its variance that every group keeps, instead of a budget.
-        params: Budget of parameters: a share of the original in (0, 1], or above 1 an absolute number.
+        params: Budget of parameters: a share of the original in (0, 1], or above 1 an absolute number; as a
+            text "50%", "2e9" or "1.5G".
         macs: Budget of multiply-adds, likewise; both may be given.
-        multiple_of: Rounds widths up to multiples, or to the whole group; for heads and blocks of channels,
-            which are cut whole, it is the number of channels that is a multiple.
+        multiple_of: Rounds widths up to multiples, or to the whole group, which a group of fewer units is;
+            for heads and blocks of channels, which are cut whole, it is the number of channels that is a
+            multiple. A mapping has a multiple for each glob of group names or kinds; the first that matches
+            counts, and groups of none have any width.
         min_width: No group gets fewer units (or all it has).
         overrides: Widths by hand: globs of group names or kinds to a number of units, or as a float to a
             share of them; the first glob that matches counts, and it counts as it is.
@@ -82,8 +85,11 @@ def plan_widths(
 @takes_width_options
 def plan(
     model: nn.Module,
-    example: Any,
+    example: Any = None,
     *,
+    graph: ChannelGraph | None = None,
+    outputs: Iterable[str | int] | str | int | None = None,
+    also: Iterable[Any] = (),
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
@@ -103,6 +109,10 @@ def plan(
     Args:
         model: The network.
         example: A tensor, a tuple or a dict of its arguments.
+        graph: What :func:`slimfast.trace_channels` found in this model, instead of the example, to save a
+            trace.
+        outputs: Which outputs stay as they are, as for :func:`slimfast.trace_channels`.
+        also: Examples of other calls, likewise.
         allocation: How a budget is spent: by one ``explained_variance`` for all groups, or by
             ``marginal_gain``, from the error curves of a ``calibration`` and without spectra. By default it
             is the latter where there is a calibration.
@@ -123,7 +133,7 @@ def plan(
     """
     request = check_request(options)
     by_gain = _by_gain(allocation, calibration, request)
-    graph = trace_channels(model, example)
+    graph = _traced(model, example, graph, outputs, also)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
     if by_gain is not None:
         gained = solved_plan(graph, {}, request, error_curves(model, graph, by_gain, backend=backend))
@@ -145,6 +155,26 @@ def plan(
         return measure_again(model, measured, names, graph, backend=backend)
 
     return replace(settled_plan(graph, spectra, request, again), weights=fingerprint(model))
+
+
+def _traced(
+    model: nn.Module,
+    example: Any,
+    graph: ChannelGraph | None,
+    outputs: Iterable[str | int] | str | int | None,
+    also: Iterable[Any],
+) -> ChannelGraph:
+    """Trace the model, or take the graph that was given, if it is the model's."""
+    others = list(also)
+    if graph is None:
+        if example is None:
+            raise ArgumentTypeError("plan: expected an example of the model's arguments, or its graph")
+        return trace_channels(model, example, outputs=outputs, also=others)
+    if outputs is not None or others:
+        raise ArgumentError("plan: expected a graph, or outputs and also for a trace, got both")
+    held = {name: tuple(axis.length for axis in axes) for name, axes in graph.axes.items()}
+    check_shapes(held, model, "graph")
+    return graph
 
 
 def _by_gain(
@@ -169,17 +199,22 @@ def _by_gain(
 
 def check_plan(plan: Plan, model: nn.Module) -> None:
     """Raise :class:`SlimfastError` naming the first tensor in which ``model`` is not the plan's."""
+    check_shapes(plan.shapes, model, "plan")
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], model: nn.Module, what: str) -> None:
+    """Raise :class:`SlimfastError` naming the first tensor of ``model`` that has not the shape it should."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name, shape in plan.shapes.items():
+    for name, shape in shapes.items():
         if name not in found:
-            raise SlimfastError(f"plan: expected a model with {name} of shape {shape}, got one without it")
+            raise SlimfastError(f"{what}: expected a model with {name} of shape {shape}, got one without it")
         if found[name] != shape:
             raise SlimfastError(
-                f"plan: expected a model with {name} of shape {shape}, got shape {found[name]}"
+                f"{what}: expected a model with {name} of shape {shape}, got shape {found[name]}"
             )
     for name, shape in found.items():
-        if name not in plan.shapes:
+        if name not in shapes:
             raise SlimfastError(
-                f"plan: expected a model without {name}, got one that has it, of shape {shape}"
+                f"{what}: expected a model without {name}, got one that has it, of shape {shape}"
             )

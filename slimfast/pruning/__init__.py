@@ -5,7 +5,7 @@ from slimfast.pruning.prune import prune_channels, slim
 from slimfast.pruning.repair import RepairReport, repair_report
 from slimfast.pruning.selection import select
 from slimfast.pruning.training_state import prune_state
-from slimfast.pruning.verification import Verification, verify
+from slimfast.pruning.verification import Verification, verification_report, verify
 
 __all__ = [
     "Manifest",
@@ -17,5 +17,6 @@ __all__ = [
     "repair_report",
     "select",
     "slim",
+    "verification_report",
     "verify",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -29,7 +30,7 @@ from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manife
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
-from slimfast.pruning.verification import verify_cut
+from slimfast.pruning.verification import attach_verification, verify_and_patch
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
 
@@ -41,7 +42,7 @@ _STAGES = 5
 @overload
 def prune_channels(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | str | os.PathLike[str],
     *,
     select: Method = ...,
     repair: RepairKind | None = ...,
@@ -57,7 +58,7 @@ def prune_channels(
 @overload
 def prune_channels(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | str | os.PathLike[str],
     *,
     select: Method = ...,
     repair: RepairKind | None = ...,
@@ -73,7 +74,7 @@ def prune_channels(
 @torch.inference_mode(False)
 def prune_channels(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | str | os.PathLike[str],
     *,
     select: Method = DEFAULT_METHOD,
     repair: RepairKind | None = None,
@@ -95,7 +96,7 @@ def prune_channels(
 
     Args:
         model: The network.
-        plan: Its widths.
+        plan: Its widths, or the path of the file they are in.
         select: How the units are chosen where the plan has not done so: a method of :func:`slimfast.select`.
         repair: Then solves the layers that read what was cut for the best weights in closed form, from the
             ``"weights"`` alone or from the ``"activations"`` of a ``calibration``, which also gives the batch
@@ -104,7 +105,8 @@ def prune_channels(
             reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more
             than mean variance only, is the better start of a training.
         calibration: From :func:`slimfast.calibrate`.
-        verify: Also runs both networks and compares (:func:`slimfast.verify`).
+        verify: Also runs both networks and compares (:func:`slimfast.verify`); ``verification_report(thin)``
+            says what was found.
         strict: Refuses a plan that was made from other weights of the same shapes, which is else a warning.
         example: What they are then called with, instead of inputs made up to the plan's description.
         backend: The kernels to use.
@@ -130,6 +132,7 @@ def prune_channels(
         if progress is not None:
             progress(next(stages), _STAGES)
 
+    plan = Plan.of(plan)
     network = Network.of(model)
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
@@ -151,10 +154,13 @@ def prune_channels(
     cuts = cut.tensor_cuts.items()
     indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts}
     widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
-    attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
     reached("shapes checked")
+    found = None
     if verify:
-        verify_cut(network, thin, cut, example)
+        found, read_in_training = verify_and_patch(network, thin, cut, example)
+        patches = (*patches, *read_in_training)
+    attach_verification(thin, found)
+    attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
     if repair is not None:
         repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, damping=repair_damping)
     reached("verified" if verify else "done")
@@ -167,6 +173,8 @@ def slim(
     model: nn.Module,
     example: Any,
     *,
+    outputs: Iterable[str | int] | str | int | None = None,
+    also: Iterable[Any] = (),
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
     select: Method = DEFAULT_METHOD,
@@ -199,6 +207,8 @@ def slim(
     planned = make_plan(
         model,
         example,
+        outputs=outputs,
+        also=also,
         allocation=allocation,
         calibration=calibration,
         backend=backend,

@@ -139,8 +139,8 @@ def _depends(func: Any, args: Any, kwargs: Mapping[str, Any]) -> bool:
     name = func._schema.name.rpartition("::")[2]
     tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
     # what is filled, and what has the shape that is asked for
-    beside = len(tensors) - (name.endswith(("_", "_like")) or func._overloadname == "p")
-    return beside > 0
+    shaped = name.endswith(("_", "_like")) or func._overloadname == "p"
+    return len(tensors) > int(shaped)
 
 
 def _undecided(name: str, what: str) -> SlimfastError:

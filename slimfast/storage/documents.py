@@ -168,6 +168,14 @@ class Fields:
             return True
         return False
 
+    def has(self, name: str) -> bool:
+        """Whether the field is there and was not read yet."""
+        return name in self._left
+
+    def holds_object(self, name: str) -> bool:
+        """Whether the field is an object; it is not read."""
+        return isinstance(self._left.get(name), dict)
+
     def integers(self, name: str, low: int = 0, high: int = LARGEST) -> tuple[int, ...]:
         """Read a list of integers, each in low..high."""
         value = self.raw(name)

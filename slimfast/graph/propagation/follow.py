@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from slimfast.arrays import Arguments
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph.propagation.axis_labels import Axes
 from slimfast.graph.propagation.flow import Propagation
@@ -16,30 +18,39 @@ from slimfast.graph.propagation.rules import rule_of
 from slimfast.graph.recording.calls import Call, LengthOrigin, refs_in
 from slimfast.graph.recording.forward import ForwardFailed, Recording, record_at
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.output_places import Outputs, staying
 
 
 def propagate(
-    network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
+    network: Network,
+    recording: Recording,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    outputs: Outputs | None = None,
+    also: Sequence[Recording] = (),
 ) -> Propagation:
     """Follow the labels of every parameter and buffer through the recorded operations.
 
     ``args`` and ``kwargs`` are those of the recording: where it leaves parameters out, the training forward
-    is recorded with them too.
+    is recorded with them too. ``outputs``: those that stay as they are, all of them where it is None.
+    ``also``: recordings of other calls, which are followed on the same labels.
     """
     labels = NetworkLabels(network)
-    flow = _follow(Propagation(labels, recording), recording)
+    flow = _follow(Propagation(labels, recording), recording, outputs)
+    for other in also:
+        _follow(Propagation(labels, other), other, outputs)
     _leave_integers(labels, network)
-    _follow_training(labels, network, recording, args, kwargs)
+    _Training(labels, network, recording, (args, kwargs), outputs, also).follow()
     return flow
 
 
-def _follow(flow: Propagation, recording: Recording) -> Propagation:
+def _follow(flow: Propagation, recording: Recording, outputs: Outputs | None) -> Propagation:
     """Follow a recording from its inputs to its outputs, which stay as they are."""
     for call in recording.calls:
         _follow_call(flow, call)
     cause = flow.labels.causes.add(Reason.NETWORK_OUTPUT)
-    for ref in recording.outputs:
-        if flow.knows(ref.value):
+    for ref, stays in zip(recording.outputs, staying(recording.places, outputs), strict=True):
+        if stays and flow.knows(ref.value):
             flow.labels.freeze(flow.axes(ref), cause)
     return flow
 
@@ -88,49 +99,67 @@ def _leave_integers(labels: NetworkLabels, network: Network) -> None:
             labels.freeze([labels.tensors[name].axes[dim]], cause)
 
 
-def _follow_training(
-    labels: NetworkLabels,
-    network: Network,
-    recording: Recording,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> None:
-    """Couple what the forward leaves out in eval mode to the rest, as it is in training mode.
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """What is coupled by the forward in training mode, with the inputs and the outputs of eval mode."""
 
-    Parameters that eval mode does not use (the auxiliary classifiers of GoogLeNet) are left whole themselves,
-    for no eval mode shows what their cut does; what they read may be cut, and they follow. What the forward
-    returns in training alone is an output as well. Where the training forward cannot be recorded the frozen
-    parameters say so.
-    """
-    idle = _idle(labels, recording)
-    known = recording
-    if paths := _deciding([n for n, t in network.tensors.items() if isinstance(t, nn.Parameter)], idle):
+    labels: NetworkLabels
+    network: Network
+    recording: Recording
+    inputs: Arguments
+    outputs: Outputs | None
+    also: Sequence[Recording]
+
+    def follow(self) -> None:
+        """Couple what the forward leaves out in eval mode to the rest, as it is in training mode.
+
+        Parameters that eval mode does not use (the auxiliary classifiers of GoogLeNet) are left whole
+        themselves, for no eval mode shows what their cut does; what they read may be cut, and they follow.
+        What the forward returns in training alone is an output as well. Where the training forward cannot be
+        recorded the frozen parameters say so.
+        """
+        idle = set(_idle(self.labels, self.recording))
+        for other in self.also:
+            idle &= set(_idle(self.labels, other))
+        left = [name for name in self.labels.tensors if name in idle]
+        known = self.recording
+        parameters = [n for n, t in self.network.tensors.items() if isinstance(t, nn.Parameter)]
+        if paths := _deciding(parameters, left):
+            try:
+                known = self._record(paths)
+            except ForwardFailed as failure:
+                self.labels.leave_alone(left, Reason.TRAINING_FAILED, str(failure))
+                return
+            left = self._followed(known, left)
+        whole = self._recorded_whole()
+        if whole is not None:
+            more = not set(_idle(self.labels, whole)).issuperset(left)
+            if more or _shapes(whole) != _shapes(known):
+                left = self._followed(whole, left)
+        self.labels.leave_alone(left, Reason.NOT_USED)
+
+    def _followed(self, recording: Recording, idle: list[str]) -> list[str]:
+        """Follow a training forward; return which of the idle parameters it does not use either."""
+        still = set(_idle(self.labels, recording))
+        _follow(Propagation(self.labels, recording, training=True), recording, self.outputs)
+        return [name for name in idle if name in still]
+
+    def _record(self, training: list[str]) -> Recording:
+        args, kwargs = self.inputs
+        return record_at(self.network, args, kwargs, self.recording.tensor_mode, training=training)
+
+    def _recorded_whole(self) -> Recording | None:
+        """Record the forward with every module in training mode; None where it cannot be, without
+        computing.
+        """
+        if self.recording.tensor_mode == "real":
+            self.labels.notes.append("the training forward was not looked at: it asks for values")
+            return None
         try:
-            known = record_at(network, args, kwargs, recording.tensor_mode, training=paths)
-        except ForwardFailed as failure:
-            labels.leave_alone(idle, Reason.TRAINING_FAILED, str(failure))
-            return
-        _follow(Propagation(labels, known, training=True), known)
-        idle = [name for name in idle if name in set(_idle(labels, known))]
-    whole = _record_training(network, recording, args, kwargs)
-    if whole is not None:
-        still = set(_idle(labels, whole))
-        if not still.issuperset(idle) or _shapes(whole) != _shapes(known):
-            _follow(Propagation(labels, whole, training=True), whole)
-            idle = [name for name in idle if name in still]
-    labels.leave_alone(idle, Reason.NOT_USED)
-
-
-def _record_training(
-    network: Network, recording: Recording, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Recording | None:
-    """Record the forward with every module in training mode; None where it cannot be, without computing."""
-    if recording.tensor_mode == "real":
-        return None
-    try:
-        return record_at(network, args, kwargs, recording.tensor_mode, training=list(network.modules))
-    except (ForwardFailed, UnsupportedGraph):
-        return None
+            return self._record(list(self.network.modules))
+        except (ForwardFailed, UnsupportedGraph) as failure:
+            self.labels.notes.append(f"the training forward was not looked at: {failure}")
+            return None
 
 
 def _shapes(recording: Recording) -> list[tuple[int, ...]]:

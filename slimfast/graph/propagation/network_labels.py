@@ -19,6 +19,7 @@ class NetworkLabels:
     """The labels of every axis of every parameter and buffer, with what is known of them so far.
 
     ``roles``: what the (tensor, dim) pairs that a forward computes with were first used as, in that order.
+    ``notes``: what was not looked at, one line each.
     """
 
     def __init__(self, network: Network) -> None:
@@ -26,6 +27,7 @@ class NetworkLabels:
         self.partition = Partition()
         self.causes = Causes()
         self.roles: dict[tuple[str, int], Role] = {}
+        self.notes: list[str] = []
         self.tensors = {
             # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
             name: TracedTensor(

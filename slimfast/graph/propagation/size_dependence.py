@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from slimfast.arrays import Arguments
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph.channel_graph import ChannelGroup
@@ -9,12 +11,15 @@ from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.propagation.grouping import Grouping
 from slimfast.graph.propagation.reasons import Reason
-from slimfast.graph.recording.forward import ForwardFailed, record
+from slimfast.graph.recording.forward import ForwardFailed, Recording, record
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.other_sizes import other_inputs
+from slimfast.graph.recording.output_places import Outputs
 
 
-def freeze_size_dependent(network: Network, flow: Propagation, inputs: Arguments) -> None:
+def freeze_size_dependent(
+    network: Network, flow: Propagation, inputs: Arguments, outputs: Outputs | None, also: Sequence[Recording]
+) -> None:
     """Freeze the units that belong together at the size of the example only.
 
     A reshape that mixes channels with positions, (B, H * W, C) to (B, C, H, W) without a transpose, joins
@@ -26,9 +31,13 @@ def freeze_size_dependent(network: Network, flow: Propagation, inputs: Arguments
         return
     other = other_inputs(network, inputs)
     if other is None:
+        flow.labels.notes.append(
+            "a reshape joins channels with positions or samples, and no other size was found that the model "
+            "takes: the groups are those of this size"
+        )
         return
     try:
-        again = propagate(network, record(network, *other.inputs), *other.inputs)
+        again = propagate(network, record(network, *other.inputs), *other.inputs, outputs, also)
     except (ForwardFailed, UnsupportedGraph):
         return
     here, there = Grouping(flow.labels, None, None), Grouping(again.labels, None, None)

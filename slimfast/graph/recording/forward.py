@@ -18,7 +18,7 @@ from slimfast.arrays import Arguments
 from slimfast.errors import SlimfastError, UnsupportedGraph, one_line
 from slimfast.graph.recording.calls import Call, Ref
 from slimfast.graph.recording.dispatch_mode import Recorder, RecordingLimit
-from slimfast.graph.recording.inputs import map_leaves, tensors_in
+from slimfast.graph.recording.inputs import map_leaves, named_tensors_in, tensors_in
 from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 from slimfast.graph.recording.module_copies import deep_copy
 from slimfast.graph.recording.network import Network
@@ -41,7 +41,7 @@ class Recording:
     """The calls of one forward in order.
 
     ``names`` has the first name of each parameter and buffer by its value. ``saw_lengths``: the model's
-    Python may have seen the length of an axis.
+    Python may have seen the length of an axis. ``places``: where in what is returned each output is.
     """
 
     calls: tuple[Call, ...]
@@ -50,6 +50,7 @@ class Recording:
     outputs: tuple[Ref, ...]
     tensor_mode: TensorMode
     saw_lengths: bool = True
+    places: tuple[str, ...] = ()
 
 
 def dataless_copy(network: Network, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
@@ -203,12 +204,13 @@ def record_copy(
         output, saw_lengths = _run(
             model, network, (inner_args, inner_kwargs), recorder, tensor_mode, fake_mode
         )
-        outputs = tuple(recorder.ref(t) for t in tensors_in(output, strict=True))
+        returned = [(place, recorder.ref(t)) for place, t in named_tensors_in(output, strict=True)]
     finally:
         made = recorder.let_go()
         if tensor_mode != "real":
             note_made(made, network.modules.values())
-    return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, saw_lengths)
+    places, outputs = tuple(place for place, _ in returned), tuple(ref for _, ref in returned)
+    return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, saw_lengths, places)
 
 
 def _run(

@@ -160,12 +160,21 @@ def tensors_in(nest: Any, *, strict: bool = False) -> Iterator[Tensor]:
     Raises:
         UnsupportedGraph: ``strict``, and an object that cannot be looked into, by its type.
     """
-    yield from _tensors_in(nest, strict, set())
+    for _, tensor in named_tensors_in(nest, strict=strict):
+        yield tensor
 
 
-def _tensors_in(nest: Any, strict: bool, seen: set[int]) -> Iterator[Tensor]:
+def named_tensors_in(nest: Any, *, strict: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Yield what :func:`tensors_in` does, each with its place: ``boxes.0`` is the first of ``boxes``.
+
+    A tensor alone has the place "".
+    """
+    yield from _tensors_in(nest, strict, set(), "")
+
+
+def _tensors_in(nest: Any, strict: bool, seen: set[int], place: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(nest, Tensor):
-        yield nest
+        yield place, nest
         return
     if isinstance(nest, _WITHOUT_TENSORS) or id(nest) in seen:
         return
@@ -177,26 +186,27 @@ def _tensors_in(nest: Any, strict: bool, seen: set[int]) -> Iterator[Tensor]:
             f"the forward returns a {kind}, which cannot be looked into for tensors; return tensors, or an "
             f"object that holds them as attributes"
         )
-    for value in parts or ():
-        yield from _tensors_in(value, strict, seen)
+    for name, value in parts or ():
+        yield from _tensors_in(value, strict, seen, f"{place}.{name}" if place else str(name))
 
 
-def _parts_of(holder: Any) -> Iterable[Any] | None:
-    """List what an object holds: its items where it is a container, and its attributes; None where it shows
-    neither.
+def _parts_of(holder: Any) -> Iterable[tuple[Any, Any]] | None:
+    """List what an object holds by name: its items where it is a container, and its attributes; None where it
+    shows neither.
     """
     bases = type(holder).__mro__
     if any(base.__name__.endswith("Cache") for base in bases):
         return ()
     slots = [name for base in bases for name in _slots_of(base)]
-    attributes = [*vars(holder).values()] if hasattr(holder, "__dict__") else []
-    attributes += [getattr(holder, name) for name in slots if hasattr(holder, name)]
+    attributes = [*vars(holder).items()] if hasattr(holder, "__dict__") else []
+    attributes += [(name, getattr(holder, name)) for name in slots if hasattr(holder, name)]
     if isinstance(holder, Mapping):
         # A dictionary that shows its items as attributes too, as Hugging Face's outputs do, has them once.
         items = list(holder.values())
-        return [*items, *(value for value in attributes if not any(value is item for item in items))]
+        beside = [(name, value) for name, value in attributes if not any(value is item for item in items)]
+        return [*holder.items(), *beside]
     if isinstance(holder, (list, tuple, set, frozenset, deque)):
-        return [*holder, *attributes]
+        return [*enumerate(holder), *attributes]
     return attributes if slots or hasattr(holder, "__dict__") else None
 
 

@@ -102,6 +102,7 @@ def test_a_network_of_one_size_keeps_its_groups():
     model.place = nn.Parameter(torch.zeros(1, 1, 2, 2))
     graph = trace_channels(model.eval(), torch.randn(1, 3, 2, 2))
     assert "a" in {group.name for group in graph}
+    assert "the groups are those of this size" in graph.notes[0]
 
 
 @pytest.mark.parametrize(
