@@ -188,6 +188,7 @@ class ChannelGraph:
         tied: Further names of a shared tensor, mapped to the first one.
         itemsize: Bytes of one element of each parameter and buffer (4 where a name is missing).
         attributes: The Python attributes that must follow the widths, None before a trial cut has found them.
+        decisions: What the forward decided by values, as the recordings of thin networks are handed it.
 
     Example:
         graph = slimfast.trace_channels(model, example)
@@ -205,6 +206,7 @@ class ChannelGraph:
     tied: Mapping[str, str] = field(default_factory=dict)
     itemsize: Mapping[str, int] = field(default_factory=dict)
     attributes: tuple[Attribute, ...] | None = None
+    decisions: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.groups)

@@ -73,5 +73,6 @@ def trace_channels(
         inputs=inputs,
         tied=network.tied,
         itemsize={name: tensor.element_size() for name, tensor in network.tensors.items()},
+        decisions=recording.decisions,
     )
-    return trial_cut.settle(network, graph, recording) if settle else graph
+    return trial_cut.settle(network, graph, recording, (args, kwargs)) if settle else graph

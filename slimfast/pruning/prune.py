@@ -18,6 +18,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording.inputs import arguments
 from slimfast.graph.recording.network import Network
 from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
@@ -106,7 +107,8 @@ def prune_channels(
         calibration: From :func:`slimfast.calibrate`.
         verify: Also runs both networks and compares (:func:`slimfast.verify`).
         strict: Refuses a plan that was made from other weights of the same shapes, which is else a warning.
-        example: What they are then called with, instead of inputs made up to the plan's description.
+        example: What they are then called with, and the thin network is recorded with, instead of inputs made
+            up to the plan's description.
         backend: The kernels to use.
         progress: Called with the number of stages done and of all; what it raises
             (:class:`slimfast.Cancelled`) ends the work.
@@ -133,7 +135,7 @@ def prune_channels(
     network = Network.of(model)
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
-    graph = graph_of(model, plan)
+    graph = graph_of(model, plan, example)
     check_weights(plan.weights, fingerprint(model), strict=strict)
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
@@ -144,7 +146,7 @@ def prune_channels(
     gathered = gather_slices(network.tensors, cut.tensor_cuts, backend)
     thin = cut.thin_copy(network, tensors=gathered, patches=patches)
     reached("weights gathered")
-    mismatches = check_thin(thin, cut)
+    mismatches = check_thin(thin, cut, None if example is None else arguments(example))
     if mismatches:
         raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
     shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}

@@ -119,8 +119,8 @@ def with_keeps(groups: Sequence[GroupPlan], keeps: Mapping[str, IntArray]) -> tu
     )
 
 
-def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
-    """Find the channel graph a plan speaks of: its own, or traced again.
+def graph_of(model: nn.Module, plan: Plan, example: Any = None) -> ChannelGraph:
+    """Find the channel graph a plan speaks of: its own, or traced again, with ``example`` where it is given.
 
     The names and shapes of every parameter and buffer and the number of units of every group must agree:
     :class:`SlimfastError` if the model is another.
@@ -128,8 +128,10 @@ def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
     check_plan(plan, model)
     graph = plan.graph
     if graph is None:
-        args, kwargs = plan.inputs.example()
-        graph = trace_channels(model, kwargs or args)
+        if example is None:
+            args, kwargs = plan.inputs.example()
+            example = kwargs or args
+        graph = trace_channels(model, example)
     sizes = {group.name: group.n for group in graph}
     for g in plan.groups:
         if sizes.get(g.name) != g.n:

@@ -16,7 +16,7 @@ from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.cutting.cut import Cut, select_indices
 from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
-from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
+from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, map_tensors
 from slimfast.graph.recording.module_copies import copy_network, named_tensors
 from slimfast.graph.recording.network import Network
 from slimfast.pruning.closeness import difference, rounding
@@ -261,12 +261,10 @@ def _run(
     devices = {tensor.device for tensor in named_tensors(copied).values()}
     device = devices.pop() if len(devices) == 1 else None
 
-    def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def move(leaf: Tensor) -> Any:
         return precision.promote(leaf.to(device) if device is not None else leaf)
 
-    args, kwargs = map_leaves(cloned(inputs[0]), move), map_leaves(cloned(inputs[1]), move)
+    args, kwargs = map_tensors(cloned(inputs[0]), move), map_tensors(cloned(inputs[1]), move)
     cuda = sorted({d.index for d in devices | {device} if d is not None and d.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(PROCESS_LOCK)

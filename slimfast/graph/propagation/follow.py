@@ -106,7 +106,7 @@ def _follow_training(
     known = recording
     if paths := _deciding([n for n, t in network.tensors.items() if isinstance(t, nn.Parameter)], idle):
         try:
-            known = record_at(network, args, kwargs, recording.tensor_mode, training=paths)
+            known = _record_in_training(network, recording, args, kwargs, paths)
         except ForwardFailed as failure:
             labels.leave_alone(idle, Reason.TRAINING_FAILED, str(failure))
             return
@@ -128,9 +128,21 @@ def _record_training(
     if recording.tensor_mode == "real":
         return None
     try:
-        return record_at(network, args, kwargs, recording.tensor_mode, training=list(network.modules))
+        return _record_in_training(network, recording, args, kwargs, list(network.modules))
     except (ForwardFailed, UnsupportedGraph):
         return None
+
+
+def _record_in_training(
+    network: Network,
+    recording: Recording,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    training: Collection[str],
+) -> Recording:
+    """Record once more with these modules in training mode, on such tensors and with what was decided."""
+    mode, decisions = recording.tensor_mode, recording.decisions
+    return record_at(network, args, kwargs, mode, training=training, decisions=decisions)
 
 
 def _shapes(recording: Recording) -> list[tuple[int, ...]]:

@@ -32,7 +32,8 @@ class OpEntry:
     that is written down as it was called and not decomposed. ``stands_for``: a composite operation that is
     another one with these arguments added. ``shape_dependent``: one that decomposes into other operations at
     other lengths, 1 above all. ``sized``: its sizes are those of its result, dim by dim. ``lifts``: takes in
-    a tensor that Python made, of which a single number is written down.
+    a tensor that Python made, of which a single number is written down. ``by_values``: how long its result is
+    depends on the values of its operands, though PyTorch does not say so.
 
     For the comparison with the thin network: ``copies``: a recording of other lengths may have more or fewer
     of it. ``reshapes``: a reshape, under one of the names it has with and without a copy before it.
@@ -49,6 +50,7 @@ class OpEntry:
     shape_dependent: bool = False
     sized: bool = False
     lifts: bool = False
+    by_values: bool = False
     copies: bool = False
     reshapes: bool = False
     plain_view: bool = False

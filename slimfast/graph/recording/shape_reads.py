@@ -108,7 +108,8 @@ class ShapeReads(TorchFunctionMode):
     recording a tenth of its time.
 
     ``computes`` is told when a function begins that computes the sizes of its result from its operand's, and
-    when it ends. ``saw_lengths`` says whether the model's Python may have been told a length.
+    when it ends. ``listed`` answers ``tensor.tolist()``. ``saw_lengths`` says whether the model's Python may
+    have been told a length.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class ShapeReads(TorchFunctionMode):
         given: Callable[[SizeOrigins], None],
         device: torch.device | None = None,
         computes: Callable[[bool], None] = lambda computes: None,
+        listed: Callable[[Tensor], Any] | None = None,
     ) -> None:
         super().__init__()
         self.saw_lengths = False
@@ -126,7 +128,8 @@ class ShapeReads(TorchFunctionMode):
         self._computes = computes
         # these functions are named like the ATen operations that they call
         self._sized = sized_operations()
-        self._seen = _SEEN | self._sized
+        self._listed = listed
+        self._seen = _SEEN | self._sized | (frozenset() if listed is None else {"tolist"})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -142,6 +145,9 @@ class ShapeReads(TorchFunctionMode):
             return torch.Size(self._lengths(args[0]))
         if func is Tensor.size:
             return self._size(*args, **kwargs)
+        if func is Tensor.tolist and self._listed is not None:
+            self.saw_lengths = True
+            return self._listed(args[0])
         if func is multi_head_attention_forward:
             with self:
                 return _ATTENTION(*args, **kwargs)

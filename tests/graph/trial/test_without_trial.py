@@ -115,7 +115,10 @@ def test_a_trial_finds_nothing_where_none_is_needed(name):
     graph, certain, recording, network = _all(CERTAIN[name])
     assert certain is not None
     assert len(graph) > 0
-    runner, layout = TrialRunner(network, graph, "meta"), Layout.of(network.modules, graph)
+    runner, layout = (
+        TrialRunner(network, recording, graph.inputs.example()),
+        Layout.of(network.modules, graph),
+    )
     settlement = AttributeSearch(runner, layout, graph).run()
     assert certain == settlement.trial.attributes
     assert not settlement.uncuttable
