@@ -17,6 +17,7 @@ from slimfast.calibration.sensitivity import sensitivities
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.kernels.ops import grouped_pivoted_cholesky
+from slimfast.wrappers import unwrapped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +93,7 @@ def error_curves(
         curves = slimfast.error_curves(model, graph, calibration)
         plan = slimfast.plan_widths(graph, {}, macs=0.5, curves=curves)
     """
+    model = unwrapped(model)
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     felt = sensitivities(model, consumers.values(), calibration)
     curves = {}

@@ -16,6 +16,7 @@ from slimfast.errors import ArgumentError, NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.ops import grouped_covariance
+from slimfast.wrappers import unwrapped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +93,7 @@ def calibrate(
     """
     if samples < 1:
         raise ArgumentError(f"calibrate: expected at least 1 sample, got {samples}")
+    model = unwrapped(model)
     consumers, left = consumers_of(model, graph)
     moments = {consumer.weight: _Moments(consumer, dtype, backend) for consumer in consumers}
     kept: list[Arguments] = []

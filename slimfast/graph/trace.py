@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
-from slimfast.errors import ArgumentTypeError, UnsupportedGraph
+from slimfast.errors import ArgumentTypeError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.propagation.grouping import Grouping
@@ -17,7 +16,10 @@ from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.inputs import InputSpec, arguments
 from slimfast.graph.recording.module_copies import collector_paused
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.shared_functions import refusing_hooks_that_write
+from slimfast.graph.recording.unfit import refuse_unfit
 from slimfast.graph.trial import trial_cut
+from slimfast.wrappers import unwrapped
 
 
 @collector_paused()
@@ -32,11 +34,13 @@ def trace_channels(
     """Find the channel groups of ``model`` by running it once on tensors without data.
 
     Args:
-        model: The network.
-        example: A tensor, a tuple or a dict of the model's arguments.
-        include: Globs over the names of groups (``layer3.*``) or their kinds (``head``): only groups that one
-            of them matches are returned, and what the others would have changed stays as it is.
-        exclude: Globs likewise: groups that one of them matches are not returned.
+        model: The network; one in a usual wrapper (``DistributedDataParallel``, compiled, averaged) is taken
+            out of it.
+        example: A tensor, a tuple or a dict of the model's arguments, or an object that holds tensors.
+        include: Names or globs of groups, of their kinds (``head``), and of the layers or tensors that
+            compute their units (``layer3.*``): only groups that one of them means are returned, and what the
+            others would have changed stays as it is.
+        exclude: Likewise: groups that one of them means are not returned.
         settle: Cut every group once on tensors without data, find the Python attributes that must follow, and
             leave out what cannot be cut; without it the groups are those that the recorded operations allow.
 
@@ -44,7 +48,9 @@ def trace_channels(
         The graph: a sequence of the groups, which also says what was left alone and why (``frozen``).
 
     Raises:
-        UnsupportedGraph: When the forward fails, naming the module, and for TorchScript.
+        UnsupportedGraph: When the forward fails, naming the module, for TorchScript, and for weights that are
+            quantised or sharded.
+        ValueError: For a name that means no group.
         TypeError: For an example that is not made of tensors and plain values, and for what is no module.
 
     Example:
@@ -53,14 +59,13 @@ def trace_channels(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
     network = Network.of(model)
-    for path, module in network.modules.items():
-        if isinstance(module, torch.jit.ScriptModule):
-            where = path or "the model itself"
-            raise UnsupportedGraph(f"{where} is TorchScript, which cannot be cut; give what it was made from")
+    refuse_unfit(network)
     inputs = InputSpec.of(example)
     args, kwargs = arguments(example)
-    recording = record(network, args, kwargs)
+    with refusing_hooks_that_write(network):
+        recording = record(network, args, kwargs)
     flow = propagate(network, recording, args, kwargs)
     freeze_size_dependent(network, flow, (args, kwargs))
     grouping = Grouping(flow.labels, include, exclude)

@@ -23,6 +23,7 @@ from slimfast.plans.solving import settled_plan, solved_plan
 from slimfast.spectra import measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling
 from slimfast.spectra.spectrum import Spectrum
+from slimfast.wrappers import unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -52,10 +53,11 @@ def plan_widths(
         multiple_of: Rounds widths up to multiples, or to the whole group; for heads and blocks of channels,
             which are cut whole, it is the number of channels that is a multiple.
         min_width: No group gets fewer units (or all it has).
-        overrides: Widths by hand: globs of group names or kinds to a number of units, or as a float to a
-            share of them; the first glob that matches counts, and it counts as it is.
-        include: Leave alone groups that none of these globs matches.
-        exclude: Leave alone groups that one of these globs matches.
+        overrides: Widths by hand: names or globs of groups, of kinds, and of the layers or tensors that
+            compute a group's units, to a number of units, or as a float to a share of them; the first that
+            means a group counts, and it counts as it is.
+        include: Leave alone groups that none of these names or globs means.
+        exclude: Leave alone groups that one of these means.
         curves: Spend a budget by marginal gain instead (:func:`slimfast.error_curves`): the units that lower
             the output's summed error most for their cost come first, and groups without a curve are left
             alone. Spectra are then only shown.
@@ -122,6 +124,7 @@ def plan(
         thin = slimfast.prune_channels(model, plan)
     """
     request = check_request(options)
+    model = unwrapped(model)
     by_gain = _by_gain(allocation, calibration, request)
     graph = trace_channels(model, example)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))

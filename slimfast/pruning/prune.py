@@ -31,6 +31,7 @@ from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
 from slimfast.pruning.verification import verify_cut
+from slimfast.wrappers import unwrapped
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
 
@@ -95,7 +96,7 @@ def prune_channels(
     network are compared with the prediction.
 
     Args:
-        model: The network.
+        model: The network; one in a usual wrapper is taken out of it, and returned without.
         plan: Its widths.
         select: How the units are chosen where the plan has not done so: a method of :func:`slimfast.select`.
         repair: Then solves the layers that read what was cut for the best weights in closed form, from the
@@ -132,6 +133,7 @@ def prune_channels(
         if progress is not None:
             progress(next(stages), _STAGES)
 
+    model = unwrapped(model)
     network = Network.of(model)
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
@@ -198,6 +200,7 @@ def slim(
     Example:
         thin = slimfast.slim(model, torch.randn(1, 3, 224, 224), macs=0.5)
     """
+    model = unwrapped(model)
     planned = make_plan(
         model,
         example,

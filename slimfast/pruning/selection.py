@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan
 from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
+from slimfast.wrappers import unwrapped
 
 Method: TypeAlias = Literal[Score, "pivoted_cholesky", "activations"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -74,6 +75,7 @@ def select(
         chosen = slimfast.select(model, slimfast.plan(model, example, macs=0.5), method="l1")
         thin = slimfast.prune_channels(model, chosen)
     """
+    model = unwrapped(model)
     graph = graph_of(model, plan)
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
     return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))

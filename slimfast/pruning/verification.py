@@ -19,15 +19,16 @@ from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, map_tensors
 from slimfast.graph.recording.module_copies import copy_network, named_tensors
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.shared_functions import a_copy_runs
 from slimfast.pruning.closeness import difference, rounding
 from slimfast.pruning.training_forward import compare_training
+from slimfast.wrappers import unwrapped
 
 # Networks of more parameters than this are compared in float32, for float64 copies of them would not fit.
 _FLOAT64_ELEMENTS = 1 << 28
 
 # Of no weight beside any other, and its square is a number in float32 yet.
 _NEARLY_ZERO = 1e-18
-
 _DOUBLE = {
     torch.float16: torch.float64,
     torch.bfloat16: torch.float64,
@@ -86,7 +87,7 @@ def verify(
     Example:
         found = slimfast.verify(model, thin, graph, {"layer1.0.conv1": np.arange(32)})
     """
-    return verify_cut(Network.of(model), thin, Cut(graph, keeps), example)
+    return verify_cut(Network.of(unwrapped(model)), unwrapped(thin), Cut(graph, keeps), example)
 
 
 def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None) -> Verification:
@@ -271,6 +272,7 @@ def _run(
         stack.enter_context(torch.random.fork_rng(cuda))
         torch.manual_seed(0)
         stack.enter_context(torch.no_grad())
+        stack.enter_context(a_copy_runs(network))
         if watch is not None:
             stack.enter_context(_watched(copied, watch))
         stack.enter_context(precision)

@@ -106,7 +106,7 @@ def _follow_training(
     known = recording
     if paths := _deciding([n for n, t in network.tensors.items() if isinstance(t, nn.Parameter)], idle):
         try:
-            known = _record_in_training(network, recording, args, kwargs, paths)
+            known = _record_partly_training(network, recording, args, kwargs, paths)
         except ForwardFailed as failure:
             labels.leave_alone(idle, Reason.TRAINING_FAILED, str(failure))
             return
@@ -131,6 +131,22 @@ def _record_training(
         return _record_in_training(network, recording, args, kwargs, list(network.modules))
     except (ForwardFailed, UnsupportedGraph):
         return None
+
+
+def _record_partly_training(
+    network: Network,
+    recording: Recording,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    training: Collection[str],
+) -> Recording:
+    """Record with some modules in training mode, on real tensors where they decide otherwise by values."""
+    try:
+        return _record_in_training(network, recording, args, kwargs, training)
+    except ForwardFailed:
+        if not recording.decisions or any(tensor.is_meta for tensor in network.tensors.values()):
+            raise
+    return record_at(network, args, kwargs, "real", training=training)
 
 
 def _record_in_training(

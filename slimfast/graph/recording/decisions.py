@@ -102,6 +102,15 @@ class Decider:
         masks = [index for index in indices if isinstance(index, Tensor) and index.dtype in _MASKS]
         if not masks:
             return func(*args, **kwargs)
+        # What is chosen whole may be shorter in a thin network.
+        whole = _same_along(masks[0]) if len(args) == 2 and indices[-1] is masks[0] and len(masks) == 1 else 0
+        if whole:
+            mask = masks[0]
+            for _ in range(whole):
+                mask = mask.select(-1, 0)
+            rows = self._chosen_by_masks(name, func, (self_, [*indices[:-1], mask]), kwargs)
+            at = len(indices) - 1
+            return rows.flatten(at, at + whole)
         if self._given is None:
             positions = [list(mask.nonzero(as_tuple=True)) for mask in masks]
             self._note(name, None, positions)
@@ -120,12 +129,21 @@ class Decider:
         without data."""
         if self._given is None:
             result = func(*args, **kwargs)
-            return self._note(name, result)
+            # of which the shapes are enough
+            empty = map_leaves(result, lambda t: t.to("meta") if isinstance(t, Tensor) else t)
+            return self._note(name, result, empty)
         decided = self._next(name)
         try:
             return func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             return decided
+
+
+def _same_along(mask: Tensor) -> int:
+    """Count the last axes along which a mask was expanded, one of them left out at least."""
+    repeated = [stride == 0 and n > 1 for stride, n in zip(mask.stride(), mask.shape, strict=True)]
+    count = next((i for i, one in enumerate(reversed(repeated)) if not one), len(repeated))
+    return min(count, mask.dim() - 1)
 
 
 def _is_constant(tensor: Any) -> bool:

@@ -24,7 +24,7 @@ from slimfast.graph.recording.inputs import map_tensors, tensors_in
 from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shape_reads import ShapeReads
-from slimfast.graph.recording.shared_functions import accept, refuse_tensors_of
+from slimfast.graph.recording.shared_functions import a_copy_runs, accept, refuse_tensors_of
 
 __all__ = ["PROCESS_LOCK", "Call", "ForwardFailed", "Recording", "Ref", "TensorMode", "dataless_copy",
            "dataless_tensors", "record", "record_at", "record_copy", "tensors_in"]  # fmt: skip
@@ -211,6 +211,7 @@ def _run(
     with ExitStack() as stack:
         stack.enter_context(PROCESS_LOCK)
         stack.enter_context(torch.no_grad())
+        stack.enter_context(a_copy_runs(network))
         stack.enter_context(recorder.watching(network))
         if fake_mode is not None:
             stack.enter_context(fake_mode)

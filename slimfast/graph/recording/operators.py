@@ -14,10 +14,6 @@ from slimfast.graph.recording.meta_shortcuts import shortcut_of
 from slimfast.graph.recording.op_registry import MetaShape, entry_of
 
 _NO_DEFAULT = object()
-# Operations that take masks among their indices.
-_INDEXED = frozenset(
-    f"aten.{name}" for name in ("index", "_unsafe_index", "index_put", "_unsafe_index_put", "_index_put_impl")
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +67,9 @@ def operator_of(func: Any) -> Operator:
 
 def _decides(func: Any, name: str) -> Decides:
     """Say how the result of an operation depends on values."""
-    if name.rstrip("_") in _INDEXED:
+    if entry_of(name).masks:
         return "mask"
-    if entry_of(name).by_values or torch.Tag.dynamic_output_shape in func.tags:
+    if torch.Tag.dynamic_output_shape in func.tags:
         return "length"
     if torch.Tag.data_dependent_output in func.tags:
         return "number"

@@ -201,3 +201,20 @@ def test_a_thin_network_that_decides_otherwise_says_so():
     model.a.out_features = 40
     with pytest.raises(UnsupportedGraph, match="decides by values otherwise: expected nothing more"):
         record(network, (x,), {}, decisions=decisions)
+
+
+def test_training_may_decide_otherwise():
+    # the auxiliary head reads rows that only training chooses
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        out = self.b(h[h.sum(-1) > 0])
+        return (out, self.aux(h[h.mean(-1) > 0.1])) if self.training else out
+
+    torch.manual_seed(0)
+    model = Net(forward, a=nn.Linear(8, 32), b=nn.Linear(32, 4), aux=nn.Linear(32, 4)).eval()
+    x = torch.randn(20, 8)
+    graph = trace_channels(model, x)
+    assert "aux.weight" in {member.tensor for member in graph["a"].members}
+    thin = slimfast.slim(model, x, params=0.6)
+    assert thin.aux.in_features == thin.a.out_features < 32
+    assert thin.train()(x)[1].shape[1] == 4
