@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 
 from slimfast.arrays import Progress
 from slimfast.calibration.curves import ErrorCurve, error_curves
-from slimfast.calibration.moments import Calibration
+from slimfast.calibration.data import Calibration
+from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.fingerprint import fingerprint
@@ -92,6 +93,7 @@ def plan(
     dtype: torch.dtype | None = None,
     scaling: Scaling = "raw",
     member_scaling: bool = False,
+    memory: int = MEMORY,
     backend: str = "auto",
     progress: Progress | None = None,
     **options: Unpack[WidthOptions],
@@ -110,7 +112,8 @@ def plan(
             is the latter where there is a calibration.
         calibration: From :func:`slimfast.calibrate`.
         spectra: Saved ones, which save the first measurement.
-        progress: Called with the number of groups settled and of all.
+        memory: Bytes of activations held at once for error curves (:func:`slimfast.error_curves`).
+        progress: Called with the number of groups settled and of all; with a ``calibration``, of samples.
 
     Returns:
         The plan.
@@ -129,7 +132,8 @@ def plan(
     graph = trace_channels(model, example)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
     if by_gain is not None:
-        gained = solved_plan(graph, {}, request, error_curves(model, graph, by_gain, backend=backend))
+        curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
+        gained = solved_plan(graph, {}, request, curves)
         return replace(gained, weights=fingerprint(model))
     if spectra is None:
         spectra = measure_spectra(

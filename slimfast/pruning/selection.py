@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import consumers_of
-from slimfast.calibration.moments import Calibration, unit_covariance
+from slimfast.calibration.data import Calibration, check_calibration
+from slimfast.calibration.moments import unit_covariance
 from slimfast.errors import ArgumentError, NonFinite, SlimfastError, did_you_mean
 from slimfast.graph import trace_channels
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -180,6 +181,7 @@ def _covariance_read(
 ) -> Callable[[ChannelGroup], Tensor]:
     """Make the function that gives the (n, n) covariance of a group's units in what its consumers read."""
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
+    check_calibration(calibration, model, consumers.values())
 
     def read(group: ChannelGroup) -> Tensor:
         covariance = unit_covariance(group, consumers, calibration)
