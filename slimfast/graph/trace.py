@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from slimfast.arrays import Arguments
 from slimfast.errors import ArgumentTypeError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.propagation.follow import propagate
@@ -16,6 +17,7 @@ from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.inputs import InputSpec, arguments
 from slimfast.graph.recording.module_copies import collector_paused
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.number_origins import NumbersUpset
 from slimfast.graph.recording.shared_functions import refusing_hooks_that_write
 from slimfast.graph.recording.unfit import refuse_unfit
 from slimfast.graph.trial import trial_cut
@@ -63,12 +65,28 @@ def trace_channels(
     network = Network.of(model)
     refuse_unfit(network)
     inputs = InputSpec.of(example)
-    args, kwargs = arguments(example)
+    selected = (include, exclude)
+    try:
+        return _traced(network, inputs, arguments(example), selected, settle=settle, trace_numbers=True)
+    except NumbersUpset:
+        return _traced(network, inputs, arguments(example), selected, settle=settle, trace_numbers=False)
+
+
+def _traced(
+    network: Network,
+    inputs: InputSpec,
+    given: Arguments,
+    selected: tuple[Sequence[str] | None, Sequence[str] | None],
+    *,
+    settle: bool,
+    trace_numbers: bool,
+) -> ChannelGraph:
+    """Record a network, follow its labels, read the graph off them, and settle it."""
     with refusing_hooks_that_write(network):
-        recording = record(network, args, kwargs)
-    flow = propagate(network, recording, args, kwargs)
-    freeze_size_dependent(network, flow, (args, kwargs))
-    grouping = Grouping(flow.labels, include, exclude)
+        recording = record(network, *given, trace_numbers=trace_numbers)
+    flow = propagate(network, recording, *given)
+    freeze_size_dependent(network, flow, given)
+    grouping = Grouping(flow.labels, *selected)
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
@@ -80,4 +98,4 @@ def trace_channels(
         itemsize={name: tensor.element_size() for name, tensor in network.tensors.items()},
         decisions=recording.decisions,
     )
-    return trial_cut.settle(network, graph, recording, (args, kwargs)) if settle else graph
+    return trial_cut.settle(network, graph, recording, given) if settle else graph

@@ -66,6 +66,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._decider = decider
         self._given: SizeOrigins = ()
         self._computed = False
+        self._numbers: tuple[int, ...] = ()
         self._einsum = self._einsums = 0
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
@@ -105,6 +106,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def compute(self, computed: bool) -> None:
         """Take note of whether the sizes of the calls from here on are computed by PyTorch."""
         self._computed = computed
+
+    def give_numbers(self, numbers: tuple[int, ...]) -> None:
+        """Take note of the integers that Python gives to the calls from here on."""
+        self._numbers = numbers
 
     def ref(self, tensor: Tensor) -> Ref:
         """Refer to a tensor as it is now."""
@@ -211,6 +216,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 size_origins=self._given if sized else (),
                 einsum=self._einsum,
                 sizes_computed=self._computed,
+                numbers=self._numbers,
             )
         )
         if self._operations_left is not None and not entry_of(name).copies:

@@ -23,6 +23,7 @@ from slimfast.graph.recording.dispatch_mode import Recorder, RecordingLimit
 from slimfast.graph.recording.inputs import map_tensors, tensors_in
 from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.number_origins import AttributeReads
 from slimfast.graph.recording.shape_reads import ShapeReads
 from slimfast.graph.recording.shared_functions import a_copy_runs, accept, refuse_tensors_of
 
@@ -41,7 +42,8 @@ class Recording:
 
     ``names`` has the first name of each parameter and buffer by its value. ``saw_lengths``: the model's
     Python may have seen the length of an axis. ``decisions``: what the forward decided by values, to be
-    handed to the recordings that are compared with this one.
+    handed to the recordings that are compared with this one. ``reads``: what its integers were read from,
+    None where they were not traced.
     """
 
     calls: tuple[Call, ...]
@@ -51,6 +53,7 @@ class Recording:
     tensor_mode: TensorMode
     saw_lengths: bool = True
     decisions: tuple[Decision, ...] = ()
+    reads: AttributeReads | None = None
 
 
 def record(
@@ -60,6 +63,7 @@ def record(
     *,
     training: Collection[str] = (),
     decisions: Sequence[Decision] = (),
+    trace_numbers: bool = False,
 ) -> Recording:
     """Run a network once in eval mode, on a copy without data, and write down what it did.
 
@@ -67,20 +71,41 @@ def record(
 
     First on meta tensors; where the forward asks for values, on fake tensors; where even that asks, on the
     real arguments, and then on fake tensors again with what was decided, if that is all that they lack.
-    ``decisions``: those of the recording that this one is compared with, which it makes as well. Raises
-    UnsupportedGraph, naming the module that failed, when the forward fails on real tensors too.
+    ``decisions``: those of the recording that this one is compared with, which it makes as well.
+    ``trace_numbers``: note for the integers that operations are given which attributes they were read from.
+    Raises UnsupportedGraph, naming the module that failed, when the forward fails on real tensors too.
     """
+    if trace_numbers:
+        try:
+            return _record_where_it_runs(network, args, kwargs, training, decisions, trace_numbers=True)
+        except UnsupportedGraph:
+            # some code may refuse what is no plain integer
+            pass
+    return _record_where_it_runs(network, args, kwargs, training, decisions, trace_numbers=False)
+
+
+def _record_where_it_runs(
+    network: Network,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    training: Collection[str],
+    decisions: Sequence[Decision],
+    *,
+    trace_numbers: bool,
+) -> Recording:
+    """Record on the first kind of tensors on which the forward runs."""
+    made: dict[str, Any] = {"training": training, "trace_numbers": trace_numbers}
     modes: tuple[TensorMode, ...] = ("fake", "real") if decisions else ("meta", "fake", "real")
     for tensor_mode in modes:
         try:
-            found = record_at(network, args, kwargs, tensor_mode, training=training, decisions=decisions)
+            found = record_at(network, args, kwargs, tensor_mode, decisions=decisions, **made)
         except ForwardFailed as failure:
             on_meta = any(tensor.is_meta for tensor in network.tensors.values())
             if tensor_mode == ("fake" if on_meta else "real"):
                 raise UnsupportedGraph(f"{type(network.model).__name__}: {failure}") from failure.__cause__
             continue
         if tensor_mode == "real" and found.decisions and not decisions:
-            return _without_data(network, args, kwargs, found, training)
+            return _without_data(network, args, kwargs, found, made)
         return found
     raise AssertionError("unreachable")
 
@@ -90,12 +115,12 @@ def _without_data(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
     real: Recording,
-    training: Collection[str],
+    made: Mapping[str, Any],
 ) -> Recording:
     """Record again on fake tensors with the decisions of a recording on real ones; that one itself where its
     decisions are not all that fake tensors lack."""
     try:
-        fake = record_at(network, args, kwargs, "fake", training=training, decisions=real.decisions)
+        fake = record_at(network, args, kwargs, "fake", decisions=real.decisions, **made)
     except ForwardFailed:
         return real
     return fake if len(fake.decisions) == len(real.decisions) else real
@@ -123,6 +148,7 @@ def record_at(
     max_operations: int | None = None,
     training: Collection[str] = (),
     decisions: Sequence[Decision] = (),
+    trace_numbers: bool = False,
 ) -> Recording:
     """Record on one kind of tensors only, ``max_operations`` at most (copies not counted).
 
@@ -140,6 +166,7 @@ def record_at(
         max_operations=max_operations,
         training=training,
         decisions=decisions,
+        copy_of=network if trace_numbers else None,
         # on real tensors the copy has the network's own parameters
         refuse=accept if tensor_mode == "real" else refuse_tensors_of(network),
     )
@@ -155,10 +182,15 @@ def record_copy(
     max_operations: int | None = None,
     training: Collection[str] = (),
     decisions: Sequence[Decision] = (),
+    copy_of: Network | None = None,
     refuse: Callable[[Tensor], None] = accept,
 ) -> Recording:
-    """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`."""
+    """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`.
+
+    ``copy_of``: the network that it is a copy of, where its integers are to be traced.
+    """
     network = Network.of(model)
+    reads = None if copy_of is None else AttributeReads.in_copy(network, copy_of)
     if any(module.training for module in network.modules.values()):
         model.eval()
     for path in training:
@@ -194,7 +226,8 @@ def record_copy(
         if not real:
             note_made(made, network.modules.values())
     made_decisions = tuple(decider.decisions) if decider is not None else ()
-    return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, saw_lengths, made_decisions)
+    calls = tuple(recorder.calls)
+    return Recording(calls, names, inputs, outputs, tensor_mode, saw_lengths, made_decisions, reads)
 
 
 def _run(
@@ -224,7 +257,9 @@ def _run(
         device = torch.device("meta") if tensor_mode == "meta" else None
         listed = None if decider is None else decider.listed
         reads = stack.enter_context(
-            ShapeReads(recorder.value_of, recorder.give, device, recorder.compute, listed)
+            ShapeReads(
+                recorder.value_of, recorder.give, device, recorder.compute, listed, recorder.give_numbers
+            )
         )
         stack.enter_context(recorder)
         try:

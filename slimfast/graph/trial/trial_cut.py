@@ -15,6 +15,7 @@ from slimfast.graph.recording.attributes import AttributeKey, stack_of
 from slimfast.graph.recording.forward import Call, Recording, record
 from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.candidates import Layout
+from slimfast.graph.trial.origins import find_origins
 from slimfast.graph.trial.runner import TrialRunner
 from slimfast.graph.trial.search import AttributeSearch, Settlement
 from slimfast.graph.trial.without_trial import attributes_without_trial
@@ -36,16 +37,17 @@ def settle(
     inexact. ``recording`` is the one that ``graph`` was made of, recorded again where it is not at hand, and
     ``arguments`` what the network was called with, made up where they are not.
 
-    Where the recording shows that there is nothing to find, nothing is cut.
+    Where the recording shows that there is nothing to find, nothing is cut. Raises ``NumbersUpset`` where
+    the network does not run as it was recorded with traced integers.
     """
     arguments = arguments or graph.inputs.example()
-    recording = recording or record(network, *arguments)
+    recording = recording or record(network, *arguments, trace_numbers=True)
     certain = attributes_without_trial(graph, network.modules, recording)
     if certain is not None:
         return replace(graph, attributes=_in_order(certain))
     runner = TrialRunner(network, recording, arguments)
     layout = Layout.of(network.modules, graph)
-    settlement = AttributeSearch(runner, layout, graph).run()
+    settlement = AttributeSearch(runner, layout, find_origins(graph, recording)).run()
     inexact = inexact_groups(settlement, recording.calls, runner, layout)
     settled = settlement.trial.cut.graph
     return replace(
