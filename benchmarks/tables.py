@@ -21,6 +21,7 @@ from benchmarks.ops import widths
 from benchmarks.run import RESULTS
 from benchmarks.stamp import ROOT
 from benchmarks.zoo import tables as zoo
+from benchmarks.zoo import traces
 
 MARKED = re.compile(r"(<!-- table:([\w.-]+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 DECLARING = (
@@ -33,6 +34,7 @@ DECLARING = (
     recovery_tables,
     minilm_tables,
     zoo,
+    traces,
 )
 TABLES: tuple[Table, ...] = tuple(table for module in DECLARING for table in module.TABLES)
 

@@ -72,7 +72,7 @@ class Case:
     ``variants`` maps a name to a function, or to the reason why there is none; ``error`` is a result's
     largest error against float64 relative to the largest value, and above ``limit`` the variant is wrong;
     ``bound`` (seconds) is what the machine's measured rates allow; ``share`` of a variant's work is done
-    where all of it takes too long.
+    where all of it takes too long; ``clock`` is what they are timed by.
     """
 
     variants: Mapping[str, Run | str]
@@ -81,6 +81,7 @@ class Case:
     bound: float | None = None
     share: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ def measure(row: Row, case: Case, *, seconds: float) -> dict[str, Any]:
             correct[name] = run
         else:
             variants[name]["wrong"] = f"error {error:.1e}, at most {case.limit:.0e} is right"
-    for name, timing in time_in_turn(correct, seconds=seconds).items() if correct else ():
+    for name, timing in time_in_turn(correct, seconds=seconds, clock=case.clock).items() if correct else ():
         share = case.share.get(name, 1.0)
         variants[name] |= {
             "seconds": timing.median / share,

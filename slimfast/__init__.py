@@ -19,7 +19,7 @@ from slimfast.checkpoints import export_dcp, load, load_checkpoint, plan_checkpo
 from slimfast.distillation import DistillationLoss, aligned_hints, distill
 from slimfast.distributed import join_team
 from slimfast.errors import BackendUnavailable, Cancelled, SlimfastError, UnsupportedGraph
-from slimfast.graph import ChannelGraph, ChannelGroup, trace_channels
+from slimfast.graph import ChannelGraph, ChannelGroup, RegisteredRule, register_rule, trace_channels
 from slimfast.huggingface import plan_uniform, save_pretrained
 from slimfast.kernels import (
     Convolution,
@@ -71,6 +71,7 @@ __all__ = [
     "Manifest",
     "Moments",
     "Plan",
+    "RegisteredRule",
     "RepairReport",
     "SlimfastError",
     "Spectrum",
@@ -105,6 +106,7 @@ __all__ = [
     "prune_channels",
     "prune_checkpoint",
     "prune_state",
+    "register_rule",
     "repair_report",
     "save",
     "save_calibration",

@@ -16,6 +16,7 @@ NO_BOUND = "no bound"
 """Of a bound that was passed, because it was taken from a rate that others of the machine exceed."""
 TITLES = {
     "torch": "plain PyTorch",
+    "forward": "one forward",
     "best": "best PyTorch",
     "cusolver": "cuSOLVER",
     "float32": "the same in float32",

@@ -1,8 +1,9 @@
 """Calibration: what layers read on a few hundred samples, and what the output loses when units go."""
 
 from slimfast.calibration.curves import ErrorCurve, error_curves
+from slimfast.calibration.data import Calibration
 from slimfast.calibration.files import load_calibration, save_calibration
-from slimfast.calibration.moments import Calibration, calibrate
+from slimfast.calibration.moments import calibrate
 
 __all__ = [
     "Calibration",

@@ -45,14 +45,35 @@ class Consumer:
         """The number L of variables it reads."""
         return self.axis.length * self.blocks // self.run
 
-    def columns(self, x: Tensor) -> Tensor:
-        """Lay the layer's input out as (L, positions), the positions of one sample side by side."""
+    def laid_out(self, x: Tensor) -> Tensor:
+        """View the layer's input with its variables last and a position in each of the other dims."""
         last = x.dim() - self.taps - 1
         if self.taps and last == 0:
             x, last = x.unsqueeze(0), 1
         if self.run > 1:
             x, last = x.reshape(*x.shape[:-1], -1, self.run), x.dim() - 1
-        return x.movedim(last, 0).reshape(x.shape[last], -1)
+        return x.movedim(last, -1)
+
+    def columns(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """Lay the layer's input out as (L, positions), the positions of one sample side by side.
+
+        ``index``: only these positions, in rising order.
+        """
+        view = self.laid_out(x)
+        if index is None:
+            return view.movedim(-1, 0).reshape(view.shape[-1], -1)
+        if view.is_contiguous() or view.dim() < 3:
+            return view.reshape(-1, view.shape[-1]).index_select(0, index).T
+        # Of a convolution's input the positions of one sample lie side by side already.
+        size = view[0].numel() // view.shape[-1]
+        bounds = torch.arange(1, len(view), device=index.device) * size
+        each = index.tensor_split(torch.searchsorted(index, bounds).cpu())
+        parts = [
+            sample.movedim(-1, 0).reshape(view.shape[-1], -1).index_select(1, own - place * size)
+            for place, (sample, own) in enumerate(zip(view, each, strict=True))
+            if len(own)
+        ]
+        return torch.cat(parts, 1) if parts else view.new_empty(view.shape[-1], 0)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """Lay the weight out as (blocks, outputs of a block, variables of a block, taps and run)."""

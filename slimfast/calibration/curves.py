@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfast.arrays import FloatArray
+from slimfast.arrays import FloatArray, Progress
 from slimfast.calibration.consumers import Consumer, consumers_of
-from slimfast.calibration.moments import Calibration, unit_covariance
+from slimfast.calibration.data import Calibration, check_calibration
+from slimfast.calibration.moments import unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
+from slimfast.calibration.spilling import MEMORY, check_memory
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.kernels.ops import grouped_pivoted_cholesky
+from slimfast.wrappers import unwrapped
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,7 +70,13 @@ class ErrorCurve:
 
 
 def error_curves(
-    model: nn.Module, graph: ChannelGraph, calibration: Calibration, *, backend: str = "auto"
+    model: nn.Module,
+    graph: ChannelGraph,
+    calibration: Calibration,
+    *,
+    memory: int = MEMORY,
+    backend: str = "auto",
+    progress: Progress | None = None,
 ) -> dict[str, ErrorCurve]:
     """Find what the output loses when each group keeps 0, ..., n of its units.
 
@@ -83,7 +92,11 @@ def error_curves(
         model: The network that was calibrated.
         graph: Its groups.
         calibration: From :func:`slimfast.calibrate`.
+        memory: Bytes of activations that a forward and its backward pass may hold: so many samples run at
+            once, one at least.
         backend: The kernels to use.
+        progress: Called with the samples done and of all; what it raises (:class:`slimfast.Cancelled`) ends
+            the work.
 
     Returns:
         A curve for every group that a measured layer reads, by the group's name.
@@ -92,8 +105,11 @@ def error_curves(
         curves = slimfast.error_curves(model, graph, calibration)
         plan = slimfast.plan_widths(graph, {}, macs=0.5, curves=curves)
     """
+    check_memory("plan", memory)
+    model = unwrapped(model)
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
-    felt = sensitivities(model, consumers.values(), calibration)
+    check_calibration(calibration, model, consumers.values())
+    felt = sensitivities(model, consumers.values(), calibration, memory=memory, progress=progress)
     curves = {}
     for group in graph:
         covariance = unit_covariance(group, consumers, calibration)

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from slimfast.arrays import Arguments
-from slimfast.calibration.moments import Calibration, Reading
+from slimfast.calibration.data import Calibration, Reading
+from slimfast.calibration.forward import count_of
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, map_leaves
@@ -20,8 +21,11 @@ from slimfast.storage.documents import Fields, parse_object
 from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
 
 KIND = "slimfast.calibration.moments"
-SCHEMA = 1
+SCHEMA = 2
 _PARTS = ("mean", "covariance", "norms")
+_MOST_BYTES = float(1 << 60)
+# Of these, what layers that read the same tensor have in common.
+_SHARED = ("mean", "covariance")
 
 
 def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> None:
@@ -39,18 +43,26 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     """
     tensors: dict[str, Tensor] = {}
     entries = []
+    owners: dict[int, str] = {}
     for name, reading in calibration.readings.items():
-        entries.append({"weight": name, "count": reading.count})
-        tensors |= {f"{part}:{name}": getattr(reading, part).contiguous() for part in _PARTS}
+        owner = owners.setdefault(id(reading.covariance), name)
+        entries.append({"weight": name, "count": reading.count, "moments": owner})
+        for part in _PARTS if owner == name else ("norms",):
+            tensors[f"{part}:{name}"] = getattr(reading, part).contiguous()
     inputs = []
     for i, (args, kwargs) in enumerate(calibration.batches):
         inputs.append(InputSpec.of(kwargs or args).to_json())
         leaves = list(tensors_in((args, kwargs)))
         tensors |= {f"input:{i}:{j}": leaf.detach().cpu().clone() for j, leaf in enumerate(leaves)}
+    for i, mask in enumerate(calibration.masks):
+        if mask is not None:
+            tensors[f"mask:{i}"] = mask.detach().cpu().contiguous()
     document = {
         "kind": KIND,
         "schema": SCHEMA,
         "samples": calibration.samples,
+        "bytes_held": calibration.bytes_held,
+        "bytes_made": calibration.bytes_made,
         "readings": entries,
         "left": dict(calibration.left),
         "inputs": inputs,
@@ -78,30 +90,41 @@ def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Ca
     with open_tensor_document(path, "a calibration") as file:
         fields = parse_object(file.document, shown)
         tensors = {name: file.tensor(name) for name in file.shapes}
-    fields.schema(KIND, SCHEMA)
-    readings = [_reading(item, tensors) for item in fields.objects("readings")]
+    schema = fields.schema(KIND, SCHEMA, oldest=1)
+    # Each of the layers that read the same tensor gets the same moments, not a copy of them.
+    whole = {name: tensor.double() for name, tensor in tensors.items() if name.partition(":")[0] in _PARTS}
+    readings = [_reading(item, whole, tensors, schema) for item in fields.objects("readings")]
     left = fields.object("left")
     inputs = fields.raw("inputs")
+    batches = _batches(inputs, tensors, shown, device)
+    masks = [_mask(tensors.get(f"mask:{i}"), batch, shown, device) for i, batch in enumerate(batches)]
     found = Calibration(
         readings={reading.weight: reading for reading in readings},
         left={name: left.string(name) for name in left.names()},
-        batches=_batches(inputs, tensors, shown, device),
+        batches=batches,
         samples=fields.integer("samples", 1),
+        masks=tuple(masks),
+        bytes_held=fields.number("bytes_held", 0.0, _MOST_BYTES) if schema > 1 else 0.0,
+        bytes_made=fields.number("bytes_made", 0.0, _MOST_BYTES) if schema > 1 else 0.0,
     )
     fields.done()
     return found
 
 
-def _reading(fields: Fields, tensors: Mapping[str, Tensor]) -> Reading:
+def _reading(
+    fields: Fields, whole: Mapping[str, Tensor], stored: Mapping[str, Tensor], schema: int
+) -> Reading:
     weight = fields.string("weight")
-    mean, covariance, norms = (_tensor(tensors, f"{part}:{weight}", fields.where) for part in _PARTS)
+    owner = fields.string("moments") if schema > 1 else weight
+    names = [f"{part}:{owner if part in _SHARED else weight}" for part in _PARTS]
+    mean, covariance, norms = (_tensor(whole, name, fields.where) for name in names)
     length = mean.numel()
     shapes = (tuple(mean.shape), tuple(covariance.shape), tuple(norms.shape))
     if shapes != ((length,), (length, length), (length,)):
         raise SlimfastError(f"{fields.where}: moments of shapes {shapes} do not fit each other ({weight})")
-    if not all(t.dtype in FLOATING and bool(t.isfinite().all()) for t in (mean, covariance, norms)):
+    if not all(stored[name].dtype in FLOATING and bool(stored[name].isfinite().all()) for name in names):
         raise SlimfastError(f"{fields.where}: expected finite moments ({weight})")
-    reading = Reading(weight, mean.double(), covariance.double(), norms.double(), fields.integer("count", 1))
+    reading = Reading(weight, mean, covariance, norms, fields.integer("count", 1))
     fields.done()
     return reading
 
@@ -124,6 +147,12 @@ def _batches(inputs: Any, tensors: Mapping[str, Tensor], shown: str, device: str
 
         batches.append((map_leaves(spec.args, read), map_leaves(dict(spec.kwargs), read)))
     return tuple(batches)
+
+
+def _mask(mask: Tensor | None, batch: Arguments, shown: str, device: str) -> Tensor | None:
+    if mask is not None and (mask.dim() < 2 or len(mask) != count_of(batch)):
+        raise SlimfastError(f"{shown}: a mask of shape {tuple(mask.shape)} is not of its inputs")
+    return None if mask is None else mask.bool().to(device)
 
 
 def _tensor(tensors: Mapping[str, Tensor], name: str, where: str) -> Tensor:

@@ -1,25 +1,32 @@
-"""How much a network's output feels of what each consumer reads: one backward pass for each batch."""
+"""How much a network's output feels of what each consumer reads: one backward pass for each slice."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimfast.arrays import Arguments
+from slimfast.arrays import Progress
 from slimfast.calibration.consumers import Consumer, input_of
-from slimfast.calibration.forward import running
-from slimfast.calibration.moments import Calibration
-from slimfast.errors import SlimfastError, one_line
+from slimfast.calibration.data import Calibration
+from slimfast.calibration.forward import Slice, running
+from slimfast.calibration.masks import positions_that_count
+from slimfast.calibration.spilling import MEMORY
+from slimfast.errors import NonFinite, SlimfastError, one_line
 from slimfast.graph.recording.inputs import cloned, tensors_in
 
 
 def sensitivities(
-    model: nn.Module, consumers: Iterable[Consumer], calibration: Calibration
+    model: nn.Module,
+    consumers: Iterable[Consumer],
+    calibration: Calibration,
+    *,
+    memory: int = MEMORY,
+    progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Measure what the output loses where a variable is held at its mean: (L,) float64 for each consumer, by
     weight.
@@ -28,59 +35,126 @@ def sensitivities(
     output's values z and averaged over the samples (the Taylor score of Molchanov et al., CVPR 2019, of the
     outputs instead of a loss). The derivative is that through this consumer alone. The sum over the outputs
     is the expectation over a direction in them of random signs, of which each sample gets one. Positions are
-    summed before the square: errors of neighbouring positions add up where the network averages them.
+    summed before the square: errors of neighbouring positions add up where the network averages them. Padded
+    positions count neither in the sum nor in the outputs.
 
-    Raises :class:`SlimfastError` where the output has no values, or none that can be differentiated.
+    So many samples run at once as hold ``memory`` bytes for their backward pass; ``progress`` is told of
+    them. Raises :class:`SlimfastError` where the output has no values, or none that can be differentiated.
     """
     wanted = [consumer for consumer in consumers if consumer.weight in calibration.readings]
-    totals = {
-        consumer.weight: torch.zeros(consumer.length, dtype=torch.float64, device="cpu")
-        for consumer in wanted
-    }
     if not wanted:
-        return totals
-    generator = torch.Generator().manual_seed(0)
+        return {}
+    measured = _Measured(wanted, calibration)
+    done = 0
     with running(model) as (network, _):
-        for batch in calibration.batches:
-            seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-            with torch.enable_grad(), ExitStack() as hooks:
-                for consumer in wanted:
-                    module = network.get_submodule(consumer.module)
-                    hook = functools.partial(_probe, seen.setdefault(consumer.weight, []))
-                    hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-                slope = _slope(_outputs(network, batch), generator)
-                pairs = [pair for consumer in wanted for pair in seen[consumer.weight]]
-                slopes = iter(torch.autograd.grad(slope, [probe for _, probe in pairs], allow_unused=True))
-            count = next(len(t) for t in tensors_in(batch) if t.dim())
-            for consumer in wanted:
-                for x, _ in seen[consumer.weight]:
-                    gradient = next(slopes)
-                    if gradient is not None:
-                        mean = calibration.readings[consumer.weight].mean
-                        totals[consumer.weight] += _felt(consumer, x, gradient, mean, count)
-    return {name: total / calibration.samples for name, total in totals.items()}
+        network.requires_grad_(False)
+        for part in calibration.slices_for_backward(memory):
+            measured.run(network, part)
+            done += part.samples
+            if progress is not None:
+                progress(done, calibration.samples)
+    return {name: total / calibration.samples for name, total in measured.totals().items()}
 
 
-def _probe(
-    seen: list[tuple[Tensor, Tensor]], module: nn.Module, args: Any, kwargs: Any
-) -> tuple[Any, Any] | None:
-    """Add a zero to what a layer reads, whose gradient is that through this layer alone."""
-    x = input_of(args, kwargs)
-    if x is None or not x.numel():
-        return None
-    probe = torch.zeros_like(x, requires_grad=True)
-    read = x + probe
-    # The sum and not x, which the network may yet change in place.
-    seen.append((read.detach(), probe))
-    if args and args[0] is x:
-        return (read, *args[1:]), kwargs
-    return args, {name: read if value is x else value for name, value in kwargs.items()}
+class _Measured:
+    """Sums over the samples, for each consumer."""
+
+    def __init__(self, consumers: Sequence[Consumer], calibration: Calibration) -> None:
+        self._consumers, self._readings = consumers, calibration.readings
+        self._signs = _Signs()
+        self._totals: dict[str, Tensor] = {}
+        # Layers whose input the network changes in place after they have read it.
+        self._changed: set[str] = set()
+
+    def run(self, network: nn.Module, part: Slice) -> None:
+        """Add up one slice."""
+        drawn = self._signs.state()
+        with torch.enable_grad():
+            probes = self._forward(network, part)
+            changed = {weight for weight, x, version in probes.reads if x._version != version}
+            if changed:
+                self._changed |= changed
+                self._signs.go_back(drawn)
+                probes = self._forward(network, part)
+            probes.slope.backward()  # type: ignore[no-untyped-call]
+        for weight, felt in probes.felt.items():
+            if not bool(felt.isfinite().all()):
+                module = next(c.module for c in self._consumers if c.weight == weight)
+                raise NonFinite(f"plan: expected finite derivatives, got others at what {module} reads")
+            self._totals[weight] = self._totals[weight] + felt if weight in self._totals else felt
+
+    def totals(self) -> dict[str, Tensor]:
+        """Give the sums, zero for what no output feels."""
+        return {
+            c.weight: self._totals[c.weight].cpu()
+            if c.weight in self._totals
+            else torch.zeros(c.length, dtype=torch.float64, device="cpu")
+            for c in self._consumers
+        }
+
+    def _forward(self, network: nn.Module, part: Slice) -> _Probes:
+        probes = _Probes(part)
+        with ExitStack() as hooks:
+            for consumer in self._consumers:
+                mean = self._readings[consumer.weight].mean
+                hook = functools.partial(probes.look, consumer, mean, consumer.weight in self._changed)
+                module = network.get_submodule(consumer.module)
+                hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            probes.slope = self._signs.slope(_outputs(network, part), part.mask)
+        return probes
 
 
-def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
+class _Probes:
+    """What consumers read in one forward, and what the output felt of it when the derivatives came."""
+
+    slope: Tensor
+
+    def __init__(self, part: Slice) -> None:
+        self._part = part
+        self.reads: list[tuple[str, Tensor, int]] = []
+        self.felt: dict[str, Tensor] = {}
+
+    def look(
+        self, consumer: Consumer, mean: Tensor, copy: bool, module: nn.Module, args: Any, kwargs: Any
+    ) -> tuple[Any, Any] | None:
+        """Let a layer read a tensor of its own, whose derivative is that through this layer alone."""
+        x = input_of(args, kwargs)
+        if x is None or not x.numel():
+            return None
+        seen = x.detach().clone() if copy else x.detach()
+        read = x.view_as(x) if x.requires_grad else seen.requires_grad_()
+        self.reads.append((consumer.weight, seen, seen._version))
+        read.register_hook(functools.partial(self._feel, consumer, seen.detach(), mean))  # type: ignore[no-untyped-call]
+        if args and args[0] is x:
+            return (read, *args[1:]), kwargs
+        return args, {name: read if value is x else value for name, value in kwargs.items()}
+
+    def _feel(self, consumer: Consumer, x: Tensor, mean: Tensor, gradient: Tensor) -> None:
+        """Square the sums over each sample's positions, and sum them over the samples: (L,) float64."""
+        with torch.no_grad():
+            view, slope = consumer.laid_out(x), consumer.laid_out(gradient)
+            wide = view if view.dtype == torch.float64 else view.float()
+            change = (wide - mean.to(wide)).mul_(slope)
+            counting = positions_that_count(view.shape[:-1], self._part.mask)
+            if counting is not None:
+                change = change * counting[..., None]
+            count = self._part.samples
+            if change.dim() > 2 and len(change) == count:
+                each = change.sum(tuple(range(1, change.dim() - 1)))
+            elif change[..., 0].numel() % count == 0:
+                each = change.reshape(count, -1, change.shape[-1]).sum(1)
+            else:
+                each = change.reshape(-1, change.shape[-1])
+            felt = each.double().square().sum(0)
+            known = self.felt.get(consumer.weight)
+            self.felt[consumer.weight] = felt if known is None else known + felt
+
+
+def _outputs(network: nn.Module, part: Slice) -> list[Tensor]:
     """Run one forward, and return its floating-point outputs that depend on what was read."""
+    args, kwargs = part.args
     try:
-        output = network(*cloned(batch[0]), **cloned(batch[1]))
+        output = network(*cloned(args), **cloned(kwargs))
     except Exception as error:
         raise SlimfastError(f"plan: the forward fails: {one_line(error)}") from error
     found = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad and t.numel()]
@@ -89,15 +163,30 @@ def _outputs(network: nn.Module, batch: Arguments) -> list[Tensor]:
     return found
 
 
-def _slope(outputs: Iterable[Tensor], generator: torch.Generator) -> Tensor:
-    """Sum the outputs with random signs."""
-    signs = [(z, torch.randint(2, z.shape, generator=generator, device="cpu").to(z) * 2 - 1) for z in outputs]
-    return torch.stack([(z * sign).sum().float() for z, sign in signs]).sum()
+class _Signs:
+    """Random signs for every value of the outputs: the same ones however the samples are parted."""
 
+    def __init__(self) -> None:
+        self._generators: list[torch.Generator] = []
 
-def _felt(consumer: Consumer, x: Tensor, gradient: Tensor, mean: Tensor, count: int) -> Tensor:
-    """Square the sums over each sample's positions, and sum them over the ``count`` samples: (L,) float64."""
-    columns = consumer.columns(x).double()
-    change = (columns - mean.to(columns.device)[:, None]) * consumer.columns(gradient).double()
-    per_sample = count if change.shape[1] % count == 0 else change.shape[1]
-    return change.reshape(len(change), per_sample, -1).sum(2).square().sum(1).cpu()
+    def slope(self, outputs: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+        """Sum the outputs with random signs, but for those of padding."""
+        for place in range(len(self._generators), len(outputs)):
+            self._generators.append(torch.Generator().manual_seed(place))
+        sums = []
+        for z, generator in zip(outputs, self._generators, strict=False):
+            counting = positions_that_count(z.shape, mask)
+            values = z if counting is None else z[counting]
+            signs = torch.randint(2, values.shape, generator=generator, dtype=torch.int8, device="cpu")
+            sums.append((values * signs.mul_(2).sub_(1).to(values)).sum().float())
+        return torch.stack(sums).sum()
+
+    def state(self) -> list[Tensor]:
+        """Note how many were drawn."""
+        return [generator.get_state() for generator in self._generators]
+
+    def go_back(self, state: list[Tensor]) -> None:
+        """Draw again what was drawn since."""
+        del self._generators[len(state) :]
+        for generator, before in zip(self._generators, state, strict=True):
+            generator.set_state(before)

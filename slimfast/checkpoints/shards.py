@@ -28,8 +28,9 @@ from slimfast.plans import Plan, plan_widths
 from slimfast.plans.fingerprint import check_weights, fingerprint_of
 from slimfast.plans.request import WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan
+from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest, manifest
-from slimfast.pruning.prune import gather_slices, prune_channels
+from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling

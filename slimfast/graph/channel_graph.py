@@ -13,16 +13,72 @@ from typing import Any, Literal
 import numpy as np
 
 from slimfast.arrays import BoolArray, IntArray
+from slimfast.errors import ArgumentError, did_you_mean
 
 Role = Literal["producer", "consumer", "follower"]
 
 
-def matches(globs: Iterable[str], name: str, kind: str) -> bool:
-    """Say whether any of the globs means a group of that name and kind.
+@dataclass(frozen=True, slots=True)
+class GroupNames:
+    """What the groups of a network are called, in ``include``, ``exclude`` and ``overrides``.
 
-    A name as it is printed means itself, brackets included: ``blocks.0.attn.qkv[head]``.
+    ``kinds`` has the kind of each group by its name; ``makes`` and ``reads`` the groups that each layer and
+    each tensor has a part in: those whose units it computes or goes along with, and those it only reads.
     """
-    return any(glob in (name, kind) or fnmatchcase(name, glob) or fnmatchcase(kind, glob) for glob in globs)
+
+    kinds: Mapping[str, str]
+    makes: Mapping[str, frozenset[str]]
+    reads: Mapping[str, frozenset[str]]
+
+    @classmethod
+    def of(
+        cls,
+        kinds: Mapping[str, str],
+        slices: Iterable[tuple[str, str, Role]],
+        tied: Mapping[str, str] | None = None,
+    ) -> GroupNames:
+        """Collect the names from the (group, tensor, role) of each slice; ``tied``: further tensor names."""
+        further: dict[str, list[str]] = {}
+        for name, first in (tied or {}).items():
+            further.setdefault(first, []).append(name)
+        parts: tuple[dict[str, set[str]], dict[str, set[str]]] = ({}, {})
+        for group, tensor, role in slices:
+            for name in (tensor, *further.get(tensor, ())):
+                for called in (name, name.rpartition(".")[0]):
+                    parts[role == "consumer"].setdefault(called, set()).add(group)
+        makes, reads = ({name: frozenset(groups) for name, groups in part.items()} for part in parts)
+        return cls(kinds, makes, reads)
+
+    def meant_by(self, glob: str, where: str) -> frozenset[str]:
+        """Find the groups that a name, a kind or a glob means.
+
+        The name of a group as it is printed means that one alone, brackets included:
+        ``blocks.0.attn.qkv[head]``. The name of a layer or a tensor means the groups whose units it computes.
+
+        Raises ``ValueError`` where there is none; ``where`` begins its message.
+        """
+        if glob in self.kinds:
+            return frozenset([glob])
+        found = {
+            name
+            for name, kind in self.kinds.items()
+            if glob == kind or fnmatchcase(name, glob) or fnmatchcase(kind, glob)
+        }
+        for called, groups in self.makes.items():
+            if called and (called == glob or fnmatchcase(called, glob)):
+                found |= groups
+        if not found:
+            raise ArgumentError(f"{where}: no group matches {glob!r}{self._hint(glob)}")
+        return frozenset(found)
+
+    def _hint(self, glob: str) -> str:
+        if glob in self.reads:
+            return f", which only reads {', '.join(sorted(self.reads[glob]))}"
+        if any(name.startswith(f"{glob}.") for name in self.makes):
+            return f" (did you mean {f'{glob}.*'!r}?)"
+        return did_you_mean(
+            glob, dict.fromkeys([*self.kinds, *self.kinds.values(), *filter(None, self.makes)])
+        )
 
 
 def alive_units(keep: IntArray) -> BoolArray:
@@ -191,6 +247,7 @@ class ChannelGraph:
         outputs: The names or numbers of the outputs that stay as they are; None: all of them.
         also: Descriptions of the other calls that were traced.
         notes: What was not looked at, one line each.
+        decisions: What the forward decided by values, as the recordings of thin networks are handed it.
 
     Example:
         graph = slimfast.trace_channels(model, example)
@@ -211,12 +268,21 @@ class ChannelGraph:
     outputs: tuple[str | int, ...] | None = None
     also: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
+    decisions: tuple[Any, ...] = ()
 
     def __len__(self) -> int:
         return len(self.groups)
 
     def __iter__(self) -> Iterator[ChannelGroup]:
         return iter(self.groups)
+
+    def names(self) -> GroupNames:
+        """List what its groups can be called."""
+        kinds = {group.name: group.kind for group in self.groups}
+        slices = [
+            (group.name, member.tensor, member.role) for group in self.groups for member in group.members
+        ]
+        return GroupNames.of(kinds, slices, self.tied)
 
     def __getitem__(self, name: str | int) -> ChannelGroup:
         if isinstance(name, int):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from slimfast.errors import ArgumentTypeError, UnsupportedGraph
+from slimfast.arrays import Arguments
+from slimfast.errors import ArgumentTypeError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.propagation.grouping import Grouping
@@ -17,8 +18,12 @@ from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.inputs import InputSpec, arguments
 from slimfast.graph.recording.module_copies import collector_paused
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.output_places import as_outputs, check_outputs
+from slimfast.graph.recording.number_origins import NumbersUpset
+from slimfast.graph.recording.output_places import Outputs, as_outputs, check_outputs
+from slimfast.graph.recording.shared_functions import refusing_hooks_that_write
+from slimfast.graph.recording.unfit import refuse_unfit
 from slimfast.graph.trial import trial_cut
+from slimfast.wrappers import unwrapped
 
 
 @collector_paused()
@@ -35,11 +40,13 @@ def trace_channels(
     """Find the channel groups of ``model`` by running it once on tensors without data.
 
     Args:
-        model: The network.
-        example: A tensor, a tuple or a dict of the model's arguments.
-        include: Globs over the names of groups (``layer3.*``) or their kinds (``head``): only groups that one
-            of them matches are returned, and what the others would have changed stays as it is.
-        exclude: Globs likewise: groups that one of them matches are not returned.
+        model: The network; one in a usual wrapper (``DistributedDataParallel``, compiled, averaged) is taken
+            out of it.
+        example: A tensor, a tuple or a dict of the model's arguments, or an object that holds tensors.
+        include: Names or globs of groups, of their kinds (``head``), and of the layers or tensors that
+            compute their units (``layer3.*``): only groups that one of them means are returned, and what the
+            others would have changed stays as it is.
+        exclude: Likewise: groups that one of them means are not returned.
         settle: Cut every group once on tensors without data, find the Python attributes that must follow, and
             leave out what cannot be cut; without it the groups are those that the recorded operations allow.
         outputs: Which outputs are the interface and stay as they are, by name (``"logits"``, ``"0.boxes"``,
@@ -51,7 +58,9 @@ def trace_channels(
         The graph: a sequence of the groups, which also says what was left alone and why (``frozen``).
 
     Raises:
-        UnsupportedGraph: When the forward fails, naming the module, and for TorchScript.
+        UnsupportedGraph: When the forward fails, naming the module, for TorchScript, and for weights that are
+            quantised or sharded.
+        ValueError: For a name that means no group.
         TypeError: For an example that is not made of tensors and plain values, and for what is no module.
 
     Example:
@@ -60,31 +69,60 @@ def trace_channels(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
+    model = unwrapped(model)
     network = Network.of(model)
-    for path, module in network.modules.items():
-        if isinstance(module, torch.jit.ScriptModule):
-            where = path or "the model itself"
-            raise UnsupportedGraph(f"{where} is TorchScript, which cannot be cut; give what it was made from")
-    inputs, interface = InputSpec.of(example), as_outputs(outputs)
-    args, kwargs = arguments(example)
-    recording = record(network, args, kwargs)
-    check_outputs(recording.places, interface)
+    refuse_unfit(network)
     others = list(also)
-    recorded = [record(network, *arguments(other)) for other in others]
-    flow = propagate(network, recording, args, kwargs, interface, recorded)
-    freeze_size_dependent(network, flow, (args, kwargs), interface, recorded)
-    grouping = Grouping(flow.labels, include, exclude)
+    calls = _Calls(InputSpec.of(example), arguments(example), as_outputs(outputs), tuple(others))
+    selected = (include, exclude)
+    try:
+        return _traced(network, calls, selected, settle=settle, trace_numbers=True)
+    except NumbersUpset:
+        return _traced(network, calls, selected, settle=settle, trace_numbers=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """What a network is called with, and which of its outputs stay as they are.
+
+    ``inputs`` describes what is ``given``; ``others`` are the examples of other calls.
+    """
+
+    inputs: InputSpec
+    given: Arguments
+    outputs: Outputs | None
+    others: tuple[Any, ...]
+
+
+def _traced(
+    network: Network,
+    calls: _Calls,
+    selected: tuple[Sequence[str] | None, Sequence[str] | None],
+    *,
+    settle: bool,
+    trace_numbers: bool,
+) -> ChannelGraph:
+    """Record a network, follow its labels, read the graph off them, and settle it."""
+    given = calls.given
+    with refusing_hooks_that_write(network):
+        recording = record(network, *given, trace_numbers=trace_numbers)
+    check_outputs(recording.places, calls.outputs)
+    also = [record(network, *arguments(other)) for other in calls.others]
+    flow = propagate(network, recording, *given, calls.outputs, also)
+    freeze_size_dependent(network, flow, given, calls.outputs, also)
+    grouping = Grouping(flow.labels, *selected)
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
         parameters=frozenset(name for name, t in network.tensors.items() if isinstance(t, nn.Parameter)),
         operations=tuple(map(grouping.operation, flow.calls)),
         frozen=grouping.frozen(),
-        inputs=inputs,
+        inputs=calls.inputs,
         tied=network.tied,
         itemsize={name: tensor.element_size() for name, tensor in network.tensors.items()},
-        outputs=interface,
-        also=tuple(map(InputSpec.of, others)),
+        outputs=calls.outputs,
+        also=tuple(map(InputSpec.of, calls.others)),
         notes=tuple(flow.labels.notes),
+        decisions=recording.decisions,
     )
-    return trial_cut.settle(network, graph, recording) if settle else graph
+    return trial_cut.settle(network, graph, recording, given) if settle else graph

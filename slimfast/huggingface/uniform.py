@@ -29,6 +29,7 @@ from slimfast.plans.amounts import amount_of
 from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.spectra import Spectrum, measure_spectra
+from slimfast.wrappers import unwrapped
 
 # Halvings of the interval that holds tau.
 _BISECTIONS = 40
@@ -85,6 +86,7 @@ def plan_uniform(
         thin = slimfast.prune_channels(model, plan)
         slimfast.save_pretrained(thin, "thin", example)   # AutoModel.from_pretrained("thin") from now on
     """
+    model = unwrapped(model)
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
         raise ArgumentTypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
     given = (("params", params), ("macs", macs))

@@ -13,7 +13,8 @@ from typing_extensions import Unpack
 
 from slimfast.arrays import Progress
 from slimfast.calibration.curves import ErrorCurve, error_curves
-from slimfast.calibration.moments import Calibration
+from slimfast.calibration.data import Calibration
+from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.fingerprint import fingerprint
@@ -23,6 +24,7 @@ from slimfast.plans.solving import settled_plan, solved_plan
 from slimfast.spectra import measure_again, measure_spectra
 from slimfast.spectra.eigenvalues import Scaling
 from slimfast.spectra.spectrum import Spectrum
+from slimfast.wrappers import unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +57,11 @@ def plan_widths(
             multiple. A mapping has a multiple for each glob of group names or kinds; the first that matches
             counts, and groups of none have any width.
         min_width: No group gets fewer units (or all it has).
-        overrides: Widths by hand: globs of group names or kinds to a number of units, or as a float to a
-            share of them; the first glob that matches counts, and it counts as it is.
-        include: Leave alone groups that none of these globs matches.
-        exclude: Leave alone groups that one of these globs matches.
+        overrides: Widths by hand: names or globs of groups, of kinds, and of the layers or tensors that
+            compute a group's units, to a number of units, or as a float to a share of them; the first that
+            means a group counts, and it counts as it is.
+        include: Leave alone groups that none of these names or globs means.
+        exclude: Leave alone groups that one of these means.
         curves: Spend a budget by marginal gain instead (:func:`slimfast.error_curves`): the units that lower
             the output's summed error most for their cost come first, and groups without a curve are left
             alone. Spectra are then only shown.
@@ -96,6 +99,7 @@ def plan(
     dtype: torch.dtype | None = None,
     scaling: Scaling = "raw",
     member_scaling: bool = False,
+    memory: int = MEMORY,
     backend: str = "auto",
     progress: Progress | None = None,
     **options: Unpack[WidthOptions],
@@ -118,7 +122,8 @@ def plan(
             is the latter where there is a calibration.
         calibration: From :func:`slimfast.calibrate`.
         spectra: Saved ones, which save the first measurement.
-        progress: Called with the number of groups settled and of all.
+        memory: Bytes of activations held at once for error curves (:func:`slimfast.error_curves`).
+        progress: Called with the number of groups settled and of all; with a ``calibration``, of samples.
 
     Returns:
         The plan.
@@ -132,11 +137,13 @@ def plan(
         thin = slimfast.prune_channels(model, plan)
     """
     request = check_request(options)
+    model = unwrapped(model)
     by_gain = _by_gain(allocation, calibration, request)
     graph = _traced(model, example, graph, outputs, also)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
     if by_gain is not None:
-        gained = solved_plan(graph, {}, request, error_curves(model, graph, by_gain, backend=backend))
+        curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
+        gained = solved_plan(graph, {}, request, curves)
         return replace(gained, weights=fingerprint(model))
     if spectra is None:
         spectra = measure_spectra(

@@ -13,7 +13,7 @@ import numpy as np
 
 from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
-from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, matches
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.plans.amounts import amount_of, share_of
 from slimfast.plans.budget import Rounding
 from slimfast.plans.costs import Cost
@@ -163,22 +163,13 @@ def choose(
 
     ``ValueError`` for a glob that matches no group and a width by hand that a group cannot have.
     """
-    for what, globs in (
-        ("overrides", request.overrides),
-        ("include", request.include or ()),
-        ("exclude", request.exclude),
-        ("multiple_of", request.multiple_of if isinstance(request.multiple_of, Mapping) else ()),
-    ):
-        for glob in globs:
-            if not any(_matches(group, (glob,)) for group in graph.groups):
-                names = [group.name for group in graph.groups] + sorted({g.kind for g in graph.groups})
-                raise ArgumentError(f"plan: {what}: no group matches {glob!r}{did_you_mean(glob, names)}")
+    named = _Named.of(graph, request)
     choices = []
     for group in graph.groups:
         d = positions(group, graph)
         by: Chosen = "gain" if curves is not None else "tau"
         decided = group.name in curves if curves is not None else d > 1
-        choices.append(_choice(group, by if decided else "excluded", request))
+        choices.append(_choice(group, by if decided else "excluded", request, named))
         if choices[-1].chosen == by:
             if curves is None:
                 _check_spectrum(group, d, spectra)
@@ -189,19 +180,44 @@ def choose(
     return choices
 
 
-def _choice(group: ChannelGroup, by: Chosen, request: Request) -> Choice:
-    for glob, value in request.overrides.items():
-        if _matches(group, (glob,)):
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The groups that the globs of a request mean; those of overrides in their order, with their values."""
+
+    by_hand: Sequence[tuple[frozenset[str], int | float]]
+    included: frozenset[str] | None
+    excluded: frozenset[str]
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, request: Request) -> _Named:
+        """Look the globs up; ``ValueError`` for one that means no group, and for a layer that stands for
+        several where a width is given.
+        """
+        names = graph.names()
+
+        def meant(what: str, globs: Iterable[str]) -> frozenset[str]:
+            return frozenset().union(*(names.meant_by(glob, f"plan: {what}") for glob in globs))
+
+        by_hand = [(meant("overrides", [glob]), value) for glob, value in request.overrides.items()]
+        for (groups, _), glob in zip(by_hand, request.overrides, strict=True):
+            if len(groups) > 1 and glob in names.makes:
+                which = ", ".join(sorted(groups))
+                raise ArgumentError(
+                    f"plan: overrides: {glob} has a part in several groups, name one: {which}"
+                )
+        included = None if request.include is None else meant("include", request.include)
+        return cls(by_hand, included, meant("exclude", request.exclude))
+
+
+def _choice(group: ChannelGroup, by: Chosen, request: Request, named: _Named) -> Choice:
+    for groups, value in named.by_hand:
+        if group.name in groups:
             return Choice("override", _width_by_hand(group, value))
-    included = request.include is None or _matches(group, request.include)
+    included = named.included is None or group.name in named.included
     asked = request.explained_variance is not None or bool(request.budget)
-    if included and asked and not _matches(group, request.exclude):
+    if included and asked and group.name not in named.excluded:
         return Choice(by, group.n)
     return Choice("excluded", group.n)
-
-
-def _matches(group: ChannelGroup, globs: Sequence[str]) -> bool:
-    return matches(globs, group.name, group.kind)
 
 
 def _width_by_hand(group: ChannelGroup, value: int | float) -> int:
@@ -225,22 +241,27 @@ def _check_spectrum(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum]
         )
 
 
-def unit_step(group: ChannelGroup, multiple_of: int | Mapping[str, int]) -> int:
+def unit_step(group: ChannelGroup, multiple_of: int) -> int:
     """Find of how many units a width must be a multiple for the cut axes to be multiples of
-    ``multiple_of``, of what the first glob of a mapping that means the group says.
+    ``multiple_of``.
     """
-    if isinstance(multiple_of, Mapping):
-        multiple_of = next((step for glob, step in multiple_of.items() if _matches(group, (glob,))), 1)
     if group.kind not in _RUNS:
         return multiple_of
     runs = [int(np.count_nonzero(m.units == 0)) for m in group.members if m.role != "follower"]
     return multiple_of // math.gcd(multiple_of, *runs)
 
 
-def rounding_of(groups: Sequence[ChannelGroup], request: Request) -> Rounding:
-    """Say what the widths of these groups may be."""
+def rounding_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], request: Request) -> Rounding:
+    """Say what the widths of these groups of a graph may be."""
+    multiples = dict.fromkeys((group.name for group in groups), 1)
+    if isinstance(request.multiple_of, Mapping):
+        # The first glob that means a group counts.
+        for glob, multiple in reversed(request.multiple_of.items()):
+            multiples |= dict.fromkeys(graph.names().meant_by(glob, "plan: multiple_of"), multiple)
+    else:
+        multiples = dict.fromkeys(multiples, request.multiple_of)
     return Rounding(
         full=np.array([group.n for group in groups], dtype=np.int64),
-        step=np.array([unit_step(group, request.multiple_of) for group in groups], dtype=np.int64),
+        step=np.array([unit_step(group, multiples[group.name]) for group in groups], dtype=np.int64),
         minimum=request.min_width,
     )

@@ -95,7 +95,7 @@ def _problem(
         choices=choices,
         fixed=np.array([choice.width for choice in choices], dtype=np.int64),
         free=np.array(free, dtype=np.int64),
-        rounding=rounding_of([graph.groups[i] for i in free], request),
+        rounding=rounding_of(graph, [graph.groups[i] for i in free], request),
         curves=curves,
     )
 

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from slimfast.arrays import Arguments
 from slimfast.graph.recording.forward import PROCESS_LOCK
-from slimfast.graph.recording.inputs import cloned, map_leaves
+from slimfast.graph.recording.inputs import cloned, map_leaves, map_tensors
 from slimfast.graph.recording.module_copies import copy_network, named_tensors
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.shared_functions import a_copy_runs
 from slimfast.pruning.random_draws import Draws, is_random
 
 _DOUBLE = {
@@ -122,18 +123,17 @@ def run_copy(
     devices = {tensor.device for tensor in named_tensors(copied).values()}
     device = devices.pop() if len(devices) == 1 else None
 
-    def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def move(leaf: Tensor) -> Any:
         return precision.promote(leaf.to(device) if device is not None else leaf)
 
-    args, kwargs = map_leaves(cloned(inputs[0]), move), map_leaves(cloned(inputs[1]), move)
+    args, kwargs = map_tensors(cloned(inputs[0]), move), map_tensors(cloned(inputs[1]), move)
     cuda = sorted({d.index for d in devices | {device} if d is not None and d.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(PROCESS_LOCK)
         stack.enter_context(torch.random.fork_rng(cuda))
         torch.manual_seed(0)
         stack.enter_context(torch.no_grad())
+        stack.enter_context(a_copy_runs(network))
         if watch is not None:
             stack.enter_context(_watched(copied, watch))
         stack.enter_context(precision)

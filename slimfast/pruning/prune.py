@@ -4,39 +4,43 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Unpack
 
 from slimfast.arrays import IntArray, Progress
-from slimfast.calibration.moments import Calibration
+from slimfast.calibration.data import Calibration
+from slimfast.calibration.spilling import MEMORY, check_memory
 from slimfast.distributed.dtensors import check_whole
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import check_thin
+from slimfast.graph.recording.inputs import arguments
 from slimfast.graph.recording.network import Network
-from slimfast.kernels.ops import grouped_gather
 from slimfast.plans import Allocation, GroupPlan, Plan
 from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import count_kept
 from slimfast.plans.fingerprint import check_weights, fingerprint
 from slimfast.plans.request import WidthOptions, takes_width_options
+from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
 from slimfast.pruning.verification import attach_verification, verify_and_patch
+from slimfast.wrappers import unwrapped
 
 __all__ = ["Manifest", "manifest", "prune_channels", "slim"]
 
 _log = logging.getLogger(__name__)
 # Traced, selected, gathered, checked, verified.
 _STAGES = 5
+_REPAIR_STAGES = 100
 
 
 @overload
@@ -48,6 +52,7 @@ def prune_channels(
     repair: RepairKind | None = ...,
     repair_damping: float = ...,
     calibration: Calibration | None = ...,
+    memory: int = ...,
     verify: bool = ...,
     strict: bool = ...,
     example: Any = ...,
@@ -64,6 +69,7 @@ def prune_channels(
     repair: RepairKind | None = ...,
     repair_damping: float = ...,
     calibration: Calibration | None = ...,
+    memory: int = ...,
     verify: bool = ...,
     strict: bool = ...,
     example: Any = ...,
@@ -80,6 +86,7 @@ def prune_channels(
     repair: RepairKind | None = None,
     repair_damping: float = 0.0,
     calibration: Calibration | None = None,
+    memory: int = MEMORY,
     verify: bool = True,
     strict: bool = False,
     example: Any = None,
@@ -95,7 +102,7 @@ def prune_channels(
     network are compared with the prediction.
 
     Args:
-        model: The network.
+        model: The network; one in a usual wrapper is taken out of it, and returned without.
         plan: Its widths, or the path of the file they are in.
         select: How the units are chosen where the plan has not done so: a method of :func:`slimfast.select`.
         repair: Then solves the layers that read what was cut for the best weights in closed form, from the
@@ -105,13 +112,15 @@ def prune_channels(
             reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more
             than mean variance only, is the better start of a training.
         calibration: From :func:`slimfast.calibrate`.
+        memory: Bytes of activations that a repair holds in memory; the rest goes to a temporary file.
         verify: Also runs both networks and compares (:func:`slimfast.verify`); ``verification_report(thin)``
             says what was found.
         strict: Refuses a plan that was made from other weights of the same shapes, which is else a warning.
-        example: What they are then called with, instead of inputs made up to the plan's description.
+        example: What they are then called with, and the thin network is recorded with, instead of inputs made
+            up to the plan's description.
         backend: The kernels to use.
-        progress: Called with the number of stages done and of all; what it raises
-            (:class:`slimfast.Cancelled`) ends the work.
+        progress: Called with the number of stages done and of all, a hundred of which are a repair from
+            activations; what it raises (:class:`slimfast.Cancelled`) ends the work.
         optimizer: That of ``model``, so that a training goes on. Gradients do not come along.
 
     Returns:
@@ -125,18 +134,27 @@ def prune_channels(
     Example:
         thin = slimfast.prune_channels(model, slimfast.plan(model, example, macs=0.5))
     """
-    stages = iter(range(1, _STAGES + 1))
+    total = _STAGES + (_REPAIR_STAGES if repair == "activations" else 0)
+    done = 0
 
     def reached(stage: str) -> None:
+        nonlocal done
         _log.debug("pruning %s: %s", type(model).__name__, stage)
+        done += 1
         if progress is not None:
-            progress(next(stages), _STAGES)
+            progress(done, total)
 
+    def repaired(parts: int, of: int) -> None:
+        if progress is not None:
+            progress(done + parts * _REPAIR_STAGES // of, total)
+
+    model = unwrapped(model)
     plan = Plan.of(plan)
     network = Network.of(model)
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
-    graph = graph_of(model, plan)
+    check_memory("prune", memory)
+    graph = graph_of(model, plan, example)
     check_weights(plan.weights, fingerprint(model), strict=strict)
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
@@ -147,7 +165,7 @@ def prune_channels(
     gathered = gather_slices(network.tensors, cut.tensor_cuts, backend)
     thin = cut.thin_copy(network, tensors=gathered, patches=patches)
     reached("weights gathered")
-    mismatches = check_thin(thin, cut)
+    mismatches = check_thin(thin, cut, None if example is None else arguments(example))
     if mismatches:
         raise SlimfastError(f"prune: the thin network does not have the predicted shapes: {mismatches[0]}")
     shapes = {name: tuple(tensor.shape) for name, tensor in network.tensors.items()}
@@ -162,7 +180,9 @@ def prune_channels(
     attach_verification(thin, found)
     attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
     if repair is not None:
-        repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, damping=repair_damping)
+        how: dict[str, Any] = {"damping": repair_damping, "memory": memory, "backend": backend}
+        repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, tick=repaired, **how)
+        done = total - 1
     reached("verified" if verify else "done")
     _log.info("pruned %s: %d tensors cut", type(model).__name__, len(cuts))
     return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
@@ -180,6 +200,7 @@ def slim(
     select: Method = DEFAULT_METHOD,
     repair: RepairKind | None = None,
     repair_damping: float = 0.0,
+    memory: int = MEMORY,
     verify: bool = True,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -204,6 +225,7 @@ def slim(
     Example:
         thin = slimfast.slim(model, torch.randn(1, 3, 224, 224), macs=0.5)
     """
+    model = unwrapped(model)
     planned = make_plan(
         model,
         example,
@@ -211,6 +233,7 @@ def slim(
         also=also,
         allocation=allocation,
         calibration=calibration,
+        memory=memory,
         backend=backend,
         progress=progress,
         **options,
@@ -222,6 +245,7 @@ def slim(
         repair=repair,
         repair_damping=repair_damping,
         calibration=calibration,
+        memory=memory,
         verify=verify,
         example=example,
         backend=backend,
@@ -253,38 +277,3 @@ def _check_cost(plan: Plan, cut: Cut) -> None:
             f"prune: expected the {said.params:,} parameters and {said.macs:,} MACs that the plan says, got "
             f"{left.params:,} and {left.macs:,} with the units it keeps; make the plan again"
         )
-
-
-def gather_slices(
-    tensors: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
-) -> dict[str, Tensor]:
-    """Gather the slices that are left of the tensors these cuts name, all tensors of a device in one call."""
-    thin: dict[str, Tensor] = {}
-    for device in sorted({tensors[name].device for name in cuts}, key=str):
-        names = [name for name in cuts if tensors[name].device == device]
-        thin |= _gather_on_device({n: tensors[n].detach() for n in names}, cuts, backend)
-    return thin
-
-
-def _gather_on_device(
-    wide: Mapping[str, Tensor], cuts: Mapping[str, Mapping[int, IntArray]], backend: str
-) -> dict[str, Tensor]:
-    thin = dict(wide)
-    left = {name: sorted(cuts[name].items()) for name in wide}
-    while any(left.values()):
-        names = [name for name in wide if left[name]]
-        # One pass cuts up to two dims of a tensor, which is all that nearly every tensor needs.
-        keeps = [{dim: torch.tensor(index, device="cpu") for dim, index in left[name][:2]} for name in names]
-        left = {name: dims[2:] for name, dims in left.items()}
-        chosen = "reference" if thin[names[0]].is_meta else backend
-        gathered = grouped_gather([thin[name] for name in names], keeps, names=names, backend=chosen)
-        thin |= dict(zip(names, gathered, strict=True))
-    return {name: _in_format_of(wide[name], tensor) for name, tensor in thin.items()}
-
-
-def _in_format_of(wide: Tensor, thin: Tensor) -> Tensor:
-    """Bring the gathered tensor to the wide one's memory format, which kernels for channels-last expect."""
-    for ndim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if wide.ndim == ndim and not wide.is_contiguous() and wide.is_contiguous(memory_format=layout):
-            return thin.contiguous(memory_format=layout)
-    return thin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import consumers_of
-from slimfast.calibration.moments import Calibration, unit_covariance
+from slimfast.calibration.data import Calibration, check_calibration
+from slimfast.calibration.moments import unit_covariance
 from slimfast.errors import ArgumentError, NonFinite, SlimfastError, did_you_mean
 from slimfast.graph import trace_channels
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
@@ -23,6 +24,7 @@ from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan
 from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
 from slimfast.pruning.wide_units import pivoted_rows
+from slimfast.wrappers import unwrapped
 
 Method: TypeAlias = Literal[Score, "pivoted_cholesky", "activations"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -76,6 +78,7 @@ def select(
         chosen = slimfast.select(model, slimfast.plan(model, example, macs=0.5), method="l1")
         thin = slimfast.prune_channels(model, chosen)
     """
+    model = unwrapped(model)
     plan = Plan.of(plan)
     graph = graph_of(model, plan)
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
@@ -120,8 +123,8 @@ def with_keeps(groups: Sequence[GroupPlan], keeps: Mapping[str, IntArray]) -> tu
     )
 
 
-def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
-    """Find the channel graph a plan speaks of: its own, or traced again.
+def graph_of(model: nn.Module, plan: Plan, example: Any = None) -> ChannelGraph:
+    """Find the channel graph a plan speaks of: its own, or traced again, with ``example`` where it is given.
 
     The names and shapes of every parameter and buffer and the number of units of every group must agree:
     :class:`SlimfastError` if the model is another.
@@ -129,7 +132,8 @@ def graph_of(model: nn.Module, plan: Plan) -> ChannelGraph:
     check_plan(plan, model)
     graph = plan.graph
     if graph is None:
-        example, *also = (kwargs or args for args, kwargs in (c.example() for c in (plan.inputs, *plan.also)))
+        made, *also = (kwargs or args for args, kwargs in (c.example() for c in (plan.inputs, *plan.also)))
+        example = made if example is None else example
         graph = trace_channels(model, example, outputs=plan.outputs, also=also)
     sizes = {group.name: group.n for group in graph}
     for g in plan.groups:
@@ -207,6 +211,7 @@ def _covariance_read(
 ) -> Callable[[ChannelGroup], Tensor]:
     """Make the function that gives the (n, n) covariance of a group's units in what its consumers read."""
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
+    check_calibration(calibration, model, consumers.values())
 
     def read(group: ChannelGroup) -> Tensor:
         covariance = unit_covariance(group, consumers, calibration)

@@ -17,6 +17,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.cutting.cut import select_indices
 from slimfast.graph.recording.module_copies import aliases, named_tensors
 from slimfast.pruning.manifests import manifest
+from slimfast.wrappers import unwrapped
 
 Cuts = dict[str, dict[int, IntArray]]
 AnyOptimizer = TypeVar("AnyOptimizer", bound=Optimizer)
@@ -87,6 +88,7 @@ def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> 
         average = AveragedModel(thin)
         average.load_state_dict(slimfast.prune_state(old.state_dict(), model, thin))
     """
+    model, thin = unwrapped(model), unwrapped(thin)
     cuts, wide = cuts_between(model, thin), named_tensors(model)
     known = {name: name for name in wide} | aliases(model)
     found: dict[str, Any] = {}

@@ -21,6 +21,7 @@ from slimfast.graph.recording.other_sizes import other_inputs
 from slimfast.pruning.comparison import Comparison, OriginalFails, Pair, shaken
 from slimfast.pruning.training_attributes import training_patches
 from slimfast.pruning.training_forward import TrainingBreaks, compare_training
+from slimfast.wrappers import unwrapped
 
 _ATTRIBUTE = "_slimfast_verification"
 
@@ -95,7 +96,7 @@ def verify(
     Example:
         found = slimfast.verify(model, thin, graph, {"layer1.0.conv1": np.arange(32)})
     """
-    return verify_cut(Network.of(model), thin, Cut(graph, keeps), example)
+    return verify_cut(Network.of(unwrapped(model)), unwrapped(thin), Cut(graph, keeps), example)
 
 
 def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None) -> Verification:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from slimfast.arrays import Progress
 from slimfast.distributed.team import Team
@@ -21,6 +22,7 @@ from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
 from slimfast.storage.weights import Source, Weights, open_weights
+from slimfast.wrappers import unwrapped
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -83,6 +85,8 @@ def measure_spectra(
         backend_module(backend)
     for tau in taus or ():
         check_tau("measure_spectra", tau)
+    if isinstance(source, nn.Module):
+        source = unwrapped(source)
     weights = open_weights(source)
     layers = layers_of(source, weights, graph)
     options = Options(dtype=dtype, scaling=scaling, member_scaling=member_scaling, backend=backend)

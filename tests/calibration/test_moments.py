@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.calibration_cases import read_by
+from support.calibration_cases import Words, images, read_by, small
 from torch import Tensor, nn
 
 import slimfast
@@ -17,21 +17,9 @@ from slimfast.calibration.consumers import consumers_of
 from slimfast.calibration.moments import unit_covariance
 
 
-def small() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(64, 5),
-    ).eval()  # fmt: skip
-
-
 @pytest.fixture
 def model() -> nn.Sequential:
     return small()
-
-
-def images(count: int = 12) -> Tensor:
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("sizes", [[12], [5, 7], [1, 1, 10]])
@@ -90,15 +78,6 @@ def test_the_model_stays_as_it_is(model: nn.Sequential) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
-class Words(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.up, self.down = nn.Embedding(11, 4), nn.Linear(4, 6), nn.Linear(6, 3)
-
-    def forward(self, tokens: Tensor, scale: Tensor) -> Tensor:
-        return self.down(torch.relu(self.up(self.table(tokens) * scale[:, None, None])))
-
-
 def test_targets_are_left_out_and_arguments_come_in_any_form() -> None:
     model = Words()
     tokens, scale, labels = torch.randint(11, (6, 5)), torch.rand(6), torch.zeros(6)
@@ -125,8 +104,10 @@ def test_what_is_wrong_is_one_line(model: nn.Sequential) -> None:
         slimfast.calibrate(model, graph, [torch.randn(2, 4, 8, 8)])
     with torch.no_grad():
         model[0].bias[2] = math.nan
-    with pytest.raises(slimfast.SlimfastError, match=r"expected finite values, got nan .*\(read by 3\)"):
-        slimfast.calibrate(model, graph, [images()])
+    with pytest.raises(
+        slimfast.SlimfastError, match=r"expected finite values, got nan .*\(read by 3, batch 1\)"
+    ):
+        slimfast.calibrate(small(), graph, [images(), images() * math.nan])
 
 
 def test_units_of_several_positions(model: nn.Sequential) -> None:
@@ -233,7 +214,7 @@ def test_a_fault_inside_is_not_blamed_on_the_activations(
         raise ValueError("a fault")
 
     graph = slimfast.trace_channels(model, images(1))
-    monkeypatch.setattr("slimfast.calibration.moments.grouped_covariance", fail)
+    monkeypatch.setattr("slimfast.calibration.moments.grouped_moments", fail)
     with pytest.raises(ValueError, match=r"^a fault$"):
         slimfast.calibrate(model, graph, [images()])
 

@@ -136,8 +136,16 @@ def test_schema_and_reader_refuse_the_same(path: tuple[Any, ...], value: Any) ->
         Plan.from_json(json.dumps(wrong))
 
 
+class _Holder:
+    """An argument that is an object."""
+
+    def __init__(self) -> None:
+        self.tensor = torch.zeros(2)
+
+
 def test_nests_of_arguments_follow_the_schema() -> None:
     tokens = torch.tensor([5, 9])
-    nest = {"a": (tokens, [1, "x", None, True, 0.5]), "b": {"c": torch.zeros(())}}
+    seen = tokens > 6
+    nest = {"a": (tokens, [1, "x", None, True, 0.5]), "b": {"c": torch.zeros(()), "d": [seen, _Holder()]}}
     plan = dataclasses.replace(expected(SCHEMA), inputs=InputSpec.of(nest))
     plan_schemas.check(plan.to_json())

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import slimfast
 from slimfast.plans import Plan
+from slimfast.pruning.repair.least_squares import LeastSquares, Solution
 
 
 def planned(model: nn.Module, example: Any, keeps: dict[str, list[int]]) -> Plan:
@@ -41,3 +42,24 @@ def conv_net() -> nn.Sequential:
         nn.Conv2d(6, 4, 3),
         nn.Flatten(),
     )
+
+
+def solved(
+    a: Tensor,
+    b: Tensor,
+    kept: Tensor,
+    weight: Tensor,
+    *,
+    centred: bool,
+    damping: float = 0.0,
+    parts: int = 1,
+) -> Solution:
+    """Least squares of all positions at once, or taken in in several parts, the last quarter held out."""
+    system = LeastSquares(kept, weight, centred=centred)
+    total = a.shape[1]
+    split = total - total // 4
+    for held, span in ((False, slice(0, split)), (True, slice(split, total))):
+        for x, y in zip(a[:, span].chunk(parts, 1), b[:, span].chunk(parts, 1), strict=True):
+            system.add(x, y, held=held)
+    about = b - b.mean(1, keepdim=True) if centred else b
+    return system.solve(about @ about.T / total, damping)

@@ -8,8 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from slimfast.calibration import ErrorCurve, error_curves
-from slimfast.calibration.moments import Calibration, calibrate
+from slimfast.calibration import Calibration, ErrorCurve, calibrate, error_curves
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.costs import CostModel

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from slimfast.arrays import Arguments
 from slimfast.graph.channel_graph import Operation
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.forward import Call, record
@@ -144,13 +145,15 @@ def _collapse(run: list[Step], cut: Cut) -> bool:
 
 
 @collector_paused()
-def check_thin(thin: nn.Module, cut: Cut) -> list[Mismatch]:
+def check_thin(thin: nn.Module, cut: Cut, example: Arguments | None = None) -> list[Mismatch]:
     """Record the thin network and compare every operation with the prediction; empty where all is well.
 
+    ``example``: the arguments it is called with, made up unless given.
     Raises :class:`UnsupportedGraph` when its forward fails, naming the module.
     """
-    args, kwargs = cut.graph.inputs.example()
-    return list(mismatches(cut, record(Network.of(thin), args, kwargs).calls))
+    args, kwargs = example or cut.graph.inputs.example()
+    recording = record(Network.of(thin), args, kwargs, decisions=cut.graph.decisions)
+    return list(mismatches(cut, recording.calls))
 
 
 def split_argument(argument: str) -> tuple[str, int | None]:

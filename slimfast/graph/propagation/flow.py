@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ class Propagation:
 
     def __init__(self, labels: NetworkLabels, recording: Recording, *, training: bool = False) -> None:
         self.labels = labels
+        self._recording = recording
         self.calls: list[TracedCall] = []
         self.divides_mixed = False
         self._partition = labels.partition
@@ -75,6 +77,13 @@ class Propagation:
         """Look up what is known of a tensor."""
         return self._values[ref.value]
 
+    def made_by(self, ref: Ref) -> TracedCall | None:
+        """Find the operation that a tensor is the result of; None for a tensor that was there before."""
+        for traced in reversed(self.calls):
+            if any(out.value == ref.value for out in traced.call.outputs):
+                return traced
+        return None
+
     def axes(self, ref: Ref) -> Axes:
         """Look up the axes of a tensor."""
         return self._values[ref.value].axes
@@ -82,6 +91,19 @@ class Propagation:
     def axis_at(self, value: int, dim: int) -> AxisLabels:
         """Look up one axis of a tensor by the number of the tensor in the recording."""
         return self._values[value].axes[dim]
+
+    def is_used(self, ref: Ref) -> bool:
+        """Say whether the elements of a tensor have a part in what the forward returns, keeps or tells."""
+        return ref.value in self._used
+
+    @cached_property
+    def _used(self) -> frozenset[int]:
+        used = {ref.value for ref in self._recording.outputs}
+        for call in reversed(self._recording.calls):
+            made = {ref.value for ref in call.outputs}
+            if not made or call.op.endswith("_") or not used.isdisjoint(made):
+                used.update(ref.value for ref in refs_in(call.arguments))
+        return frozenset(used)
 
     def may_be_nonzero(self, ref: Ref, dim: int) -> bool:
         """Say whether a tensor, as the running operation gets it, may hold anything but 0 at the removed

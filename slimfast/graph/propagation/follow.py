@@ -126,7 +126,7 @@ class _Training:
         parameters = [n for n, t in self.network.tensors.items() if isinstance(t, nn.Parameter)]
         if paths := _deciding(parameters, left):
             try:
-                known = self._record(paths)
+                known = self._recorded_partly(paths)
             except ForwardFailed as failure:
                 self.labels.leave_alone(left, Reason.TRAINING_FAILED, str(failure))
                 return
@@ -144,9 +144,22 @@ class _Training:
         _follow(Propagation(self.labels, recording, training=True), recording, self.outputs)
         return [name for name in idle if name in still]
 
-    def _record(self, training: list[str]) -> Recording:
+    def _record(self, training: Collection[str]) -> Recording:
+        """Record once more with these modules in training mode, on such tensors and with what was decided."""
         args, kwargs = self.inputs
-        return record_at(self.network, args, kwargs, self.recording.tensor_mode, training=training)
+        mode, decisions = self.recording.tensor_mode, self.recording.decisions
+        return record_at(self.network, args, kwargs, mode, training=training, decisions=decisions)
+
+    def _recorded_partly(self, training: Collection[str]) -> Recording:
+        """Record with some modules in training mode, on real tensors where values decide otherwise then."""
+        try:
+            return self._record(training)
+        except ForwardFailed:
+            on_meta = any(tensor.is_meta for tensor in self.network.tensors.values())
+            if not self.recording.decisions or on_meta:
+                raise
+        args, kwargs = self.inputs
+        return record_at(self.network, args, kwargs, "real", training=training)
 
     def _recorded_whole(self) -> Recording | None:
         """Record the forward with every module in training mode; None where it cannot be, without

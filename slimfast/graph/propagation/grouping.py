@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from slimfast.arrays import IntArray
 from slimfast.graph.channel_graph import (
@@ -16,17 +14,16 @@ from slimfast.graph.channel_graph import (
     ChannelGroup,
     Constant,
     Frozen,
+    GroupNames,
     Member,
     Operation,
-    matches,
+    Role,
 )
 from slimfast.graph.propagation.axis_labels import AxisLabels
-from slimfast.graph.propagation.label_matrices import Labels, Mark, Mask, some, tidy
+from slimfast.graph.propagation.label_matrices import Hashes, Labels, Mark, Mask, mix, some, tidy
 from slimfast.graph.propagation.network_labels import NetworkLabels
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.traced import TracedCall
-
-Hashes: TypeAlias = "NDArray[np.uint64]"
 
 # Why units that nothing freezes are in no group.
 _WHY = (Reason.NO_PRODUCER, Reason.ONE_UNIT, Reason.EXCLUDED, Reason.SCALE)
@@ -116,15 +113,40 @@ class Grouping:
             used[name] += 1
             if used[name] > 1:
                 name = f"{name}#{used[name]}"
-            if not _asked_for(name, kind, include, exclude):
-                self._why[free] = 2
-                continue
             reason = self._partition.inexact_reason(free)
             self._group_of[free] = len(drafts)
             self._unit_of[free] = np.arange(len(free))
             inexact = str(self._labels.causes[reason]) if reason else None
             drafts.append(_Draft(name, kind, free, inexact))
-        return drafts
+        return drafts if include is None and not exclude else self._asked_for(drafts, include, exclude)
+
+    def _asked_for(
+        self, drafts: list[_Draft], include: Sequence[str] | None, exclude: Sequence[str] | None
+    ) -> list[_Draft]:
+        """Choose the groups that are included and not excluded, and number their units again."""
+        names = self._names(drafts)
+        included, excluded = (
+            {name for glob in globs or () for name in names.meant_by(glob, f"trace_channels: {what}")}
+            for what, globs in (("include", include), ("exclude", exclude))
+        )
+        chosen: list[_Draft] = []
+        for draft in drafts:
+            if draft.name in excluded or (include is not None and draft.name not in included):
+                self._why[draft.roots] = 2
+                self._group_of[draft.roots] = self._unit_of[draft.roots] = -1
+            else:
+                self._group_of[draft.roots] = len(chosen)
+                chosen.append(draft)
+        return chosen
+
+    def _names(self, drafts: list[_Draft]) -> GroupNames:
+        """List what these groups can be called."""
+        slices: list[tuple[str, str, Role]] = []
+        for key, table in self._tables.items():
+            role = self._labels.roles.get(key, "follower")
+            numbers = np.unique(self._group_of.take(table[table > 0]))
+            slices += [(drafts[number].name, key[0], role) for number in numbers if number >= 0]
+        return GroupNames.of({draft.name: draft.kind for draft in drafts}, slices, self._labels.tied)
 
     def _signatures(self) -> tuple[Hashes, Mask]:
         """Hash the (tensor, dim) pairs in which each class occurs, and find which classes have several
@@ -135,7 +157,7 @@ class Grouping:
         # the outer labels of an axis and the inner ones are different units, however many there are
         columns = [column for table in self._tables.values() for column in table.T]
         at = [i << 8 | c for i, table in enumerate(self._tables.values()) for c in range(table.shape[1])]
-        hashes = np.repeat(_mix(np.array(at, dtype=np.uint64)), [len(column) for column in columns])
+        hashes = np.repeat(mix(np.array(at, dtype=np.uint64)), [len(column) for column in columns])
         if columns:
             # the sum wraps around: it is the same in any order
             np.add.at(signature, np.concatenate(columns), hashes)
@@ -243,16 +265,6 @@ class Grouping:
         return tuple(parts)
 
 
-def _mix(x: Hashes) -> Hashes:
-    """Spread every bit of a number over all of its bits, by the finaliser of SplitMix64 (Steele, Lea and
-    Flood, 2014)."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Hashes = x ^ (x >> np.uint64(31))
-    return mixed
-
-
 def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
     """Arrange the units of one group in (length,) arrays: in one, unless an index belongs to several of its
     units."""
@@ -281,8 +293,3 @@ def _name(tensor: str, kind: str) -> str:
     """Name a group after the weight that produces it first."""
     path = tensor.removesuffix(".weight")
     return path if kind == "channel" else f"{path}[{kind}]"
-
-
-def _asked_for(name: str, kind: str, include: Sequence[str] | None, exclude: Sequence[str] | None) -> bool:
-    """Say whether the user asked for this group."""
-    return (include is None or matches(include, name, kind)) and not matches(exclude or (), name, kind)

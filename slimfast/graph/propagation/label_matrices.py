@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Hashes = NDArray[np.uint64]
 
 
 class Mark(IntFlag):
@@ -110,3 +111,13 @@ def join_columns(columns: list[Labels], length: int) -> Labels:
     for c, column in enumerate(columns):
         joined[:, c] = column
     return joined
+
+
+def mix(x: Hashes) -> Hashes:
+    """Spread every bit of a number over all of its bits, by the finaliser of SplitMix64 (Steele, Lea and
+    Flood, 2014)."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Hashes = x ^ (x >> np.uint64(31))
+    return mixed

@@ -24,6 +24,7 @@ class NetworkLabels:
 
     def __init__(self, network: Network) -> None:
         self.modules = network.modules
+        self.tied = network.tied
         self.partition = Partition()
         self.causes = Causes()
         self.roles: dict[tuple[str, int], Role] = {}

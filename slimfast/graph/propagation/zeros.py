@@ -129,6 +129,9 @@ def handed_on(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
 
 def by_outcome(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxis:
     """Track zeros through operations that work element by element: try what they make of 0."""
+    if not call.op.startswith("aten."):
+        # an operation of others, which may compute anything
+        return [True] * len(axes)
     name = call.op.removeprefix("aten.").rstrip("_")
 
     def kind(argument: Any, dim: int) -> Any:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import CodeType
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -12,6 +16,9 @@ from slimfast.graph.channel_graph import Axis, Operation
 
 # An attribute: (module path, attribute or holder.attribute, index in it or None).
 AttributeKey: TypeAlias = tuple[str, str, int | None]
+
+# Methods that make or describe an object, and run in no forward.
+_NOT_RUN = frozenset({"__init__", "extra_repr", "__repr__"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,3 +65,31 @@ def axis_at(operation: Operation, number: NumberToChange) -> Axis | None:
         return next((c.axis for c in operation.constants if c.argument == number.constant), None)
     o, d = number.output
     return operation.outputs[o][d] if o < len(operation.outputs) and d < len(operation.outputs[o]) else None
+
+
+@cache
+def names_in_code(bases: tuple[type, ...]) -> frozenset[str]:
+    """List the names that code which may run in a forward of a class with these bases has for variables and
+    attributes.
+
+    That is its methods, those of its bases, and the functions beside each of them. An attribute that is named
+    in none is read by none, unless by a name that is computed.
+    """
+    names: set[str] = set()
+    for base in bases[: bases.index(nn.Module)]:
+        beside = vars(sys.modules[base.__module__]) if base.__module__ in sys.modules else {}
+        functions = [value for value in beside.values() if inspect.isfunction(value)]
+        functions += [value for name, value in vars(base).items() if name not in _NOT_RUN]
+        waiting = [code for function in functions if (code := _code_of(function)) is not None]
+        while waiting:
+            code = waiting.pop()
+            names.update(code.co_names)
+            waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return frozenset(names)
+
+
+def _code_of(value: Any) -> CodeType | None:
+    """Find the code of a method, through what wraps it; None where a value has none."""
+    inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+    code = getattr(inspect.unwrap(inner), "__code__", None) if callable(inner) else None
+    return code if isinstance(code, CodeType) else None

@@ -29,6 +29,7 @@ class Call:
     ``size_origins``: for each dim of the output the axis whose length was passed as its size, None where the
     size came from elsewhere. ``einsum``: which of the forward's einsums this is a part of, counted from 1; 0
     for none. ``sizes_computed``: its sizes were computed by PyTorch from those of its operand.
+    ``numbers``: the integers, in order, that Python called the function with which it is a part of.
     """
 
     op: str
@@ -39,6 +40,7 @@ class Call:
     size_origins: SizeOrigins = ()
     einsum: int = 0
     sizes_computed: bool = False
+    numbers: tuple[int, ...] = ()
 
 
 def refs_in(argument: Any) -> list[Ref]:

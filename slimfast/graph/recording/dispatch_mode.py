@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -13,15 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from slimfast.graph.recording.calls import Call, Ref, SizeOrigins
+from slimfast.graph.recording.decisions import Decider
 from slimfast.graph.recording.inputs import tensors_in
 from slimfast.graph.recording.meta_shortcuts import shortcut_of
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.op_registry import MetaShape, entry_of
+from slimfast.graph.recording.op_registry import entry_of
+from slimfast.graph.recording.operators import Operator, bind, operator_of
 
 # A module that is running: its path, its arguments and its keyword arguments.
 _Running: TypeAlias = tuple[str, tuple[Any, ...], dict[str, Any]]
-
-_NO_DEFAULT = object()
 
 # Arguments of these types hold no tensors.
 _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout,
@@ -30,50 +28,6 @@ _PLAIN = frozenset({type(None), bool, int, float, str, torch.dtype, torch.device
 
 class RecordingLimit(BaseException):
     """Raised when as many operations were recorded as were asked for; no handler in a forward may stop it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Operator:
-    """What is known of an ATen operation by its schema. ``parameters``: (name, default) in order."""
-
-    name: str
-    silent: bool
-    composite: bool
-    stands_for: tuple[str, Mapping[str, Any]] | None
-    shape_dependent: bool
-    sized: bool
-    lifts: bool
-    pointwise: bool
-    shortcut: MetaShape | None
-    parameters: tuple[tuple[str, Any], ...]
-
-
-@cache
-def _operator(func: Any) -> _Operator:
-    """Look up what is known of an operation, once for each overload."""
-    schema = func._schema
-    name = schema.name.replace("::", ".")
-    entry = entry_of(name)
-    # prim::device and its like ask about a tensor; the dispatcher knows no such operation
-    silent = func.namespace == "prim"
-    composite = not (silent or entry.whole) and torch._C._dispatch_has_kernel_for_dispatch_key(
-        func.name(), "CompositeImplicitAutograd"
-    )
-    return _Operator(
-        name=name,
-        silent=silent,
-        composite=bool(composite),
-        stands_for=None if schema.overload_name else entry.stands_for,
-        shape_dependent=entry.shape_dependent,
-        sized=entry.sized,
-        lifts=entry.lifts,
-        pointwise=torch.Tag.pointwise in func.tags,
-        shortcut=shortcut_of(name),
-        parameters=tuple(
-            (parameter.name, parameter.default_value if parameter.has_default_value() else _NO_DEFAULT)
-            for parameter in schema.arguments
-        ),
-    )
 
 
 def _number(tensor: Tensor) -> Any:
@@ -90,7 +44,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.recording.meta_shortcuts`
     knows from there. ``max_operations``: raise :class:`RecordingLimit` after that many operations, copies not
-    counted. ``refuse`` is called with each tensor when it is first seen, and may raise.
+    counted. ``refuse`` is called with each tensor when it is first seen, and may raise. ``decider`` runs the
+    operations that decide something by values; without one they run as they are.
     """
 
     def __init__(
@@ -99,6 +54,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shortcuts: bool = False,
         max_operations: int | None = None,
         refuse: Callable[[Tensor], None] = lambda tensor: None,
+        decider: Decider | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
@@ -107,8 +63,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._shortcuts = shortcuts
         self._operations_left = max_operations
         self._refuse = refuse
+        self._decider = decider
         self._given: SizeOrigins = ()
         self._computed = False
+        self._numbers: tuple[int, ...] = ()
         self._einsum = self._einsums = 0
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
@@ -148,6 +106,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def compute(self, computed: bool) -> None:
         """Take note of whether the sizes of the calls from here on are computed by PyTorch."""
         self._computed = computed
+
+    def give_numbers(self, numbers: tuple[int, ...]) -> None:
+        """Take note of the integers that Python gives to the calls from here on."""
+        self._numbers = numbers
 
     def ref(self, tensor: Tensor) -> Ref:
         """Refer to a tensor as it is now."""
@@ -201,7 +163,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        operator = _operator(func)
+        operator = operator_of(func)
         if operator.silent:
             return func(*args, **kwargs)
         if operator.composite:
@@ -210,29 +172,31 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             return self._decomposed(operator, func, args, kwargs) if output is None else output
         # before the call: an operation in place may change the shape of what it is given
-        given = _bind(operator, args, kwargs)
+        given = bind(operator, args, kwargs)
         arguments = self._refs_for(given)
         if operator.lifts and given["self"].ndim == 0:
             arguments["value"] = _number(given["self"])
         output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
-        if output is None:
+        if output is None and operator.decides and self._decider is not None:
+            output = self._decider.run(operator.decides, func, args, kwargs)
+        elif output is None:
             output = func(*args, **kwargs)
         self._note(operator, operator.name, arguments, output)
         return output
 
-    def _as_another(self, operator: _Operator, args: Any, kwargs: Any) -> Any:
+    def _as_another(self, operator: Operator, args: Any, kwargs: Any) -> Any:
         """Record a composite operation as the one it stands for, and return its output; None where that has
         no shortcut."""
         assert operator.stands_for is not None
         name, more = operator.stands_for
-        given = {**_bind(operator, args, kwargs), **more}
+        given = {**bind(operator, args, kwargs), **more}
         shortcut = shortcut_of(name)
         output = shortcut(given) if shortcut else None
         if output is not None:
             self._note(operator, name, self._refs_for(given), output)
         return output
 
-    def _note(self, operator: _Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
+    def _note(self, operator: Operator, name: str, arguments: dict[str, Any], output: Any) -> None:
         """Write down one call."""
         known = len(self._alive)
         outputs = (
@@ -252,6 +216,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 size_origins=self._given if sized else (),
                 einsum=self._einsum,
                 sizes_computed=self._computed,
+                numbers=self._numbers,
             )
         )
         if self._operations_left is not None and not entry_of(name).copies:
@@ -273,7 +238,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return [self._replace(item) for item in argument]
         return argument
 
-    def _decomposed(self, operator: _Operator, func: Any, args: Any, kwargs: Any) -> Any:
+    def _decomposed(self, operator: Operator, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a composite operation as the operations that it is made of."""
         outermost = operator.shape_dependent and not self._einsum
         if outermost:
@@ -285,16 +250,3 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             if outermost:
                 self._einsum = 0
-
-
-def _bind(operator: _Operator, args: Any, kwargs: Any) -> dict[str, Any]:
-    """Sort arguments by name, with defaults filled in."""
-    given: dict[str, Any] = {}
-    for position, (name, default) in enumerate(operator.parameters):
-        if position < len(args):
-            given[name] = args[position]
-        elif name in kwargs:
-            given[name] = kwargs[name]
-        elif default is not _NO_DEFAULT:
-            given[name] = default
-    return given

@@ -5,30 +5,31 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from slimfast.arrays import Arguments
-from slimfast.errors import SlimfastError, UnsupportedGraph, one_line
+from slimfast.errors import UnsupportedGraph, one_line
 from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.dataless import TensorMode, dataless, dataless_copy, dataless_tensors
+from slimfast.graph.recording.decisions import Decider, Decision
 from slimfast.graph.recording.dispatch_mode import Recorder, RecordingLimit
-from slimfast.graph.recording.inputs import map_leaves, named_tensors_in, tensors_in
+from slimfast.graph.recording.inputs import map_tensors, tensors_in
 from slimfast.graph.recording.leftovers import leaves_nothing, note_made
-from slimfast.graph.recording.module_copies import deep_copy
+from slimfast.graph.recording.nests import named_tensors_in
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.number_origins import AttributeReads
 from slimfast.graph.recording.shape_reads import ShapeReads
-from slimfast.graph.recording.shared_functions import accept, refuse_tensors_of
+from slimfast.graph.recording.shared_functions import a_copy_runs, accept, refuse_tensors_of
 
 __all__ = ["PROCESS_LOCK", "Call", "ForwardFailed", "Recording", "Ref", "TensorMode", "dataless_copy",
            "dataless_tensors", "record", "record_at", "record_copy", "tensors_in"]  # fmt: skip
-
-TensorMode = Literal["meta", "fake", "real"]
 
 # Held while something that belongs to the whole process is changed and put back: the switch of the fused
 # encoder layer, a logger, the generators of random numbers, the filters of warnings. Without it one thread
@@ -41,7 +42,9 @@ class Recording:
     """The calls of one forward in order.
 
     ``names`` has the first name of each parameter and buffer by its value. ``saw_lengths``: the model's
-    Python may have seen the length of an axis. ``places``: where in what is returned each output is.
+    Python may have seen the length of an axis. ``decisions``: what the forward decided by values, to be
+    handed to the recordings that are compared with this one. ``reads``: what its integers were read from,
+    None where they were not traced. ``places``: where in what is returned each output is.
     """
 
     calls: tuple[Call, ...]
@@ -50,77 +53,79 @@ class Recording:
     outputs: tuple[Ref, ...]
     tensor_mode: TensorMode
     saw_lengths: bool = True
+    decisions: tuple[Decision, ...] = ()
+    reads: AttributeReads | None = None
     places: tuple[str, ...] = ()
 
 
-def dataless_copy(network: Network, tensors: Mapping[int, Tensor] | None = None) -> nn.Module:
-    """Copy the module tree with tensors without data; running or editing it leaves the network as it was.
-
-    ``tensors``: what stands for each tensor, :func:`dataless_tensors` unless given. Tied tensors stay tied.
-    """
-    try:
-        return deep_copy(network, dict(dataless_tensors(network) if tensors is None else tensors))
-    except SlimfastError as error:
-        raise UnsupportedGraph(str(error)) from error
-
-
-def dataless_tensors(
-    network: Network, tensor_mode: TensorMode = "meta", fake_mode: FakeTensorMode | None = None
-) -> dict[int, Tensor]:
-    """Make what stands in a copy for each tensor that a module holds, by the tensor's identity.
-
-    "meta" puts them on the meta device, "fake" makes them fake tensors of ``fake_mode``; "real" shares the
-    parameters and copies the buffers.
-    """
-    made: dict[int, Tensor] = {}
-    for module in network.modules.values():
-        for held in (module._parameters, module._buffers, vars(module)):
-            for tensor in held.values():
-                if isinstance(tensor, Tensor) and id(tensor) not in made:
-                    made[id(tensor)] = _dataless(tensor, tensor_mode, fake_mode)
-    return made
-
-
-def _dataless(tensor: Tensor, tensor_mode: TensorMode, fake_mode: FakeTensorMode | None) -> Tensor:
-    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-        raise UnsupportedGraph("a lazy parameter has no shape yet; run the model once before tracing it")
-    if tensor_mode == "real":
-        return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
-    if fake_mode is None:
-        if tensor.is_contiguous():
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-        else:
-            empty = torch.empty_like(tensor.detach(), device="meta")
-        return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-    fake: Tensor = FakeTensor(fake_mode, empty, torch.device("cpu"))
-    if isinstance(tensor, nn.Parameter):
-        # what nn.Parameter makes of a tensor of a class of its own, without its detach, a slow call here
-        fake.requires_grad_(tensor.requires_grad)
-        fake._is_param = True
-    return fake
-
-
 def record(
-    network: Network, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: Collection[str] = ()
+    network: Network,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    training: Collection[str] = (),
+    decisions: Sequence[Decision] = (),
+    trace_numbers: bool = False,
 ) -> Recording:
     """Run a network once in eval mode, on a copy without data, and write down what it did.
 
     Only the modules of the paths ``training`` are in training mode, without those inside of them.
 
     First on meta tensors; where the forward asks for values, on fake tensors; where even that asks, on the
-    real arguments. Raises UnsupportedGraph, naming the module that failed, when the forward fails on real
-    tensors too.
+    real arguments, and then on fake tensors again with what was decided, if that is all that they lack.
+    ``decisions``: those of the recording that this one is compared with, which it makes as well.
+    ``trace_numbers``: note for the integers that operations are given which attributes they were read from.
+    Raises UnsupportedGraph, naming the module that failed, when the forward fails on real tensors too.
     """
-    modes: tuple[TensorMode, ...] = ("meta", "fake", "real")
+    if trace_numbers:
+        try:
+            return _record_where_it_runs(network, args, kwargs, training, decisions, trace_numbers=True)
+        except UnsupportedGraph:
+            # some code may refuse what is no plain integer
+            pass
+    return _record_where_it_runs(network, args, kwargs, training, decisions, trace_numbers=False)
+
+
+def _record_where_it_runs(
+    network: Network,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    training: Collection[str],
+    decisions: Sequence[Decision],
+    *,
+    trace_numbers: bool,
+) -> Recording:
+    """Record on the first kind of tensors on which the forward runs."""
+    made: dict[str, Any] = {"training": training, "trace_numbers": trace_numbers}
+    modes: tuple[TensorMode, ...] = ("fake", "real") if decisions else ("meta", "fake", "real")
     for tensor_mode in modes:
         try:
-            return record_at(network, args, kwargs, tensor_mode, training=training)
+            found = record_at(network, args, kwargs, tensor_mode, decisions=decisions, **made)
         except ForwardFailed as failure:
             on_meta = any(tensor.is_meta for tensor in network.tensors.values())
             if tensor_mode == ("fake" if on_meta else "real"):
                 raise UnsupportedGraph(f"{type(network.model).__name__}: {failure}") from failure.__cause__
+            continue
+        if tensor_mode == "real" and found.decisions and not decisions:
+            return _without_data(network, args, kwargs, found, made)
+        return found
     raise AssertionError("unreachable")
+
+
+def _without_data(
+    network: Network,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    real: Recording,
+    made: Mapping[str, Any],
+) -> Recording:
+    """Record again on fake tensors with the decisions of a recording on real ones; that one itself where its
+    decisions are not all that fake tensors lack."""
+    try:
+        fake = record_at(network, args, kwargs, "fake", decisions=real.decisions, **made)
+    except ForwardFailed:
+        return real
+    return fake if len(fake.decisions) == len(real.decisions) else real
 
 
 class ForwardFailed(Exception):
@@ -144,9 +149,12 @@ def record_at(
     *,
     max_operations: int | None = None,
     training: Collection[str] = (),
+    decisions: Sequence[Decision] = (),
+    trace_numbers: bool = False,
 ) -> Recording:
     """Record on one kind of tensors only, ``max_operations`` at most (copies not counted).
 
+    ``decisions``: those that an earlier recording made, which this one makes too.
     Raises :class:`ForwardFailed` where the forward does.
     """
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True) if tensor_mode == "fake" else None
@@ -159,6 +167,8 @@ def record_at(
         fake_mode,
         max_operations=max_operations,
         training=training,
+        decisions=decisions,
+        copy_of=network if trace_numbers else None,
         # on real tensors the copy has the network's own parameters
         refuse=accept if tensor_mode == "real" else refuse_tensors_of(network),
     )
@@ -173,18 +183,22 @@ def record_copy(
     *,
     max_operations: int | None = None,
     training: Collection[str] = (),
+    decisions: Sequence[Decision] = (),
+    copy_of: Network | None = None,
     refuse: Callable[[Tensor], None] = accept,
 ) -> Recording:
-    """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`."""
+    """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`.
+
+    ``copy_of``: the network that it is a copy of, where its integers are to be traced.
+    """
     network = Network.of(model)
+    reads = None if copy_of is None else AttributeReads.in_copy(network, copy_of)
     if any(module.training for module in network.modules.values()):
         model.eval()
     for path in training:
         model.get_submodule(path).training = True
 
-    def move(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
+    def move(leaf: Tensor) -> Tensor:
         if tensor_mode == "real":
             # a forward may write into what it is given
             return leaf.detach().clone()
@@ -192,25 +206,31 @@ def record_copy(
             return (
                 fake_mode.from_tensor(leaf.detach())
                 if leaf.device.type != "meta"
-                else _dataless(leaf, tensor_mode, fake_mode)
+                else dataless(leaf, tensor_mode, fake_mode)
             )
         return torch.empty_like(leaf.detach(), device="meta")
 
-    inner_args, inner_kwargs = map_leaves(tuple(args), move), map_leaves(dict(kwargs), move)
-    recorder = Recorder(shortcuts=tensor_mode == "meta", max_operations=max_operations, refuse=refuse)
+    inner_args, inner_kwargs = map_tensors(tuple(args), move), map_tensors(dict(kwargs), move)
+    real = tensor_mode == "real"
+    decider = Decider(decisions or None, real=real) if real or decisions else None
+    recorder = Recorder(
+        shortcuts=tensor_mode == "meta", max_operations=max_operations, refuse=refuse, decider=decider
+    )
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     try:
         output, saw_lengths = _run(
-            model, network, (inner_args, inner_kwargs), recorder, tensor_mode, fake_mode
+            model, network, (inner_args, inner_kwargs), recorder, tensor_mode, fake_mode, decider
         )
         returned = [(place, recorder.ref(t)) for place, t in named_tensors_in(output, strict=True)]
     finally:
         made = recorder.let_go()
-        if tensor_mode != "real":
+        if not real:
             note_made(made, network.modules.values())
+    made_decisions = tuple(decider.decisions) if decider is not None else ()
     places, outputs = tuple(place for place, _ in returned), tuple(ref for _, ref in returned)
-    return Recording(tuple(recorder.calls), names, inputs, outputs, tensor_mode, saw_lengths, places)
+    calls = tuple(recorder.calls)
+    return Recording(calls, names, inputs, outputs, tensor_mode, saw_lengths, made_decisions, reads, places)
 
 
 def _run(
@@ -220,12 +240,14 @@ def _run(
     recorder: Recorder,
     tensor_mode: TensorMode,
     fake_mode: FakeTensorMode | None,
+    decider: Decider | None,
 ) -> tuple[Any, bool]:
     """Run the forward under the recorder; its output, and whether its Python may have seen a length."""
     args, kwargs = arguments
     with ExitStack() as stack:
         stack.enter_context(PROCESS_LOCK)
         stack.enter_context(torch.no_grad())
+        stack.enter_context(a_copy_runs(network))
         stack.enter_context(recorder.watching(network))
         if fake_mode is not None:
             stack.enter_context(fake_mode)
@@ -236,7 +258,12 @@ def _run(
         # composite operations reach the recorder undecomposed only below autograd
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         device = torch.device("meta") if tensor_mode == "meta" else None
-        reads = stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device, recorder.compute))
+        listed = None if decider is None else decider.listed
+        reads = stack.enter_context(
+            ShapeReads(
+                recorder.value_of, recorder.give, device, recorder.compute, listed, recorder.give_numbers
+            )
+        )
         stack.enter_context(recorder)
         try:
             output = model(*args, **kwargs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.recursion import nested_calls_allowed
 
 # Values that a copy shares, as copy.deepcopy does.
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device})
@@ -96,26 +99,31 @@ def deep_copy(network: Network, memo: dict[int, Any]) -> nn.Module:
 
     Raises :class:`SlimfastError` where it fails.
     """
-    try:
-        shells = []
-        for module in network.modules.values():
-            if id(module) not in memo and _is_plain(type(module).__mro__):
-                shells.append((module, object.__new__(type(module))))
-                memo[id(module)] = shells[-1][1]
-        for module, shell in shells:
-            state = vars(shell)
-            for name, value in vars(module).items():
-                if type(value) in _ATOMS:
-                    state[name] = value
-                elif name in _OWN and not value:
-                    state[name] = type(value)()
-                else:
-                    state[name] = _copied(value, memo)
-            # as nn.Module.__getstate__ has it
-            state.pop("_compiled_call_impl", None)
-        copied: nn.Module = copy.deepcopy(network.model, memo)
-    except Exception as error:
-        raise SlimfastError(f"{type(network.model).__name__} cannot be copied: {one_line(error)}") from error
+    with nested_calls_allowed(network):
+        try:
+            shells = []
+            for module in network.modules.values():
+                if id(module) not in memo and _is_plain(type(module).__mro__):
+                    shells.append((module, object.__new__(type(module))))
+                    memo[id(module)] = shells[-1][1]
+            for module in network.modules.values():
+                _copy_handles(module, memo)
+            for module, shell in shells:
+                state = vars(shell)
+                for name, value in vars(module).items():
+                    if type(value) in _ATOMS:
+                        state[name] = value
+                    elif name in _OWN and not value:
+                        state[name] = type(value)()
+                    else:
+                        state[name] = _copied(value, memo)
+                # as nn.Module.__getstate__ has it
+                state.pop("_compiled_call_impl", None)
+            copied: nn.Module = copy.deepcopy(network.model, memo)
+        except Exception as error:
+            raise SlimfastError(
+                f"{type(network.model).__name__} cannot be copied: {one_line(error)}"
+            ) from error
     return copied
 
 
@@ -128,6 +136,33 @@ def _is_plain(bases: tuple[type, ...]) -> bool:
         if said & _COPYING or vars(base).get("__slots__"):
             return False
     return True
+
+
+def _copy_handles(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy the handles of hooks that a module keeps, which remove the copy's hooks then.
+
+    What ``copy.deepcopy`` makes of a handle it cannot copy again.
+    """
+    for name, value in vars(module).items():
+        if name in _OWN:
+            continue
+        for handle in _handles_in(value):
+            copied = memo[id(handle)] = object.__new__(RemovableHandle)
+            copied.id = handle.id
+            hooks, *more = (
+                None if (held := reference()) is None else weakref.ref(_copied(held, memo))
+                for reference in (handle.hooks_dict_ref, *handle.extra_dict_ref)
+            )
+            copied.hooks_dict_ref = hooks or weakref.ref(OrderedDict())
+            copied.extra_dict_ref = tuple(reference for reference in more if reference is not None)
+
+
+def _handles_in(value: Any) -> Iterator[RemovableHandle]:
+    if isinstance(value, RemovableHandle):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _handles_in(item)
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

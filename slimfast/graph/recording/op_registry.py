@@ -32,7 +32,8 @@ class OpEntry:
     that is written down as it was called and not decomposed. ``stands_for``: a composite operation that is
     another one with these arguments added. ``shape_dependent``: one that decomposes into other operations at
     other lengths, 1 above all. ``sized``: its sizes are those of its result, dim by dim. ``lifts``: takes in
-    a tensor that Python made, of which a single number is written down.
+    a tensor that Python made, of which a single number is written down. ``masks``: takes masks among its
+    ``indices``.
 
     For the comparison with the thin network: ``copies``: a recording of other lengths may have more or fewer
     of it. ``reshapes``: a reshape, under one of the names it has with and without a copy before it.
@@ -49,6 +50,7 @@ class OpEntry:
     shape_dependent: bool = False
     sized: bool = False
     lifts: bool = False
+    masks: bool = False
     copies: bool = False
     reshapes: bool = False
     plain_view: bool = False
@@ -67,6 +69,15 @@ def register(entry: OpEntry, *names: str) -> None:
             raise ArgumentError(f"register: expected one entry for aten.{name}, got two")
         _ENTRIES[f"aten.{name}"] = entry
     entry_of.cache_clear()
+
+
+def put_entry(name: str, entry: OpEntry | None) -> OpEntry | None:
+    """Make this the entry of an operation (``mylib.gate``), none for None; return the one it had."""
+    before = _ENTRIES.pop(name, None)
+    if entry is not None:
+        _ENTRIES[name] = entry
+    entry_of.cache_clear()
+    return before
 
 
 def op(*names: str, **facts: Any) -> Callable[[Rule], Rule]:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from slimfast.errors import ArgumentError, ArgumentTypeError
-from slimfast.graph.recording.inputs import named_tensors_in
+from slimfast.graph.recording.nests import named_tensors_in
 
 # Outputs by name, as ``logits`` or ``hidden_states.0`` or a glob, or by their number.
 Outputs: TypeAlias = tuple[str | int, ...]

@@ -18,6 +18,7 @@ from torch.nn.functional import multi_head_attention_forward
 from torch.overrides import TorchFunctionMode
 
 from slimfast.graph.recording.calls import LengthOrigin, SizeOrigins
+from slimfast.graph.recording.number_origins import LengthRead, Origin, TracedInt, numbers_in
 from slimfast.graph.recording.op_registry import sized_operations
 
 # Functions that compute the sizes of their result.
@@ -36,29 +37,28 @@ _MAKERS = frozenset(
 ) | {torch.fft.fftfreq, torch.fft.rfftfreq}  # fmt: skip
 
 
-class TracedLength(int):
+class TracedLength(TracedInt):
     """The length of an axis, or an exact part of it, as an integer that knows which.
 
-    Division without a remainder gives such a part, all other arithmetic plain integers.
+    Division without a remainder gives such a part, all other arithmetic integers that know their origin.
     """
 
     axis: LengthOrigin
 
-    def __floordiv__(self, divisor: int) -> int:
+    def __floordiv__(self, divisor: Any) -> Any:
         """Divide the length; what is left of it stays a part of the axis where there is no remainder."""
-        if not isinstance(divisor, int):
-            return NotImplemented
-        quotient = int.__floordiv__(self, divisor)
+        quotient = super().__floordiv__(divisor)
         value, dim, before = self.axis
-        if before > 1 or divisor < 2 or quotient * divisor != int(self):
+        whole = isinstance(quotient, TracedInt) and int(quotient) * divisor == int(self)
+        if not whole or before > 1 or divisor < 2:
             return quotient
-        return _length(quotient, (value, dim, int(divisor)))
+        return _length(quotient, (value, dim, int(divisor)), quotient.origin)
 
 
-def _length(number: int, axis: LengthOrigin) -> TracedLength:
+def _length(number: int, axis: LengthOrigin, origin: Origin) -> TracedLength:
     """Make a length that knows its axis."""
     length = TracedLength(number)
-    length.axis = axis
+    length.axis, length.origin = axis, origin
     return length
 
 
@@ -108,7 +108,9 @@ class ShapeReads(TorchFunctionMode):
     recording a tenth of its time.
 
     ``computes`` is told when a function begins that computes the sizes of its result from its operand's, and
-    when it ends. ``saw_lengths`` says whether the model's Python may have been told a length.
+    when it ends. ``listed`` answers ``tensor.tolist()``. ``numbers`` is told the integers that a function
+    is called with, and none afterwards. ``saw_lengths`` says whether the model's Python may have been told a
+    length.
     """
 
     def __init__(
@@ -117,6 +119,8 @@ class ShapeReads(TorchFunctionMode):
         given: Callable[[SizeOrigins], None],
         device: torch.device | None = None,
         computes: Callable[[bool], None] = lambda computes: None,
+        listed: Callable[[Tensor], Any] | None = None,
+        numbers: Callable[[tuple[int, ...]], None] = lambda numbers: None,
     ) -> None:
         super().__init__()
         self.saw_lengths = False
@@ -124,12 +128,25 @@ class ShapeReads(TorchFunctionMode):
         self._given = given
         self._device = device
         self._computes = computes
+        self._numbers = numbers
         # these functions are named like the ATen operations that they call
         self._sized = sized_operations()
-        self._seen = _SEEN | self._sized
+        self._listed = listed
+        self._seen = _SEEN | self._sized | (frozenset() if listed is None else {"tolist"})
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        numbers = numbers_in((*args, kwargs)) if kwargs else numbers_in(args)
+        if not numbers:
+            return self._call(func, args, kwargs)
+        self._numbers(numbers)
+        try:
+            return self._call(func, args, kwargs)
+        finally:
+            self._numbers(())
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Answer what asks for lengths, and call anything else, the sizes it is given noted."""
         name = getattr(func, "__name__", "")
         if self._device is not None and func in _MAKERS and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": self._device}
@@ -142,6 +159,9 @@ class ShapeReads(TorchFunctionMode):
             return torch.Size(self._lengths(args[0]))
         if func is Tensor.size:
             return self._size(*args, **kwargs)
+        if func is Tensor.tolist and self._listed is not None:
+            self.saw_lengths = True
+            return self._listed(args[0])
         if func is multi_head_attention_forward:
             with self:
                 return _ATTENTION(*args, **kwargs)
@@ -179,9 +199,8 @@ class ShapeReads(TorchFunctionMode):
         """List the lengths of a tensor, each knowing its axis."""
         self.saw_lengths = True
         value = self._value_of(tensor)
-        return [
-            _length(torch._C.TensorBase.size(tensor, dim), (value, dim, 1)) for dim in range(tensor.dim())
-        ]
+        lengths = (torch._C.TensorBase.size(tensor, dim) for dim in range(tensor.dim()))
+        return [_length(n, (value, dim, 1), LengthRead(value, dim, n)) for dim, n in enumerate(lengths)]
 
     def _size(self, tensor: Tensor, dim: int | None = None) -> Any:
         """Answer ``tensor.size(dim)``."""

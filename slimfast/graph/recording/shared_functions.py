@@ -1,9 +1,16 @@
-"""Refuse functions that a copy of a network shares with it and that run the original's layers in the copy."""
+"""Functions that a copy of a network shares with it, for functions are not copied.
+
+Those that run the original's layers in the copy are refused, and so are hooks that write what it reads.
+What other hooks write into is left as it was.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -11,6 +18,7 @@ from torch import Tensor, nn
 
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.recursion import nested_calls_allowed
 
 
 def accept(tensor: Tensor) -> None:
@@ -44,6 +52,98 @@ def _holder_of(network: Network, tensor: Tensor) -> str:
             if any(_leads_to(held, tensor) for held in _enclosed(function, set())):
                 return f"{name} of {path or 'the model itself'}"
     return "a function outside of it, or a class's own way of being copied"
+
+
+class _State(threading.local):
+    """The containers that hooks have written into while copies ran; None where nobody asks."""
+
+    written: list[Any] | None = None
+
+
+_state = _State()
+
+
+@contextmanager
+def refusing_hooks_that_write(network: Network) -> Iterator[None]:
+    """Refuse a hook that writes, in the copies that run meanwhile, into a container which a module holds too.
+
+    The hook of a copy writes into the original's, and the copy reads its own.
+
+    Raises:
+        UnsupportedGraph: Naming the module with the hook and the attribute.
+    """
+    before, _state.written = _state.written, []
+    try:
+        yield
+    except UnsupportedGraph as error:
+        if (message := _writing_hook(network, _state.written)) is not None:
+            raise UnsupportedGraph(message) from error
+        raise
+    else:
+        if (message := _writing_hook(network, _state.written)) is not None:
+            raise UnsupportedGraph(message)
+    finally:
+        _state.written = before
+
+
+def _writing_hook(network: Network, written: list[Any]) -> str | None:
+    """Say which hook has written into what a module holds; None where none has."""
+    if not written:
+        return None
+    numbers = {id(container) for container in written}
+    held = {
+        id(value): f"{name} of {path or 'the model itself'}"
+        for path, module in network.modules.items()
+        for name, value in vars(module).items()
+        if id(value) in numbers
+    }
+    for path, module in network.modules.items():
+        for container in _containers_of_hooks(module):
+            if id(container) in held:
+                where = path or "the model itself"
+                return (
+                    f"a hook of {where} writes into the attribute {held[id(container)]}, of which a copy of "
+                    f"the network has its own, but what a function encloses is not copied; let the hook be a "
+                    f"method that reaches it through self"
+                )
+    return None
+
+
+@contextmanager
+def a_copy_runs(network: Network) -> Iterator[None]:
+    """Let a copy of the network run, however deep it is nested, and put the containers that its hooks enclose
+    back as they were.
+    """
+    containers = [c for module in network.modules.values() for c in _containers_of_hooks(module)]
+    before = [copy.copy(container) for container in containers]
+    try:
+        with nested_calls_allowed(network):
+            yield
+    finally:
+        for container, content in zip(containers, before, strict=True):
+            if not _holds_the_same(container, content):
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(content)
+                if _state.written is not None:
+                    _state.written.append(container)
+
+
+def _holds_the_same(a: Any, b: Any) -> bool:
+    """Say whether two containers hold the same objects, in the same places."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(value is b[key] for key, value in a.items())
+    return len(a) == len(b) and {id(item) for item in a} == {id(item) for item in b}
+
+
+def _containers_of_hooks(module: nn.Module) -> Iterator[Any]:
+    """Yield the dictionaries, lists and sets that the hooks of a module enclose, each once."""
+    seen: set[int] = set()
+    for name, hooks in vars(module).items():
+        if name.endswith("_hooks") and isinstance(hooks, Mapping):
+            for hook in list(hooks.values()):
+                for held in _enclosed(hook, seen):
+                    if type(held) in (dict, list, set):
+                        yield held
 
 
 def _functions_of(module: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from slimfast.graph.recording.attributes import (
     NumberToChange,
     axis_at,
     integers_of,
+    names_in_code,
     stack_of,
 )
 
@@ -68,19 +69,25 @@ class Layout:
 class Candidates:
     """Sets of attributes to try at an operation of a network that is cut.
 
-    ``settled``: attributes that are known to follow an axis.
+    ``settled``: attributes of which it is known what they follow, or that they follow nothing. ``explained``:
+    (number of an operation, argument) of the constants that are known to come from elsewhere.
     """
 
     cut: Cut
     layout: Layout
     settled: Collection[AttributeKey]
+    explained: Collection[tuple[int, str]]
 
     def own(self, index: int, stack: Sequence[str]) -> Iterator[Assignment]:
         """Find attributes that the constants of an operation may come from, fewest first.
 
         A number that comes from the shape of a tensor needs no attribute: each constant may go without.
         """
-        constants = [number for number in self._numbers(index) if number.constant is not None]
+        constants = [
+            number
+            for number in self._numbers(index)
+            if number.constant is not None and (index, number.constant) not in self.explained
+        ]
         yield from self._in_order(constants, stack)
         choices: list[list[tuple[AttributeKey, NumberToChange] | None]] = []
         for number in constants[:4]:
@@ -103,13 +110,14 @@ class Candidates:
 
     def nearby(self, stack: Sequence[str]) -> Iterator[Assignment]:
         """Find attributes that hold a length that changes in a module around the operation, alone and in
-        pairs.
+        pairs. What runs after the innermost of these modules has no say.
         """
+        last = max(self.layout.inside.get(stack[0], ()), default=0)
         pairs: list[tuple[AttributeKey, NumberToChange]] = []
         for path in stack:
             # each change once, whichever operation shows it
             changes: dict[tuple[int, int], NumberToChange] = {}
-            for i in self.layout.inside.get(path, ()):
+            for i in (i for i in self.layout.inside.get(path, ()) if i <= last):
                 for number in self._numbers(i):
                     changes.setdefault((number.axis.length, number.new), number)
             pairs += [(key, number) for number in changes.values() for key in self._keys(path, number)]
@@ -132,10 +140,15 @@ class Candidates:
                 yield NumberToChange(axis, new, index, constant, output)
 
     def _keys(self, path: str, number: NumberToChange) -> Iterator[AttributeKey]:
-        """Find the attributes of a module that hold the old length and are not known to follow an axis."""
-        for name, index, value in integers_of(self.layout.modules[path]):
+        """Find the attributes of a module that hold the old length, of which nothing is known yet, and which
+        the code of the module, or of one around it, names.
+        """
+        modules = self.layout.modules
+        for name, index, value in integers_of(modules[path]):
             if value == number.axis.length and (path, name, index) not in self.settled:
-                yield path, name, index
+                parts = name.split(".")
+                if any(names_in_code(type(modules[p]).__mro__).issuperset(parts) for p in stack_of(path)):
+                    yield path, name, index
 
 
 def same_elsewhere(

@@ -26,6 +26,10 @@ class GroupRewrite:
     def __init__(self, changes: Mapping[str, GroupChange]) -> None:
         self._changes = changes
         self._axes: dict[Axis, Axis] = {}
+        self._joining: dict[str, set[str]] = {}
+        for name, change in changes.items():
+            if change is not None:
+                self._joining.setdefault(change[0], set()).add(name)
 
     def graph(self, graph: ChannelGraph) -> ChannelGraph:
         """Rewrite the whole graph but for its attributes and frozen parts, which are the caller's."""
@@ -66,9 +70,10 @@ class GroupRewrite:
         )
 
     def _group(self, graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
-        joined = [g for g in graph if (change := self._changes.get(g.name)) and change[0] == group.name]
-        if not joined:
+        joining = self._joining.get(group.name)
+        if not joining:
             return group
+        joined = [g for g in graph if g.name in joining]
         members: dict[tuple[str, int], list[Part]] = {}
         roles: dict[tuple[str, int], Role] = {}
         for g in (group, *joined):

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from slimfast.arrays import Arguments
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import STOPPED, mismatches
@@ -13,7 +14,7 @@ from slimfast.graph.recording.attributes import AttributeKey
 from slimfast.graph.recording.forward import (
     Call,
     ForwardFailed,
-    TensorMode,
+    Recording,
     dataless_copy,
     record_at,
     record_copy,
@@ -75,11 +76,12 @@ class TrialResult:
 class TrialRunner:
     """Runs trials of a network, which stays as it is."""
 
-    def __init__(self, network: Network, graph: ChannelGraph, mode: TensorMode) -> None:
+    def __init__(self, network: Network, recording: Recording, arguments: Arguments) -> None:
         self._network = network
-        self._mode = mode
-        self._wide = network if mode == "real" else Network.of(dataless_copy(network))
-        self._args, self._kwargs = graph.inputs.example()
+        self._mode = recording.tensor_mode
+        self._decisions = recording.decisions
+        self._wide = network if self._mode == "real" else Network.of(dataless_copy(network))
+        self._arguments = arguments
 
     def run(self, trial: Trial, last: int | None = None) -> TrialResult:
         """Say how far the network gets. ``last``: the operation after which it need not go on."""
@@ -97,11 +99,17 @@ class TrialRunner:
         following = [Attribute(*key, axis) for key, axis in trial.attributes.items()]
         patches = trial.cut.attribute_patches(self._network, following)
         thin = trial.cut.thin_copy(self._wide, patches=patches, share=True)
-        arguments = self._args, self._kwargs
         try:
             if self._mode == "meta":
-                return record_copy(thin, *arguments, max_operations=most).calls, None
-            return record_at(Network.of(thin), *arguments, self._mode, max_operations=most).calls, None
+                return record_copy(thin, *self._arguments, max_operations=most).calls, None
+            recorded = record_at(
+                Network.of(thin),
+                *self._arguments,
+                self._mode,
+                max_operations=most,
+                decisions=self._decisions,
+            )
+            return recorded.calls, None
         except ForwardFailed as failure:
             clear_frames(failure)
             # without its traceback, whose frames hold the thin copy and what it has cached

@@ -14,11 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from slimfast.graph.channel_graph import Axis, ChannelGraph, Constant, Operation
+from slimfast.graph.channel_graph import Axis, Constant, Operation
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.attributes import AttributeKey, stack_of
 from slimfast.graph.recording.forward import Call
+from slimfast.graph.recording.number_origins import NumbersUpset
 from slimfast.graph.trial.candidates import Assignment, Candidates, Layout, named_alike, same_elsewhere
+from slimfast.graph.trial.origins import Origins
 from slimfast.graph.trial.rewrite import GroupChange, joining
 from slimfast.graph.trial.runner import Trial, TrialResult, TrialRunner
 from slimfast.graph.trial.trial_widths import constants_told_apart, distinguishing_widths, trial_keeps
@@ -78,18 +80,26 @@ class _Alone:
 class AttributeSearch:
     """Makes a trial cut of every group right, operation by operation."""
 
-    def __init__(self, runner: TrialRunner, layout: Layout, graph: ChannelGraph) -> None:
+    def __init__(self, runner: TrialRunner, layout: Layout, known: Origins) -> None:
         self._runner = runner
         self._layout = layout
-        self._trial = Trial(Cut(graph, trial_keeps(graph)), named_alike(graph, layout.modules))
+        graph = known.graph
+        attributes = {**named_alike(graph, layout.modules), **known.attributes}
+        self._trial = Trial(Cut(graph, trial_keeps(graph)), attributes)
+        self._known = known
+        # whether the network, not cut, is known to run as it was recorded
+        self._trusted = False
         self._settled: set[AttributeKey] = set()
         self._hopeless: set[tuple[Any, ...]] = set()
-        self._uncuttable: dict[str, tuple[str, str]] = {}
+        self._uncuttable = dict(known.uncuttable)
 
     def run(self) -> Settlement:
-        """Cut until every constant that can change has been seen to follow its axis and no other."""
+        """Cut until every constant that can change has been seen to follow its axis and no other.
+
+        Raises :class:`NumbersUpset` where the network, not cut, does not run as it was recorded.
+        """
         result = self._make_right()
-        told_apart = constants_told_apart(self._trial.cut)
+        told_apart = self._known.explained | constants_told_apart(self._trial.cut)
         for _ in range(_MAX_ROUNDS - 1):
             keeps = distinguishing_widths(self._trial.cut, told_apart)
             if keeps is None:
@@ -107,6 +117,10 @@ class AttributeSearch:
         """Adopt attributes, join groups and give up others until the network runs as predicted."""
         self._settled.clear()
         result = self._runner.run(self._trial)
+        if result.index is not None and self._known.seen and not self._trusted:
+            self._trusted = True
+            if self._runner.run(self._trial.only(())).index is not None:
+                raise NumbersUpset
         while result.index is not None and self._trial.cut.keeps:
             result = self._resolve(result, result.index)
         return result
@@ -117,7 +131,8 @@ class AttributeSearch:
         running = stack_of(result.module)
         stack = list(dict.fromkeys([*(stack_of(operation.module) if operation else ()), *running]))
         conflicts = self._conflicts(operation, stack) if operation else []
-        candidates = Candidates(self._trial.cut, self._layout, self._settled)
+        settled = self._settled.union(self._known.seen)
+        candidates = Candidates(self._trial.cut, self._layout, settled, self._known.explained)
         alone = _Alone()
         # what stops the forward after its last operation has no numbers of its own
         own = candidates.own(index, stack) if operation else iter(())

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from slimfast.arrays import Arguments
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, Frozen, Operation
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import aligned
@@ -14,6 +15,7 @@ from slimfast.graph.recording.attributes import AttributeKey, stack_of
 from slimfast.graph.recording.forward import Call, Recording, record
 from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.candidates import Layout
+from slimfast.graph.trial.origins import find_origins
 from slimfast.graph.trial.runner import TrialRunner
 from slimfast.graph.trial.search import AttributeSearch, Settlement
 from slimfast.graph.trial.without_trial import attributes_without_trial
@@ -22,22 +24,30 @@ from slimfast.graph.trial.without_trial import attributes_without_trial
 _FACTORS = ("other", "alpha", "beta", "exponent", "value", "fill_value", "scale")
 
 
-def settle(network: Network, graph: ChannelGraph, recording: Recording | None = None) -> ChannelGraph:
+def settle(
+    network: Network,
+    graph: ChannelGraph,
+    recording: Recording | None = None,
+    arguments: Arguments | None = None,
+) -> ChannelGraph:
     """Cut every group once, and return a graph that runs when any of its groups is cut in any way.
 
     It gets its attributes. Groups that cannot be cut join the frozen axes with their reason; groups whose
     widths one attribute holds are joined into one; groups whose width changes a factor of the network become
-    inexact. ``recording`` is the one that ``graph`` was made of, recorded again where it is not at hand.
+    inexact. ``recording`` is the one that ``graph`` was made of, recorded again where it is not at hand, and
+    ``arguments`` what the network was called with, made up where they are not.
 
-    Where the recording shows that there is nothing to find, nothing is cut.
+    Where the recording shows that there is nothing to find, nothing is cut. Raises ``NumbersUpset`` where
+    the network does not run as it was recorded with traced integers.
     """
-    recording = recording or record(network, *graph.inputs.example())
+    arguments = arguments or graph.inputs.example()
+    recording = recording or record(network, *arguments, trace_numbers=True)
     certain = attributes_without_trial(graph, network.modules, recording)
     if certain is not None:
         return replace(graph, attributes=_in_order(certain))
-    runner = TrialRunner(network, graph, recording.tensor_mode)
+    runner = TrialRunner(network, recording, arguments)
     layout = Layout.of(network.modules, graph)
-    settlement = AttributeSearch(runner, layout, graph).run()
+    settlement = AttributeSearch(runner, layout, find_origins(graph, recording)).run()
     inexact = inexact_groups(settlement, recording.calls, runner, layout)
     settled = settlement.trial.cut.graph
     return replace(

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from slimfast.arrays import IntArray
-from slimfast.calibration.moments import Calibration
+from slimfast.arrays import IntArray, Progress
+from slimfast.calibration.data import Calibration
+from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.pruning.repair.activations import repair_from_activations
@@ -28,18 +29,32 @@ def repair_thin(
     kind: RepairKind,
     calibration: Calibration | None = None,
     damping: float = 0.0,
+    memory: int = MEMORY,
+    backend: str = "auto",
+    tick: Progress | None = None,
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place; the report also stays with it.
 
     ``kind``: from ``weights`` alone, or from the ``activations`` of a calibration, with at least ``damping``
-    (:func:`slimfast.pruning.repair.least_squares.solve`). ``ValueError`` as in :func:`check_kind`.
+    (:class:`slimfast.pruning.repair.least_squares.LeastSquares`), holding up to ``memory`` bytes of them in
+    memory and telling ``tick`` how much is done. ``ValueError`` as in :func:`check_kind`.
     """
     check_kind(kind, calibration, damping)
     if kind == "weights":
         report = repair_from_weights(model, thin, graph, keeps)
     else:
         assert calibration is not None
-        report = repair_from_activations(model, thin, graph, keeps, calibration, damping=damping)
+        report = repair_from_activations(
+            model,
+            thin,
+            graph,
+            keeps,
+            calibration,
+            damping=damping,
+            memory=memory,
+            backend=backend,
+            tick=tick,
+        )
     attach_report(thin, report)
     return report
 

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from slimfast.arrays import Arguments, IntArray
+from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables
-from slimfast.calibration.forward import first_sample, joined, run, running, watched
-from slimfast.calibration.moments import Calibration
+from slimfast.calibration.data import Calibration, check_calibration
+from slimfast.calibration.forward import Slice, copy_to_run, elements_of, stop_before
+from slimfast.calibration.lockstep import Place, advance_together
+from slimfast.calibration.spilling import MEMORY, Store
+from slimfast.errors import NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
-from slimfast.pruning.repair.least_squares import solve, worst
+from slimfast.pruning.repair.least_squares import FIRST
+from slimfast.pruning.repair.norms import NormMoments
 from slimfast.pruning.repair.report import Fit, RepairReport
+from slimfast.pruning.repair.thin_layer import ThinLayer
+from slimfast.pruning.repair.wide import WideReads, norms_of, read_wide
 
-# Positions of each layer's input that the least squares see: at least so many, and so many per variable.
-POSITIONS = 8192
-POSITIONS_PER_VARIABLE = 4
-# Bytes of the wide network's activations held at once; more layers are repaired in several passes.
-HELD_BYTES = 1 << 30
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_log = logging.getLogger(__name__)
 
 
 def repair_from_activations(
@@ -36,202 +36,167 @@ def repair_from_activations(
     calibration: Calibration,
     *,
     damping: float = 0.0,
+    memory: int = MEMORY,
+    backend: str = "auto",
+    tick: Callable[[int, int], None] | None = None,
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place from what both see of the calibration's inputs.
 
-    The thin network runs once on all samples together. Each layer that reads a channel group is solved when
-    it is reached, from what it gets behind the layers repaired before it, towards what the wide network's
-    layer got: the error that has built up is met again at each layer, residual streams included (sequential
-    as in He, Zhang and Sun, ICCV 2017, "Channel Pruning"). Batch norms take the mean and variance of what
-    reaches them. The damping pulls towards the plain cut and is chosen, from ``damping`` upwards, by the
-    error in the layer's output on a quarter of the positions.
+    The wide network runs once, slice by slice, and so does the thin one, all slices side by side: each layer
+    that reads a channel group is solved when all of them have reached it, from what it gets behind the layers
+    repaired before it, towards what the wide network's layer got. So the error that has built up is met again
+    at each layer, residual streams included (sequential as in He, Zhang and Sun, ICCV 2017, "Channel
+    Pruning"). Batch norms take the mean and variance of what reaches them. The damping pulls towards the
+    plain cut and is chosen, from ``damping`` upwards, by the error in the layer's output on a quarter of the
+    positions.
+
+    Held are what the wide network's layers read where the least squares look, and what the thin network's
+    forwards hold while they wait: up to ``memory`` bytes in memory, and the rest in a temporary file.
+    ``tick``: called with how many layers and slices are done, and of how many.
     """
     consumers, left = consumers_of(model, graph)
-    args = joined(calibration.batches)
-    kept = Cut(graph, keeps).kept_indices
-    calls, with_norm = _survey(model, consumers, first_sample(calibration.batches))
+    check_calibration(calibration, model, consumers)
+    slices = list(calibration.slices(memory // 4))
     for consumer in consumers:
-        if calls.get(consumer.weight, 0) != 1:
-            times = calls.get(consumer.weight, 0)
-            left[consumer.weight] = f"{consumer.module} is called {times} times as a module, not once"
-    usable = [consumer for consumer in consumers if consumer.weight not in left]
-    tensors = named_tensors(model)
-    fits: dict[str, Fit] = {}
-    norms: set[str] = set()
-    for part in _passes(usable):
-        wide = _wide_columns(model, part, args)
-        with running(thin) as (network, _):
-            solvers = {
-                consumer.weight: _Solver(
-                    consumer,
-                    network.get_submodule(consumer.module),
-                    wide.pop(consumer.weight),
-                    tensors[consumer.weight],
-                    tensors.get(f"{consumer.module}.bias"),
-                    kept_variables(consumer, kept(consumer.axis), kept(consumer.outputs)),
-                    kept(consumer.outputs),
-                    centred=consumer.weight in with_norm,
-                    damping=damping,
-                    fits=fits,
-                )
-                for consumer in part
-            }
-            with watched(network, part, solvers), _measuring_norms(network, thin, norms):
-                run(network, args, "repair")
-    return RepairReport("activations", fits, tuple(sorted(norms)), left)
+        if consumer.weight not in calibration.readings:
+            was = f"{consumer.module} was not calibrated"
+            left[consumer.weight] = calibration.left.get(consumer.weight, was)
+    known = [consumer for consumer in consumers if consumer.weight in calibration.readings]
+    done, total = 0, len(slices) + len(known)
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if tick is not None:
+            tick(min(done, total), total)
+
+    with torch.inference_mode(False), torch.no_grad(), Store("repair", memory) as store:
+        each = (part.samples * elements_of(part.args) for part in slices)
+        at_once = int(calibration.bytes_held * sum(each)) if len(slices) > 1 else 0
+        # What waits is put away and brought back at every layer, what the wide network's layers read once.
+        store.reserved = min(at_once, memory // 2)
+        wide = read_wide(model, known, slices, calibration, store, advance)
+        store.reserved = 0
+        _log.info("repair: what %d layers read at %d slices: %s", len(known), len(slices), store.told())
+        usable = []
+        for consumer in known:
+            reason = _unusable(consumer, wide, calibration)
+            if reason is None:
+                usable.append(consumer)
+            else:
+                left[consumer.weight] = reason
+                for piece in wide.pieces.pop(consumer.weight).values():
+                    piece.rows.drop()
+                advance()
+        run = _Run(model, thin, Cut(graph, keeps), calibration, wide, slices, damping, backend, advance)
+        run.all(usable, graph, store if at_once > memory - store.held else None)
+    return RepairReport("activations", run.fits, tuple(sorted(run.norms)), left | run.left)
 
 
-class _Solver:
-    """Solves one layer of the thin network when it is about to read, and writes its weights."""
+def _unusable(consumer: Consumer, wide: WideReads, calibration: Calibration) -> str | None:
+    """Say why a layer cannot be solved; None where it can."""
+    times = wide.calls.get(consumer.weight, 0)
+    if times != 1:
+        return f"{consumer.module} is called {times} times as a module, not once"
+    count, seen = calibration.readings[consumer.weight].count, wide.positions[consumer.weight]
+    if count != seen:
+        return f"{consumer.module} read {count} positions when it was calibrated, and {seen} now"
+    return None
+
+
+class _Run:
+    """The thin network's forwards, and the layers that are solved on their way."""
 
     def __init__(
         self,
-        consumer: Consumer,
-        module: nn.Module,
-        wide: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        alive: tuple[IntArray, IntArray],
-        outputs: IntArray,
-        *,
-        centred: bool,
+        model: nn.Module,
+        thin: nn.Module,
+        cut: Cut,
+        calibration: Calibration,
+        wide: WideReads,
+        slices: Sequence[Slice],
         damping: float,
-        fits: dict[str, Fit],
+        backend: str,
+        advance: Callable[[], None],
     ) -> None:
-        self._consumer = consumer
-        self._module: Any = module
-        self._wide = wide
-        self._weight = consumer.matrix(weight.detach().double())
-        self._bias = None if bias is None else bias.detach().double()
-        self._blocks, self._variables = (torch.from_numpy(a).to(weight.device) for a in alive)
-        self._outputs = torch.from_numpy(outputs).to(weight.device)
-        self._centred = centred or bias is not None
-        self._damping = damping
-        self._fits = fits
+        self.fits: dict[str, Fit] = {}
+        self.norms: set[str] = set()
+        self.left: dict[str, str] = {}
+        self._tensors, self._thin, self._kept = named_tensors(model), thin, cut.kept_indices
+        self._calibration, self._wide, self._slices = calibration, wide, slices
+        self._damping, self._backend, self._advance = damping, backend, advance
+        self._first = FIRST
+        self._layers: dict[str, ThinLayer] = {}
+        self._moments: dict[Place, NormMoments] = {}
+        self._consumers: dict[str, Consumer] = {}
+        self._norms = norms_of(thin)
 
-    def __call__(self, columns: Tensor) -> None:
-        """Solve from columns (L', positions) of the thin layer, with the wide one's held at the same."""
-        blocks = len(self._blocks)
-        a = _picked(columns, self._wide.shape[1]).double().reshape(blocks, -1, self._wide.shape[1])
-        b = self._wide.double().reshape(self._consumer.blocks, -1, self._wide.shape[1])[self._blocks]
-        weight = self._weight[self._blocks]
-        new, shift, fits = [], [], []
-        for i in range(blocks):
-            repaired, mean, fit = solve(
-                a[i], b[i], self._variables, weight[i], centred=self._centred, damping=self._damping
-            )
-            new.append(repaired)
-            shift.append(mean)
-            fits.append(fit)
-        per_block = self._weight.shape[1]
-        alive = (
-            (self._outputs.reshape(blocks, -1) % per_block) if len(self._weight) > 1 else self._outputs[None]
+    def all(self, consumers: Sequence[Consumer], graph: ChannelGraph, store: Store | None) -> None:
+        """Run every slice to its end; what waits is put away into a store, where there is one."""
+        self._consumers = {consumer.module: consumer for consumer in consumers}
+        statistics = {f"{path}.{name}" for path in self._norms for name in ("running_mean", "running_var")}
+        networks = [copy_to_run(self._thin, shared=statistics) for _ in self._slices]
+        order = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
+        advance_together(
+            networks,
+            self._slices,
+            self._hooks,
+            shared=named_tensors(self._thin).values(),
+            order=order,
+            meet=self._meet,
+            settle=self._settle,
+            store=store,
         )
-        matrix = torch.stack([w[rows] for w, rows in zip(new, alive, strict=True)])
-        self._module.weight.copy_(self._consumer.weight_of(matrix, self._module.weight))
-        if self._bias is not None:
-            moved = torch.cat([m[rows] for m, rows in zip(shift, alive, strict=True)])
-            self._module.bias.copy_(self._bias[self._outputs] + moved)
-        self._fits[self._consumer.weight] = worst(fits)
 
+    def _hooks(self, network: nn.Module, pause: Callable[[tuple[Place, Tensor]], None]) -> None:
+        stop_before(network, [*self._consumers, *self._norms], pause)
 
-def _passes(consumers: Sequence[Consumer]) -> list[list[Consumer]]:
-    """Part the consumers, in order, where the wide network's activations would exceed ``HELD_BYTES``."""
-    parts: list[list[Consumer]] = []
-    used = 0
-    for consumer in consumers:
-        need = 4 * consumer.length * _positions(consumer)
-        if not parts or used + need > HELD_BYTES:
-            parts.append([])
-            used = 0
-        parts[-1].append(consumer)
-        used += need
-    return parts
+    def _meet(self, place: Place, number: int, x: Tensor) -> None:
+        path = place[0]
+        if path not in self._consumers:
+            self._moments.setdefault(place, NormMoments()).add(x, self._slices[number].mask)
+            return
+        consumer = self._consumers[path]
+        weight = consumer.weight
+        if weight in self.left:
+            return
+        if path not in self._layers:
+            self._layers[path] = self._layer(consumer)
+        piece = self._wide.pieces[weight].pop(number, None)
+        try:
+            alike = piece is not None and self._layers[path].add(x, piece)
+        except NonFinite as error:
+            where = f"what {path} reads in the thin network, slice {number} of {len(self._slices)}"
+            raise SlimfastError(f"repair: {error} ({where})") from None
+        if not alike:
+            self.left[weight] = f"{path} reads other positions in the thin network than in the wide one"
 
+    def _settle(self, place: Place) -> None:
+        path = place[0]
+        if path not in self._consumers:
+            if self._moments.pop(place).write(self._norms[path]):
+                self.norms.add(path)
+            return
+        weight, layer = self._consumers[path].weight, self._layers.pop(path, None)
+        if self._wide.pieces[weight]:
+            self.left[weight] = f"{path} reads other positions in the thin network than in the wide one"
+        elif layer is not None and weight not in self.left:
+            fit = self.fits[weight] = layer.write(self._first)
+            # Layers of a network end near each other.
+            self._first = fit.damping if fit.damping < math.inf else self._first
+        self._advance()
 
-def _positions(consumer: Consumer) -> int:
-    return max(POSITIONS, POSITIONS_PER_VARIABLE * consumer.length)
-
-
-def _picked(columns: Tensor, count: int) -> Tensor:
-    """Pick ``count`` of the columns, the same ones in a matrix of as many columns, in order."""
-    total = columns.shape[1]
-    if total <= count:
-        return columns
-    generator = torch.Generator().manual_seed(total)
-    index = torch.randperm(total, generator=generator, device="cpu")[:count].sort().values
-    return columns.index_select(1, index.to(columns.device))
-
-
-def _wide_columns(model: nn.Module, part: Sequence[Consumer], args: Arguments) -> dict[str, Tensor]:
-    """Record what the wide network's layers read, at the positions the least squares see."""
-    wide: dict[str, Tensor] = {}
-
-    def keep(consumer: Consumer, columns: Tensor) -> None:
-        wide[consumer.weight] = _picked(columns, _positions(consumer)).clone()
-
-    with running(model) as (network, _):
-        see = {consumer.weight: functools.partial(keep, consumer) for consumer in part}
-        with watched(network, part, see):
-            run(network, args, "repair")
-    return wide
-
-
-def _survey(
-    model: nn.Module, consumers: Sequence[Consumer], args: Arguments
-) -> tuple[dict[str, int], set[str]]:
-    """Count each consumer's calls in a forward, and find whose output goes right into a batch norm."""
-    calls: dict[str, int] = {}
-    followed: set[str] = set()
-    made: dict[int, tuple[str, Tensor]] = {}
-
-    def made_by(weight: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        calls[weight] = calls.get(weight, 0) + 1
-        made.clear()
-        if isinstance(output, Tensor):
-            made[id(output)] = (weight, output)
-
-    def taken(module: nn.Module, inputs: Any) -> None:
-        if inputs and id(inputs[0]) in made:
-            followed.add(made[id(inputs[0])][0])
-
-    with running(model) as (network, _), ExitStack() as hooks:
-        for consumer in consumers:
-            module = network.get_submodule(consumer.module)
-            hooks.callback(module.register_forward_hook(functools.partial(made_by, consumer.weight)).remove)
-        for norm in _norms(network).values():
-            hooks.callback(norm.register_forward_pre_hook(taken).remove)
-        run(network, args, "repair")
-    return calls, followed
-
-
-def _norms(network: nn.Module) -> dict[str, Any]:
-    """Find the batch norms that keep running statistics, by path."""
-    return {
-        path: module
-        for path, module in network.named_modules()
-        if isinstance(module, _BATCH_NORM) and module.running_mean is not None
-    }
-
-
-@contextmanager
-def _measuring_norms(network: nn.Module, thin: nn.Module, seen: set[str]) -> Iterator[None]:
-    """Let the batch norms of ``network`` take the mean and variance of their input before they use it.
-
-    Those of ``thin`` get the same with them, and ``seen`` their names.
-    """
-    own = _norms(thin)
-
-    def measure(path: str, module: Any, inputs: Any) -> None:
-        x = inputs[0]
-        if x.numel() > x.shape[1]:
-            variance, mean = torch.var_mean(x.float(), dim=[d for d in range(x.dim()) if d != 1])
-            for norm in (module, own[path]):
-                norm.running_mean.copy_(mean)
-                norm.running_var.copy_(variance)
-            seen.add(path)
-
-    with ExitStack() as hooks:
-        for path, norm in _norms(network).items():
-            hooks.callback(norm.register_forward_pre_hook(functools.partial(measure, path)).remove)
-        yield
+    def _layer(self, consumer: Consumer) -> ThinLayer:
+        kept = self._kept
+        return ThinLayer(
+            consumer,
+            self._thin.get_submodule(consumer.module),
+            self._calibration.readings[consumer.weight],
+            self._tensors[consumer.weight],
+            self._tensors.get(f"{consumer.module}.bias"),
+            kept_variables(consumer, kept(consumer.axis), kept(consumer.outputs)),
+            kept(consumer.outputs),
+            centred=consumer.weight in self._wide.followed,
+            damping=self._damping,
+            backend=self._backend,
+        )

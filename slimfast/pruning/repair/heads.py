@@ -96,15 +96,14 @@ def _values(
         for place in range(3):
             silent: set[str] = set()
 
-            def see(consumer: Consumer, silent: set[str], columns: Tensor) -> None:
-                if not columns.any():
+            def see(silent: set[str], consumer: Consumer, x: Tensor) -> None:
+                if not x.any():
                     silent.add(consumer.weight)
 
             with ExitStack() as stack:
                 for consumer in reads:
                     _silence(stack, network, makers[consumer.weight], place, consumer.length)
-                seers = {r.weight: functools.partial(see, r, silent) for r in reads}
-                stack.enter_context(watched(network, reads, seers))
+                stack.enter_context(watched(network, reads, functools.partial(see, silent)))
                 run(network, args, "repair")
             found |= dict.fromkeys(silent - found.keys(), place)
     return found

@@ -2,100 +2,214 @@
 
 A layer of the wide network computes W b + c of what it reads; in the thin one it gets a instead, fewer and
 perhaps changed variables. With C = argmin E |b - C a|^2 its best weights are W C, whatever follows. Where it
-has a bias, or a batch norm follows, both sides are centred and the mean goes there.
+has a bias, or a batch norm follows, both sides are centred and the mean goes there. All of it follows from
+moments, which are summed over batches.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from slimfast.kernels.cholesky_solve import grouped_cholesky_solve
+from slimfast.kernels.moments import grouped_cross_covariance, grouped_moments
+from slimfast.kernels.results import CrossMoments, Moments
 from slimfast.pruning.repair.report import Fit
 
 # Shares of the mean variance that damping is chosen from, by the error on the last quarter of the positions.
 DAMPINGS = tuple(10.0**power for power in range(-8, 2))
+# Where the search begins at the first layer, and at the others where the one before ended.
+FIRST = 1e-3
+# Share of the mean variance that makes a matrix of weights' products definite; far below what is reported.
+_JITTER = 1e-13
 
 
-def solve(
-    a: Tensor, b: Tensor, kept: Tensor, weight: Tensor, *, centred: bool, damping: float = 0.0
-) -> tuple[Tensor, Tensor, Fit]:
-    """Solve for the weights of a thin layer that stand for ``weight`` on what the wide network's layer got.
+class Solution(NamedTuple):
+    """The weights (outputs, k, taps) of a thin layer, the shift (outputs,) of its output, and the fit."""
 
-    C = C0 + (S_ba - C0 S_aa) (S_aa + d m I)^-1 with C0 the cut itself, which keeps row ``kept[j]`` for
-    variable j, and m the mean variance of a: no evidence, no change. d is the best of ``DAMPINGS`` on
-    held-out positions, from ``damping`` upwards. A damping is what noise of that variance on a would do: the
-    one that fits best takes a as it is, and is in the way of a training, which changes a.
-
-    Args:
-        a: The variables that the thin layer gets, (k, s).
-        b: What the wide one got at the same positions, (L, s).
-        kept: The row of b that each variable is.
-        weight: The wide layer's, (outputs, L, taps).
-        centred: Take the means off both sides, which the shift makes up for.
-        damping: The least d.
-
-    Returns:
-        The weights (outputs, k, taps), the shift (outputs,) of their output, and how well they fit.
-    """
-    k, length, total = len(a), len(b), a.shape[1]
-    plain = torch.zeros(length, k, dtype=a.dtype, device=a.device)
-    plain[kept, torch.arange(k, device=a.device)] = 1.0
-    mean_a, mean_b = a.mean(1, keepdim=True), b.mean(1, keepdim=True)
-    if not centred:
-        mean_a, mean_b = torch.zeros_like(mean_a), torch.zeros_like(mean_b)
-    a, rest = a - mean_a, b - mean_b
-    spread = rest @ rest.T
-    rest = rest - plain @ a
-    outer = torch.einsum("olt,omt->lm", weight, weight)
-    split = max(total - total // 4, 1)
-    parts = [(a[:, :split], rest[:, :split]), (a[:, split:], rest[:, split:])]
-    fit, held = (_moments(x, r) for x, r in parts)
-    # Without a change the error is the plain cut's; nothing that does worse on held-out positions is taken.
-    before = float((outer * held.rest).sum())
-    found, best = math.inf, before
-    allowed = sorted({max(tried, damping) for tried in DAMPINGS})
-    for tried, change in changes(fit.gram, fit.cross, allowed):
-        left = held.rest - change @ held.cross.T - held.cross @ change.T + change @ held.gram @ change.T
-        error = float((outer * left).sum())
-        if error < best:
-            found, best = tried, error
-    c = plain
-    if found < math.inf:
-        whole = _moments(a, rest)
-        ((_, change),) = changes(whole.gram, whole.cross, (found,))
-        c = plain + change
-    size = float((outer * spread).sum()) / total or 1.0
-    repaired = torch.einsum("olt,lk->okt", weight, c)
-    shift = weight.sum(2) @ (mean_b - c @ mean_a)[:, 0]
-    return repaired, shift, Fit(found, before / size, best / size)
+    weight: Tensor
+    shift: Tensor
+    fit: Fit
 
 
-class _Moments(NamedTuple):
-    """Mean products of the variables (k, k), of what is missing with them (L, k), and of what is missing."""
+class _Part(NamedTuple):
+    """Moments of the variables, of them with what is missing, and of that where it is asked for."""
+
+    gram: Moments
+    cross: CrossMoments
+    missing: list[Moments]
+
+
+class _Means(NamedTuple):
+    """Mean products of the variables (k, k), with what is missing (k, r), and of what is missing (r, r)."""
 
     gram: Tensor
     cross: Tensor
-    rest: Tensor
+    missing: Tensor | None = None
 
 
-def _moments(a: Tensor, rest: Tensor) -> _Moments:
-    count = max(a.shape[1], 1)
-    return _Moments(a @ a.T / count, rest @ a.T / count, rest @ rest.T / count)
+class LeastSquares:
+    """The least squares of one layer, or of one block of a convolution in groups.
+
+    C = C0 + (S_ba - C0 S_aa) (S_aa + d m I)^-1 with C0 the cut itself, which keeps row ``kept[j]`` of b for
+    variable j, and m the mean variance of a: no evidence, no change. d is the best of ``DAMPINGS`` on
+    held-out positions, from a least damping upwards. A damping is what noise of that variance on a would do:
+    the one that fits best takes a as it is, and is in the way of a training, which changes a.
+
+    What is missing is b - C0 a; where the layer has fewer outputs, times taps, than variables, it is what its
+    output misses of it, W (b - C0 a).
+    """
+
+    def __init__(self, kept: Tensor, weight: Tensor, *, centred: bool, backend: str = "auto") -> None:
+        """Take the rows of b that are kept, and the wide layer's ``weight`` (outputs, L, taps), float64.
+
+        ``centred``: take the means off both sides, which the shift makes up for.
+        """
+        outputs, length, taps = weight.shape
+        self._kept, self._weight, self._centred, self._backend = kept, weight, centred, backend
+        self._rows = weight.movedim(1, 2).reshape(outputs * taps, length)
+        self._by_output = outputs * taps < length
+        self._parts: dict[bool, _Part] = {}
+
+    def add(self, a: Tensor, b: Tensor, *, held: bool) -> None:
+        """Take in positions: a (k, s) and b (L, s), to fit to or ``held`` out."""
+        if not a.shape[1]:
+            return
+        missing = _without(b, self._kept, a)
+        if self._by_output:
+            missing = self._rows.to(missing.dtype) @ missing
+        part = self._parts.get(held)
+        into = ([part.gram], [part.cross], part.missing) if part is not None else (None, None, [])
+        (gram,) = grouped_moments([a], into=into[0], backend=self._backend)
+        (cross,) = grouped_cross_covariance([a], [missing], into=into[1], backend=self._backend)
+        # Of what is missing itself only the held-out part is asked for.
+        alone = grouped_moments([missing], into=into[2] or None, backend=self._backend) if held else []
+        self._parts[held] = _Part(gram, cross, alone)
+
+    def solve(self, spread: Tensor, damping: float = 0.0, first: float = FIRST) -> Solution:
+        """Solve from the positions taken in, with at least this ``damping``; the search begins at ``first``.
+
+        ``spread`` (L, L) is the mean square of b, about its mean where it is centred: errors are reported in
+        shares of it.
+        """
+        outputs, length, taps = self._weight.shape
+        rows = self._rows.float()
+        size = float(((rows @ spread.float()) * rows).sum()) or 1.0
+        found, before, best = math.inf, 0.0, 0.0
+        change = self._rows.new_zeros(len(self._rows) if self._by_output else length, len(self._kept))
+        mean_a, mean_missing = self._means()
+        if len(self._parts) == 2:
+            fit, held = (self._about(self._parts[which], mean_a, mean_missing) for which in (False, True))
+            found, before, best = self._chosen(fit, held, damping, first)
+        if found < math.inf:
+            whole = self._whole(mean_a, mean_missing)
+            solved = self._solved(whole, found)
+            while solved is None:
+                # To rounding no better than singular: what is known of it does not allow as little damping.
+                found *= 10.0
+                solved = self._solved(whole, found)
+            change = solved.T
+        shift = mean_missing - change @ mean_a
+        if not self._by_output:
+            change, shift = self._rows @ change, self._rows @ shift
+        weight = self._weight[:, self._kept] + change.reshape(outputs, taps, -1).movedim(1, 2)
+        return Solution(weight, shift.reshape(outputs, taps).sum(1), Fit(found, before / size, best / size))
+
+    def _chosen(self, fit: _Means, held: _Means, damping: float, first: float) -> tuple[float, float, float]:
+        """Choose the damping by the error on what was held out: (damping, error without a change, error)."""
+        assert held.missing is not None
+        if self._by_output:
+            before = float(held.missing.trace())
+        else:
+            # With a factor of the weights' products what is missing counts as its outputs do.
+            outer = self._rows.T @ self._rows
+            before = float((outer * held.missing).sum())
+            outer.diagonal().add_(_JITTER * float(outer.diagonal().mean()) or 1.0)
+            factor = torch.linalg.cholesky(outer)
+            fit, held = (part._replace(cross=part.cross @ factor) for part in (fit, held))
+        tried = sorted({max(share, damping) for share in DAMPINGS} - {math.inf})
+        if not tried:
+            return math.inf, before, before
+
+        def error(place: int) -> float:
+            change = self._solved(fit, tried[place])
+            if change is None:
+                return math.inf
+            return before + float((change * (held.gram @ change - 2.0 * held.cross)).sum())
+
+        place, best = _lowest(error, len(tried), sum(share < first for share in tried))
+        return (tried[place], before, best) if best < before else (math.inf, before, before)
+
+    def _solved(self, means: _Means, damping: float) -> Tensor | None:
+        """Solve (gram + damping m I) x = cross; None where that is not definite, or nothing varies."""
+        scale = float(means.gram.diagonal().mean())
+        if not scale > 0.0:
+            return None
+        found = grouped_cholesky_solve(
+            [means.gram], [means.cross], [[damping * scale]], backend=self._backend
+        )
+        return None if int(found.failures[0][0]) else found.solutions[0][0]
+
+    def _means(self) -> tuple[Tensor, Tensor]:
+        """Compute the means of the variables and of what is missing; zeros where both sides keep theirs."""
+        crosses = [part.cross for part in self._parts.values()]
+        total = sum(cross.count for cross in crosses)
+        if not total or not self._centred:
+            r = len(self._rows) if self._by_output else self._rows.shape[1]
+            return self._rows.new_zeros(len(self._kept)), self._rows.new_zeros(r)
+        both = [
+            torch.stack([mean * (cross.count / total) for mean, cross in zip(means, crosses, strict=True)])
+            for means in ([c.mean_x for c in crosses], [c.mean_y for c in crosses])
+        ]
+        return both[0].sum(0), both[1].sum(0)
+
+    def _whole(self, mean_a: Tensor, mean_missing: Tensor) -> _Means:
+        parts = list(self._parts.values())
+        total = sum(part.cross.count for part in parts)
+        each = [self._about(part, mean_a, mean_missing) for part in parts]
+        shares = [part.cross.count / total for part in parts]
+        gram = torch.stack([m.gram * share for m, share in zip(each, shares, strict=True)]).sum(0)
+        cross = torch.stack([m.cross * share for m, share in zip(each, shares, strict=True)]).sum(0)
+        return _Means(gram, cross)
+
+    def _about(self, part: _Part, mean_a: Tensor, mean_missing: Tensor) -> _Means:
+        """Bring the moments of a part, about its own means, to mean products about those of all."""
+        gram, cross, missing = part
+        off, off_missing = cross.mean_x - mean_a, cross.mean_y - mean_missing
+        return _Means(
+            gram.squares / gram.count + torch.outer(off, off),
+            cross.products / cross.count + torch.outer(off, off_missing),
+            *(alone.squares / alone.count + torch.outer(off_missing, off_missing) for alone in missing),
+        )
 
 
-def changes(gram: Tensor, cross: Tensor, dampings: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
-    """Yield (damping, cross (gram + damping m I)^-1) for each damping, m the mean of gram's diagonal."""
-    values, vectors = torch.linalg.eigh(gram)
-    mean = float(values.clamp_min(0.0).mean())
-    turned = cross @ vectors
-    for damping in dampings:
-        # Nothing varies: nothing to go by.
-        inverse = 1.0 / (values.clamp_min(0.0) + damping * mean) if mean > 0.0 else torch.zeros_like(values)
-        yield damping, (turned * inverse) @ vectors.T
+def _lowest(error: Callable[[int], float], count: int, start: int) -> tuple[int, float]:
+    """Go down from ``start`` to the place whose error is below its neighbours', and give both.
+
+    Too little damping fits noise and too much of it nothing: there is one such place.
+    """
+    place = min(start, count - 1)
+    known = {place: error(place)}
+    while True:
+        nearby = [near for near in (place, place + 1, place - 1) if 0 <= near < count]
+        for near in nearby:
+            if near not in known:
+                known[near] = error(near)
+        best = min(nearby, key=known.__getitem__)
+        if best == place:
+            return place, known[place]
+        place = best
+
+
+def _without(b: Tensor, kept: Tensor, a: Tensor) -> Tensor:
+    """Compute b - C0 a, in b's memory layout."""
+    if b.stride(0) == 1:
+        return b.T.clone().index_add_(1, kept, a.T, alpha=-1).T
+    return b.clone().index_add_(0, kept, a, alpha=-1)
 
 
 def worst(fits: Sequence[Fit]) -> Fit:

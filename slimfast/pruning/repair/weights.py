@@ -21,8 +21,8 @@ from slimfast.calibration.consumers import Consumer, consumers_of, kept_variable
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.kernels.cholesky_solve import grouped_cholesky_solve
 from slimfast.pruning.repair.heads import head_covariances
-from slimfast.pruning.repair.least_squares import changes
 from slimfast.pruning.repair.rectified import Moments, rectified_moments
 from slimfast.pruning.repair.report import Fit, RepairReport
 from slimfast.spectra.unit_matrices import unit_matrix
@@ -109,8 +109,13 @@ def _combined(covariance: Tensor, keep: IntArray) -> Tensor:
     plain = torch.zeros(len(covariance), len(keep), dtype=torch.float64, device="cpu")
     plain[kept, torch.arange(len(keep), device="cpu")] = 1.0
     inner = covariance[kept][:, kept]
-    ((_, change),) = changes(inner, covariance[:, kept] - plain @ inner, (DAMPING,))
-    return plain + change
+    scale = float(inner.diagonal().mean())
+    if not scale > 0.0:
+        # Nothing varies: nothing to go by.
+        return plain
+    rest = covariance[:, kept] - plain @ inner
+    solved = grouped_cholesky_solve([inner], [rest.T], [[DAMPING * scale]])
+    return plain + solved.solutions[0][0].T
 
 
 def _change(

@@ -9,7 +9,7 @@ from support.graph_cases import Net, conv
 from support.graph_helpers import members, reasons, roles, summary, trace, trace_example, units
 from torch import nn
 
-from slimfast.graph.channel_graph import matches
+from slimfast.graph.channel_graph import GroupNames
 
 
 def test_a_chain_of_convolutions():
@@ -243,7 +243,9 @@ def test_costs_are_products_of_the_axes():
 
 
 def test_a_printed_name_is_a_glob_that_means_itself():
-    assert matches(["blocks.0.attn.qkv[head]"], "blocks.0.attn.qkv[head]", "head")
-    assert matches(["blocks.*"], "blocks.0.attn.qkv[head]", "head")
-    assert matches(["hea?"], "blocks.0.attn.qkv[head]", "head")
-    assert not matches(["blocks.0.attn.qkv[dim]"], "blocks.0.attn.qkv[head]", "head")
+    group = "blocks.0.attn.qkv[head]"
+    names = GroupNames.of({group: "head", "blocks.0.fc1": "channel"}, [])
+    for glob in (group, "blocks.*qkv*", "hea?"):
+        assert names.meant_by(glob, "here") == {group}
+    with pytest.raises(ValueError, match="here: no group matches"):
+        names.meant_by("blocks.0.attn.qkv[dim]", "here")

@@ -75,11 +75,14 @@ class _Asks(nn.Module):
         return self.linear(x) if value else x
 
 
-@pytest.mark.parametrize(("what", "mode"), [("nothing", "meta"), ("constant", "fake"), ("input", "real")])
-def test_values_are_asked_for_no_further_than_needed(what, mode):
+@pytest.mark.parametrize(
+    ("what", "mode", "decided"), [("nothing", "meta", 0), ("constant", "fake", 0), ("input", "fake", 1)]
+)
+def test_values_are_asked_for_no_further_than_needed(what, mode, decided):
     model = nn.Linear(3, 4) if what == "nothing" else _Asks(what)
     recording = _record(model, torch.zeros(2, 3))
     assert recording.tensor_mode == mode
+    assert len(recording.decisions) == decided
     assert [c.op for c in recording.calls if c.op == "aten.linear"] == ["aten.linear"]
 
 

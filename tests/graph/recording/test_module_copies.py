@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import slimfast
 from slimfast import UnsupportedGraph, trace_channels
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.module_copies import (
@@ -190,3 +191,57 @@ def test_the_collector_stays_off_until_the_last_of_several_pauses_ends():
     thread.join()
     assert seen == [False]
     assert gc.isenabled()
+
+
+class _KeepsHandles(nn.Module):
+    """Keeps the handles of hooks as Hugging Face's models do for gradient checkpointing."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 4)
+        self.handle = self.a.register_forward_hook(_doubles)
+        self.more = {
+            "all": [self.b.register_forward_pre_hook(_nothing), self.a.register_forward_hook(_nothing)]
+        }
+        self.with_kwargs = self.b.register_forward_hook(_nothing_with_kwargs, with_kwargs=True)
+        self.gone = self.b.register_forward_hook(_doubles)
+        self.gone.remove()
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+def _doubles(module, args, output):
+    return output * 2
+
+
+def _nothing(module, args, output=None):
+    return None
+
+
+def _nothing_with_kwargs(module, args, kwargs, output):
+    return None
+
+
+def test_handles_of_hooks_remove_those_of_the_copy():
+    model, x = _KeepsHandles().eval(), torch.randn(2, 8)
+    expected = model(x)
+    copied = copy_with(copy_with(copy_with(model, {}), {}), {})
+    assert torch.equal(copied(x), expected)
+    copied.handle.remove()
+    for handle in (*copied.more["all"], copied.with_kwargs, copied.gone):
+        handle.remove()
+    hooks = [copied.a._forward_hooks, copied.b._forward_hooks, copied.b._forward_pre_hooks]
+    assert not any([*hooks, copied.b._forward_hooks_with_kwargs])
+    assert not torch.equal(copied(x), expected)
+    assert torch.equal(model(x), expected)
+    assert len(model.a._forward_hooks) == 2
+
+
+def test_a_network_that_keeps_handles_is_cut():
+    model, x = _KeepsHandles().eval(), torch.randn(2, 8)
+    thin = slimfast.slim(model, x, params=0.6)
+    assert thin.a.out_features < 32
+    thin.handle.remove()
+    assert len(thin.a._forward_hooks) == 1
+    assert len(model.a._forward_hooks) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import MethodType
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +144,88 @@ def test_a_class_that_does_not_copy_its_layer_is_refused() -> None:
     message = r"the original's layer\.weight, through a function outside of it, or a class's own way of being"
     with pytest.raises(UnsupportedGraph, match=message):
         slimfast.slim(SharesItsLayer().eval(), X, params=0.6)
+
+
+class Caught(nn.Module):
+    """Its head reads what hooks have caught."""
+
+    def __init__(self, caught: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.body = network()
+        self.head = nn.Linear(16 + 3, 2)
+        self.caught = caught
+        self.handles = [self.body[0].register_forward_hook(self.catch(caught, 0))]
+
+    @staticmethod
+    def catch(caught: dict[int, Tensor], place: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: object, output: Tensor) -> None:
+            caught[place] = output
+
+        return hook
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.cat([self.body(x), self.caught[0]], 1))
+
+
+def test_a_hook_that_writes_what_the_network_reads_is_refused() -> None:
+    caught: dict[int, Tensor] = {}
+    model = Caught(caught).eval()
+    model(X)
+    before = {place: tensor.clone() for place, tensor in caught.items()}
+    with pytest.raises(
+        UnsupportedGraph,
+        match=r"^a hook of body\.0 writes into the attribute caught of the model itself, .* self$",
+    ):
+        slimfast.slim(model, X, params=0.5)
+    assert caught.keys() == before.keys()
+    assert all(torch.equal(caught[place], before[place]) for place in before)
+
+
+def test_a_hook_that_reads_what_the_network_holds_is_none_of_those() -> None:
+    model = network()
+    model.factors = {"scale": 2.0}
+    factors = model.factors
+    model[0].register_forward_hook(lambda module, args, output: output * factors["scale"])
+    assert slimfast.slim(model, X, params=0.5)(X).shape == (4, 3)
+
+
+class CaughtBySelf(Caught):
+    """The same as it is advised."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.handles.pop().remove()
+        self.handles = [self.body[0].register_forward_hook(self.keep)]
+
+    def keep(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self.caught[0] = output
+
+
+def test_a_hook_that_is_a_method_works() -> None:
+    model = CaughtBySelf().eval()
+    expected = model(X)
+    thin = slimfast.slim(model, X, params=0.6)
+    assert thin(X).shape == (4, 2)
+    assert not torch.allclose(thin(X), thin(3 * X))
+    assert thin.caught is not model.caught
+    assert torch.equal(model(X), expected)
+
+
+@pytest.mark.parametrize("make", [dict, list, set])
+def test_what_hooks_outside_of_the_network_have_caught_stays(make: Callable[[], Any]) -> None:
+    model, caught = network(), make()
+
+    def hook(module: nn.Module, args: object, output: Tensor) -> None:
+        if isinstance(caught, dict):
+            caught["features"] = output
+        else:
+            (caught.append if isinstance(caught, list) else caught.add)(output)
+
+    model[0].register_forward_hook(hook)
+    model(X)
+    before = list(caught.values() if isinstance(caught, dict) else caught)
+    thin = slimfast.slim(model, X, params=0.5)
+    after = list(caught.values() if isinstance(caught, dict) else caught)
+    assert len(after) == len(before) == 1
+    assert after[0] is before[0]
+    assert thin(X).shape == (4, 3)

@@ -14,6 +14,7 @@ from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.recording.forward import Recording, record
 from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.candidates import Layout
+from slimfast.graph.trial.origins import Origins
 from slimfast.graph.trial.runner import TrialRunner
 from slimfast.graph.trial.search import AttributeSearch
 from slimfast.graph.trial.trial_cut import inexact_groups
@@ -115,8 +116,11 @@ def test_a_trial_finds_nothing_where_none_is_needed(name):
     graph, certain, recording, network = _all(CERTAIN[name])
     assert certain is not None
     assert len(graph) > 0
-    runner, layout = TrialRunner(network, graph, "meta"), Layout.of(network.modules, graph)
-    settlement = AttributeSearch(runner, layout, graph).run()
+    runner, layout = (
+        TrialRunner(network, recording, graph.inputs.example()),
+        Layout.of(network.modules, graph),
+    )
+    settlement = AttributeSearch(runner, layout, Origins(graph)).run()
     assert certain == settlement.trial.attributes
     assert not settlement.uncuttable
     assert not inexact_groups(settlement, recording.calls, runner, layout)

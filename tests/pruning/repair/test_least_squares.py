@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-
-from slimfast.pruning.repair.least_squares import solve
+from support.repair_cases import solved
 
 
 def test_least_squares_against_numpy() -> None:
@@ -12,7 +11,7 @@ def test_least_squares_against_numpy() -> None:
     a, true = torch.randn(3, 400, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
     b = true @ a + 2.0
     weight = torch.randn(4, 5, 1, dtype=torch.float64)
-    repaired_weight, shift, fit = solve(a, b, torch.tensor([0, 2, 4]), weight, centred=True)
+    repaired_weight, shift, fit = solved(a, b, torch.tensor([0, 2, 4]), weight, centred=True)
     assert torch.allclose(repaired_weight[..., 0], weight[..., 0] @ true, atol=1e-5)
     assert torch.allclose(shift, weight[..., 0].sum(1) * 2.0, atol=1e-5)
     assert fit.damping == 1e-8
@@ -28,7 +27,7 @@ def test_a_damping_is_what_noise_on_the_variables_would_do() -> None:
     weight, kept = torch.eye(5, dtype=torch.float64)[..., None], torch.tensor([0, 2, 4])
     plain = torch.eye(5, dtype=torch.float64)[:, kept]
     b = true @ a
-    new, _, fit = solve(a, b, kept, weight, centred=False, damping=3.0)
+    new, _, fit = solved(a, b, kept, weight, centred=False, damping=3.0)
     assert fit.damping == 3.0
     # Ridge regression is least squares of variables with noise of variance d m, m being their mean variance.
     gram = a @ a.T / 200
@@ -43,13 +42,13 @@ def test_no_evidence_no_change() -> None:
     # What was removed has nothing to do with what stays: with so few positions any fit does harm.
     b = torch.cat([a, torch.randn(30, 40, dtype=torch.float64, generator=generator)])
     weight = torch.ones(1, 33, 1, dtype=torch.float64)
-    new, shift, fit = solve(a, b, torch.arange(3), weight, centred=False)
+    new, shift, fit = solved(a, b, torch.arange(3), weight, centred=False)
     if fit.damping == float("inf"):
         assert torch.equal(new, torch.ones(1, 3, 1, dtype=torch.float64))
     assert fit.after is not None
     assert fit.before is not None
     assert fit.after <= fit.before
     assert torch.equal(shift, torch.zeros(1, dtype=torch.float64))
-    dead, _, fit = solve(torch.zeros_like(a), b, torch.arange(3), weight, centred=True)
+    dead, _, fit = solved(torch.zeros_like(a), b, torch.arange(3), weight, centred=True)
     assert torch.equal(dead, torch.ones(1, 3, 1, dtype=torch.float64))
     assert fit.damping == float("inf")

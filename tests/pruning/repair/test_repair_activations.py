@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+
+import pytest
 import torch
 from support.repair_cases import conv_net, planned, repaired
 from torch import Tensor, nn
 
 import slimfast
+from slimfast.calibration.consumers import consumers_of
+from slimfast.calibration.data import check_calibration
 
 
 def test_a_linear_combination_of_kept_units_is_made_up_for() -> None:
@@ -122,3 +128,114 @@ def test_a_damping_is_the_least_of_every_layer() -> None:
     assert min(dampings[0.0]) < 1.0
     assert 30.0 in dampings[30.0]
     assert dampings[float("inf")] == {float("inf")}
+
+
+def batches_of(count: int, size: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(size, 3, 8, 8, generator=generator) for _ in range(count)]
+
+
+def test_progress_is_told_of_every_stage_and_can_end_the_work() -> None:
+    torch.manual_seed(0)
+    model, batches = conv_net().eval(), batches_of(3, 4)
+    plan = planned(model, batches[0], {"0": [0, 1, 4]})
+    calibration = slimfast.calibrate(model, slimfast.trace_channels(model, batches[0]), batches)
+    seen: list[tuple[int, int]] = []
+    slimfast.prune_channels(
+        model, plan, repair="activations", calibration=calibration, progress=lambda *at: seen.append(at)
+    )
+    assert seen == sorted(seen)
+    assert seen[-1] == (105, 105)
+    assert len({done for done, _ in seen}) > 6
+    before = threading.active_count()
+    for stop_at in range(1, len(seen) + 1):
+        told = 0
+
+        def stop(done: int, total: int, stop_at: int = stop_at) -> None:
+            nonlocal told
+            told += 1
+            if told == stop_at:
+                raise slimfast.Cancelled
+
+        with pytest.raises(slimfast.Cancelled):
+            slimfast.prune_channels(model, plan, repair="activations", calibration=calibration, progress=stop)
+    assert threading.active_count() == before
+    curves: list[tuple[int, int]] = []
+    slimfast.error_curves(
+        model, slimfast.trace_channels(model, batches[0]), calibration,
+        progress=lambda *at: curves.append(at),
+    )  # fmt: skip
+    assert curves[-1] == (12, 12)
+
+
+def test_a_calibration_of_another_model_is_refused() -> None:
+    torch.manual_seed(0)
+    model, (batch,) = conv_net().eval(), batches_of(1, 8)
+    graph = slimfast.trace_channels(model, batch[:2])
+    calibration = slimfast.calibrate(model, graph, [batch])
+    plan = planned(model, batch[:2], {"0": [0, 1]})
+    other = conv_net().eval()
+    wider = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    named = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for found, message in (
+        (slimfast.calibrate(other, graph, [batch]), r"3\.weight: expected the weights that were calibrated"),
+        (calibrated(wider.eval(), batch), r"3\.weight: expected 6 variables, got 8; it is of another model"),
+        (calibrated(named, torch.randn(9, 4)), r"expected layers of this model, got 1\.weight"),
+    ):
+        with pytest.raises(slimfast.SlimfastError, match=message):
+            slimfast.prune_channels(model, plan, repair="activations", calibration=found)
+        with pytest.raises(slimfast.SlimfastError, match=message):
+            slimfast.error_curves(model, graph, found)
+        with pytest.raises(slimfast.SlimfastError, match=message):
+            slimfast.select(model, plan, method="activations", calibration=found)
+    # The same weights, rounded.
+    check_calibration(calibration, model.bfloat16(), consumers_of(model, graph)[0])
+
+
+def calibrated(model: nn.Module, batch: Tensor) -> slimfast.Calibration:
+    return slimfast.calibrate(model, slimfast.trace_channels(model, batch[:2]), [batch])
+
+
+class Remembering(nn.Module):
+    """Keeps what it was given on itself while a layer runs, as some networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = torch.relu(self.first(x))
+        y = torch.relu(self.second(self.kept))
+        out: Tensor = self.last(y + self.kept)
+        return out
+
+
+def test_forwards_side_by_side_do_not_meet() -> None:
+    torch.manual_seed(0)
+    model, x = Remembering().eval(), torch.randn(60, 5)
+    name = slimfast.trace_channels(model, x[:2]).groups[0].name
+    graph = slimfast.trace_channels(model, x[:2])
+    keep = {name: list(range(graph.groups[0].n - 3))}
+    plan = planned(model, x[:2], keep)
+    thin = []
+    for batches in ([x], list(x.split(13))):
+        calibration = slimfast.calibrate(model, graph, batches)
+        # One sample at a time of the second: neither the weights nor what is kept may depend on it.
+        memory = 0 if len(batches) > 1 else 1 << 30
+        thin.append(
+            slimfast.prune_channels(model, plan, repair="activations", calibration=calibration, memory=memory)
+        )
+    with torch.no_grad():
+        assert torch.allclose(thin[0](x), thin[1](x), atol=1e-4)
+
+
+def test_what_is_not_finite_in_the_thin_network_is_named() -> None:
+    torch.manual_seed(0)
+    model, batches = conv_net().eval(), batches_of(2, 4)
+    plan = planned(model, batches[0], {"0": [0, 1]})
+    calibration = slimfast.calibrate(model, slimfast.trace_channels(model, batches[0]), batches)
+    wrong = calibration.batches[1][0][0].clone()
+    wrong[2, 1, 3, 3] = float("inf")
+    calibration = dataclasses.replace(calibration, batches=(calibration.batches[0], ((wrong,), {})))
+    with pytest.raises(slimfast.SlimfastError, match=r"finite.*3 reads in the thin network, slice \d of \d"):
+        slimfast.prune_channels(model, plan, repair="activations", calibration=calibration)

@@ -18,6 +18,7 @@ from slimfast.graph.propagation.rules import (  # noqa: F401
     indexing,
     norms,
     products,
+    quantisation,
     recurrent,
     reductions,
     spatial,

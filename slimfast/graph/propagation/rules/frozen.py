@@ -19,7 +19,7 @@ def nothing(flow: Propagation, call: Call) -> list[Axes]:
     return [[FIXED] * len(out.shape) for out in call.outputs]
 
 
-@op("masked_scatter", "put", zeros=all_nonzero)
+@op("put", zeros=all_nonzero)
 def unknown(flow: Propagation, call: Call) -> list[Axes]:
     """Freeze all that goes in and comes out. This is the rule of every operation that has no other."""
     whole = fixed_axis(flow.cause(Reason.NO_RULE))

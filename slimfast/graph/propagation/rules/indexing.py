@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,21 @@ from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.frozen import unknown
 from slimfast.graph.propagation.rules.pointwise import elementwise
-from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.calls import Call, Ref
 from slimfast.graph.recording.meta_shortcuts import empty, plain
-from slimfast.graph.recording.op_registry import op
+from slimfast.graph.recording.op_registry import entry_of, op
 
 
 @op("select", selects=True)
 def select(flow: Propagation, call: Call) -> list[Axes]:
-    """Drop the axis of which one index is taken, and freeze it."""
+    """Drop the axis of which one index is taken, and freeze it.
+
+    Not so where the result serves for its shape alone, and the first or last index is there at every length.
+    """
     axes = list(flow.axes(call.arguments["self"]))
-    flow.freeze(axes.pop(call.arguments["dim"]), Reason.ONE_INDEX)
+    axis = axes.pop(call.arguments["dim"])
+    if call.arguments["index"] not in (0, -1) or flow.is_used(call.outputs[0]):
+        flow.freeze(axis, Reason.ONE_INDEX)
     return [axes]
 
 
@@ -87,7 +93,7 @@ def roll(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@op("index", "_unsafe_index", selects=True)
+@op("index", "_unsafe_index", selects=True, masks=True)
 def index(flow: Propagation, call: Call) -> list[Axes]:
     """Follow ``self[indices]``: the axes that are indexed stay whole, those of the index tensors pass on."""
     axes, out = chosen(flow, call), call.outputs[0]
@@ -129,17 +135,46 @@ def _latest(fixed: Axes) -> AxisLabels:
     return max(fixed, key=lambda axis: axis.reason.number if axis.reason else 0)
 
 
+def alike(flow: Propagation, ref: Ref) -> int:
+    """Count the last axes along which a tensor is the same everywhere, because it was expanded there."""
+    while (traced := flow.made_by(ref)) is not None:
+        source = traced.call.arguments.get("self")
+        if not isinstance(source, Ref):
+            return 0
+        if traced.call.op == "aten.expand":
+            repeated = [n == 1 for n in (*[1] * (len(ref.shape) - len(source.shape)), *source.shape)]
+            return next((i for i, one in enumerate(reversed(repeated)) if not one), len(repeated))
+        if source.shape != ref.shape or not entry_of(traced.call.op).selects:
+            return 0
+        ref = source
+    return 0
+
+
 def behind_mask(flow: Propagation, call: Call) -> Axes | None:
     """List the axes of ``self[mask]`` for one mask over several axes, which become one; None where there are
-    more indices."""
+    more indices.
+
+    Axes along which the mask is the same everywhere are chosen whole, and lie inside of that one.
+    """
     masks = [(dim, ref) for dim, ref in enumerate(call.arguments["indices"]) if ref is not None]
     if len(masks) > 1:
         return None
     ((at, mask),) = masks
     axes = flow.axes(call.arguments["self"])
     end = at + len(mask.shape)
-    frozen = [flow.freeze(axis, Reason.TAKES_PART) for axis in [*axes[at:end], *flow.axes(mask)]]
-    return [*axes[:at], _latest(frozen), *axes[end:]]
+    whole = alike(flow, mask) if call.op.endswith("index") else 0
+    split, places = end - whole, len(mask.shape) - whole
+    if not places:
+        return None
+    frozen = [flow.freeze(a, Reason.TAKES_PART) for a in [*axes[at:split], *flow.axes(mask)[:places]]]
+    chosen_rows = _latest(frozen)
+    if whole:
+        inner = prod(mask.shape[places:])
+        chosen_rows = chosen_rows.of_length(call.outputs[0].shape[at] // inner)
+        for axis, own in zip(axes[split:end], flow.axes(mask)[places:], strict=True):
+            flow.unify(axis, own)
+            chosen_rows = flow.merge(chosen_rows, axis)
+    return [*axes[:at], chosen_rows, *axes[end:]]
 
 
 @op("index_select", selects=True)

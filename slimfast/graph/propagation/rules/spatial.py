@@ -51,7 +51,17 @@ def _dims_in(op: str) -> int:
     return int(next(character for character in op if character.isdigit()))
 
 
-@op("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def _sampled_shape(a: Mapping[str, Any]) -> Tensor | None:
+    """Know the shape of a contiguous image that is read at the places of a grid."""
+    source, grid = a["input"], a["grid"]
+    fits = source.dim() == grid.dim() == 4 and len(source) == len(grid) and grid.shape[-1] == 2
+    if not fits or not plain(source, grid) or min(*source.shape, *grid.shape) < 1:
+        return None
+    return empty(source, [*source.shape[:2], *grid.shape[1:3]])
+
+
+@op("grid_sampler_2d", meta_shape=_sampled_shape)
+@op("grid_sampler", "grid_sampler_3d")
 def grid_sampler(flow: Propagation, call: Call) -> list[Axes]:
     """Follow an input (N, C, ...) read at the places of a grid (N, ..., coordinates), which stays whole."""
     axes = flow.axes(call.arguments["input"])

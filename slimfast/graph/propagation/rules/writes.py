@@ -9,7 +9,7 @@ from slimfast.graph.propagation.flow import Propagation
 from slimfast.graph.propagation.label_matrices import Mark
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.frozen import unknown
-from slimfast.graph.propagation.rules.indexing import behind_mask, chosen
+from slimfast.graph.propagation.rules.indexing import alike, behind_mask, chosen
 from slimfast.graph.propagation.zeros import all_nonzero
 from slimfast.graph.recording.calls import Call, Ref
 from slimfast.graph.recording.op_registry import op
@@ -53,7 +53,7 @@ def scatter(flow: Propagation, call: Call) -> list[Axes]:
     return [axes]
 
 
-@op("index_put", "_index_put_impl", "_unsafe_index_put", zeros=all_nonzero)
+@op("index_put", "_index_put_impl", "_unsafe_index_put", zeros=all_nonzero, masks=True)
 def index_put(flow: Propagation, call: Call) -> list[Axes]:
     """Follow ``self[indices] = values``: the axes of the values are those of what is chosen, the last ones
     first."""
@@ -69,6 +69,26 @@ def index_put(flow: Propagation, call: Call) -> list[Axes]:
         if size > 1:
             _join(flow, [(axis, own)])
     return [list(flow.axes(target))]
+
+
+@op("masked_scatter", zeros=all_nonzero)
+def masked_scatter(flow: Propagation, call: Call) -> list[Axes]:
+    """Write the elements of ``source`` one after the other where the mask says: whole rows of it, if the mask
+    is the same along the last axes and these are as long in the source."""
+    target, mask, source = (call.arguments[name] for name in ("self", "mask", "source"))
+    rows = min(alike(flow, mask), len(mask.shape) - 1)
+    if mask.shape != target.shape or not rows or source.shape[-rows:] != target.shape[-rows:]:
+        return unknown(flow, call)
+    axes = list(flow.axes(target))
+    for ref in (target, mask, source):
+        own = flow.axes(ref)
+        for dim in range(len(own) - rows):
+            frozen = flow.freeze(own[dim], Reason.WRITES_THERE)
+            if ref is target:
+                axes[dim] = frozen
+    for own in (flow.axes(mask), flow.axes(source)):
+        _join(flow, zip(axes[-rows:], own[-rows:], strict=True))
+    return [axes]
 
 
 def _may_be_mask(target: Ref, dim: int, places: Ref) -> bool:

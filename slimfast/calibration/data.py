@@ -1,0 +1,115 @@
+"""A calibration as data: moments, the inputs they are of, and whether they are those of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from slimfast.arrays import Arguments
+from slimfast.calibration.consumers import Consumer
+from slimfast.calibration.forward import Slice, count_of, elements_of, slices_of
+from slimfast.errors import SlimfastError
+from slimfast.graph.recording.module_copies import named_tensors
+
+# So far may the norms of a layer's weights be from those that were calibrated: more than rounding does.
+_SAME_WEIGHTS = 0.02
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What one layer read: ``mean`` (L,) and ``covariance`` (L, L), float64 on the CPU, over ``count``
+    positions of all samples; ``norms`` (L,): the norm of the weights it has for each variable. Layers that
+    read the same tensor have the same tensors here.
+    """
+
+    weight: str
+    mean: Tensor
+    covariance: Tensor
+    norms: Tensor
+    count: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """What every consumer of a network's channel groups reads, as moments.
+
+    Attributes:
+        readings: The moments by the name of the weight that reads.
+        left: Why other consumers were not measured.
+        batches: The inputs measured, (args, kwargs) each; repair runs the thin network on them.
+        samples: How many samples they are in all.
+        masks: Of each batch which positions are no padding, None for all; empty where no batch has any.
+        bytes_held: The most bytes of activations that a forward held, for each number of its input; 0 where
+            that was not measured.
+        bytes_made: The bytes of all activations of a forward, likewise.
+
+    Example:
+        calibration = slimfast.calibrate(model, graph, loader)
+        calibration.readings["layer1.0.conv2.weight"].mean
+    """
+
+    readings: Mapping[str, Reading]
+    left: Mapping[str, str]
+    batches: tuple[Arguments, ...]
+    samples: int
+    masks: tuple[Tensor | None, ...] = ()
+    bytes_held: float = 0.0
+    bytes_made: float = 0.0
+
+    def slices(self, memory: int) -> Iterator[Slice]:
+        """Give the samples in slices whose forwards hold up to ``memory`` bytes each, of neighbours of one
+        shape; one sample at least.
+        """
+        return slices_of(self._masked(), at_most(self.bytes_held, memory))
+
+    def slices_for_backward(self, memory: int) -> Iterator[Slice]:
+        """Give the samples in slices whose forward and backward passes hold up to ``memory`` bytes each."""
+        return slices_of(self._masked(), at_most(self.bytes_made, memory))
+
+    def _masked(self) -> Iterator[tuple[Arguments, Tensor | None]]:
+        return zip(self.batches, self.masks or (None,) * len(self.batches), strict=True)
+
+
+def at_most(bytes_for_each: float, memory: int) -> Callable[[Arguments], int]:
+    """Make the function that says how many samples of a batch run at once within ``memory`` bytes."""
+
+    def most(batch: Arguments) -> int:
+        size = bytes_for_each * elements_of(batch)
+        return max(1, int(memory / size)) if size else max(1, count_of(batch))
+
+    return most
+
+
+def norms_of_variables(consumer: Consumer, weight: Tensor) -> Tensor:
+    """Compute the norm of the weights that a layer has for each variable it reads, (L,) float64, CPU."""
+    found = consumer.matrix(weight.detach().double()).square().sum((1, 3)).sqrt().reshape(-1)
+    return found.cpu()
+
+
+def check_calibration(calibration: Calibration, model: nn.Module, consumers: Iterable[Consumer]) -> None:
+    """Refuse a calibration of another model: of other layers, other widths, or other weights."""
+    known = {consumer.weight: consumer for consumer in consumers}
+    tensors = named_tensors(model)
+    for name, reading in calibration.readings.items():
+        consumer = known.get(name)
+        if consumer is None:
+            if name in tensors and tensors[name].dim() > 1:
+                # The graph was traced with other options, which leave this layer out.
+                continue
+            raise SlimfastError(f"calibration: expected layers of this model, got {name}; calibrate it")
+        if consumer.length != len(reading.mean):
+            raise SlimfastError(
+                f"calibration: {name}: expected {consumer.length} variables, got {len(reading.mean)}; "
+                f"it is of another model: calibrate this one"
+            )
+        weight = tensors[name]
+        if not weight.is_meta:
+            norms = norms_of_variables(consumer, weight)
+            off = float((norms - reading.norms).norm()) / (float(reading.norms.norm()) or 1.0)
+            if off > _SAME_WEIGHTS:
+                raise SlimfastError(
+                    f"calibration: {name}: expected the weights that were calibrated, got others, whose "
+                    f"norms are off by {off:.0%}; calibrate this model"
+                )

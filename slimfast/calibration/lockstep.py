@@ -1,0 +1,122 @@
+"""Forwards of several slices of samples side by side, which go from stop to stop together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from slimfast.calibration.forward import Slice, run
+from slimfast.calibration.pausing import Pausable, closing
+from slimfast.calibration.sleeping import Activations
+from slimfast.calibration.spilling import Store
+
+# A layer's name, and how many times it was called before.
+Place: TypeAlias = tuple[str, int]
+Stop: TypeAlias = tuple[Place, Tensor]
+# Given a network and the function to stop with: sets hooks that call it with (place, what is read there).
+Hooks: TypeAlias = Callable[[nn.Module, Callable[[Stop], None]], None]
+# Each thread that computes has helpers of its own, as many as PyTorch is told: so many of them in all.
+_THREADS = 1024
+
+
+@contextmanager
+def _threads_kept() -> Iterator[None]:
+    """Put PyTorch's number of threads back at the end, where forwards had to do with fewer."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+class _Forward:
+    """The forward of one slice, and what it holds while it waits."""
+
+    def __init__(
+        self, network: nn.Module, part: Slice, hooks: Hooks, shared: Iterable[Tensor], store: Store | None,
+        wake: Callable[[int], None], threads: int,
+    ) -> None:  # fmt: skip
+        self._store = store
+        self.activations = None if store is None else Activations(shared, wake)
+
+        def work() -> None:
+            if threads < torch.get_num_threads():
+                torch.set_num_threads(threads)
+            hooks(network, self.turns.pause)
+            if self.activations is None:
+                run(network, part.args, "repair")
+            else:
+                with self.activations:
+                    run(network, part.args, "repair")
+
+        self.turns: Pausable[Stop] = Pausable(work)
+
+    def resume(self) -> Stop | None:
+        if self.activations is not None and self._store is not None:
+            self.activations.wake_up(self._store)
+        return self.turns.resume()
+
+    def sleep(self) -> None:
+        if self.activations is not None and self._store is not None:
+            self.activations.sleep(self._store)
+
+
+def advance_together(
+    networks: Sequence[nn.Module],
+    slices: Sequence[Slice],
+    hooks: Hooks,
+    *,
+    shared: Iterable[Tensor],
+    order: Mapping[str, int],
+    meet: Callable[[Place, int, Tensor], None],
+    settle: Callable[[Place], None],
+    store: Store | None,
+) -> None:
+    """Run every slice on its own copy of a network, all of them up to the same stop before any goes on.
+
+    Args:
+        networks: A copy for each slice, with parameters that are ``shared``.
+        slices: The samples.
+        hooks: Sets the stops of a copy.
+        order: Which of several places comes first, where the slices do not all go the same way.
+        meet: Called with the place, the number of the slice, and what is read there.
+        settle: Called with the place when all that come to it have.
+        store: Where forwards that wait are put away; None lets them keep what they hold.
+    """
+    shared = list(shared)
+    forwards: list[_Forward] = []
+
+    def wake(address: int) -> None:
+        for forward in forwards:
+            if forward.activations is not None and store is not None:
+                forward.activations.bring_back(address, store)
+
+    threads = max(1, _THREADS // max(1, len(slices)))
+    for network, part in zip(networks, slices, strict=True):
+        forwards.append(_Forward(network, part, hooks, shared, store, wake, threads))
+    with _threads_kept(), closing([forward.turns for forward in forwards]):
+        waiting: dict[int, Place] = {}
+        going, awake = list(range(len(forwards))), -1
+        while going:
+            for i in going:
+                if awake not in (-1, i):
+                    forwards[awake].sleep()
+                stop = forwards[i].resume()
+                awake = -1
+                if stop is not None:
+                    waiting[i], awake = stop[0], i
+                    meet(stop[0], i, stop[1])
+                del stop
+            if not waiting:
+                break
+            first = min(set(waiting.values()), key=lambda place: (order.get(place[0], len(order)), place[1]))
+            settle(first)
+            # The last to come is in memory still: it is the first to go on.
+            going = sorted((i for i, at in waiting.items() if at == first), reverse=going == sorted(going))
+            going.sort(key=lambda i: i != awake)
+            waiting = {i: at for i, at in waiting.items() if at != first}

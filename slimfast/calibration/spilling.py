@@ -1,0 +1,151 @@
+"""Bytes beyond what may be held in memory: put away in one temporary file, and taken back."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from contextlib import ExitStack
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from slimfast.errors import ArgumentError, SlimfastError, one_line
+
+# What is held at most, in bytes, where nobody says otherwise.
+MEMORY = 1 << 30
+_BLOCK = 1 << 20
+
+
+def check_memory(what: str, memory: int) -> int:
+    """Refuse a bound on memory that is no number of bytes."""
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 0:
+        raise ArgumentError(f"{what}: expected memory in bytes, 0 or more, got {memory!r}")
+    return memory
+
+
+class Store:
+    """Tensors held, in memory up to ``memory`` bytes in all, and beyond that in a temporary file.
+
+    The file has no name that others see, is in the folder of :mod:`tempfile` (``TMPDIR``) and goes with the
+    store. A full disk is a :class:`SlimfastError`, and nothing that was held before is lost by it.
+    """
+
+    def __init__(self, what: str, memory: int) -> None:
+        # ``reserved``: of the memory, what is not to be used yet.
+        self.memory, self.held, self.reserved = memory, 0, 0
+        self._what = what
+        self._file: IO[bytes] | None = None
+        self._free: list[int] = []
+        self._blocks = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def room_for(self, count: int) -> bool:
+        """Say whether so many more bytes may be held in memory."""
+        return self.held + count <= self.memory - self.reserved
+
+    def told(self) -> str:
+        """Say what is held, and where."""
+        away = (self._blocks - len(self._free)) * _BLOCK
+        file = f", {away:,} in a file in {tempfile.gettempdir()}" if self._blocks else ""
+        return f"{self.held:,} bytes in memory{file}"
+
+    def put(self, tensor: Tensor) -> Held:
+        """Hold a tensor that nobody else changes."""
+        if self.room_for(tensor.nbytes):
+            self.held += tensor.nbytes
+            return Held(self, tensor, None)
+        here = tensor.contiguous().cpu()
+        like = (tensor.dtype, tensor.shape, tensor.device)
+        return Held(self, None, (self.write(bytes_of(here)), like))
+
+    def write(self, data: memoryview) -> list[int]:
+        """Put bytes into the file; the blocks they are in."""
+        blocks: list[int] = []
+        try:
+            file = self._opened()
+            for start in range(0, len(data), _BLOCK):
+                if not self._free:
+                    self._free.append(self._blocks)
+                    self._blocks += 1
+                blocks.append(self._free.pop())
+                file.seek(blocks[-1] * _BLOCK)
+                rest = data[start : start + _BLOCK]
+                while len(rest):
+                    rest = rest[file.write(rest) :]
+        except OSError as error:
+            self._free += blocks
+            raise SlimfastError(
+                f"{self._what}: {one_line(error)}, after {self._blocks * _BLOCK:,} bytes of activations "
+                f"in {tempfile.gettempdir()}; nothing was changed: free space there, set TMPDIR to another "
+                f"disk, or allow more memory than {self.memory:,} bytes (memory=)"
+            ) from None
+        return blocks
+
+    def read(self, blocks: list[int], data: memoryview) -> None:
+        """Take bytes back into ``data``, and give their blocks up."""
+        file = self._opened()
+        for place, block in enumerate(blocks):
+            file.seek(block * _BLOCK)
+            rest = data[place * _BLOCK : (place + 1) * _BLOCK]
+            while len(rest):
+                got = file.readinto(rest)  # type: ignore[attr-defined]
+                if not got:
+                    raise SlimfastError(f"{self._what}: the temporary file of activations was cut short")
+                rest = rest[got:]
+        self.give_up(blocks)
+
+    def give_up(self, blocks: list[int]) -> None:
+        """Let others have these blocks."""
+        self._free += blocks
+
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            made = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed with the store)
+            self._file = self._open.enter_context(made)
+        return self._file
+
+
+class Held:
+    """A tensor in a store, for as many ``users`` as have asked for it."""
+
+    def __init__(self, store: Store, tensor: Tensor | None, away: Any) -> None:
+        self._store, self._tensor, self._away = store, tensor, away
+        self.users = 1
+
+    def drop(self) -> None:
+        """Let one user go without it."""
+        self.users -= 1
+        if not self.users:
+            if self._tensor is None:
+                self._store.give_up(self._away[0])
+            else:
+                self._store.held -= self._tensor.nbytes
+            self._tensor = self._away = None
+
+    def take(self) -> Tensor:
+        """Give the tensor out; to its last user for good."""
+        if self._tensor is None:
+            blocks, (dtype, shape, device) = self._away
+            found = torch.empty(shape, dtype=dtype, device="cpu")
+            self._store.read(blocks, bytes_of(found))
+            self._tensor, self._away = found.to(device), None
+            self._store.held += self._tensor.nbytes
+        tensor = self._tensor
+        self.drop()
+        return tensor
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """View the memory of a contiguous tensor on the CPU as bytes, for as long as the tensor lives.
+
+    Unlike a NumPy array it leaves the memory as it is: what NumPy has seen cannot be resized any more.
+    """
+    size = tensor.nbytes
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b"").cast("B")

@@ -1,0 +1,66 @@
+"""Match the numbers that Python called a function with to the arguments of the operation that it recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from slimfast.graph.channel_graph import Axis, Operation
+from slimfast.graph.cutting.prediction import argument_of, item_of, split_argument
+from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.number_origins import TracedInt
+from slimfast.graph.recording.op_registry import entry_of
+
+
+def lengths_among(operation: Operation, call: Call) -> Iterator[tuple[str, Axis]]:
+    """List the arguments of an operation that are lengths, each with its axis, fixed ones included."""
+    known = {constant.argument for constant in operation.constants}
+    for constant in operation.constants:
+        yield constant.argument, constant.axis
+    sizes: list[Axis] = []
+    name, entry = "size", entry_of(call.op)
+    if entry.sized or entry.reshapes:
+        sizes = list(operation.outputs[0])
+    elif "split_sizes" in call.arguments:
+        dim = call.arguments["dim"]
+        name, sizes = "split_sizes", [axes[dim] for axes in operation.outputs]
+    given = call.arguments.get(name)
+    if isinstance(given, list) and len(given) == len(sizes):
+        for index, axis in enumerate(sizes):
+            if f"{name}[{index}]" not in known:
+                yield f"{name}[{index}]", axis
+
+
+def given_as(call: Call, argument: str) -> int | None:
+    """Find the number that Python gave for an argument of a call; None where it gave none, or -1.
+
+    What Python called is not the operation that was recorded. So a list is looked for as a whole, and a
+    number by its value: if all that have it came from one place, or as many as the operation was given, it
+    is that one.
+    """
+    name, index = split_argument(argument)
+    given = call.arguments[name]
+    value = item_of(given, index)
+    if index is not None:
+        width = len(given)
+        runs = (call.numbers[start : start + width] for start in range(len(call.numbers) - width + 1))
+        found = [run[index] for run in runs if all(n in (m, -1) for n, m in zip(run, given, strict=True))]
+        if len(found) == 1:
+            return None if found[0] == -1 else found[0]
+    alike = [number for number in call.numbers if number == value]
+    origins = {number.origin if isinstance(number, TracedInt) else None for number in alike}
+    if len(origins) == 1:
+        return alike[0]
+    everywhere = [key for key in _numbered(call.arguments) if argument_of(call, key) == value]
+    if len(everywhere) == len(alike):
+        return alike[everywhere.index(argument)]
+    return value if alike else None
+
+
+def _numbered(arguments: Mapping[str, Any]) -> Iterator[str]:
+    """Name the integers among the arguments of a call, in order."""
+    for name, value in arguments.items():
+        if isinstance(value, list):
+            yield from (f"{name}[{index}]" for index, item in enumerate(value) if type(item) is int)
+        elif type(value) is int:
+            yield name

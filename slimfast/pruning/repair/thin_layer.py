@@ -1,0 +1,106 @@
+"""One layer of the thin network: its least squares over all slices, and its new weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimfast.arrays import IntArray
+from slimfast.calibration.consumers import Consumer
+from slimfast.calibration.data import Reading
+from slimfast.pruning.repair.least_squares import FIRST, LeastSquares, worst
+from slimfast.pruning.repair.report import Fit
+from slimfast.pruning.repair.wide import Piece, wanted
+
+
+class ThinLayer:
+    """The layer ``module`` of the thin network that stands for a consumer of the wide one."""
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        module: nn.Module,
+        reading: Reading,
+        weight: Tensor,
+        bias: Tensor | None,
+        alive: tuple[IntArray, IntArray],
+        outputs: IntArray,
+        *,
+        centred: bool,
+        damping: float,
+        backend: str,
+    ) -> None:
+        self._consumer, self._module = consumer, module
+        self._reading = reading
+        self._bias = None if bias is None else bias.detach().double()
+        self._blocks, self._outputs = alive[0].tolist(), torch.from_numpy(outputs).to(weight.device)
+        self._centred, self._damping = centred or bias is not None, damping
+        kept = torch.from_numpy(alive[1]).to(weight.device)
+        wide = consumer.matrix(weight.detach().double())
+        self._per_block = wide.shape[1]
+        self._systems = [
+            LeastSquares(kept, wide[block], centred=self._centred, backend=backend) for block in self._blocks
+        ]
+        seen = min(reading.count, wanted(consumer))
+        # The last quarter is held out.
+        self._split = max(seen - seen // 4, 1)
+
+    def add(self, x: Tensor, piece: Piece) -> bool:
+        """Take in what the layer is about to read of a slice, beside what the wide network's read there.
+
+        Returns whether it reads as many positions.
+        """
+        b = piece.rows.take()
+        if self._consumer.laid_out(x).shape[:-1] != piece.shape:
+            return False
+        a = self._consumer.columns(x, piece.index)
+        if a.dtype != torch.float64:
+            a, b = a.float(), b.float()
+        inner, length = len(a) // len(self._blocks), len(b) // self._consumer.blocks
+        cut = min(max(self._split - piece.first, 0), a.shape[1])
+        for held, span in ((False, slice(0, cut)), (True, slice(cut, None))):
+            for i, block in enumerate(self._blocks):
+                self._systems[i].add(
+                    a[i * inner : (i + 1) * inner, span],
+                    b[block * length : (block + 1) * length, span],
+                    held=held,
+                )
+        return True
+
+    @torch.no_grad()
+    def write(self, first: float = FIRST) -> Fit:
+        """Solve from what was taken in, and write the weights; how well they fit.
+
+        The search for the damping begins at ``first``.
+        """
+        solutions = [
+            system.solve(self._spread(block), self._damping, first)
+            for block, system in zip(self._blocks, self._systems, strict=True)
+        ]
+        # Of a convolution in groups whole ones may be gone, and outputs of those that stay.
+        rows = (
+            self._outputs.reshape(len(self._blocks), -1) % self._per_block
+            if self._consumer.blocks > 1
+            else self._outputs[None]
+        )
+        matrix = torch.stack([s.weight[own] for s, own in zip(solutions, rows, strict=True)])
+        module: Any = self._module
+        module.weight.copy_(self._consumer.weight_of(matrix, module.weight))
+        if self._bias is not None:
+            moved = torch.cat([s.shift[own] for s, own in zip(solutions, rows, strict=True)])
+            module.bias.copy_(self._bias[self._outputs] + moved)
+        return worst([s.fit for s in solutions])
+
+    def _spread(self, block: int) -> Tensor:
+        """Give the mean square of what a block of the wide layer reads, about its mean where that goes
+        away.
+        """
+        length = self._consumer.length // self._consumer.blocks
+        own = slice(block * length, (block + 1) * length)
+        mean, covariance = self._reading.mean[own], self._reading.covariance[own, own]
+        spread = covariance * ((self._reading.count - 1) / self._reading.count)
+        if not self._centred:
+            spread = spread + torch.outer(mean, mean)
+        return spread.to(self._outputs.device)

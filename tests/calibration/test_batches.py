@@ -1,0 +1,106 @@
+"""Batches of every kind: too large, not to be parted, of other arguments; and calibrations of older files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.calibration_cases import Words, images, read_by, small
+from torch import Tensor, nn
+
+import slimfast
+from slimfast.storage.tensor_documents import write_tensor_document
+
+
+@pytest.fixture
+def model() -> nn.Sequential:
+    return small()
+
+
+class Pairs(nn.Sequential):
+    """Runs on batches of two samples alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(2, -1, *x.shape[1:]).flatten(0, 1))
+
+
+def test_batches_that_cannot_be_parted_run_whole() -> None:
+    torch.manual_seed(0)
+    model = Pairs(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
+    batches = [images(2), images(2) + 1]
+    graph = slimfast.trace_channels(model, batches[0])
+    found = slimfast.calibrate(model, graph, batches, memory=0)
+    assert (found.bytes_held, found.bytes_made) == (0.0, 0.0)
+    assert torch.allclose(
+        found.readings["2.weight"].mean, read_by(model, 2, torch.cat(batches)).mean(1), atol=1e-5
+    )
+    plan = slimfast.plan(model, batches[0], macs=0.5, calibration=found, memory=0)
+    slimfast.prune_channels(model, plan, repair="activations", calibration=found, memory=0)
+
+
+def test_large_batches_run_a_part_at_a_time(model: nn.Sequential) -> None:
+    seen: list[int] = []
+    whole = images()
+
+    class Counting(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    counting = Counting(*model).eval()
+    graph = slimfast.trace_channels(counting, whole[:1])
+    expected = slimfast.calibrate(counting, graph, [whole])
+    sample = int(expected.bytes_held * whole[0].numel())
+    assert sample >= 4 * 6 * 6 * 6
+    seen.clear()
+    found = slimfast.calibrate(counting, graph, [whole], memory=5 * sample)
+    # One to see what a sample holds, then all twelve.
+    assert seen == [1, 5, 5, 2]
+    for name, reading in expected.readings.items():
+        assert torch.allclose(found.readings[name].covariance, reading.covariance, atol=1e-6)
+    seen.clear()
+    slimfast.error_curves(counting, graph, found, memory=3 * int(found.bytes_made * whole[0].numel()))
+    assert max(seen) <= 3
+    assert sum(seen) == 12
+
+
+def test_a_batch_that_does_not_fit_the_example() -> None:
+    model = Words()
+    tokens, scale = torch.randint(11, (6, 5)), torch.rand(6)
+    graph = slimfast.trace_channels(model, (tokens, scale))
+    good = (tokens, scale)
+    for batch, message in (
+        ((tokens,), r"expected 2 arguments as in the example, got 1 \(batch 1\)"),
+        (
+            (tokens, scale[:, None]),
+            r"argument 1: expected floating-point numbers of 1 dim.* of 2 \(batch 1\)",
+        ),
+        ((tokens.float(), scale), r"argument 0: expected integers of 2 .* got floating-point numbers of 2"),
+    ):
+        with pytest.raises(slimfast.SlimfastError, match=message):
+            slimfast.calibrate(model, graph, [good, batch])
+
+
+def test_a_file_of_the_first_schema_is_read(model: nn.Sequential, tmp_path: Path) -> None:
+    graph = slimfast.trace_channels(model, images(1))
+    found = slimfast.calibrate(model, graph, [images()])
+    readings = found.readings.values()
+    document = {
+        "kind": "slimfast.calibration.moments", "schema": 1, "samples": 12, "left": {},
+        "readings": [{"weight": reading.weight, "count": reading.count} for reading in readings],
+        "inputs": [{"args": [{"tensor": {"shape": [12, 3, 8, 8], "dtype": "float32"}}], "kwargs": {}}],
+    }  # fmt: skip
+    tensors = {"input:0:0": images()}
+    for reading in readings:
+        for part in ("mean", "covariance", "norms"):
+            tensors[f"{part}:{reading.weight}"] = getattr(reading, part)
+    write_tensor_document(tmp_path / "old.safetensors", json.dumps(document), tensors)
+    back = slimfast.load_calibration(tmp_path / "old.safetensors")
+    assert back.masks == (None,)
+    for name, reading in found.readings.items():
+        assert torch.equal(back.readings[name].covariance, reading.covariance)
+    slimfast.error_curves(model, graph, back)
+    plan = slimfast.plan(model, images(1), macs=0.5, calibration=back)
+    slimfast.prune_channels(model, plan, repair="activations", calibration=back)

@@ -1,0 +1,157 @@
+"""Networks in the usual wrappers: every verb works on the network inside, and returns it without them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import slimfast
+from slimfast.wrappers import unwrapped
+
+X = torch.randn(2, 3, 8, 8)
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1))
+
+
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    wrapped: nn.Module = torch.compile(model, backend="eager")
+    return wrapped
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "DataParallel": nn.DataParallel,
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+    "compiled": _compiled,
+    "AveragedModel": AveragedModel,
+    "compiled in DistributedDataParallel": lambda m: nn.parallel.DistributedDataParallel(_compiled(m)),
+    "averaged in DataParallel": lambda m: nn.DataParallel(AveragedModel(m)),
+}
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_fresh_wrapper_is_cut_like_the_network_inside(name, caplog):
+    wrapped = WRAPPERS[name](_network())
+    with caplog.at_level(logging.INFO, "slimfast"):
+        thin = slimfast.slim(wrapped, X, params=0.5)
+    plain = slimfast.slim(_network(), X, params=0.5)
+    assert type(thin) is nn.Sequential
+    assert thin.state_dict().keys() == plain.state_dict().keys()
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(thin.state_dict()[name], tensor)
+    said = [record.getMessage() for record in caplog.records if "is a wrapper" in record.getMessage()]
+    assert said[0].endswith(("the network is its module", "the network is its _orig_mod"))
+
+
+@pytest.mark.usefixtures("one_process")
+def test_every_stage_takes_a_wrapped_network(tmp_path):
+    wrapped = nn.parallel.DistributedDataParallel(_network())
+    graph = slimfast.trace_channels(wrapped, X)
+    assert [group.name for group in graph] == ["0"]
+    spectra = slimfast.measure_spectra(wrapped, graph)
+    calibration = slimfast.calibrate(wrapped, graph, [X])
+    curves = slimfast.error_curves(wrapped, graph, calibration)
+    for plan in (
+        slimfast.plan_widths(graph, spectra, params=0.5),
+        slimfast.plan_widths(graph, {}, params=0.5, curves=curves),
+        slimfast.plan(wrapped, X, params=0.5),
+    ):
+        chosen = slimfast.select(wrapped, plan, method="l1")
+        thin = slimfast.prune_channels(wrapped, chosen, repair="activations", calibration=calibration)
+        assert thin[0].out_channels < 16
+        keeps = {"0": slimfast.manifest(thin).keeps["0.weight"][0]}
+        # the weights are not the slices any more after a repair
+        plain = slimfast.prune_channels(wrapped, chosen)
+        assert slimfast.verify(wrapped, nn.parallel.DistributedDataParallel(plain), graph, keeps).compared
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_training_under_a_wrapper_goes_on():
+    wrapped = nn.parallel.DistributedDataParallel(_network())
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=1e-3)
+    wrapped(X).square().sum().backward()
+    optimizer.step()
+    average = AveragedModel(wrapped.module)
+    thin, narrow = slimfast.prune_channels(
+        wrapped, slimfast.plan(wrapped, X, params=0.5), optimizer=optimizer
+    )
+    state = narrow.state[thin[0].weight]["exp_avg"]
+    assert state.shape == thin[0].weight.shape
+    renewed = AveragedModel(thin)
+    renewed.load_state_dict(slimfast.prune_state(average.state_dict(), wrapped, thin))
+
+
+@pytest.mark.usefixtures("one_process")
+def test_the_wrapper_and_what_is_inside_stay_as_they_are():
+    wrapped = nn.parallel.DistributedDataParallel(_network())
+    before = {name: tensor.clone() for name, tensor in wrapped.state_dict().items()}
+    slimfast.slim(wrapped, X, params=0.5)
+    assert wrapped.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in wrapped.state_dict().items())
+    assert wrapped.training
+
+
+def test_what_is_no_wrapper_stays():
+    class Holder(nn.Module):
+        """Holds a network under a wrapper's name, and does something with it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = _network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.module(x) * 2
+
+    holder = Holder()
+    assert unwrapped(holder) is holder
+    thin = slimfast.slim(holder, X, params=0.5)
+    assert type(thin) is Holder
+    assert "module.0.weight" in thin.state_dict()
+
+
+def test_averages_of_timm_are_known_by_name():
+    utils = pytest.importorskip("timm.utils")
+    model = _network()
+    for kind in (utils.ModelEma, utils.ModelEmaV2, utils.ModelEmaV3):
+        average = kind(model)
+        if isinstance(average, nn.Module):
+            assert unwrapped(average) is average.module
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_sharded_network_is_refused_with_what_to_do(inside):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    assert "torch.distributed.fsdp" in sys.modules
+    model = _network()
+    fully_shard(model[3] if inside else model, mesh=init_device_mesh("cpu", (1,)))
+    for verb in (
+        lambda: slimfast.trace_channels(model, X),
+        lambda: slimfast.slim(model, X, params=0.5),
+        lambda: slimfast.plan(model, X, params=0.5),
+    ):
+        with pytest.raises(
+            slimfast.UnsupportedGraph, match=r"is sharded by FSDP.*\(DCP\).*slimfast\.prune_checkpoint"
+        ):
+            verb()
