@@ -214,7 +214,7 @@ def whole(graph: ChannelGraph) -> dict[str, float]:
         size = math.prod(axis.length for axis in graph.axes[name])
         total += size
         reason = reasons.get(name, reasons.get(name.rpartition(".")[0]))
-        if reason is not None and not any(axis.parts for axis in graph.axes[name]):
+        if reason is not None and not any(axis.places for axis in graph.axes[name]):
             shares[reason] = shares.get(reason, 0) + size
     return {
         reason: round(size / total, 4)

@@ -145,7 +145,7 @@ def _left_alone(graph: ChannelGraph) -> list[str]:
         reason = _REASONS.get(f.reason, f.reason)
         where = f" ({f.module})" if f.module and f.module not in reason else ""
         # Heads that can go whole, say, whose positions inside cannot.
-        part = " (the units of no group)" if graph.axes[f.tensor][f.dim].parts else ""
+        part = " (the units of no group)" if graph.axes[f.tensor][f.dim].places else ""
         reasons.setdefault(reason + where, []).append(f"{f.tensor} dim {f.dim}{part}")
     told = {f.tensor for f in graph.frozen}
     silent = [
@@ -153,7 +153,7 @@ def _left_alone(graph: ChannelGraph) -> list[str]:
         for name, axes in graph.axes.items()
         if name in graph.parameters - told - graph.tied.keys()
         and sum(axis.length > 1 for axis in axes) > 1
-        and not any(axis.parts for axis in axes)
+        and not any(axis.places for axis in axes)
     ]
     if silent:
         reasons[_SILENT] = silent
