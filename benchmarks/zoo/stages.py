@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import slimfast
 from benchmarks.zoo.networks import build, classifier, two_samples
-from slimfast.checkpoints.thin_files import export
+from slimfast.checkpoints.exporting import export
 from slimfast.graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.propagation.reasons import Reason

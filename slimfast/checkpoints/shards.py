@@ -109,7 +109,7 @@ def plan_checkpoint(
 
 
 def prune_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Weights,
     plan: Plan | Manifest,
     folder: str | os.PathLike[str],
     *,

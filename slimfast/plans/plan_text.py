@@ -121,7 +121,8 @@ def _notes(plan: Plan) -> list[str]:
 def explanation(plan: Plan, graph: ChannelGraph) -> str:
     """Explain what each group couples, member by member, and what is left alone and why."""
     groups = {group.name: group for group in plan.groups}
-    parts = [_explain_group(group, groups[group.name]) for group in graph.groups]
+    # A plan for layers of one width does not name what its configuration cannot say.
+    parts = [_explain_group(group, groups[group.name]) for group in graph.groups if group.name in groups]
     alone = _left_alone(graph)
     if alone:
         parts.append("\n".join(["left alone, each layer with the reason:", *alone]))
