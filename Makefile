@@ -35,6 +35,7 @@ check: build
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/python -m benchmarks.tables --check
 	$(BIN)/python tools/api.py --check
+	$(BIN)/python tools/cli_page.py --check
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/zizmor --offline --quiet .github/workflows
 

@@ -64,6 +64,11 @@ def test_tests_that_a_page_names_exist(page: str) -> None:
     assert [name for path, name in named if f"def {name}(" not in (ROOT / path).read_text()] == []
 
 
+def test_the_page_of_the_command_line_is_made_from_the_commands() -> None:
+    tool = load_tool("cli_page")
+    assert tool.page() == tool.PAGE.read_text(), "run: python tools/cli_page.py"
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r": ([\w./-]+\.(?:md|py))$", (ROOT / "mkdocs.yml").read_text(), re.M)
     pages = [page.removeprefix("docs/") for page in PAGES if page.startswith("docs/")]
