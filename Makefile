@@ -13,7 +13,7 @@ TEST_CUDA := $(or $(SLIMFAST_CUDA),$(if $(shell command -v nvcc 2>/dev/null),ON,
 DEMO := $(VENV)/.demo-$(DEMO_CUDA)
 TEST := $(VENV)/.test-$(TEST_CUDA)
 
-.PHONY: demo test build coverage check format bench sanitize sanitize-threads sanitize-gpu fuzz dist wheels clean
+.PHONY: demo test build coverage check docs format bench sanitize sanitize-threads sanitize-gpu fuzz dist wheels clean
 
 demo: $(DEMO)
 	$(BIN)/slimfast demo -o demo
@@ -35,6 +35,13 @@ check: build
 	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/python -m benchmarks.tables --check
 	$(BIN)/python tools/api.py --check
+	$(BIN)/python tools/cli_page.py --check
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
+
+# The site of the documentation, into site/.
+docs: build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: build
 	$(BIN)/ruff check --fix .
@@ -88,7 +95,7 @@ wheels:
 	PYTHON=$(PYTHON) sh tools/wheels.sh
 
 clean:
-	rm -rf build dist demo $(VENV)
+	rm -rf build dist demo site $(VENV)
 
 # What builds slimfast stays in the environment: pip's isolated builds have new paths each time and start from nothing.
 $(VENV)/.tools: pyproject.toml constraints.txt
@@ -97,10 +104,13 @@ $(VENV)/.tools: pyproject.toml constraints.txt
 	touch $@
 
 # $(call install,CUDA,EMULATION): the objects stay in one folder under build/, whatever is asked for. --verbose shows progress.
+# The last line takes this folder off the path, where an editable install puts it: slimfast is found without, and
+# benchmarks and tests are nobody's packages.
 define install
 	rm -f $(VENV)/.demo-* $(VENV)/.test-*
 	SLIMFAST_CUDA=$(1) $(PIP) --verbose --no-deps --no-build-isolation --check-build-dependencies \
 	    -C cmake.define.SLIMFAST_CUDA_EMULATION=$(2) -C cmake.define.SLIMFAST_CPU_EMULATION=$(2) -e .
+	sed -i '/^\//d' $(VENV)/lib/python*/site-packages/*slimfast*.pth
 endef
 
 # $(call needs,EXTRAS): what slimfast, installed before, needs; a changed source needs nothing new.

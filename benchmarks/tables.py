@@ -13,7 +13,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.accuracy.studies import cifar10_tables, minilm_tables, oneshot_tables, recovery_tables
+from benchmarks.accuracy.studies import (
+    cifar10_tables,
+    minilm_tables,
+    oneshot_tables,
+    recovery_tables,
+    summary_tables,
+)
 from benchmarks.large import backbone, scaling
 from benchmarks.markdown import Table
 from benchmarks.ops import tables as ops
@@ -33,6 +39,7 @@ DECLARING = (
     oneshot_tables,
     recovery_tables,
     minilm_tables,
+    summary_tables,
     zoo,
     traces,
 )
@@ -41,7 +48,7 @@ TABLES: tuple[Table, ...] = tuple(table for module in DECLARING for table in mod
 
 def documents() -> list[Path]:
     """The files that may hold tables."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 
 def fill(text: str, results: Path = RESULTS) -> str:

@@ -15,7 +15,15 @@ from slimfast.calibration import (
     load_calibration,
     save_calibration,
 )
-from slimfast.checkpoints import export_dcp, load, load_checkpoint, plan_checkpoint, prune_checkpoint, save
+from slimfast.checkpoints import (
+    export,
+    export_dcp,
+    load,
+    load_checkpoint,
+    plan_checkpoint,
+    prune_checkpoint,
+    save,
+)
 from slimfast.distillation import DistillationLoss, aligned_hints, distill
 from slimfast.distributed import join_team
 from slimfast.errors import BackendUnavailable, Cancelled, SlimfastError, UnsupportedGraph
@@ -49,12 +57,13 @@ from slimfast.pruning import (
     verification_report,
     verify,
 )
+from slimfast.reports.plots import plan_figure, save_figure
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
 
 # Silent until the program that embeds it configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BackendUnavailable",
@@ -82,6 +91,7 @@ __all__ = [
     "count_module",
     "distill",
     "error_curves",
+    "export",
     "export_dcp",
     "grouped_cholesky_solve",
     "grouped_covariance",
@@ -101,6 +111,7 @@ __all__ = [
     "measure_spectra",
     "plan",
     "plan_checkpoint",
+    "plan_figure",
     "plan_uniform",
     "plan_widths",
     "prune_channels",
@@ -110,6 +121,7 @@ __all__ = [
     "repair_report",
     "save",
     "save_calibration",
+    "save_figure",
     "save_pretrained",
     "save_spectra",
     "select",

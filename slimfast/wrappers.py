@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 
@@ -14,6 +15,7 @@ _log = logging.getLogger(__name__)
 # By the names of their classes, for their packages may not be there: that of the attribute with the network.
 _HELD = {
     ("torch._dynamo", "OptimizedModule"): "_orig_mod",
+    ("deepspeed", "DeepSpeedEngine"): "module",
     ("timm.utils", "ModelEma"): "module",
     ("timm.utils", "ModelEmaV2"): "module",
     ("timm.utils", "ModelEmaV3"): "module",
@@ -24,9 +26,10 @@ _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 def unwrapped(model: nn.Module) -> nn.Module:
     """Take the network out of the usual wrappers; every verb works on that, and returns it without them.
 
-    They are ``DataParallel``, ``DistributedDataParallel``, what ``torch.compile`` returns, ``AveragedModel``
-    and timm's averages. A copy of a wrapper would share the network's processes or its compiled code, and to
-    look through one takes longer than the network itself.
+    They are ``DataParallel``, ``DistributedDataParallel``, what ``torch.compile`` returns, ``AveragedModel``,
+    timm's averages, DeepSpeed's engine, and the ``forward`` that accelerate puts around one for a mixed
+    precision; the network itself is not touched. A copy of a wrapper would share the network's processes or
+    its compiled code, and to look through one takes longer than the network itself.
 
     Raises:
         UnsupportedGraph: For a network that FSDP has sharded, of which no process holds a whole layer.
@@ -35,7 +38,19 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while (name := _attribute_of(model)) is not None:
         _log.info("%s is a wrapper: the network is its %s", type(model).__name__, name)
         model = getattr(model, name)
-    return model
+    return _with_its_own_forward(model)
+
+
+def _with_its_own_forward(model: nn.Module) -> nn.Module:
+    """Take accelerate's ``forward`` off a network with that of its class behind it; layers are shared."""
+    behind = vars(model).get("_original_forward")
+    if "forward" not in vars(model) or getattr(behind, "__func__", None) is not type(model).forward:
+        return model
+    _log.info("the forward of %s is wrapped: the network is what its class says", type(model).__name__)
+    plain = copy.copy(model)
+    for name in ("forward", "_original_forward"):
+        del vars(plain)[name]
+    return plain
 
 
 def _attribute_of(model: nn.Module) -> str | None:

@@ -12,11 +12,10 @@ from pathlib import Path
 import pytest
 from support.paths import ROOT
 from support.tools import load_tool
-from torch import nn
 
 import slimfast
 
-PAGE = ROOT / "docs" / "api.md"
+PAGE = ROOT / "docs" / "reference" / "api.md"
 api = load_tool("api")
 
 
@@ -70,11 +69,10 @@ def test_links_of_the_page_exist() -> None:
         assert (PAGE.parent / target).exists(), target
 
 
-def test_code_of_the_page_runs() -> None:
+def test_the_progress_of_the_page_stops_the_work() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    names: dict[str, object] = {"model": nn.Linear(4, 3)}
+    names: dict[str, object] = {}
     exec(code, names)
-    assert set(names["spectra"]) == {"weight"}  # type: ignore[call-overload]
     stop = names["stop"]
     assert isinstance(stop, threading.Event)
     stop.set()

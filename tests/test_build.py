@@ -72,6 +72,17 @@ def test_the_tests_compile_all_that_nvcc_allows(make: Make) -> None:
     assert options(make("test", nvcc=True)) == {"CUDA": "ON", **found}
 
 
+def test_an_editable_install_brings_nothing_but_slimfast(make: Make, tmp_path: Path) -> None:
+    """What the build backend writes for an editable install: an import, and the folder of the package."""
+    site = tmp_path / "lib" / "python3.11" / "site-packages"
+    site.mkdir(parents=True)
+    path = site / "_editable_skbc_slimfast.pth"
+    path.write_text(f"import _editable_skbc_slimfast\n{ROOT}\n")
+    (command,) = [line.strip() for line in make("demo").splitlines() if "site-packages" in line]
+    subprocess.run(["sh", "-c", command], check=True)
+    assert path.read_text() == "import _editable_skbc_slimfast\n"
+
+
 @pytest.mark.parametrize("target", ["demo", "test"])
 @pytest.mark.parametrize("wish", ["ON", "OFF"])
 def test_a_wish_for_the_cuda_kernels_is_passed_on(make: Make, target: str, wish: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -26,15 +27,22 @@ def commands() -> list[str]:
     return [line for line in lines if line.startswith("slimfast ")]
 
 
-def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
+def test_the_quick_start_is_short_and_gives_a_thin_network(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("torchvision")
+    prepare_torchvision()
     monkeypatch.chdir(tmp_path)
-    found = blocks("README.md", "python")
-    assert found
+    (code,) = blocks("README.md", "python")
+    statements = [line for line in code.splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(statements) <= 8
     scope: dict[str, object] = {}
-    for block in found:
-        exec(compile(block, "README.md", "exec"), scope)
+    exec(compile(code, "README.md", "exec"), scope)
     assert "explained variance" in capsys.readouterr().out
     assert (tmp_path / "thin.safetensors").stat().st_size > 0
+    assert scope["plan"].cost_after.macs <= 0.5 * scope["plan"].cost_before.macs
+
+
+def test_the_readme_is_a_screen_and_a_half():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -128,6 +128,30 @@ def test_what_is_no_wrapper_stays():
     assert "module.0.weight" in thin.state_dict()
 
 
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_network_that_accelerate_has_prepared(precision):
+    accelerate = pytest.importorskip("accelerate")
+    try:
+        prepared = accelerate.Accelerator(mixed_precision=precision, cpu=True).prepare(_network())
+        forward = vars(prepared).get("forward")
+        assert (forward is not None) == (precision == "bf16")
+        thin = slimfast.slim(prepared, X, params=0.5)
+        assert vars(prepared).get("forward") is forward
+    finally:
+        accelerate.state.AcceleratorState._reset_state()
+    assert "forward" not in vars(thin)
+    plain = slimfast.slim(_network(), X, params=0.5)
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in thin.state_dict().items())
+
+
+def test_another_forward_of_ones_own_is_no_wrapper():
+    model = _network()
+    other = nn.Sequential(nn.Conv2d(3, 16, 3))
+    model._original_forward = other[0].forward
+    model.forward = lambda x: nn.Sequential.forward(model, x) * 2
+    assert unwrapped(model) is model
+
+
 def test_averages_of_timm_are_known_by_name():
     utils = pytest.importorskip("timm.utils")
     model = _network()

@@ -9,7 +9,7 @@ from typing import Any
 
 import slimfast
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "api.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "api.md"
 BEGIN, END = "<!-- made by tools/api.py -->", "<!-- end -->"
 
 
@@ -76,7 +76,7 @@ def main() -> int:
     new = fill(old)
     if "--check" in sys.argv[1:]:
         if new != old:
-            print("docs/api.md is out of date: python tools/api.py", file=sys.stderr)
+            print("docs/reference/api.md is out of date: python tools/api.py", file=sys.stderr)
         return int(new != old)
     PAGE.write_text(new, encoding="utf-8")
     return 0

@@ -34,6 +34,7 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 GRAPH_FLOORS = (
+    ("axes",),
     ("channel_graph",),
     ("recording",),
     ("propagation", "cutting"),

@@ -33,9 +33,9 @@ fresh=$PWD/$work/fresh/bin
 import torch
 
 import slimfast
-from slimfast import _native
+from slimfast.kernels import native
 
-assert _native.cpu().reason is None, _native.cpu().reason
+assert native.cpu().reason is None, native.cpu().reason
 net = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
 thin = slimfast.slim(net, torch.zeros(1, 8), params=0.5, backend="cpu")
 assert sum(p.numel() for p in thin.parameters()) <= sum(p.numel() for p in net.parameters()) / 2

@@ -1,7 +1,8 @@
 """Slim every network of a zoo, each in processes of its own: ``python -m benchmarks.zoo [--zoo families]``.
 
 The results stand in ``benchmarks/results/zoo.json``, one row a network, written after each of them; what has
-a row is not run again unless told. ``python -m benchmarks.tables`` makes the tables of ``docs/zoo.md``.
+a row is not run again unless told. ``python -m benchmarks.tables`` makes the tables of
+``docs/evidence/zoo.md``.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from benchmarks.zoo import audio, detectors, diffusion, graphs, language, segmentation, small_transformers
 from benchmarks.zoo.timm_files import SMALLEST
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
-from slimfast.cli.models import build_model, default_inputs, parse_inputs
+from slimfast.cli.inputs import default_inputs, parse_inputs
+from slimfast.cli.models import build_model
 from slimfast.graph.recording.inputs import map_leaves
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import slimfast
 from benchmarks.zoo.networks import build, classifier, two_samples
-from slimfast.checkpoints.thin_files import export
+from slimfast.checkpoints.exporting import export
 from slimfast.graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.propagation.reasons import Reason
@@ -214,7 +214,7 @@ def whole(graph: ChannelGraph) -> dict[str, float]:
         size = math.prod(axis.length for axis in graph.axes[name])
         total += size
         reason = reasons.get(name, reasons.get(name.rpartition(".")[0]))
-        if reason is not None and not any(axis.parts for axis in graph.axes[name]):
+        if reason is not None and not any(axis.places for axis in graph.axes[name]):
             shares[reason] = shares.get(reason, 0) + size
     return {
         reason: round(size / total, 4)

@@ -162,6 +162,12 @@ def _counts(total: int, rows: Mapping[str, Row]) -> str:
     return f"{told} slimfast was the faster for {faster} of the {len(both)} that both finished side by side."
 
 
+def road_seconds(results: Mapping[str, Row]) -> list[float]:
+    """List the seconds from trace to prune of the families that came to the end."""
+    spent = [_seconds(results[name]["stages"]) for name in ZOOS["families"] if name in results]
+    return [float(seconds) for seconds in spent if seconds != "-"]
+
+
 def _both_finished(row: Row) -> bool:
     """Whether both made a network that runs."""
     return _seconds(row["stages"]) != "-" and "of it" in peer_verdict(row)

@@ -18,7 +18,7 @@ namespace {
 constexpr i64 kMeanRows = 64;
 // Where means are below this share of the squares, and those neither overflow nor sink into what the
 // instructions flush to zero, the products of bfloat16 samples can be summed before the means are taken out:
-// see docs/kernels-cpu.md.
+// see docs/developer/kernels-cpu.md.
 constexpr double kMeanShare = 0.1, kLeastSquare = 0x1p-80, kLargestSquare = 0x1p100;
 
 // What the stages find of one layer.

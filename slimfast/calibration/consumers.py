@@ -158,7 +158,7 @@ def _plain(module: nn.Module, bases: Sequence[type[nn.Module]]) -> bool:
 
 def _run(axis: Axis) -> int:
     """Count the neighbouring indices that each unit has on a flattened axis; 1 where it is no such axis."""
-    if len(axis.parts) != 1:
+    if len(axis.places) != 1:
         return 1
     units = axis.parts[0][1]
     if units.min() < 0 or axis.length % (int(units.max()) + 1):

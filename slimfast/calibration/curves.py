@@ -86,7 +86,7 @@ def error_curves(
     (:func:`slimfast.calibration.sensitivity.sensitivities`, a forward and a backward pass for each batch of
     the calibration), as a deviation of the output and summed over the layers that read them. So the errors of
     all groups are in one unit. Deviations are what errors that go together add up to; their squares set
-    groups further apart than networks do that are repaired or trained (docs/evidence.md).
+    groups further apart than networks do that are repaired or trained (docs/evidence/index.md).
 
     Args:
         model: The network that was calibrated.

@@ -90,6 +90,7 @@ def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Ca
     with open_tensor_document(path, "a calibration") as file:
         fields = parse_object(file.document, shown)
         tensors = {name: file.tensor(name) for name in file.shapes}
+        file.check()
     schema = fields.schema(KIND, SCHEMA, oldest=1)
     # Each of the layers that read the same tensor gets the same moments, not a copy of them.
     whole = {name: tensor.double() for name, tensor in tensors.items() if name.partition(":")[0] in _PARTS}

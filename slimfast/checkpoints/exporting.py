@@ -1,112 +1,150 @@
-"""Captured networks as ONNX files."""
+"""Networks in the formats of other runtimes: ``.onnx``, and ``.pt2`` of torch.export."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import importlib.util
+import io
+import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from torch.export import ExportedProgram
-from torch.fx import Graph, Node
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.utils import _pytree
 
-from slimfast.errors import SlimfastError
-from slimfast.graph.recording.forward import tensors_in
+from slimfast.checkpoints.onnx_files import Run, write_onnx
+from slimfast.errors import ArgumentError, SlimfastError, one_line
+from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
+from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
+from slimfast.graph.recording.module_copies import copy_with, named_tensors
+from slimfast.pruning.closeness import difference, rounding
+from slimfast.pruning.manifests import manifest
+from slimfast.storage.atomic import atomic_path
+from slimfast.storage.tensor_documents import KEY
 
-# Protocol buffers stop at 2 GiB; the graph itself needs a part of it.
-_ONNX_BYTES = 2_000_000_000
-
-Run: TypeAlias = Callable[[tuple[Any, ...], dict[str, Any]], Any]
-
-_ATEN = torch.ops.aten
+_ONNX = ("onnx", "onnxscript", "onnxruntime")
+SUFFIXES = (".onnx", ".pt2")
 
 
-def write_onnx(program: ExportedProgram, path: Path) -> Run:
-    """Write a captured network, weights within; returns what runs the file in ONNX Runtime.
+def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
+    """Write a network in eval mode to ``.onnx``, or to ``.pt2``, which needs no model code to be loaded.
 
-    The program may be changed. Raises :class:`SlimfastError` for weights beyond 2 GB.
+    The batch (the first dim of the first tensor and of those that share its length) is dynamic where the
+    network allows it; in ONNX it is named ``batch``, outputs have the names that the network gives them, and
+    what was kept of a thin network stands in the metadata as ``slimfast``. The file is run before it takes
+    its name, by ONNX Runtime or by PyTorch, and must give the network's output to rounding.
+
+    Args:
+        thin: The network, thin or not.
+        path: The file; its suffix is the format.
+        example: A tensor, a tuple or a dict of the model's arguments.
+
+    Raises:
+        ValueError: For another suffix.
+        SlimfastError: Where a package is missing, the network cannot be exported, the file does not compute
+            the same, or it cannot be written.
+
+    Example:
+        slimfast.export(thin, "thin.onnx", torch.randn(1, 3, 224, 224))
     """
-    import onnxruntime
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise ArgumentError(f"export: expected a path ending in .onnx or .pt2, got {os.fspath(path)}")
+    if suffix == ".onnx":
+        missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
+        if missing:
+            raise SlimfastError(
+                f"export: .onnx needs {', '.join(missing)}: install the extra 'slimfast[onnx]'"
+            )
+    module = copy_with(thin, named_tensors(thin)).eval()
+    args, kwargs = arguments(example)
+    with torch.no_grad(), PROCESS_LOCK, warnings.catch_warnings():
+        # The exporters warn about their own internals.
+        warnings.simplefilter("ignore")
+        with atomic_path(path) as temporary:
+            try:
+                program = _exported(module, args, kwargs)
+                if suffix == ".onnx":
+                    names = _output_names(module(*cloned(args), **cloned(kwargs)))
+                    run = write_onnx(program, temporary, names, {KEY: manifest(thin).to_json()})
+                else:
+                    run = _write_pt2(program, temporary)
+            except (SlimfastError, OSError):
+                raise
+            except Exception as error:
+                raise SlimfastError(
+                    f"export: {type(thin).__name__} cannot be exported: {one_line(_first_cause(error))}"
+                ) from error
+            _check_export(module, program, run, args, kwargs)
 
-    size = sum(tensor.nbytes for tensor in program.state_dict.values())
-    if size > _ONNX_BYTES:
-        raise SlimfastError(
-            f"export: an .onnx file holds up to 2 GB, got {size / 1e9:.1f} GB of weights; use .pt2"
-        )
-    _write_out_attention(program.graph)
-    with _quiet_about_torchvision():
-        converted = torch.onnx.export(program, dynamo=True, verbose=False)
-    if converted is None:
-        raise SlimfastError("export: the ONNX exporter returned nothing")
-    converted.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_inputs()]
 
-    def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        tensors = [t.detach().cpu().numpy() for t in tensors_in((args, kwargs))]
-        return [
-            torch.from_numpy(array) for array in session.run(None, dict(zip(names, tensors, strict=True)))
-        ]
+def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """Capture the module with a dynamic batch, or with the example's where its code does not allow it."""
+    batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.ndim), 0)
+    # A batch of one would be taken for a broadcast dim and fixed.
+    repeats = 2 if batch == 1 else 1
 
-    return run
+    def repeat(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
+            return leaf.repeat(repeats, *([1] * (leaf.ndim - 1)))
+        return leaf
 
-
-@contextmanager
-def _quiet_about_torchvision() -> Iterator[None]:
-    """Return drop PyTorch's warnings that torchvision is not installed, which come with every network (2.13).
-
-    Its exporter looks up the operators of torchvision before it looks at the network, and a network that was
-    captured without torchvision has none of them.
-    """
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("torchvision is not installed")
-
-    logger.addFilter(keep)
+    several = map_leaves(args, repeat), map_leaves(kwargs, repeat)
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in tensors_in(several):
+        if tensor.ndim and tensor.shape[0] == batch * repeats:
+            shapes[tensor] = {0: Dim.AUTO}
     try:
-        yield
-    finally:
-        logger.removeFilter(keep)
+        dynamic = shapes.dynamic_shapes(module, *several)  # type: ignore[no-untyped-call]
+        return torch.export.export(module, several[0], several[1], dynamic_shapes=dynamic, strict=False)
+    except Exception:
+        return torch.export.export(module, args, kwargs, strict=False)
 
 
-def _write_out_attention(graph: Graph) -> None:
-    """Write fused attention of any rank but 4, which PyTorch's exporter refuses (2.13), as the products it
-    is.
-    """
-    for node in list(graph.nodes):
-        if node.target is _ATEN.scaled_dot_product_attention.default and not _usual(node):
-            with graph.inserting_before(node):
-                node.replace_all_uses_with(_products(graph, node))
-            graph.erase_node(node)
+def _output_names(output: Any) -> list[str]:
+    """Name the tensors of an output: by the key or field that holds each, or ``output``, ``output_1``, ..."""
+    leaves, _ = _pytree.tree_flatten_with_path(dict(output) if isinstance(output, Mapping) else output)
+    names: list[str] = []
+    for path, leaf in leaves:
+        if isinstance(leaf, Tensor):
+            parts = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path]
+            name = ".".join(parts) if path and not parts[0].isdigit() else "output"
+            names.append(name if name not in names else f"{name}_{len(names)}")
+    return names
 
 
-def _usual(node: Node) -> bool:
-    """Whether PyTorch's exporter can have this attention, or nothing here knows how to write it out."""
-    given = _arguments(node)
-    plain = not given["dropout_p"] and not given["is_causal"] and not given["enable_gqa"]
-    mask = given["attn_mask"]
-    added = mask is None or mask.meta["val"].is_floating_point()
-    return given["query"].meta["val"].ndim == 4 or not (plain and added)
+def _write_pt2(program: ExportedProgram, path: Path) -> Run:
+    # PyTorch's own writer ends the process where the disk is full, instead of raising.
+    archive = io.BytesIO()
+    torch.export.save(program, archive)
+    path.write_bytes(archive.getbuffer())
+    del archive
+    loaded = torch.export.load(path).module()
+    return lambda args, kwargs: loaded(*args, **kwargs)
 
 
-def _arguments(node: Node) -> dict[str, Any]:
-    schema = _ATEN.scaled_dot_product_attention.default._schema
-    given = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    return given | dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | node.kwargs
+def _check_export(
+    module: nn.Module, program: ExportedProgram, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Check that the written file gives the module's output on the example."""
+    expected = [tensor.cpu() for tensor in tensors_in(module(*cloned(args), **cloned(kwargs)))]
+    try:
+        found = run(cloned(args), cloned(kwargs))
+    except Exception as error:
+        raise SlimfastError(f"export: the file does not run: {one_line(error)}") from error
+    dtype = next((t.dtype for t in expected if t.is_floating_point()), torch.float32)
+    tolerance = rounding(module, dtype, len(program.graph.nodes))
+    error_found = difference(expected, [tensor.cpu() for tensor in tensors_in(found)])
+    if not error_found <= tolerance:
+        raise SlimfastError(
+            f"export: the file computes something else: off by {error_found:.2g} of the output's size, "
+            f"where rounding explains {tolerance:.2g}"
+        )
 
 
-def _products(graph: Graph, node: Node) -> Node:
-    """Compute softmax(scale * q k^T + mask) v, with the query scaled before the product."""
-    given = _arguments(node)
-    query, key, scale = given["query"], given["key"], given["scale"]
-    scale = float(query.meta["val"].shape[-1]) ** -0.5 if scale is None else scale
-    scaled = graph.call_function(_ATEN.mul.Scalar, (query, scale))
-    turned = graph.call_function(_ATEN.transpose.int, (key, -2, -1))
-    scores = graph.call_function(_ATEN.matmul.default, (scaled, turned))
-    if given["attn_mask"] is not None:
-        scores = graph.call_function(_ATEN.add.Tensor, (scores, given["attn_mask"]))
-    weights = graph.call_function(_ATEN.softmax.int, (scores, -1))
-    return graph.call_function(_ATEN.matmul.default, (weights, given["value"]))
+def _first_cause(error: BaseException) -> BaseException:
+    """Find what an error was raised from in the first place: the exporter wraps it in pages of advice."""
+    return error if error.__cause__ is None else _first_cause(error.__cause__)

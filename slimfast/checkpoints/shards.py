@@ -113,7 +113,7 @@ def plan_checkpoint(
 
 
 def prune_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Weights,
     plan: Plan | Manifest | str | os.PathLike[str],
     folder: str | os.PathLike[str],
     *,

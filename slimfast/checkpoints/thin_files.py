@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import logging
 import os
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from slimfast.arrays import Shape
-from slimfast.checkpoints.exporting import Run, write_onnx
 from slimfast.distributed.dtensors import gathered, is_part
-from slimfast.errors import ArgumentError, SlimfastError, one_line
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph.cutting.patches import read_attribute
-from slimfast.graph.recording.forward import PROCESS_LOCK, tensors_in
-from slimfast.graph.recording.inputs import arguments, cloned, map_leaves
-from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
-from slimfast.pruning.closeness import difference, rounding
+from slimfast.graph.recording.module_copies import aliases, named_tensors
 from slimfast.pruning.manifests import Manifest, manifest
-from slimfast.storage.atomic import atomic_path
 from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
 
 _log = logging.getLogger(__name__)
-
-_ONNX = ("onnx", "onnxscript", "onnxruntime")
+# Integers of PyTorch's layers that say how they compute, not how wide they are.
+_NO_LENGTHS = frozenset(
+    ("stride", "padding", "dilation", "kernel_size", "output_padding", "padding_idx", "num_layers")
+)
 
 
 def save(thin: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -105,6 +96,7 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         passing = _not_persistent(model)
         expected = {name: shape for name, shape in described.shapes().items() if name not in passing}
         _check_names(file.shapes, expected, shown)
+        file.check()
         tensors = {name: file.tensor(name) for name in expected}
     wide = named_tensors(model)
     for name in passing:
@@ -118,97 +110,13 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     return described.thin_copy(model, placed, what=shown)
 
 
-def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
-    """Write a network in eval mode to ``.onnx``, or to ``.pt2``, which needs no model code to be loaded.
-
-    ``example``: a tensor, a tuple or a dict of the model's arguments. The batch (the first dim of the first
-    tensor and of those that share its length) is dynamic where the network allows it. The file is run before
-    it takes its name, by ONNX Runtime or by PyTorch, and must give the network's output to rounding.
-
-    Raises ``ValueError`` for another suffix and :class:`SlimfastError` where a package is missing, the
-    network cannot be exported, the file does not compute the same, or it cannot be written.
-    """
-    suffix = Path(path).suffix
-    if suffix not in (".onnx", ".pt2"):
-        raise ArgumentError(f"export: expected a path ending in .onnx or .pt2, got {os.fspath(path)}")
-    if suffix == ".onnx":
-        missing = [name for name in _ONNX if importlib.util.find_spec(name) is None]
-        if missing:
-            raise SlimfastError(f"export: .onnx needs {', '.join(missing)}: pip install 'slimfast[onnx]'")
-    module = copy_with(thin, named_tensors(thin)).eval()
-    args, kwargs = arguments(example)
-    with torch.no_grad(), PROCESS_LOCK, warnings.catch_warnings():
-        # The exporters warn about their own internals.
-        warnings.simplefilter("ignore")
-        with atomic_path(path) as temporary:
-            try:
-                program = _exported(module, args, kwargs)
-                write = write_onnx if suffix == ".onnx" else _write_pt2
-                run = write(program, temporary)
-            except (SlimfastError, OSError):
-                raise
-            except Exception as error:
-                raise SlimfastError(
-                    f"export: {type(thin).__name__} cannot be exported: {one_line(_first_cause(error))}"
-                ) from error
-            _check_export(module, program, run, args, kwargs)
-
-
-def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Capture the module with a dynamic batch, or with the example's where its code does not allow it."""
-    batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.ndim), 0)
-    # A batch of one would be taken for a broadcast dim and fixed.
-    repeats = 2 if batch == 1 else 1
-
-    def repeat(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch:
-            return leaf.repeat(repeats, *([1] * (leaf.ndim - 1)))
-        return leaf
-
-    several = map_leaves(args, repeat), map_leaves(kwargs, repeat)
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in tensors_in(several):
-        if tensor.ndim and tensor.shape[0] == batch * repeats:
-            shapes[tensor] = {0: Dim.AUTO}
+def is_thin(path: str | os.PathLike[str]) -> bool:
+    """Say whether a file is one of :func:`save`; a file that cannot be read is none."""
     try:
-        dynamic = shapes.dynamic_shapes(module, *several)  # type: ignore[no-untyped-call]
-        return torch.export.export(module, several[0], several[1], dynamic_shapes=dynamic, strict=False)
-    except Exception:
-        return torch.export.export(module, args, kwargs, strict=False)
-
-
-def _write_pt2(program: ExportedProgram, path: Path) -> Run:
-    # PyTorch's own writer ends the process where the disk is full, instead of raising.
-    archive = io.BytesIO()
-    torch.export.save(program, archive)
-    path.write_bytes(archive.getbuffer())
-    del archive
-    loaded = torch.export.load(path).module()
-    return lambda args, kwargs: loaded(*args, **kwargs)
-
-
-def _check_export(
-    module: nn.Module, program: ExportedProgram, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Check that the written file gives the module's output on the example."""
-    expected = [tensor.cpu() for tensor in tensors_in(module(*cloned(args), **cloned(kwargs)))]
-    try:
-        found = run(cloned(args), cloned(kwargs))
-    except Exception as error:
-        raise SlimfastError(f"export: the file does not run: {one_line(error)}") from error
-    dtype = next((t.dtype for t in expected if t.is_floating_point()), torch.float32)
-    tolerance = rounding(module, dtype, len(program.graph.nodes))
-    error_found = difference(expected, [tensor.cpu() for tensor in tensors_in(found)])
-    if not error_found <= tolerance:
-        raise SlimfastError(
-            f"export: the file computes something else: off by {error_found:.2g} of the output's size, "
-            f"where rounding explains {tolerance:.2g}"
-        )
-
-
-def _first_cause(error: BaseException) -> BaseException:
-    """Find what an error was raised from in the first place: the exporter wraps it in pages of advice."""
-    return error if error.__cause__ is None else _first_cause(error.__cause__)
+        with open_tensor_document(path, "a network") as file:
+            return Manifest.from_json(file.document).keeps != {}
+    except SlimfastError:
+        return False
 
 
 def _check_tensors(
@@ -248,6 +156,10 @@ def _check_model(model: nn.Module, described: Manifest, shown: str) -> None:
         where = f"{label}: {patch.module or 'the model'}: {patch.attribute}"
         if patch.module not in modules:
             raise SlimfastError(f"{where}: expected {patch.before}, got no such module")
+        if patch.attribute in _NO_LENGTHS:
+            raise SlimfastError(
+                f"{where}: expected an attribute that a cut changes, got one that it does not"
+            )
         got = read_attribute(modules[patch.module], patch.attribute)
         if got != patch.before:
             raise SlimfastError(f"{where}: expected {patch.before}, got {got}")

@@ -62,6 +62,18 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
     return described.thin_copy(model, tensors, what=str(index))
 
 
+def is_thin_folder(folder: str | os.PathLike[str]) -> bool:
+    """Say whether a folder is one of :func:`slimfast.prune_checkpoint`."""
+    index = Path(folder) / INDEX
+    if not index.is_file():
+        return False
+    try:
+        fields = parse_object(index.read_bytes(), str(index)).object("metadata")
+    except SlimfastError:
+        return False
+    return KEY in fields.names()
+
+
 def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Write the thin tensors of a folder of :func:`prune_checkpoint` for ``torch.distributed.checkpoint``.
 

@@ -14,8 +14,10 @@ from typing import Annotated
 import typer
 
 from slimfast.cli.calibrating import calibrate
+from slimfast.cli.console import warnings_in_a_line
 from slimfast.cli.machine import bench, demo, doctor_command
 from slimfast.cli.planning import plan, spectra
+from slimfast.cli.reading import evaluate, explain, export
 from slimfast.cli.thinning import prune, slim
 from slimfast.cli.training import distill
 from slimfast.diagnostics import doctor
@@ -25,11 +27,12 @@ app = typer.Typer(
     name="slimfast",
     help="How wide each layer of a trained network needs to be, the network cut to that, and trained back.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (spectra, calibrate, plan, prune, distill, slim, bench, demo):
+for command in (spectra, calibrate, plan, explain, prune, distill, slim, export, bench, demo):
     app.command()(command)
+app.command("eval")(evaluate)
 app.command("doctor")(doctor_command)
 
 
@@ -38,9 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Taken out here, so that it may stand anywhere.
     debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    given = [argument for argument in given if argument != "--debug"] or ["--help"]
     try:
-        status = app(args=given, prog_name="slimfast", standalone_mode=False)
+        with warnings_in_a_line():
+            status = app(args=given, prog_name="slimfast", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except Exception as error:

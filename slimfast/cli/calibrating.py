@@ -9,17 +9,23 @@ import typer
 
 from slimfast.calibration.files import save_calibration
 from slimfast.calibration.moments import calibrate as measure
-from slimfast.cli import options
-from slimfast.cli.models import build_model, default_inputs, load_data, parse_inputs
+from slimfast.cli import console, options
+from slimfast.cli.inputs import example_of
+from slimfast.cli.models import build
+from slimfast.cli.option_groups import Batches, takes_groups
 from slimfast.graph import trace_channels
 
 
+@takes_groups
 def calibrate(
     model: options.Model,
     data: Annotated[str, typer.Option(help=options.DATA_HELP)],
     input: options.Inputs = None,
     weights: options.Weights = None,
+    random_weights: options.RandomWeights = False,
     samples: Annotated[int, typer.Option(help="Samples to look at.")] = 512,
+    *,
+    batches: Batches,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
@@ -29,19 +35,20 @@ def calibrate(
     as_json: options.Json = False,
 ) -> None:
     """Measure what a model's layers read on some of the training data, for widths, selection and repair."""
-    options.check_outputs(output)
-    network = build_model(model, weights=weights, seed=seed, device=device)
-    example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
-    batches, _ = load_data(data)
+    console.check_outputs(output, suffixes=(".safetensors",))
+    network = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights).model
+    example = example_of(input, network, model, seed=seed, device=device)
+    loaded = batches.load(data, network, example, seed=seed)
     graph = trace_channels(network, example)
-    with options.progress("calibrating") as advance:
-        found = measure(network, graph, batches, samples=samples, backend=backend, progress=advance)
-    save_calibration(found, output)
-    if as_json:
-        counts = {name: reading.count for name, reading in found.readings.items()}
-        options.show_json({"samples": found.samples, "readings": counts, "left": dict(found.left)})
-    else:
-        print(f"{found.samples} samples, read by {len(found.readings)} layers")
-        for name, reason in found.left.items():
-            print(f"not measured: {name}: {reason}")
-    options.tell_written(output)
+    with console.progress("calibrating") as advance:
+        found = measure(network, graph, loaded.train, samples=samples, backend=backend, progress=advance)
+    with console.output(output, ".safetensors") as path:
+        save_calibration(found, path)
+        if as_json:
+            counts = {name: reading.count for name, reading in found.readings.items()}
+            console.show_json({"samples": found.samples, "readings": counts, "left": dict(found.left)})
+        else:
+            print(f"{found.samples} samples, read by {len(found.readings)} layers")
+            for name, reason in found.left.items():
+                print(f"not measured: {name}: {reason}")
+    console.tell_written(output)

@@ -90,7 +90,7 @@ def load_scans() -> tuple[Scans, Scans, Scans]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise SlimfastError("the demo needs scikit-learn: pip install 'slimfast[demo]'") from error
+        raise SlimfastError("the demo needs scikit-learn: install the extra 'slimfast[demo]'") from error
     bunch = load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32, device="cpu")[:, None] / 8 - 1
     digits = torch.tensor(bunch.target, dtype=torch.int64, device="cpu")

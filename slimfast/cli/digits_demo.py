@@ -21,7 +21,8 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
-from slimfast.checkpoints.thin_files import export, save
+from slimfast.checkpoints.exporting import export
+from slimfast.checkpoints.thin_files import save
 from slimfast.cli.digits import TEST, DigitNet, Scans, load_scans
 from slimfast.distillation import DistillationLoss, accuracy, distill
 from slimfast.graph import trace_channels

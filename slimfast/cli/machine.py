@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from slimfast.cli import options
+from slimfast.cli import console, options
 from slimfast.cli.digits_demo import demo_table, run_demo
 from slimfast.cli.models import build_model, check_device
 from slimfast.diagnostics.comparison import RESNET18, compare_ops, random_layers, weight_matrices
@@ -20,9 +20,9 @@ def doctor_command(as_json: options.Json = False) -> None:
     """Say what is built, found and chosen on this machine, and why not the rest."""
     found = diagnose()
     if as_json:
-        options.show_json(found.to_json())
+        console.show_json(found.to_json())
     else:
-        options.show(doctor_report(found))
+        console.show(doctor_report(found))
 
 
 def bench(
@@ -46,12 +46,12 @@ def bench(
     else:
         layers = weight_matrices(build_model(model, weights=weights, seed=seed))
     layers = {name: x.to(check_device(device)) for name, x in layers.items()}
-    with options.progress("measuring") as advance:
+    with console.progress("measuring") as advance:
         rows = compare_ops(layers, repeats=repeats, backend=backend, progress=advance)
     if as_json:
-        options.show_json([asdict(row) for row in rows])
+        console.show_json([asdict(row) for row in rows])
     else:
-        options.show(comparison_table(rows))
+        console.show(comparison_table(rows))
 
 
 def demo(
@@ -62,9 +62,9 @@ def demo(
     as_json: options.Json = False,
 ) -> None:
     """Train, plan, prune and distil a small network on the digit scans that scikit-learn ships."""
-    found = run_demo(output, teacher_epochs=teacher_epochs, epochs=epochs, seed=seed, tell=options.tell)
+    found = run_demo(output, teacher_epochs=teacher_epochs, epochs=epochs, seed=seed, tell=console.tell)
     if as_json:
-        options.show_json(asdict(found))
+        console.show_json(asdict(found))
     else:
-        options.show(demo_table(found))
-    options.tell(f"all of it is in {output}")
+        console.show(demo_table(found))
+    console.tell(f"all of it is in {output}")

@@ -14,6 +14,9 @@ from torch import nn
 from slimfast.calibration import Calibration
 from slimfast.calibration.files import load_calibration
 from slimfast.cli import options
+from slimfast.cli.console import tell
+from slimfast.cli.data import Data, Loading, load_data
+from slimfast.distillation import DistillationLoss
 from slimfast.errors import SlimfastError
 from slimfast.plans import Plan
 from slimfast.plans.request import WidthOptions
@@ -67,7 +70,13 @@ class Cut:
         return None if self.calibration is None else load_calibration(self.calibration, device=device)
 
     def apply(
-        self, network: nn.Module, plan: Plan, calibration: Calibration | None, backend: str
+        self,
+        network: nn.Module,
+        plan: Plan,
+        calibration: Calibration | None,
+        backend: str,
+        *,
+        strict: bool = False,
     ) -> nn.Module:
         """Cut the network to a plan, and say what a repair left as it was cut."""
         thin = prune_channels(
@@ -78,18 +87,19 @@ class Cut:
             repair_damping=self.repair_damping,
             calibration=calibration,
             verify=self.verify,
+            strict=strict,
             backend=backend,
         )
         if self.repair is not None:
             for name, reason in repair_report(thin).left.items():
-                options.tell(f"not repaired: {name}: {reason}")
+                tell(f"not repaired: {name}: {reason}")
         return thin
 
     def tell_verified(self, thin: nn.Module) -> None:
         """Say what was compared, and what was not."""
         if self.verify:
             for line in str(verification_report(thin)).splitlines():
-                options.tell(line)
+                tell(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +108,39 @@ class Training:
 
     epochs: options.Epochs = 10
     lr: options.LearningRate = 0.05
+    optimizer: Annotated[options.Optimizer, typer.Option(help="How weights are moved.")] = (
+        options.Optimizer.sgd
+    )
+    weight_decay: Annotated[float, typer.Option(help="Decay of the weights.", min=0.0)] = 5e-4
+    soft: options.Soft = 0.9
+    hard: options.Hard = None
     temperature: options.Temperature = 4.0
+    precision: Annotated[options.Precision, typer.Option(help="Arithmetic of the training.")] = (
+        options.Precision.no
+    )
     ema: options.Ema = None
     resume: options.Resume = None
+
+    def loss(self, *, labelled: bool) -> DistillationLoss:
+        """Make the loss; without labels there is no weight on them, unless one was asked for."""
+        hard = (0.1 if labelled else 0.0) if self.hard is None else self.hard
+        return DistillationLoss(temperature=self.temperature, soft=self.soft, hard=hard)
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """How folders and files become batches."""
+
+    batch_size: options.BatchSize = 64
+    workers: options.Workers = 0
+
+    def load(self, text: str, model: nn.Module, example: Any, *, seed: int) -> Data:
+        """Load the data of that name, images in the size of the model's example."""
+        tensors = example.values() if isinstance(example, dict) else example or ()
+        sides = [tensor.shape[-1] for tensor in tensors if tensor.ndim == 4]
+        return load_data(
+            text, model, Loading(self.batch_size, self.workers, seed), sides[0] if sides else None
+        )
 
 
 def takes_groups(command: Callable[..., None]) -> Callable[..., None]:

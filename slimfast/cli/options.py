@@ -1,29 +1,28 @@
-"""The arguments that the commands share, and how they print: results on stdout, all the rest on stderr."""
+"""The arguments that the commands share."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console, RenderableType
-from rich.progress import Progress as Bars
 from torch import nn
 
-from slimfast.arrays import Progress
-from slimfast.cli.models import build_model
+from slimfast.checkpoints.exporting import SUFFIXES as EXPORTS
+from slimfast.cli.console import check_outputs
+from slimfast.cli.models import build
+from slimfast.cli.stored import stored_weights
 from slimfast.distributed.team import Team, join_team, launched
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.plans.amounts import amount_of
 from slimfast.pruning import selection
-from slimfast.storage.atomic import cannot_write, check_writable
+from slimfast.storage.atomic import cannot_write
+from slimfast.storage.weights import Weights as StoredWeights
 
 
 class Method(str, Enum):
@@ -41,6 +40,21 @@ class Method(str, Enum):
 DEFAULT_METHOD = Method(selection.DEFAULT_METHOD)
 
 
+class Optimizer(str, Enum):
+    """The optimizers that ``distill`` knows."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class Precision(str, Enum):
+    """The arithmetic of a training."""
+
+    no = "no"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
 class Kind(str, Enum):
     """The ways to repair a thin network."""
 
@@ -52,24 +66,29 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="package.module:factory (the current folder is searched too), timm:NAME or torchvision:NAME.",
+        help="package.module:factory (the current folder is searched too), timm:NAME, torchvision:NAME or "
+        "hf:FOLDER; ?key=value&key=value behind it are arguments (timm:resnet18?num_classes=10).",
     ),
 ]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        metavar="SHAPE[:DTYPE[:HIGH]]",
-        help="An input of the model; repeat it for more, in the order of its arguments. A batch of 1 comes "
-        "in front of floating inputs (3x224x224); integer ones are taken as written, with values below HIGH "
-        "(1x128:int64:30522).",
+        metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
+        help="An input of the model; repeat it for more, in the order of its arguments or by name. A batch "
+        "of 1 comes in front of floating inputs (3x224x224); integer ones are taken as written, with values "
+        "below HIGH (1x128:int64:30522).",
     ),
 ]
 Weights = Annotated[
     Path | None,
     typer.Option(
-        help="The model's tensors: .safetensors, an index of its shards, or .pth (never unpickled)."
+        help="The model's tensors: a file of safetensors or torch.save (no code of it runs), an index of "
+        "shards, a folder of the hub, or a thin network."
     ),
+]
+RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="Take a model without --weights as it is initialised.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed of random weights, inputs and training.")]
 Backend = Annotated[str, typer.Option(help="Kernels: auto, cpu, cuda, triton or reference.")]
@@ -146,9 +165,23 @@ Widths = Annotated[
     typer.Option(metavar="PATTERN=WIDTH", help="Width of groups by hand: units (64) or a share (0.5)."),
 ]
 
-DATA_HELP = "package.module:function that returns a train loader, or (train, eval) loaders."
+DATA_HELP = (
+    "A folder of images (CLASS/*.jpg or train/CLASS/*.jpg), a data set of Hugging Face saved to disk, a .npz "
+    "file, or package.module:function that returns a train loader or (train, eval) loaders; "
+    "?key=value behind it are arguments."
+)
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Refuse a plan that was made from other weights, not only warn.")
+]
+BatchSize = Annotated[int, typer.Option(help="Samples in a batch, of folders and files.", min=1)]
+Workers = Annotated[int, typer.Option(help="Processes that load data, of folders and files.", min=0)]
 Epochs = Annotated[int, typer.Option(help="Epochs of distillation.")]
 LearningRate = Annotated[float, typer.Option("--lr", help="Learning rate after the warm-up.")]
+Soft = Annotated[float, typer.Option(help="Weight of the teacher's soft targets.", min=0.0)]
+Hard = Annotated[
+    float | None,
+    typer.Option(help="Weight of the labels.", show_default="0.1, 0 for data without labels", min=0.0),
+]
 Temperature = Annotated[float, typer.Option(help="Temperature of the soft targets.")]
 Ema = Annotated[
     float | None, typer.Option(help="Decay of an average of the weights, as 0.999, which is the result.")
@@ -167,45 +200,21 @@ Stream = Annotated[
 ]
 
 
-def refuse(what: str, given: dict[str, Any]) -> None:
-    """Raise :class:`SlimfastError` for the first option in ``given`` (name -> value) that was used."""
-    for name, value in given.items():
-        if value:
-            raise SlimfastError(f"{what}, got --{name}")
-
-
-def on_meta_device(model: str, weights: Path | None, seed: int, device: str) -> tuple[nn.Module, Path]:
+def on_meta_device(
+    model: str, weights: Path | None, seed: int, device: str
+) -> tuple[nn.Module, StoredWeights]:
     """Build the model on the meta device, for weights that stay in their file: what ``--stream`` asks for."""
     if weights is None or device != "cpu":
         raise SlimfastError(f"--stream: expected --weights and --device cpu, got {weights} and {device}")
     with torch.device("meta"):
-        return build_model(model, seed=seed, device="meta"), weights
-
-
-def show(renderable: RenderableType, *, stderr: bool = False) -> None:
-    """Print a table; where that is not to a terminal, it is as wide as it needs to be."""
-    console = Console(highlight=False, stderr=stderr)
-    if not console.is_terminal:
-        console.width = 200
-    console.print(renderable)
-
-
-def show_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps(value, indent=2, allow_nan=False))
-
-
-def check_outputs(*paths: Path | None) -> None:
-    """Refuse an output that cannot be written now, not after the work."""
-    for path in paths:
-        if path is not None:
-            check_writable(path)
+        network = build(model, seed=seed, device="meta", random_weights=True).model
+    return network, stored_weights(network, weights)
 
 
 def check_export(path: Path | None) -> None:
     """Refuse a file for an exported network that cannot be written, or whose suffix does not say how."""
-    if path is not None and path.suffix not in (".onnx", ".pt2"):
-        raise SlimfastError(f"--export: expected a file ending in .onnx or .pt2, got {path}")
+    if path is not None and path.suffix not in EXPORTS:
+        raise SlimfastError(f"--export: expected a file ending in {' or '.join(EXPORTS)}, got {path}")
     check_outputs(path)
 
 
@@ -217,27 +226,6 @@ def check_new_folder(path: Path | None) -> None:
         raise cannot_write(path, "it is there already, and not an empty folder")
     if not path.parent.is_dir():
         raise cannot_write(path, f"the folder {path.parent} does not exist")
-
-
-def tell(text: str) -> None:
-    """Say something that is not a result."""
-    print(text, file=sys.stderr)
-
-
-def tell_written(*paths: Path | None) -> None:
-    """Say which files were written."""
-    written = [str(path) for path in paths if path is not None]
-    if written:
-        tell(f"wrote {', '.join(written)}")
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Progress]:
-    """Show a bar on stderr, where that is a terminal, moved by calls of (done, all)."""
-    console = Console(stderr=True)
-    with Bars(console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -10,18 +10,22 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
+from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.files import load_calibration
 from slimfast.checkpoints.shards import plan_checkpoint
-from slimfast.cli import options
-from slimfast.cli.models import build_model, default_inputs, is_weight_file, parse_inputs
+from slimfast.cli import console, options
+from slimfast.cli.inputs import example_of
+from slimfast.cli.models import build
 from slimfast.cli.option_groups import Widths, takes_groups
+from slimfast.cli.stored import is_weight_file
 from slimfast.distributed.team import launched
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.huggingface.uniform import plan_uniform
 from slimfast.plans import plan as make_plan
-from slimfast.reports.plots import TAUS, plan_figure, save_figure, spectra_table
+from slimfast.reports.plots import TAUS, check_figure, plan_figure, save_figure, spectra_table
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
+from slimfast.storage.weights import Weights
 
 Spectra = Annotated[
     Path | None,
@@ -62,28 +66,36 @@ def spectra(
     of two or more dims.
     """
     taus = tuple(explained_variance or TAUS)
-    options.check_outputs(output)
+    console.check_outputs(output, suffixes=(".safetensors",))
     source: Any = model
     graph = None
     if is_weight_file(model):
         if input or weights:
             raise SlimfastError(f"{model}: a file of weights takes neither --input nor --weights")
     else:
-        network, source = _network(model, weights, seed, device, stream=stream)
-        graph = trace_channels(network, parse_inputs(input, seed=seed, device=device)) if input else None
-    with options.progress("measuring spectra") as advance, options.team_if_launched() as team:
+        network, source = _network(model, weights, seed, device, stream=stream, random_weights=True)
+        example = example_of(input, network, model, seed=seed, device=device) if input else None
+        graph = trace_channels(network, example) if input else None
+    with console.progress("measuring spectra") as advance, options.team_if_launched() as team:
         found = measure_spectra(
             source, graph, taus=taus, backend=backend, progress=advance, resume=resume, team=team
         )
     if not options.is_first(team):
         return
     if output is not None:
-        save_spectra(found, output)
-    if as_json:
-        options.show_json({name: _to_json(spectrum, taus) for name, spectrum in found.items()})
+        with console.output(output, ".safetensors") as path:
+            save_spectra(found, path)
+            _show_spectra(found, taus, as_json=as_json)
     else:
-        options.show(spectra_table(found, taus=taus))
-    options.tell_written(output)
+        _show_spectra(found, taus, as_json=as_json)
+    console.tell_written(output)
+
+
+def _show_spectra(found: dict[str, Spectrum], taus: tuple[float, ...], *, as_json: bool) -> None:
+    if as_json:
+        console.show_json({name: _to_json(spectrum, taus) for name, spectrum in found.items()})
+    else:
+        console.show(spectra_table(found, taus=taus))
 
 
 @takes_groups
@@ -92,6 +104,7 @@ def plan(
     input: options.Inputs = None,
     weights: options.Weights = None,
     outputs: options.Outputs = None,
+    random_weights: options.RandomWeights = False,
     *,
     widths: Widths,
     spectra: Spectra = None,
@@ -119,15 +132,17 @@ def plan(
             stream=stream,
             outputs=outputs,
         )
-    options.check_outputs(output, plot)
+    console.check_outputs(output, suffixes=(".json",))
+    check_figure(plot)
     measured = None if spectra is None else load_spectra(spectra)
-    network, source = _network(model, weights, seed, device, stream=stream)
-    example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
+    network, source = _network(model, weights, seed, device, stream=stream, random_weights=random_weights)
+    example = example_of(input, network, model, seed=seed, device=device)
     how: dict[str, Any] = {"backend": backend, "resume": resume}
     interface = options.outputs_of(outputs)
-    with options.progress("measuring spectra") as advance, options.team_if_launched() as team:
+    drawn: dict[str, ErrorCurve] = {}
+    with console.progress("measuring spectra") as advance, options.team_if_launched() as team:
         how |= {"progress": advance, "team": team}
-        if plot is not None and measured is None:
+        if plot is not None and measured is None and calibration is None:
             measured = measure_spectra(source, trace_channels(network, example, outputs=interface), **how)
         if uniform:
             found = plan_uniform(
@@ -147,37 +162,38 @@ def plan(
             found = make_plan(
                 network, example, outputs=interface, calibration=data, backend=backend, **wanted
             )
+            if plot is not None and found.graph is not None:
+                # The curves that the plan was made from.
+                drawn = error_curves(network, found.graph, data, backend=backend)
     if not options.is_first(team):
         return
-    if output is not None:
-        found.save(output)
-    if plot is not None and measured is not None:
-        save_figure(plan_figure(found, measured), plot)
-    if as_json:
-        print(found.to_json(), end="")
-    else:
-        print(found)
-    if explain:
-        print(f"\n{found.explain()}", file=sys.stderr if as_json else sys.stdout)
-    options.tell_written(output, plot)
+    if plot is not None:
+        save_figure(plan_figure(found, drawn or measured or {}), plot)
+    with console.output(output or Path(os.devnull), ".json") as path:
+        if output is not None:
+            found.save(path)
+        print(found.to_json() if as_json else f"{found}\n", end="")
+        if explain:
+            print(f"\n{found.explain()}", file=sys.stderr if as_json else sys.stdout)
+    console.tell_written(output, plot)
 
 
 def _check_uniform(widths: Widths, **others: Any) -> None:
     """Refuse what a uniform plan cannot heed."""
     others |= {"min-width": widths.min_width > 1, "include": widths.include, "exclude": widths.exclude}
     others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
-    options.refuse("--uniform: expected --macs, --params or --multiple-of", others)
+    console.refuse("--uniform: expected --macs, --params or --multiple-of", others)
 
 
 def _network(
-    model: str, weights: Path | None, seed: int, device: str, *, stream: bool
-) -> tuple[nn.Module, nn.Module | Path]:
+    model: str, weights: Path | None, seed: int, device: str, *, stream: bool, random_weights: bool
+) -> tuple[nn.Module, nn.Module | Weights]:
     """Build the model, and say where its weights are to be read from: itself, or the file where they stay."""
     if device == "cuda" and launched():
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     if not stream:
-        network = build_model(model, weights=weights, seed=seed, device=device)
-        return network, network
+        built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
+        return built.model, built.model
     return options.on_meta_device(model, weights, seed, device)
 
 

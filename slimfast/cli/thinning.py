@@ -9,14 +9,16 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
+from slimfast.checkpoints.exporting import export as export_network
 from slimfast.checkpoints.shard_folder import INDEX
 from slimfast.checkpoints.shards import prune_checkpoint
-from slimfast.checkpoints.thin_files import export as export_network
 from slimfast.checkpoints.thin_files import save
-from slimfast.cli import options
-from slimfast.cli.models import build_model, default_inputs, parse_inputs
-from slimfast.cli.option_groups import Cut, Training, Widths, takes_groups
-from slimfast.cli.training import train
+from slimfast.cli import console, options
+from slimfast.cli.inputs import example_of
+from slimfast.cli.models import build
+from slimfast.cli.option_groups import Batches, Cut, Training, Widths, takes_groups
+from slimfast.cli.stored import in_dtypes
+from slimfast.cli.training import Lesson, show_score, train
 from slimfast.errors import SlimfastError
 from slimfast.huggingface.pretrained import save_pretrained
 from slimfast.plans import Plan
@@ -24,6 +26,7 @@ from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import Cost, count_module
 from slimfast.reports.plots import history_table
 from slimfast.storage.atomic import output_folder
+from slimfast.storage.weights import Weights
 
 Stream = Annotated[
     bool,
@@ -44,8 +47,10 @@ def prune(
     model: options.Model,
     plan: Annotated[Path, typer.Argument(help="A plan of this model, as 'slimfast plan' writes it.")],
     weights: options.Weights = None,
+    random_weights: options.RandomWeights = False,
     *,
     cut: Cut,
+    strict: options.Strict = False,
     export: options.Export = None,
     pretrained: options.Pretrained = None,
     seed: options.Seed = 0,
@@ -64,37 +69,40 @@ def prune(
             "export": export,
             "pretrained": pretrained,
         }
-        options.refuse("--stream: expected --select, --backend or --output", others)
+        console.refuse("--stream: expected --select, --strict, --backend or --output", others)
         network, source = options.on_meta_device(model, weights, seed, device)
-        _prune_streamed(network, source, plan, cut.select, backend, output, as_json=as_json)
+        _prune_streamed(network, source, plan, cut.select, backend, output, strict=strict, as_json=as_json)
         return
     output = output or Path("thin.safetensors")
-    options.check_outputs(output)
+    console.check_outputs(output, suffixes=(".safetensors",))
     options.check_export(export)
     options.check_new_folder(pretrained)
     found = Plan.load(plan)
-    network = build_model(model, weights=weights, seed=seed, device=device)
-    thin = cut.apply(network, found, cut.load_calibration(device), backend)
-    save(thin, output)
-    options.tell_written(output)
-    cut.tell_verified(thin)
+    built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
+    thin = cut.apply(built.model, found, cut.load_calibration(device), backend, strict=strict)
     args, kwargs = found.inputs.example(device=device)
     example = kwargs or args
-    _export(thin, export, example)
-    if pretrained is not None:
-        save_pretrained(thin, pretrained, example)
-        options.tell_written(pretrained)
-    _show_costs(found.cost_before, count_module(thin, example), as_json=as_json)
+    with console.output(output, ".safetensors") as path:
+        with in_dtypes(thin, built.dtypes):
+            save(thin, path)
+        console.tell_written(output)
+        cut.tell_verified(thin)
+        _export(thin, export, example)
+        if pretrained is not None:
+            save_pretrained(thin, pretrained, example)
+            console.tell_written(pretrained)
+        _show_costs(found.cost_before, count_module(thin, example), as_json=as_json)
 
 
 def _prune_streamed(
     network: nn.Module,
-    source: Path,
+    source: Weights,
     plan: Path,
     select: options.Method,
     backend: str,
     output: Path | None,
     *,
+    strict: bool,
     as_json: bool,
 ) -> None:
     """Prune from shards to shards, one tensor in memory at a time."""
@@ -102,11 +110,18 @@ def _prune_streamed(
         raise SlimfastError("--stream: expected a --select that goes by weights, got activations")
     found = Plan.load(plan)
     folder = output or Path("thin")
-    with options.progress("cutting") as advance:
+    with console.progress("cutting") as advance:
         prune_checkpoint(
-            source, found, folder, model=network, select=select.value, backend=backend, progress=advance
+            source,
+            found,
+            folder,
+            model=network,
+            select=select.value,
+            strict=strict,
+            backend=backend,
+            progress=advance,
         )
-    options.tell_written(folder / INDEX)
+    console.tell_written(folder / INDEX)
     _show_costs(found.cost_before, found.cost_after, as_json=as_json)
 
 
@@ -116,10 +131,12 @@ def slim(
     input: options.Inputs = None,
     weights: options.Weights = None,
     outputs: options.Outputs = None,
+    random_weights: options.RandomWeights = False,
     *,
     widths: Widths,
     cut: Cut,
     data: Annotated[str | None, typer.Option(help=f"Distil too. {options.DATA_HELP}")] = None,
+    batches: Batches,
     training: Training,
     export: options.Export = None,
     seed: options.Seed = 0,
@@ -133,12 +150,16 @@ def slim(
     It gets plan.json and thin.safetensors, and with --data distilled.safetensors too.
     """
     wanted = widths.request_options()
-    options.check_export(export)
+    built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
     folder = output_folder(output)
-    network = build_model(model, weights=weights, seed=seed, device=device)
-    example = parse_inputs(input or default_inputs(network, model), seed=seed, device=device)
+    if export is not None and export.is_relative_to(folder):
+        output_folder(export.parent)
+    options.check_export(export)
+    network = built.model
+    example = example_of(input, network, model, seed=seed, device=device)
+    loaded = None if data is None else batches.load(data, network, example, seed=seed)
     calibration = cut.load_calibration(device)
-    with options.progress("measuring spectra") as advance:
+    with console.progress("measuring spectra") as advance:
         plan = make_plan(
             network,
             example,
@@ -150,14 +171,18 @@ def slim(
         )
     thin = cut.apply(network, plan, calibration, backend)
     plan.save(folder / "plan.json")
-    save(thin, folder / "thin.safetensors")
-    options.tell_written(folder / "plan.json", folder / "thin.safetensors")
+    with in_dtypes(thin, built.dtypes):
+        save(thin, folder / "thin.safetensors")
+    console.tell_written(folder / "plan.json", folder / "thin.safetensors")
     cut.tell_verified(thin)
-    if data is not None:
+    if loaded is not None:
         target = folder / "distilled.safetensors"
-        history = train(thin, network, data, target, training, seed)
-        options.show(history_table(history), stderr=True)
-        options.tell_written(target)
+        lesson = Lesson(thin, network, loaded, device, built.dtypes)
+        show_score("the original", network, loaded)
+        show_score("pruned, before any training", thin, loaded)
+        history = train(lesson, target, training, seed)
+        console.show(history_table(history), stderr=True)
+        console.tell_written(target)
     _export(thin, export, example)
     if as_json:
         print(plan.to_json(), end="")
@@ -168,13 +193,13 @@ def slim(
 def _export(thin: nn.Module, path: Path | None, example: Any) -> None:
     if path is not None:
         export_network(thin, path, example)
-        options.tell_written(path)
+        console.tell_written(path)
 
 
 def _show_costs(before: Cost, after: Cost, *, as_json: bool) -> None:
     costs: dict[str, Any] = {"before": asdict(before), "after": asdict(after)}
     if as_json:
-        options.show_json(costs)
+        console.show_json(costs)
         return
     for name in ("params", "macs"):
         old, new = costs["before"][name], costs["after"][name]

@@ -27,7 +27,7 @@ def accelerated(given: Any, precision: str | None) -> Iterator[Any]:
         from accelerate import Accelerator
         from accelerate.state import AcceleratorState
     except ImportError as error:
-        raise SlimfastError("distill needs accelerate: pip install 'slimfast[distill]'") from error
+        raise SlimfastError("distill needs accelerate: install the extra 'slimfast[distill]'") from error
     # accelerate keeps the first precision for the whole process; the next call may want another.
     first = not AcceleratorState._shared_state
     accelerator = None

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-import numpy as np
-
-from slimfast.arrays import BoolArray, IntArray
+from slimfast.arrays import IntArray
 from slimfast.errors import ArgumentError, did_you_mean
+from slimfast.graph.axes import Axis, Places, alive_units
+
+__all__ = ["Attribute", "Axis", "ChannelGraph", "ChannelGroup", "Constant", "Frozen", "GroupNames", "Member",
+           "Operation", "Places", "Role", "alive_units"]  # fmt: skip
 
 Role = Literal["producer", "consumer", "follower"]
 
@@ -81,63 +83,9 @@ class GroupNames:
         )
 
 
-def alive_units(keep: IntArray) -> BoolArray:
-    """Tabulate which of a group's units are kept, by their number + 1.
-
-    Number -1 (no unit) is kept, the last entry stands for all units beyond. ``keep``: the kept units, sorted.
-    """
-    table = np.zeros(int(keep[-1]) + 3 if len(keep) else 2, dtype=bool)
-    table[0] = True
-    table[np.asarray(keep) + 1] = True
-    return table
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Axis:
-    """One axis of a tensor: which unit of which group each of its indices belongs to.
-
-    ``parts`` holds (group name, units) pairs; ``units`` (length,) has the unit of each index in that group,
-    or -1 where the group has no say. An index survives when every group that has a say keeps its unit: an
-    index of a fused head axis belongs to a head *and* to a position inside the head. No parts: the axis never
-    changes.
-    """
-
-    length: int
-    parts: tuple[tuple[str, IntArray], ...] = ()
-
-    def kept(self, keeps: Mapping[str, IntArray]) -> IntArray:
-        """Find the indices that are left when each group keeps these units; one not named keeps all."""
-        return self.alive({group: alive_units(keeps[group]) for group, _ in self.parts if group in keeps})
-
-    def alive(self, masks: Mapping[str, BoolArray]) -> IntArray:
-        """Find the indices that are left, from the :func:`alive_units` of each group."""
-        alive = np.ones(self.length, dtype=bool)
-        for group, units in self.parts:
-            if group in masks:
-                alive &= masks[group][np.minimum(units + 1, len(masks[group]) - 1)]
-        return np.flatnonzero(alive)
-
-    def terms(self) -> dict[tuple[str, ...], int]:
-        """Count the indices by the groups that have a say in them.
-
-        This is the polynomial of the axis's length in widths: with w_g of n_g units kept, the length is the
-        sum over terms of count * prod(w_g / n_g); exact where every unit of a group has equally many indices,
-        which holds for the axes of parameters.
-        """
-        if not self.parts:
-            return {(): self.length}
-        say = np.packbits(np.stack([units >= 0 for _, units in self.parts]), axis=0)
-        counts: dict[tuple[str, ...], int] = {}
-        for bits, count in zip(*np.unique(say.T, axis=0, return_counts=True), strict=True):
-            has_a_say = np.unpackbits(bits, count=len(self.parts))
-            groups = tuple(self.parts[i][0] for i in np.flatnonzero(has_a_say))
-            counts[groups] = int(count)
-        return counts
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Member:
-    """A (tensor, dim) slice of a group. ``units`` as in :class:`Axis`.
+    """A (tensor, dim) slice of a group, whose indices are the units at ``places``.
 
     A *producer* weight computes the unit (a row of a linear weight, a filter), a *consumer* weight reads it
     (a column of the next layer); a *follower* goes along (biases, norm scales and statistics).
@@ -146,7 +94,12 @@ class Member:
     tensor: str
     dim: int
     role: Role
-    units: IntArray
+    places: Places
+
+    @property
+    def units(self) -> IntArray:
+        """The unit of each index of the dim, -1 where it is none of the group's."""
+        return self.places.along()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

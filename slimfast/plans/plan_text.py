@@ -125,7 +125,8 @@ def _notes(plan: Plan) -> list[str]:
 def explanation(plan: Plan, graph: ChannelGraph) -> str:
     """Explain what each group couples, member by member, and what is left alone and why."""
     groups = {group.name: group for group in plan.groups}
-    parts = [_explain_group(group, groups[group.name]) for group in graph.groups]
+    # A plan for layers of one width does not name what its configuration cannot say.
+    parts = [_explain_group(group, groups[group.name]) for group in graph.groups if group.name in groups]
     alone = _left_alone(graph)
     if alone:
         parts.append("\n".join(["left alone, each layer with the reason:", *alone]))
@@ -156,7 +157,7 @@ def _left_alone(graph: ChannelGraph) -> list[str]:
         reason = _REASONS.get(f.reason, f.reason)
         where = f" ({f.module})" if f.module and f.module not in reason else ""
         # Heads that can go whole, say, whose positions inside cannot.
-        part = " (the units of no group)" if graph.axes[f.tensor][f.dim].parts else ""
+        part = " (the units of no group)" if graph.axes[f.tensor][f.dim].places else ""
         reasons.setdefault(reason + where, []).append(f"{f.tensor} dim {f.dim}{part}")
     told = {f.tensor for f in graph.frozen}
     silent = [
@@ -164,7 +165,7 @@ def _left_alone(graph: ChannelGraph) -> list[str]:
         for name, axes in graph.axes.items()
         if name in graph.parameters - told - graph.tied.keys()
         and sum(axis.length > 1 for axis in axes) > 1
-        and not any(axis.parts for axis in axes)
+        and not any(axis.places for axis in axes)
     ]
     if silent:
         reasons[_SILENT] = silent

@@ -247,7 +247,7 @@ def unit_step(group: ChannelGroup, multiple_of: int) -> int:
     """
     if group.kind not in _RUNS:
         return multiple_of
-    runs = [int(np.count_nonzero(m.units == 0)) for m in group.members if m.role != "follower"]
+    runs = [int(np.count_nonzero(m.places.units == 0)) for m in group.members if m.role != "follower"]
     return multiple_of // math.gcd(multiple_of, *runs)
 
 

@@ -32,7 +32,7 @@ def why_unreachable(graph: ChannelGraph, choices: Sequence[Choice], request: Req
         if name in graph.parameters and name not in graph.tied
     }
     total = max(sum(sizes.values()), 1)
-    whole = {name for name in sizes if not any(axis.parts for axis in graph.axes[name])}
+    whole = {name for name in sizes if not any(axis.places for axis in graph.axes[name])}
     reasons: dict[str, str] = {}
     for frozen in graph.frozen:
         if frozen.tensor in whole:

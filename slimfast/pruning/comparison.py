@@ -147,7 +147,7 @@ class _Run:
             axes = self._axes(call[0], tuple(output.shape))
             if axes is not None:
                 wide[call] = select_indices(
-                    output, {d: kept(axis) for d, axis in enumerate(axes) if axis.parts}
+                    output, {d: kept(axis) for d, axis in enumerate(axes) if axis.places}
                 )
 
         def compare(call: tuple[str, int], output: Tensor) -> None:

@@ -68,12 +68,23 @@ def patch_from_json(fields: Fields) -> Patch:
             f"{fields.where}: expected {patch.attribute} of one type before and after, "
             f"got {shown(patch.before)} and {shown(patch.after)}"
         )
+    for before, after in zip(_flat(patch.before), _flat(patch.after), strict=True):
+        # A cut makes lengths shorter, and changes nothing else.
+        if before != after and not (type(before) is int and 0 <= after < before):
+            raise SlimfastError(
+                f"{fields.where}: expected {patch.attribute} to be a length that a cut makes shorter, got "
+                f"{shown(before)} and {shown(after)}"
+            )
     return patch
+
+
+def _flat(value: object) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _value(value: object, where: str) -> Any:
     plainly = plain(value)
-    flat = plainly if isinstance(plainly, tuple) else (plainly,)
+    flat = _flat(plainly)
     # An attribute of a stranger's file is set on a module: numbers and words only, as surgery writes them.
     if any(item is not None and not isinstance(item, (int, float, str)) for item in flat):
         raise SlimfastError(f"{where}: expected plain values, got {shown(value)}")

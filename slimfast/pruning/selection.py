@@ -28,7 +28,7 @@ from slimfast.wrappers import unwrapped
 
 Method: TypeAlias = Literal[Score, "pivoted_cholesky", "activations"]
 METHODS: tuple[str, ...] = get_args(Method)
-# The paper's is l1; on ResNets units by lookahead end higher after the same training (docs/evidence.md).
+# The paper's is l1; on ResNets units by lookahead end higher after the same training (docs/evidence).
 DEFAULT_METHOD: Method = "lookahead"
 
 # Bytes of covariances factored in one grouped call on a CPU.

@@ -77,8 +77,8 @@ def _norms(method: Score, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGro
     def sums(members: Iterable[Member], n: int) -> np.ndarray:
         total = np.zeros(n)
         for member in members:
-            slices, has = of_slices(member.tensor, member.dim), member.units >= 0
-            total += np.bincount(member.units[has], slices[has], n)
+            slices, places = of_slices(member.tensor, member.dim), member.places
+            total += np.bincount(places.units, slices[places.indices], n)
         return total
 
     def norms(group: ChannelGroup) -> np.ndarray:
@@ -162,8 +162,7 @@ def _bn_scale(model: nn.Module, group: ChannelGroup, tensors: Mapping[str, Tenso
     scores = np.zeros(group.n)
     for member in _batch_norm_scales(model, group):
         gamma = tensors[member.tensor].detach().abs().to("cpu", torch.float64).numpy()
-        has = member.units >= 0
-        np.add.at(scores, member.units[has], gamma[has])
+        np.add.at(scores, member.places.units, gamma[member.places.indices])
     return scores
 
 

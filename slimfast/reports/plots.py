@@ -12,17 +12,21 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from slimfast.arrays import FloatArray
+from slimfast.calibration.curves import ErrorCurve
 from slimfast.diagnostics.comparison import Comparison
 from slimfast.diagnostics.doctor import Diagnosis
 from slimfast.distillation import History
 from slimfast.errors import SlimfastError, printable
 from slimfast.plans.plan_data import Plan
 from slimfast.spectra import Spectrum
-from slimfast.storage.atomic import atomic_path
+from slimfast.storage.atomic import atomic_path, check_writable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# What matplotlib writes with no other program.
+_FORMATS = ("jpeg", "jpg", "pdf", "png", "ps", "svg", "tif", "tiff", "webp")
 TAUS = (0.8, 0.9, 0.95, 0.99)
 
 
@@ -92,16 +96,31 @@ def history_table(history: History) -> Table:
     return table
 
 
-def plan_figure(plan: Plan, spectra: Mapping[str, Spectrum]) -> Figure:
-    """The picture of a plan: explained variance of every group over the share of its units, and all widths.
+def plan_figure(plan: Plan, spectra: Mapping[str, Spectrum] | Mapping[str, ErrorCurve]) -> Figure:
+    """Draw a plan: what each group keeps over the share of its units, and all widths.
 
-    Needs matplotlib (``pip install slimfast[plot]``); no display and no global state.
+    No display is needed, and no global state of matplotlib is touched.
+
+    Args:
+        plan: The plan.
+        spectra: What it was made from: spectra, or of a plan by marginal gain the error curves. Groups that
+            are not there have no curve.
+
+    Returns:
+        The figure.
+
+    Raises:
+        SlimfastError: Without matplotlib, which the extra ``plot`` brings.
+
+    Example:
+        spectra = slimfast.measure_spectra(model, plan.graph)
+        slimfast.save_figure(slimfast.plan_figure(plan, spectra), "plan.png")
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise SlimfastError("a picture needs matplotlib: pip install 'slimfast[plot]'") from error
+        raise SlimfastError("a picture needs matplotlib: install the extra 'slimfast[plot]'") from error
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
     curves, bars = figure.subplots(2, 1)
@@ -111,33 +130,60 @@ def plan_figure(plan: Plan, spectra: Mapping[str, Spectrum]) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure, whole or not at all; the suffix of ``path`` is its format."""
-    known = sorted(figure.canvas.get_supported_filetypes())
-    suffix = Path(path).suffix.removeprefix(".")
-    if suffix.lower() not in known:
-        raise SlimfastError(
-            f"cannot write {os.fspath(path)}: expected a suffix of {', '.join(known)}, got {suffix!r}"
-        )
+    """Write a figure to a file, whole or not at all.
+
+    Args:
+        figure: From :func:`plan_figure`, or any other of matplotlib.
+        path: The file; its suffix is the format.
+
+    Raises:
+        SlimfastError: For another format, and where the file cannot be written.
+
+    Example:
+        slimfast.save_figure(slimfast.plan_figure(plan, spectra), "plan.svg")
+    """
+    check_figure(path)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
-def _draw_curves(axes: Any, plan: Plan, spectra: Mapping[str, Spectrum]) -> None:
-    """F(k) over k / n, a line per group, first groups dark and last ones light; a dot where it was cut."""
+def check_figure(path: str | os.PathLike[str] | None) -> None:
+    """Refuse a file that :func:`save_figure` could not write, before there is a figure."""
+    if path is None:
+        return
+    suffix = Path(path).suffix.removeprefix(".")
+    if suffix.lower() not in _FORMATS:
+        raise SlimfastError(
+            f"cannot write {os.fspath(path)}: expected a suffix of {', '.join(_FORMATS)}, got {suffix!r}"
+        )
+    check_writable(path)
+
+
+def _draw_curves(axes: Any, plan: Plan, spectra: Mapping[str, Spectrum] | Mapping[str, ErrorCurve]) -> None:
+    """Draw what k units keep over k / n, a line a group, the first ones dark; a dot at the cut."""
     drawn = [group for group in plan.groups if group.name in spectra]
     for i, group in enumerate(drawn):
-        spectrum = spectra[group.name]
-        ratio = np.concatenate(([0.0], spectrum.explained_variance_ratio()))
+        ratio = _kept(spectra[group.name])
         color = _depth_color(i / max(len(drawn) - 1, 1))
-        axes.plot(np.arange(len(ratio)) / spectrum.n, ratio, color=color, linewidth=1)
+        axes.plot(np.arange(len(ratio)) / group.n, ratio, color=color, linewidth=1)
         axes.plot(group.width / group.n, group.explained_variance, "o", color=color, markersize=4)
     if plan.explained_variance is not None:
         axes.axhline(plan.explained_variance, color="black", linestyle="--", linewidth=1)
         axes.set_title(f"explained variance of {len(drawn)} groups, tau = {plan.explained_variance:.4g}")
     axes.set_xlabel("share of the units (k / n), first groups dark, last ones light")
-    axes.set_ylabel("explained variance F(k)")
+    by_gain = plan.allocation == "marginal_gain"
+    if by_gain:
+        axes.set_title(f"error of the output that the units of {len(drawn)} groups take away")
+    axes.set_ylabel("share of the error taken away" if by_gain else "explained variance F(k)")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
+
+
+def _kept(curve: Spectrum | ErrorCurve) -> FloatArray:
+    """Compute what 0, 1, ... units keep, as a share."""
+    if isinstance(curve, Spectrum):
+        return np.concatenate(([0.0], curve.explained_variance_ratio()))
+    return np.array([curve.ratio(k) for k in range(curve.n + 1)])
 
 
 def _draw_widths(axes: Any, plan: Plan) -> None:

@@ -72,6 +72,7 @@ def load_spectra(path: str | os.PathLike[str]) -> dict[str, Spectrum]:
     with open_tensor_document(path, "a file of spectra") as file:
         fields = parse_object(file.document, where)
         tensors = {name: _eigenvalues(file, name) for name in file.shapes}
+        file.check()
     fields.schema(KIND, SCHEMA)
     found = [_spectrum_from_json(item, tensors) for item in fields.objects("spectra")]
     fields.done()

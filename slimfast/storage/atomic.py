@@ -48,16 +48,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a new, empty file beside ``path`` to write to; it takes the place of ``path`` when the block ends
     well.
 
-    It has the suffix of ``path``, for writers that go by it, and the permissions of any new file. When the
-    block raises (Ctrl-C included) it is removed, and what ``path`` held before is still there. A folder that
-    cannot be written, a full disk and the like raise :class:`SlimfastError` naming ``path``; others pass.
+    It has the suffix of ``path``, for writers that go by it, and the permissions of the file whose place it
+    takes, else those of any new one. When the block raises (Ctrl-C included) it is removed, and what ``path``
+    held before is still there. A folder that cannot be written, a full disk and the like raise
+    :class:`SlimfastError` naming ``path``; others pass.
 
         with atomic_path("plan.json") as temporary:
             temporary.write_text(text)
     """
     target = _target(path)
     temporary = _beside(target, path)
-    permissions = stat.S_IMODE(temporary.stat().st_mode)
+    permissions = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
     try:
         yield temporary
         # Some writers put a file of their own, readable by the owner alone, in the temporary one's place.

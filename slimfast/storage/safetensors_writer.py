@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -29,6 +29,10 @@ _NAMES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.complex64: "C64",
 }
 _CHUNK = 16 << 20
 
@@ -64,10 +68,17 @@ def write_tensors(
             got = (name, (tuple(tensor.shape), tensor.dtype))
             if expected != got:
                 raise SlimfastError(f"{os.fspath(path)}: expected {expected}, got {got}")
-            content = tensor.detach().cpu().contiguous().reshape(-1)
-            for start in range(0, content.numel(), _CHUNK // content.element_size()):
-                part = content[start : start + _CHUNK // content.element_size()]
-                stream.write(part.view(torch.uint8).numpy().data)
+            for part in bytes_of(tensor):
+                stream.write(part)
         missing = next(announced, None)
         if missing is not None:
             raise SlimfastError(f"{os.fspath(path)}: expected {missing}, got no more tensors")
+
+
+def bytes_of(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield the bytes of a tensor's elements in order, a part at a time."""
+    content = tensor.detach().cpu().contiguous()
+    content = (torch.view_as_real(content) if content.is_complex() else content).reshape(-1)
+    step = _CHUNK // content.element_size()
+    for start in range(0, content.numel(), step):
+        yield content[start : start + step].view(torch.uint8).numpy().data

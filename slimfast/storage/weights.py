@@ -1,17 +1,15 @@
 """Where parameters come from: a module, a mapping of tensors, or a file, read one tensor at a time.
 
-Files from strangers are never unpickled: ``.safetensors`` holds no code, and pickles go through
-``torch.load(weights_only=True)``, which refuses what is not a tensor or a plain container.
+Files from strangers run no code: safetensors holds none, and pickles go through
+:mod:`slimfast.storage.pickles`. What a file is its content says; names are of no consequence.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
@@ -22,15 +20,16 @@ from slimfast.distributed.dtensors import check_whole
 from slimfast.errors import ArgumentTypeError, SlimfastError, did_you_mean, shown
 from slimfast.storage.atomic import cannot_read, check_file, reason_of
 from slimfast.storage.documents import parse_object
+from slimfast.storage.file_kinds import cut_short, kind_of
+from slimfast.storage.pickles import NESTED, StateDict, read_state_dict
 
-Source = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
-
-PICKLES = (".pth", ".pt", ".th", ".bin")
-SUFFIXES = (".safetensors", ".safetensors.index.json", *PICKLES)
-# Where training scripts put the state dict inside a checkpoint, in the order in which they are looked for.
-_NESTED = "state_dict model_state_dict model state_dict_ema model_ema ema params_ema params net weights"
+INDEX_SUFFIX = ".safetensors.index.json"
+# What files of weights are usually called.
+SUFFIXES = (".safetensors", INDEX_SUFFIX, ".pth", ".pt", ".th", ".bin", ".ckpt", ".pth.tar")
 # What wrappers put before every name: data parallelism, torch.compile.
-_PREFIXES = ("module.", "_orig_mod.")
+_WRAPPERS = ("module.", "_orig_mod.")
+# And what the attribute is called under which training code holds the network.
+_HOLDERS = ("model.", "net.", "network.", "backbone.", "encoder.")
 # safetensors' names of the element types that hold weights, with their torch dtypes; others are not layers.
 _FLOATING = {
     "F64": torch.float64,
@@ -71,12 +70,14 @@ class Weights:
 
     Tensors of safetensors files are maps of the file: what is not touched is not read, and it leaves the
     memory with the tensor. ``extents`` says where their bytes are; it has no tensor of other sources.
+    ``told`` is what was chosen on the way to them, a line each.
     """
 
     source: str
     infos: Mapping[str, TensorInfo]
     load: Callable[[str], Tensor]
     extents: Mapping[str, Extent] = field(default_factory=dict)
+    told: tuple[str, ...] = ()
 
     def info(self, name: str) -> TensorInfo:
         """Return what is known of a tensor; :class:`SlimfastError` with the nearest name where there is
@@ -85,6 +86,9 @@ class Weights:
         if name not in self.infos:
             raise SlimfastError(f"{self.source}: no tensor {shown(name)}{did_you_mean(name, self.infos)}")
         return self.infos[name]
+
+
+Source = nn.Module | Mapping[str, Tensor] | Weights | str | os.PathLike[str]
 
 
 def open_weights(source: Source) -> Weights:
@@ -96,6 +100,36 @@ def open_weights(source: Source) -> Weights:
     nested under the usual names; a prefix that wrappers put before every name is dropped.
     Raises :class:`SlimfastError` naming the file, and why it cannot be used.
     """
+    if isinstance(source, Weights):
+        return source
+    stored = open_stored(source)
+    return stored if isinstance(source, (nn.Module, Mapping)) else _without(_WRAPPERS, stored)
+
+
+def fitted_weights(source: Source, wanted: Collection[str], optional: Collection[str] = ()) -> Weights:
+    """Open the tensors of ``source`` under the names of a model: all ``wanted`` ones but ``optional`` ones.
+
+    Prefixes of the usual wrappers and holders are taken off where every name has them, and that alone makes
+    all names fit. Where nothing does, the names are as :func:`open_weights` gives them.
+    """
+    if isinstance(source, Weights):
+        return source
+    weights = open_stored(source)
+    plain, prefix = weights, ""
+    while True:
+        if set(plain.infos) <= set(wanted) and set(wanted) - set(plain.infos) <= set(optional):
+            told = (f"names without their prefix {prefix!r}",) if prefix else ()
+            return replace(plain, told=(*weights.told, *told))
+        found = next((p for p in (*_WRAPPERS, *_HOLDERS) if _all_have(p, plain)), None)
+        if found is None:
+            return _without(_WRAPPERS, weights)
+        plain, prefix = _shorter(found, plain), prefix + found
+
+
+def open_stored(source: Source) -> Weights:
+    """Open the tensors of ``source`` under the names they are stored under."""
+    if isinstance(source, Weights):
+        return source
     if isinstance(source, nn.Module):
         parameters = {k: v.detach() for k, v in source.named_parameters(remove_duplicate=False)}
         return _in_memory(type(source).__name__, parameters)
@@ -106,16 +140,15 @@ def open_weights(source: Source) -> Weights:
             f"expected a module, a mapping of tensors or a path, got {type(source).__name__}"
         )
     if os.path.isfile(Path(source) / ".metadata"):
-        return _renamed(_distributed(Path(source)))
+        return _distributed(Path(source))
     path = check_file(source)
-    if path.name.endswith(".safetensors"):
+    if path.name.endswith(INDEX_SUFFIX):
+        return _sharded(path)
+    if kind_of(path) == "safetensors":
         infos, extents = _safetensors_header(path)
-        return _renamed(Weights(str(path), infos, lambda name: _read_safetensors(path, name), extents))
-    if path.name.endswith(".safetensors.index.json"):
-        return _renamed(_sharded(path))
-    if path.suffix in PICKLES:
-        return _renamed(_in_memory(str(path), _unpickled(path)))
-    raise cannot_read(path, f"expected a name ending in {', '.join(SUFFIXES)}")
+        return Weights(str(path), infos, lambda name: _read_safetensors(path, name), extents)
+    found = read_state_dict(path)
+    return replace(_in_memory(str(path), found.tensors), told=_told(found))
 
 
 def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -136,18 +169,29 @@ def _in_memory(label: str, tensors: Mapping[str, Tensor]) -> Weights:
     return Weights(label, infos, tensors.__getitem__)
 
 
-def _renamed(weights: Weights) -> Weights:
-    """Take the prefix that a wrapper put before every name off the tensors."""
-    for prefix in _PREFIXES:
-        if weights.infos and all(name.startswith(prefix) for name in weights.infos):
-            return _renamed(_without(prefix, weights))
+def _told(found: StateDict) -> tuple[str, ...]:
+    """Say which of several networks of a checkpoint was taken."""
+    if not found.others:
+        return ()
+    return (f"the tensors of {'.'.join(found.entry)!r} ({', '.join(found.others)} are there too)",)
+
+
+def _without(prefixes: tuple[str, ...], weights: Weights) -> Weights:
+    """Take the prefixes that every name has off the tensors' names."""
+    for prefix in prefixes:
+        if _all_have(prefix, weights):
+            return _without(prefixes, _shorter(prefix, weights))
     return weights
 
 
-def _without(prefix: str, weights: Weights) -> Weights:
+def _all_have(prefix: str, weights: Weights) -> bool:
+    return bool(weights.infos) and all(name.startswith(prefix) for name in weights.infos)
+
+
+def _shorter(prefix: str, weights: Weights) -> Weights:
     infos = {name.removeprefix(prefix): info for name, info in weights.infos.items()}
     extents = {name.removeprefix(prefix): extent for name, extent in weights.extents.items()}
-    return Weights(weights.source, infos, lambda name: weights.load(prefix + name), extents)
+    return replace(weights, infos=infos, load=lambda name: weights.load(prefix + name), extents=extents)
 
 
 def _safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Extent]]:
@@ -167,7 +211,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, Ex
             name: Extent(path, *(first + offset for offset in header[name]["data_offsets"])) for name in infos
         }
     except (SafetensorError, OSError, ValueError, LookupError, TypeError) as error:
-        raise cannot_read(path, error) from None
+        raise cannot_read(path, cut_short(path) or error) from None
     return infos, extents
 
 
@@ -234,64 +278,8 @@ def _distributed(folder: Path) -> Weights:
     """Open the tensors of a folder of ``torch.distributed.checkpoint``, which is costly to import."""
     from slimfast.storage.torch_checkpoints import read_tensor, stored_tensors
 
-    held = stored_tensors(folder, _NESTED.split())
+    held = stored_tensors(folder, NESTED)
     infos = {
         name: TensorInfo(t.shape, t.dtype if t.dtype.is_floating_point else None) for name, t in held.items()
     }
     return Weights(str(folder), infos, lambda name: read_tensor(held[name], name))
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """Read the state dict in a pickle of tensors; the pickle runs no code."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path))
-    except Exception as error:  # a malformed file can make the reader raise anything
-        raise cannot_read(path, _load_error(error)) from None
-    tensors = _state_dict(content)
-    if not tensors:
-        raise cannot_read(path, f"expected a state dict, got {_describe(content)}")
-    return {name: tensor.detach() for name, tensor in tensors.items()}
-
-
-def _can_be_mapped(path: Path) -> bool:
-    """Whether a file is an archive whose records lie in it as they are, to be mapped instead of read.
-
-    An archive packed anew may hold them deflated; a map of it would show the deflated bytes as weights.
-    """
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
-
-
-def _state_dict(content: object) -> dict[str, Tensor]:
-    """Find the tensors of a bare state dict, or of the first nested in a checkpoint; empty where there is
-    none.
-    """
-    if not isinstance(content, Mapping):
-        return {}
-    for key in _NESTED.split():
-        if isinstance(content.get(key), Mapping):
-            nested = _state_dict(content[key])
-            if nested:
-                return nested
-    return {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
-
-
-def _describe(content: object) -> str:
-    if isinstance(content, Mapping):
-        return f"a dict of {', '.join(map(repr, list(content)[:5])) or 'nothing'}"
-    return f"a {type(content).__name__}"
-
-
-def _load_error(error: Exception) -> str:
-    """Explain why ``torch.load`` gave up, in one line instead of its page of advice."""
-    text = str(error)
-    wanted = re.search(r"Unsupported (?:global|class): ?(?:GLOBAL )?(\S+)", text)
-    if wanted:
-        return f"the pickle needs {wanted[1]}, refused as it may run code (save its state_dict() instead)"
-    if "Weights only load failed" in text:
-        return "it is not a PyTorch file of tensors"
-    if isinstance(error, EOFError) or "central directory" in text or "zip archive" in text:
-        return "the file is empty or truncated"
-    return reason_of(error)

@@ -9,7 +9,7 @@ import torch
 from support.pruning_cases import thin_of
 from torch import nn
 
-from slimfast.checkpoints.thin_files import export
+from slimfast.checkpoints.exporting import export
 from slimfast.errors import SlimfastError
 
 
@@ -59,9 +59,9 @@ def test_export_says_what_it_cannot_do(tmp_path, monkeypatch):
 
     with pytest.raises(SlimfastError, match="export: Dynamic cannot be exported: "):
         export(Dynamic(), tmp_path / "a.pt2", x)
-    monkeypatch.setattr("slimfast.checkpoints.thin_files.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("slimfast.checkpoints.exporting.importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        SlimfastError, match=r"needs onnx, onnxscript, onnxruntime: pip install 'slimfast\[onnx\]'"
+        SlimfastError, match=r"needs onnx, onnxscript, onnxruntime: install the extra 'slimfast\[onnx\]'"
     ):
         export(thin, tmp_path / "a.onnx", x)
     assert os.listdir(tmp_path) == []

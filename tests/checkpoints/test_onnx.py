@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimfast.checkpoints.thin_files import export
+from slimfast.checkpoints.exporting import export
 from slimfast.errors import SlimfastError
 
 runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -57,7 +57,7 @@ def test_what_cannot_be_written_says_why_in_the_exporters_words(tmp_path):
 
 
 def test_weights_beyond_a_file_of_onnx_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("slimfast.checkpoints.exporting._ONNX_BYTES", 100)
+    monkeypatch.setattr("slimfast.checkpoints.onnx_files._ONNX_BYTES", 100)
     with pytest.raises(SlimfastError, match=r"holds up to 2 GB, got .* GB of weights; use \.pt2"):
         export(nn.Linear(6, 18), tmp_path / "a.onnx", torch.randn(2, 6))
 

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.paths import ROOT
-from support.pruning_cases import ConvNet
 from support.shard_cases import X, assert_same, write_shards
 from torch import nn
 
@@ -163,15 +161,3 @@ def test_checkpoints_and_models_of_something_else(
         load_checkpoint(tmp_path / "thin", nn.Linear(2, 2))
     with pytest.raises(SlimfastError, match="expected a wide model, got one that is already thin"):
         prune_checkpoint(index, plan, tmp_path / "out", model=slimfast.prune_channels(model, plan))
-
-
-def test_the_code_of_the_page_runs(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = ROOT / "docs" / "large-models.md"
-    code = page.read_text().partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(tmp_path)
-    scope: dict[str, object] = {"Net": lambda: ConvNet().eval(), "example": X}
-    exec(code, scope)
-    thin = scope["thin"]
-    assert isinstance(thin, nn.Module)
-    assert thin(X).shape == (2, 5)
-    assert (tmp_path / "spectra.sidecar").exists()

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from support.pruning_cases import ConvNet, Transformer, thin_of
 from torch import nn
 
-from slimfast.checkpoints.thin_files import export, load, save
+from slimfast.checkpoints.exporting import export
+from slimfast.checkpoints.thin_files import load, save
 from slimfast.errors import SlimfastError
 
 

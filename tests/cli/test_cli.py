@@ -174,10 +174,21 @@ def test_the_module_without_arguments_is_the_doctor(monkeypatch, capsys):
 def test_help_and_version(capsys):
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    commands = ("spectra", "plan", "prune", "distill", "slim", "bench", "doctor", "demo")
+    commands = ("spectra", "plan", "explain", "prune", "distill", "slim", "export", "eval", "doctor", "demo")
     assert [name for name in commands if name not in shown] == []
+    assert main([]) == 0
+    assert capsys.readouterr().out == shown
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("slimfast ")
+
+
+def test_the_shell_completes_commands(monkeypatch, capsys):
+    monkeypatch.setenv("_SLIMFAST_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "slimfast ex")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    with pytest.raises(SystemExit):
+        main([])
+    assert capsys.readouterr().out.split() == ["explain", "export"]
 
 
 def test_the_methods_are_those_of_select():
@@ -198,7 +209,18 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 def test_a_process_prints_json_alone_on_stdout_and_finds_the_folders_module():
-    arguments = ["plan", NET, "--input", "3x6x6", "--macs", "0.5", "--json", "-o", "plan.json"]
+    arguments = [
+        "plan",
+        NET,
+        "--random-weights",
+        "--input",
+        "3x6x6",
+        "--macs",
+        "0.5",
+        "--json",
+        "-o",
+        "plan.json",
+    ]
     done = subprocess.run(**command(*arguments), capture_output=True, check=True)
     assert done.stdout == Path("plan.json").read_text()
     assert done.stderr == "wrote plan.json\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from support.cli_cases import NET, NETS, files, plan, thin, weights, workshop
 
 from slimfast import load_calibration
@@ -54,6 +55,14 @@ def test_plan_spends_its_budget_by_the_calibration(weights: str, capsys: object)
     command = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5", "--json"]
     assert main([*command, "--calibration", "c.safetensors"]) == 0
     assert json.loads(capsys.readouterr().out)["allocation"] == "marginal_gain"  # type: ignore[attr-defined]
+
+
+def test_a_calibrated_plan_is_drawn(weights: str) -> None:
+    pytest.importorskip("matplotlib")
+    assert main([*CALIBRATE, "--weights", weights, "-o", "c.safetensors"]) == 0
+    command = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--macs", "0.5"]
+    assert main([*command, "--calibration", "c.safetensors", "--plot", "p.png"]) == 0
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_slim_spends_its_budget_by_the_calibration(weights: str, capsys: object) -> None:

@@ -30,7 +30,8 @@ def error_of(arguments: list[str], capsys) -> str:
     return printed.err
 
 
-PLAN = ["plan", NET, "--input", "3x6x6"]
+RANDOM = ["--macs", "0.5", "--random-weights"]
+PLAN = ["plan", NET, "--random-weights", "--input", "3x6x6"]
 
 
 @pytest.mark.parametrize(
@@ -53,10 +54,19 @@ PLAN = ["plan", NET, "--input", "3x6x6"]
         ([*PLAN, "--macs", "0.5", "--outputs", "boxes"], "outputs: no output is 'boxes'"),
         ([*PLAN, "--macs", "0.5", "--multiple-of", "32"], "what may help: a smaller multiple_of"),
         ([*PLAN, "--macs", "0.5", "--exclude", "convv1"], "no group matches 'convv1'"),
-        (["plan", NET, "--macs", "0.5"], "expected an input, for example --input 3x224x224"),
-        (["plan", NET, "--macs", "0.5", "--input", "3,6"], "expected SHAPE[:DTYPE[:HIGH]]"),
-        (["plan", NET, "--macs", "0.5", "--input", "1x6x6"], "conv1"),
-        (["plan", f"{NETS}:Broken", "--macs", "0.5", "--input", "3x6x6"], "a size does not fit"),
+        (
+            ["plan", NET, "--macs", "0.5", "--random-weights"],
+            "expected an input, for example --input 3x224x224",
+        ),
+        (
+            ["plan", NET, "--macs", "0.5", "--random-weights", "--input", "3,6"],
+            "expected [NAME=]SHAPE[:DTYPE",
+        ),
+        (["plan", NET, "--macs", "0.5", "--random-weights", "--input", "1x6x6"], "conv1"),
+        (
+            ["plan", f"{NETS}:Broken", "--random-weights", "--macs", "0.5", "--input", "3x6x6"],
+            "a size does not",
+        ),
         (["plan", f"{NETS}:Missing", "--macs", "0.5"], f"{NETS} has no 'Missing'"),
         ([*PLAN, "--macs", "0.5", "--weights", "no.safetensors"], "no.safetensors: no such file"),
         ([*PLAN, "--macs", "0.5", "--spectra", "no.safetensors"], "no.safetensors"),
@@ -65,9 +75,20 @@ PLAN = ["plan", NET, "--input", "3x6x6"]
         ([*PLAN, "--macs", "0.5", "-o", "nowhere/plan.json"], "cannot write nowhere/plan.json: the folder"),
         (["plan", "no_module:x", "--macs", "0.5", "-o", "nowhere/p.json"], "cannot write nowhere/p.json"),
         (["prune", NET, "no.json"], "no.json"),
+        (["plan", NET, "--input", "3x6x6", "--macs", "0.5"], "for its own are random (conv1.weight)"),
+        (["slim", NET, "--input", "3x6x6", "--macs", "0.5"], "--random-weights takes them as they are"),
+        (["calibrate", NET, "--input", "3x6x6", "--data", f"{NETS}:data"], "expected --weights"),
+        (["eval", NET, "--data", f"{NETS}:data"], "expected --weights"),
+        ([*PLAN, "--macs", "0.5", "-o", "plan.yaml"], "expected a name ending in .json, got .yaml"),
+        ([*PLAN, "--macs", "0.5", "--plot", "p.docx"], "expected a suffix of"),
+        (["prune", NET, "no.json", "-o", "t.onnx"], "expected a name ending in .safetensors, got .onnx"),
+        (["export", "no.safetensors", NET, "-o", "t.tflite"], "expected a name ending in .onnx or .pt2"),
+        (["export", "no.safetensors", NET], "cannot read no.safetensors: no such file"),
+        (["plan", f"{NET}?width", "--macs", "0.5"], "expected NAME?key=value&key=value, got 'width'"),
+        (["plan", f"{NET}?depth=3", "--macs", "0.5"], "unexpected keyword argument 'depth'"),
         (["prune", NET, "no.json", "--select", "best"], "'best' is not one of"),
         (
-            ["slim", NET, "--input", "3x6x6", "--macs", "0.5", "-o", f"{NETS}.py/out"],
+            ["slim", NET, *RANDOM, "--input", "3x6x6", "-o", f"{NETS}.py/out"],
             f"cannot make the folder {NETS}",
         ),
         (
@@ -129,7 +150,7 @@ def test_weights_of_another_shape_or_cut_short(weights, capsys):
 
 
 def test_a_plan_of_another_model(plan, capsys):
-    line = error_of(["prune", f"{NETS}:wide", plan], capsys)
+    line = error_of(["prune", f"{NETS}:wide", plan, "--random-weights"], capsys)
     assert "(8, 3, 3, 3)" in line
     assert "(12, 3, 3, 3)" in line
     Path("edited.json").write_text(re.sub(r'"schema": \d+', '"schema": 99', Path(plan).read_text()))

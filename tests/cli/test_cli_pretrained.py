@@ -36,6 +36,7 @@ def data():
     return [{"input_ids": ids, "labels": ids[:, 0] % 3}]
 """
 PLAN = ["plan", BERT, "--input", "2x6:int64:40", "--uniform"]
+RANDOM = [*PLAN, "--random-weights"]
 
 
 @pytest.fixture
@@ -82,9 +83,9 @@ def test_a_thin_transformer_becomes_a_folder_of_its_class(
         ([*PLAN, "--macs", "0.5", "--exclude", "x"], "got --exclude"),
         ([*PLAN, "--macs", "0.5", "--min-width", "2"], "got --min-width"),
         ([*PLAN, "--macs", "0.5", "--width", "x=2"], "got --width"),
-        ([*PLAN, "--macs", "0.0001"], "plan_uniform: "),
+        ([*RANDOM, "--macs", "0.0001"], "plan_uniform: "),
         (
-            ["plan", NET, "--input", "3x6x6", "--uniform", "--macs", "0.5"],
+            ["plan", NET, "--input", "3x6x6", "--uniform", "--macs", "0.5", "--random-weights"],
             "plan_uniform: expected a transformers model, got Net",
         ),
     ],

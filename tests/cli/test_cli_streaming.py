@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.cli_cases import NET, NETS, files
-from torch import nn
 
 from slimfast.cli import main
-from slimfast.cli.models import build_model
+from slimfast.cli.models import Built, build
 from slimfast.storage.weights import read_tensors
 
 PLAN = ["plan", NET, "--input", "3x6x6", "--macs", "0.5"]
@@ -45,7 +44,10 @@ def test_streamed_spectra_are_the_spectra(weights: str) -> None:
     ("arguments", "reason"),
     [
         (["--stream"], "--stream: expected --weights and --device cpu, got None and cpu"),
-        (["--resume", "nowhere/side"], "cannot write nowhere/side: the folder nowhere does not exist"),
+        (
+            ["--random-weights", "--resume", "nowhere/side"],
+            "cannot write nowhere/side: the folder nowhere does not exist",
+        ),
     ],
 )
 def test_what_cannot_be(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,8 +97,8 @@ def test_shards_are_cut_to_shards_and_distilled_from(
     costs = capsys.readouterr().out.partition("{\n")[2]
     with monkeypatch.context() as patch:
         # The wide model must not come into memory.
-        patch.setattr("slimfast.cli.options.build_model", only_meta)
-        patch.setattr("slimfast.cli.thinning.build_model", only_meta)
+        patch.setattr("slimfast.cli.options.build", only_meta)
+        patch.setattr("slimfast.cli.thinning.build", only_meta)
         assert main([*prune, "--weights", index, "--stream", "--json"]) == 0
     printed = capsys.readouterr()
     assert printed.out.partition("{\n")[2].endswith(costs)
@@ -117,10 +119,10 @@ def test_shards_are_cut_to_shards_and_distilled_from(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def only_meta(name: str, **how: Any) -> nn.Module:
+def only_meta(name: str, **how: Any) -> Built:
     assert how["device"] == "meta"
     assert "weights" not in how
-    return build_model(name, **how)
+    return build(name, **how)
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from slimfast.cli.models import (
-    build_model,
-    check_device,
-    default_inputs,
-    import_object,
-    is_weight_file,
-    load_data,
-    load_weights,
-    parse_inputs,
-)
+from slimfast.cli.data import Data, load_data
+from slimfast.cli.inputs import default_inputs, parse_inputs
+from slimfast.cli.models import build_model, check_device
+from slimfast.cli.specs import import_object
+from slimfast.cli.stored import is_weight_file, load_weights
 from slimfast.errors import SlimfastError
 
 MODULE = "networks_of_a_test"
@@ -86,7 +81,10 @@ def test_the_seed_decides_random_weights():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet", r"^model: expected package\.module:factory, timm:NAME or torchvision:NAME, got 'resnet'$"),
+        (
+            "resnet",
+            r"^model: expected package\.module:factory, timm:NAME, .*hf:FOLDER, got 'resnet'$",
+        ),
         ("a.safetensors", "a file of weights has no forward"),
         (
             "no_such_module:net",
@@ -205,9 +203,9 @@ def test_inputs():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("3,224,224", "expected SHAPE"),
-        ("", "expected SHAPE"),
-        ("-1x3", "expected SHAPE"),
+        ("3,224,224", r"expected \[NAME=\]SHAPE"),
+        ("", r"expected \[NAME=\]SHAPE"),
+        ("-1x3", r"expected \[NAME=\]SHAPE"),
         ("3x0x2", "expected lengths of at least 1, got 3x0x2"),
         ("3x4:complex64", "got complex64"),
         ("3x4:float32:7", "for integer inputs"),
@@ -227,14 +225,15 @@ def test_a_model_that_does_not_say_its_input():
 
 
 def test_data():
-    assert load_data(f"{MODULE}:train_only") == ([1, 2], None)
-    assert load_data(f"{MODULE}:both") == ([1], [2])
+    net = nn.Linear(2, 2)
+    assert load_data(f"{MODULE}:train_only", net) == Data([1, 2], None)
+    assert load_data(f"{MODULE}:both", net) == Data([1], [2])
     with pytest.raises(SlimfastError, match=r"data .*:three: expected .*, got 3$"):
-        load_data(f"{MODULE}:three")
+        load_data(f"{MODULE}:three", net)
     with pytest.raises(SlimfastError, match="KeyError"):
-        load_data(f"{MODULE}:broken")
+        load_data(f"{MODULE}:broken", net)
     with pytest.raises(SlimfastError, match=r"^data 'loader': expected package"):
-        load_data("loader")
+        load_data("loader", net)
 
 
 def test_devices():

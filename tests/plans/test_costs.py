@@ -49,7 +49,7 @@ def heads_and_positions() -> ChannelGraph:
     """A projection 10 -> 3 heads of 4 positions, joined with 2 channels of a fixed kind."""
     heads = np.concatenate([units_of(3, 4), [-1, -1]])
     positions = np.concatenate([np.tile(np.arange(4), 3), [-1, -1]])
-    axis = Axis(14, (("heads", heads), ("positions", positions)))
+    axis = Axis.of(14, (("heads", heads), ("positions", positions)))
     groups = (ChannelGroup("heads", "head", 3, ()), ChannelGroup("positions", "head_dim", 4, ()))
     operation = Operation("aten.linear", "", ((axis,),), (7, axis, Axis(10)))
     return ChannelGraph(
@@ -155,7 +155,7 @@ def test_an_axis_that_many_groups_share_is_as_long_as_what_they_keep(groups: int
         start += int(size)
     both = np.full(length, -1, dtype=np.int64)
     both[:2] = np.arange(2)
-    axis = Axis(length, (*parts, ("both", both)))
+    axis = Axis.of(length, (*parts, ("both", both)))
     graph = ChannelGraph(
         groups=(*(ChannelGroup(f"g{g}", "channel", int(n), ()) for g, n in enumerate(sizes)),
                 ChannelGroup("both", "channel", 2, ())),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from slimfast.calibration.curves import ErrorCurve
 from slimfast.diagnostics.comparison import Comparison
 from slimfast.distillation import EpochRecord, History
 from slimfast.errors import SlimfastError
@@ -46,6 +48,19 @@ def plan() -> Plan:
 @pytest.fixture
 def spectra() -> dict[str, Spectrum]:
     return {f"layer{i}": spectrum(f"layer{i}", [4.0, 2.0, 1.0, 1.0], 8, 4) for i in range(3)}
+
+
+def test_a_plan_by_gain_is_drawn_on_its_own_curves(plan):
+    pytest.importorskip("matplotlib")
+    curves = {f"layer{i}": ErrorCurve(f"layer{i}", 8, np.linspace(4.0, 0.0, 9)) for i in range(3)}
+    groups = tuple(replace(g, explained_variance=g.width / 8, chosen="gain") for g in plan.groups)
+    gained = replace(plan, groups=groups, explained_variance=None, allocation="marginal_gain")
+    axes = plan_figure(gained, curves).axes[0]
+    lines, dots = axes.lines[::2], axes.lines[1::2]
+    assert len(lines) == len(dots) == 3
+    for line, dot in zip(lines, dots, strict=True):
+        assert dot.get_ydata()[0] == pytest.approx(np.interp(dot.get_xdata()[0], *line.get_data()))
+    assert "error" in axes.get_ylabel()
 
 
 def test_spectra():
@@ -120,5 +135,5 @@ def test_a_fault_inside_is_not_blamed_on_the_path(plan, spectra, tmp_path, monke
 
 def test_a_missing_matplotlib_is_one_line(plan, spectra, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(SlimfastError, match=r"pip install 'slimfast\[plot\]'"):
+    with pytest.raises(SlimfastError, match=r"extra 'slimfast\[plot\]'"):
         plan_figure(plan, spectra)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -26,7 +29,36 @@ def test_what_is_written_comes_back_and_is_plain_safetensors(tmp_path: Path) -> 
         read = {name: file.tensor(name) for name in file.shapes}
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
     with safe_open(path, framework="pt") as plain:
-        assert plain.metadata() == {"slimfast": '{"kind": "x"}'}
+        assert plain.metadata().keys() == {"slimfast", "sha256"}
+        assert plain.metadata()["slimfast"] == '{"kind": "x"}'
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_an_error(tmp_path: Path, place: float, bit: int) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(1).int()}
+    write_tensor_document(path, '{"kind": "x"}', tensors)
+    content = bytearray(path.read_bytes())
+    at = int(place * len(content))
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+    header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+    try:
+        with open_tensor_document(path, "an x") as file:
+            file.check()
+            read = {name: file.tensor(name) for name in file.shapes}
+    except SlimfastError:
+        return
+    # Space between the entries of the header says nothing.
+    assert json.loads(header) == json.loads(Path(path).read_bytes()[8 : 8 + len(header)])
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_a_file_of_before_there_were_digests_is_read(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", metadata={"slimfast": "{}"})
+    with open_tensor_document(tmp_path / "x.safetensors", "an x") as file:
+        file.check()
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])

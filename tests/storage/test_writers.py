@@ -127,10 +127,11 @@ ELSEWHERE = {
     "huggingface/pretrained": "huggingface/test_pretrained",
     "cli/digits_demo": "cli/test_digits_demo",
     "storage/atomic": "storage/test_atomic",
+    "checkpoints/exporting": "checkpoints/test_thin_files_errors",
     "storage/tensor_documents": "storage/test_tensor_documents",
 }
 CALLS = {"atomic_path", "write_tensor_document", "write_text", "write_bytes", "save_file", "touch"}
-CALLS |= {"mkdir", "rename", "savefig"}
+CALLS |= {"mkdir", "rename", "savefig", "write_tensors"}
 
 
 def writes(path: Path) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.graph import InputSpec
-from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Member, Operation
+from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Member, Operation, Places
 
 
 def units_of(n: int, repeat: int = 1) -> np.ndarray:
@@ -25,14 +25,14 @@ def chain(sizes: Sequence[int], *, inputs: int = 3, batch: int = 2) -> ChannelGr
     before = Axis(inputs)
     for i, size in enumerate(sizes):
         last = i == len(sizes) - 1
-        after = Axis(size) if last else Axis(size, ((f"{i}", units_of(size)),))
+        after = Axis(size) if last else Axis.of(size, ((f"{i}", units_of(size)),))
         axes[f"{i}.weight"], axes[f"{i}.bias"] = (after, before), (after,)
         operations.append(Operation("aten.linear", f"{i}", ((Axis(batch), after),), (batch, after, before)))
         if not last:
             members = (
-                Member(f"{i}.weight", 0, "producer", units_of(size)),
-                Member(f"{i}.bias", 0, "follower", units_of(size)),
-                Member(f"{i + 1}.weight", 1, "consumer", units_of(size)),
+                Member(f"{i}.weight", 0, "producer", Places.of(units_of(size))),
+                Member(f"{i}.bias", 0, "follower", Places.of(units_of(size))),
+                Member(f"{i + 1}.weight", 1, "consumer", Places.of(units_of(size))),
             )
             groups.append(ChannelGroup(f"{i}", "channel", size, members))
         before = after
@@ -62,19 +62,24 @@ def joint(
     """One group ``g`` whose producers are these (tensor, shape, dim, units)."""
     n = 1 + max(int(units.max()) for _, _, _, units in members)
     axes = {
-        name: tuple(Axis(size, (("g", units),)) if i == dim else Axis(size) for i, size in enumerate(shape))
+        name: tuple(
+            Axis.of(size, (("g", units),)) if i == dim else Axis(size) for i, size in enumerate(shape)
+        )
         for name, shape, dim, units in members
     }
-    group = ChannelGroup("g", kind, n, tuple(Member(name, dim, "producer", u) for name, _, dim, u in members))
+    group = ChannelGroup(
+        "g", kind, n, tuple(Member(name, dim, "producer", Places.of(u)) for name, _, dim, u in members)
+    )
     return ChannelGraph((group,), axes, frozenset(axes), (), (), InputSpec.of(torch.zeros(1)))
 
 
 def hidden_graph() -> ChannelGraph:
     """Linear(3, 4) to Linear(4, 2), by hand: one group of four hidden units."""
     units, three, two, batch = np.arange(4), Axis(3), Axis(2), Axis(5)
-    hidden = Axis(4, (("hidden", units),))
-    members = (Member("0.weight", 0, "producer", units), Member("0.bias", 0, "follower", units))
-    group = ChannelGroup("hidden", "channel", 4, (*members, Member("1.weight", 1, "consumer", units)))
+    hidden = Axis.of(4, (("hidden", units),))
+    places = Places.of(units)
+    members = (Member("0.weight", 0, "producer", places), Member("0.bias", 0, "follower", places))
+    group = ChannelGroup("hidden", "channel", 4, (*members, Member("1.weight", 1, "consumer", places)))
     linear = "aten.linear"
     return ChannelGraph(
         groups=(group,),

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from slimfast import Plan
 from support.paths import ROOT
 
-SCHEMAS = ROOT / "docs" / "schemas"
+SCHEMAS = ROOT / "docs" / "reference" / "schemas"
 VERSIONS = sorted(int(path.stem.removeprefix("plan-")) for path in SCHEMAS.glob("plan-*.json"))
 
 

@@ -1,7 +1,7 @@
 """Plots of the accuracy results: ``python -m benchmarks.accuracy.studies.plots``, from the JSON to
-``docs/images``.
+``docs/evidence/images``.
 
-One picture for each result that there is. Needs matplotlib (``pip install slimfast[plot]``).
+One picture for each result that there is. Needs matplotlib, which the extra ``plot`` brings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from slimfast.errors import SlimfastError
 from slimfast.storage.atomic import atomic_path, output_folder
 
 RESULTS = ROOT / "benchmarks" / "results"
-IMAGES = ROOT / "docs" / "images"
+IMAGES = ROOT / "docs" / "evidence" / "images"
 OURS, CONTROL, OTHER = "#1b6ca8", "#9a9a9a", "#d98c2b"
 Dots = list[tuple[str, list[float], str]]
 """Name, values and colour of each line, the best first."""

@@ -71,7 +71,7 @@ class Cut:
         cuts: dict[str, dict[int, IntArray]] = {}
         for tensor, axes in self.graph.axes.items():
             for dim, axis in enumerate(axes):
-                if axis.parts and self.kept_length(axis) < axis.length:
+                if axis.places and self.kept_length(axis) < axis.length:
                     cuts.setdefault(tensor, {})[dim] = self.kept_indices(axis)
         return cuts
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from slimfast.graph.channel_graph import (
     GroupNames,
     Member,
     Operation,
+    Places,
     Role,
 )
 from slimfast.graph.propagation.axis_labels import AxisLabels
@@ -174,8 +176,8 @@ class Grouping:
         number = {draft.name: g for g, draft in enumerate(self._drafts)}
         for name, dim in self._in_order():
             role = self._labels.roles.get((name, dim), "follower")
-            for group, units in self.axis(self._labels.tensors[name].axes[dim]).parts:
-                members[number[group]].append(Member(name, dim, role, units))
+            for group, places in self.axis(self._labels.tensors[name].axes[dim]).places:
+                members[number[group]].append(Member(name, dim, role, places))
         return tuple(
             ChannelGroup(draft.name, draft.kind, len(draft.roots), tuple(own), draft.inexact)
             for draft, own in zip(self._drafts, members, strict=True)
@@ -219,12 +221,28 @@ class Grouping:
         length = len(roots)
         key = (length, roots.tobytes())
         if key not in self._axes:
-            parts = []
             groups, units = self._group_of.take(roots), self._unit_of.take(roots)
-            for g in np.flatnonzero(np.bincount(groups[groups >= 0], minlength=1)):
-                parts += [(self._drafts[g].name, part) for part in _columns_of(groups == g, units)]
-            self._axes[key] = Axis(length, tuple(parts))
+            self._axes[key] = Axis(length, tuple(self._places(groups, units)))
         return self._axes[key]
+
+    def _places(self, groups: IntArray, units: IntArray) -> Iterator[tuple[str, Places]]:
+        """Sort the units (length, k) along an axis by group; what an index has several of, of one group, come
+        one after the other."""
+        length = len(groups)
+        rows, columns = np.nonzero(groups >= 0)
+        own, unit = groups[rows, columns], units[rows, columns]
+        order = np.lexsort((columns, rows, own))
+        own, rows, unit = own[order], rows[order], unit[order]
+        first, at = np.ones(len(own), dtype=bool), np.arange(len(own))
+        first[1:] = (own[1:] != own[:-1]) | (rows[1:] != rows[:-1])
+        # how many units of the group the index has before this one
+        before = at - np.maximum.accumulate(np.where(first, at, 0))
+        if some(before):
+            order = np.lexsort((rows, before, own))
+            own, rows, unit, before = own[order], rows[order], unit[order], before[order]
+        ends = np.flatnonzero((own[1:] != own[:-1]) | (before[1:] != before[:-1])) + 1
+        for start, end in pairwise([0, *ends.tolist(), len(own)] if len(own) else [0]):
+            yield self._drafts[own[start]].name, Places(length, rows[start:end], unit[start:end])
 
     def axes(self) -> dict[str, tuple[Axis, ...]]:
         """Describe the axes of every parameter and buffer."""
@@ -240,7 +258,7 @@ class Grouping:
             constants=tuple(
                 Constant(argument, value, axis)
                 for argument, value, labels in traced.constants
-                if (axis := self.axis(labels)).parts
+                if (axis := self.axis(labels)).places
             ),
             within=traced.call.einsum,
         )
@@ -263,19 +281,6 @@ class Grouping:
             for code in np.unique(self._why[free]).tolist():
                 parts[Frozen(name, dim, _WHY[code].text, "")] = None
         return tuple(parts)
-
-
-def _columns_of(mine: Mask, units: IntArray) -> list[IntArray]:
-    """Arrange the units of one group in (length,) arrays: in one, unless an index belongs to several of its
-    units."""
-    if mine.shape[1] == 1:
-        return [np.where(mine, units, -1)[:, 0]]
-    several = int(mine.sum(axis=1).max())
-    if several == 1:
-        return [np.where(mine, units, -1).max(axis=1)]
-    order = np.argsort(~mine, axis=1, kind="stable")[:, :several]
-    sorted_mine, sorted_units = np.take_along_axis(mine, order, 1), np.take_along_axis(units, order, 1)
-    return [np.where(sorted_mine[:, c], sorted_units[:, c], -1) for c in range(several)]
 
 
 def _kind(marks: Mark, *, joined: bool) -> str:

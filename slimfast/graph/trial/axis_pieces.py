@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from slimfast.arrays import IntArray
 from slimfast.graph.channel_graph import Axis
-from slimfast.graph.trial.rewrite import Part
 
 
 def grid(axis: Axis, sizes: Sequence[int]) -> list[Axis] | None:
     """Divide an axis into the axes of a grid of these sizes; None where a group runs along several."""
     if math.prod(sizes) != axis.length:
         return None
-    parts: list[list[Part]] = [[] for _ in sizes]
+    parts: list[list[tuple[str, IntArray]]] = [[] for _ in sizes]
     for name, units in axis.parts:
         cells = units.reshape(sizes)
         along = [d for d in range(len(sizes)) if (cells != cells.take([0], axis=d)).any()]
@@ -23,7 +23,7 @@ def grid(axis: Axis, sizes: Sequence[int]) -> list[Axis] | None:
             return None
         corner = tuple(slice(None) if d == along[0] else 0 for d in range(len(sizes)))
         parts[along[0]].append((name, cells[corner]))
-    return [Axis(size, tuple(own)) for size, own in zip(sizes, parts, strict=True)]
+    return [Axis.of(size, own) for size, own in zip(sizes, parts, strict=True)]
 
 
 def cut_at(axis: Axis, place: int) -> list[Axis] | None:
@@ -31,16 +31,14 @@ def cut_at(axis: Axis, place: int) -> list[Axis] | None:
     if not 0 <= place <= axis.length:
         return None
     pieces = (slice(0, place), slice(place, axis.length))
-    return [Axis(piece.stop - piece.start, _say(axis.parts, piece)) for piece in pieces]
-
-
-def _say(parts: Iterable[Part], piece: slice) -> tuple[Part, ...]:
-    """Take a piece of the parts of an axis; what has no say in it is left out."""
-    return tuple((name, units[piece]) for name, units in parts if (units[piece] >= 0).any())
+    return [
+        Axis.of(piece.stop - piece.start, ((name, units[piece]) for name, units in axis.parts))
+        for piece in pieces
+    ]
 
 
 def tiled(outer: Axis, inner: Axis) -> Axis:
     """Make a grid of two axes one axis."""
     repeated = [(name, np.repeat(units, inner.length)) for name, units in outer.parts]
     tiled = [(name, np.tile(units, outer.length)) for name, units in inner.parts]
-    return Axis(outer.length * inner.length, (*repeated, *tiled))
+    return Axis.of(outer.length * inner.length, (*repeated, *tiled))

@@ -193,7 +193,7 @@ def _by_name(
     """Match (operation, constant, attribute named like it) for each constant that can change."""
     for i, operation in enumerate(graph.operations):
         for constant in operation.constants:
-            if not constant.axis.parts:
+            if not constant.axis.places:
                 continue
             name, index = split_argument(constant.argument)
             name = "num_groups" if name == "group" else name

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ class _Solution:
     @property
     def attributes(self) -> dict[AttributeKey, Axis]:
         """The attributes that may have to change, each with its axis."""
-        return {key: axis for key, (axis, _) in self._first.items() if axis.parts}
+        return {key: axis for key, (axis, _) in self._first.items() if axis.places}
 
     def _read(self, number: int, operation: Operation, call: Call) -> None:
         """Collect what the numbers of one operation ask for."""
@@ -133,7 +134,7 @@ class _Solution:
         for demand in self._demands:
             if isinstance(demand.origin, AttributeRead):
                 self._follow(self._key(demand, demand.origin), demand.axis, demand)
-            elif demand.axis.parts and isinstance(demand.origin, Computed):
+            elif demand.axis.places and isinstance(demand.origin, Computed):
                 computed.append(demand)
         before = -1
         # what one number tells may be what another one lacks
@@ -160,10 +161,7 @@ class _Solution:
 
     def _signature(self, axis: Axis) -> tuple[Any, ...]:
         if axis not in self._signatures:
-            rows = np.array([units for _, units in axis.parts]).reshape(len(axis.parts), axis.length)
-            # what no group has a say in stays, wherever it is
-            rows = rows[:, np.lexsort(rows)] if len(rows) else rows
-            self._signatures[axis] = (*(name for name, _ in axis.parts), rows.tobytes())
+            self._signatures[axis] = _signature(axis)
         return self._signatures[axis]
 
     def _fit(self, demand: Demand, origin: Origin | int, axis: Axis) -> dict[AttributeKey, Axis] | None:
@@ -236,8 +234,8 @@ class _Solution:
         if changes:
             return changes
         for a, b, demands in self._conflicts:
-            mine, other = ({name for name, _ in axis.parts} for axis in (a, b))
-            demand = demands[1] if b.parts else demands[0]
+            mine, other = (set(axis.groups) for axis in (a, b))
+            demand = demands[1] if b.places else demands[0]
             for name in sorted(mine ^ other or mine | other):
                 changes[name] = None
                 self.reasons.setdefault(name, self._reason(demand))
@@ -280,3 +278,14 @@ def _factors(origin: Origin | int) -> list[Origin | int]:
     if isinstance(origin, Computed) and origin.operator == "*":
         return [*_factors(origin.left), *_factors(origin.right)]
     return [origin]
+
+
+def _signature(axis: Axis) -> tuple[Any, ...]:
+    """Describe the rows of an axis, the groups and units of each index, in whatever order the indices are."""
+    places = sorted(axis.places, key=itemgetter(0))
+    indices = [own.indices for _, own in places]
+    if sum(map(len, indices)) == len(np.unique(np.concatenate([[], *indices]))):
+        # no index belongs to two units
+        return tuple((name, np.sort(own.units).tobytes()) for name, own in places)
+    rows = np.stack([own.along() for _, own in places])
+    return (*(name for name, _ in places), rows[:, np.lexsort(rows)].tobytes())

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from slimfast.arrays import IntArray
-from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Member, Operation, Role
+from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Member, Operation, Places, Role
 
-Part = tuple[str, IntArray]
+Part = tuple[str, Places]
 # What becomes of a group: the group it joins and the unit there of each of its units, or None where it is to
 # change nothing any more.
 GroupChange = tuple[str, IntArray] | None
@@ -43,23 +43,23 @@ class GroupRewrite:
     def axis(self, axis: Axis) -> Axis:
         """Rewrite an axis."""
         if axis not in self._axes:
-            touched = any(name in self._changes for name, _ in axis.parts)
-            self._axes[axis] = Axis(axis.length, self._parts(axis.parts)) if touched else axis
+            touched = any(name in self._changes for name in axis.groups)
+            self._axes[axis] = Axis(axis.length, self._parts(axis.places)) if touched else axis
         return self._axes[axis]
 
     def _parts(self, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         joined: list[Part] = []
-        for name, units in parts:
-            now = self._part(name, units)
+        for name, places in parts:
+            now = self._part(name, places)
             if now is not None:
                 _join(joined, *now)
         return tuple(joined)
 
-    def _part(self, name: str, units: IntArray) -> Part | None:
+    def _part(self, name: str, places: Places) -> Part | None:
         if name not in self._changes:
-            return name, units
+            return name, places
         change = self._changes[name]
-        return None if change is None else (change[0], np.where(units >= 0, change[1][units], -1))
+        return None if change is None else (change[0], replace(places, units=change[1][places.units]))
 
     def _operation(self, operation: Operation) -> Operation:
         return replace(
@@ -79,14 +79,14 @@ class GroupRewrite:
         for g in (group, *joined):
             for member in g.members:
                 roles.setdefault((member.tensor, member.dim), member.role)
-                part = self._part(g.name, member.units)
+                part = self._part(g.name, member.places)
                 if part is not None:
                     _join(members.setdefault((member.tensor, member.dim), []), *part)
         inexact = next((g.inexact for g in (group, *joined) if g.inexact is not None), None)
         together = (
-            Member(tensor, dim, roles[tensor, dim], units)
+            Member(tensor, dim, roles[tensor, dim], places)
             for (tensor, dim), parts in members.items()
-            for _, units in parts
+            for _, places in parts
         )
         return replace(group, members=tuple(together), inexact=inexact)
 
@@ -97,12 +97,12 @@ def joining(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, GroupC
     None where no function from all its units to all of the other's does, or units would join unequally.
     ``sizes``: the number of units of each group.
     """
-    if len(few.parts) != 1 or len(many.parts) != 1:
+    if len(few.places) != 1 or len(many.places) != 1:
         return None
-    (kept, units), (gone, others) = few.parts[0], many.parts[0]
-    if kept == gone or not np.array_equal(units >= 0, others >= 0):
+    (kept, here), (gone, other) = few.places[0], many.places[0]
+    if kept == gone or not np.array_equal(here.indices, other.indices):
         return None
-    units, others = units[units >= 0], others[others >= 0]
+    units, others = here.units, other.units
     there: IntArray = np.full(sizes[gone], -1, dtype=np.int64)
     there[others] = units
     if (there < 0).any() or not np.array_equal(there[others], units):
@@ -111,12 +111,17 @@ def joining(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, GroupC
     return {gone: (kept, there)} if together.min() == together.max() else None
 
 
-def _join(parts: list[Part], name: str, units: IntArray) -> None:
+def _join(parts: list[Part], name: str, places: Places) -> None:
     """Add the units of a group to ``parts``, into one of the same group where no index has two of them."""
     for i, (other, own) in enumerate(parts):
-        if other == name and not bool(((own >= 0) & (units >= 0)).any()):
-            parts[i] = (name, np.where(own >= 0, own, units))
+        if other != name:
+            continue
+        if not len(np.intersect1d(own.indices, places.indices)):
+            indices = np.concatenate([own.indices, places.indices])
+            order = np.argsort(indices)
+            units = np.concatenate([own.units, places.units])
+            parts[i] = (name, Places(own.length, indices[order], units[order]))
             return
-        if other == name and np.array_equal(own, units):
+        if np.array_equal(own.indices, places.indices) and np.array_equal(own.units, places.units):
             return
-    parts.append((name, units))
+    parts.append((name, places))

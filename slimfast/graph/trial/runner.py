@@ -49,7 +49,7 @@ class Trial:
 
     def groups_in(self, axes: Iterable[Axis]) -> list[str]:
         """Name the groups, of those that are cut, that have a say in these axes."""
-        return [name for axis in axes for name, _ in axis.parts if name in self.cut.keeps]
+        return [name for axis in axes for name in axis.groups if name in self.cut.keeps]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,9 +51,9 @@ def distinguishing_widths(cut: Cut, told_apart: ConstantKeys) -> dict[str, IntAr
         length = len(constant.axis.kept(others))
         if length not in (constant.value, *(len(axis.kept(others)) for axis in twins)):
             continue
-        for name, units in constant.axis.parts:
-            other = [u for axis in twins for group, own in axis.parts if group == name for u in own]
-            free = np.setdiff1d(units[units >= 0], np.array(other, dtype=np.int64))
+        for name, own in constant.axis.places:
+            others_own = [places.units for axis in twins for group, places in axis.places if group == name]
+            free = np.setdiff1d(own.units, np.concatenate([*others_own, own.units[:0]]))
             if name in cut.keeps and len(free):
                 keep = np.setdiff1d(np.arange(cut.graph[name].n), free[: 1 + len(free) // 2])
                 if len(keep):
@@ -73,6 +73,6 @@ def _with_twins(graph: ChannelGraph) -> Iterator[tuple[int, Constant, list[Axis]
             axes.setdefault((operation.module, constant.value), {})[constant.axis] = None
     for i, operation in enumerate(graph.operations):
         for constant in operation.constants:
-            if constant.axis.parts:
+            if constant.axis.places:
                 like = axes[operation.module, constant.value]
                 yield i, constant, [axis for axis in like if axis is not constant.axis]

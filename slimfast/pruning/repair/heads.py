@@ -32,7 +32,7 @@ def head_covariances(
     It is (L, L) float64; in its place stands the reason where its heads' weights do not say.
     """
     kinds = {group.name: group.kind for group in graph}
-    reads = [r for r in found if any(kinds.get(name) == "head" for name, _ in r.axis.parts)]
+    reads = [r for r in found if any(kinds.get(name) == "head" for name in r.axis.groups)]
     makers = {consumer.weight: _makers(consumer, graph, tensors) for consumer in reads}
     values = _values(model, graph, reads, makers) if reads else {}
     covariances: dict[str, Tensor | str] = {}
@@ -61,7 +61,7 @@ def _makers(
 
     Each is (module, rows (L, d) float64 on the CPU); a fused one counts once for each part.
     """
-    names = {name for name, _ in consumer.axis.parts}
+    names = set(consumer.axis.groups)
     found = []
     for member in dict.fromkeys(
         (m.tensor, m.dim) for g in graph if g.name in names for m in g.members if m.role == "producer"

@@ -45,7 +45,7 @@ def repair_from_weights(
         for name, group in cut.items()
         if group.kind in ("channel", "residual")
     }
-    reading = [r for r in consumers if any(name in cut for name, _ in r.axis.parts)]
+    reading = [r for r in consumers if any(name in cut for name in r.axis.groups)]
     heads = head_covariances(model, graph, reading, tensors)
     means = {
         name: rectified[group.producers()[0].tensor].mean

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from slimfast.errors import SlimfastError
-from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Constant, Member, Operation
+from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Constant, Member, Operation, Places
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.patches import Patch, apply_patches, standard_attributes
 from slimfast.graph.cutting.prediction import check_thin
@@ -37,8 +37,8 @@ def test_cut_names_the_tensors_and_dims_that_change():
 
 
 def test_an_index_of_two_groups_survives_when_both_keep_it():
-    fused = Axis(6, (("head", np.repeat([0, 1], 3)), ("dim", np.tile([0, 1, 2], 2))))
-    members = (Member("w", 0, "producer", np.repeat([0, 1], 3)),)
+    fused = Axis.of(6, (("head", np.repeat([0, 1], 3)), ("dim", np.tile([0, 1, 2], 2))))
+    members = (Member("w", 0, "producer", Places.of(np.repeat([0, 1], 3))),)
     groups = (ChannelGroup("head", "head", 2, members), ChannelGroup("dim", "head_dim", 3, members))
     graph = ChannelGraph(groups, {"w": (fused,)}, frozenset({"w"}), (), (), None, attributes=())
     keeps = {"head": np.array([1]), "dim": np.array([0, 2])}
@@ -125,8 +125,8 @@ def test_check_thin_names_the_operation_that_is_not_as_predicted():
 
 def test_check_thin_compares_constants_where_the_shapes_agree():
     graph = hidden_graph()
-    front, back = (Axis(n, (("hidden", np.arange(n)),)) for n in (2, 1))
-    padded = Axis(7, (("hidden", np.array([0, 1, -1, -1, -1, -1, 0])),))
+    front, back = (Axis.of(n, (("hidden", np.arange(n)),)) for n in (2, 1))
+    padded = Axis.of(7, (("hidden", np.array([0, 1, -1, -1, -1, -1, 0])),))
     constants = (Constant("pad[0]", 2, front), Constant("pad[1]", 1, back))
     pad = Operation("aten.constant_pad_nd", "", ((Axis(5), padded),), constants=constants)
     linear = Operation("aten.linear", "0", ((Axis(5), Axis(4)),))

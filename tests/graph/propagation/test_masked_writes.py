@@ -32,6 +32,10 @@ def _scattered(h, features, mask):
     return h.masked_scatter(mask[..., None].expand_as(h), features)
 
 
+def _scattered_broadcast(h, features, mask):
+    return h.masked_scatter(mask[..., None], features)
+
+
 def _scattered_after_a_check(h, features, mask):
     wide = mask.unsqueeze(-1).expand_as(h).to(h.device)
     if h[wide].numel() != features.numel():
@@ -51,7 +55,7 @@ def _put(h, features, mask):
     return h
 
 
-FILLS = [_scattered, _scattered_after_a_check, _counted, _put]
+FILLS = [_scattered, _scattered_broadcast, _scattered_after_a_check, _counted, _put]
 
 
 @pytest.mark.parametrize("fill", FILLS)
@@ -82,6 +86,13 @@ def test_elements_that_are_not_whole_rows_stay():
     graph = trace_channels(_language(crooked), {"ids": IDS, "image": IMAGE})
     assert set(summary(graph)) == {"up"}
     assert any("masked_scatter" in f.reason for f in graph.frozen if f.tensor == "see.weight")
+
+
+def test_a_mask_of_all_tokens_and_some_channels_freezes():
+    def by_channel(h, features, mask):
+        return h.masked_scatter(torch.arange(32) % 2 == 0, features.repeat(1, 4, 1))
+
+    assert set(summary(trace_channels(_language(by_channel), {"ids": IDS, "image": IMAGE}))) == {"up"}
 
 
 def test_a_mask_of_elements_freezes():

@@ -18,6 +18,15 @@ def test_concatenated_channels_stay_apart_and_meet_their_columns():
     assert members(graph["b"])["c.weight", 1] == [-1, -1, 0, 1, 2, 3, -1, -1, -1]
 
 
+def test_empty_tensors_that_are_concatenated_with_each_other_change_nothing():
+    def forward(m, x):
+        nothing = torch.cat([x.new_zeros(0), x.new_zeros(0)])
+        return m.b(torch.cat([m.a(x), m.a(x)], 1)) + nothing.sum()
+
+    graph = trace(Net(forward, a=conv(3, 4), b=conv(8, 2)), 1, 3, 5, 5)
+    assert summary(graph) == {"a": ("channel", 4)}
+
+
 def test_chunks_shrink_together_and_sections_of_given_sizes_alone():
     halves = Net(lambda m, x: m.b(torch.mul(*m.a(x).chunk(2, 1))), a=conv(3, 8), b=conv(4, 2))
     assert members(trace(halves, 1, 3, 5, 5)["a"])["a.weight", 0] == [*range(4), *range(4)]

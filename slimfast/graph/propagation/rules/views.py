@@ -159,8 +159,8 @@ def _cat_shape(a: Mapping[str, Any]) -> Tensor | None:
 @op("concat")
 def cat(flow: Propagation, call: Call) -> list[Axes]:
     """Put the axes ``dim`` one after the other and join the others."""
-    # an empty 1-d tensor may stand among the others and counts for nothing
-    parts = [ref for ref in call.arguments["tensors"] if ref.shape != (0,)]
+    # an empty 1-d tensor may stand among the others and counts for nothing; all may be empty
+    parts = [ref for ref in call.arguments["tensors"] if ref.shape != (0,)] or call.arguments["tensors"][:1]
     dim = call.arguments["dim"] % len(parts[0].shape)
     axes = list(flow.axes(parts[0]))
     for d in range(len(axes)):

@@ -76,8 +76,10 @@ def masked_scatter(flow: Propagation, call: Call) -> list[Axes]:
     """Write the elements of ``source`` one after the other where the mask says: whole rows of it, if the mask
     is the same along the last axes and these are as long in the source."""
     target, mask, source = (call.arguments[name] for name in ("self", "mask", "source"))
-    rows = min(alike(flow, mask), len(mask.shape) - 1)
-    if mask.shape != target.shape or not rows or source.shape[-rows:] != target.shape[-rows:]:
+    # a mask is broadcast to the target
+    ones = next((i for i, n in enumerate(reversed(mask.shape)) if n > 1), len(mask.shape))
+    rows = min(max(ones, alike(flow, mask)), len(target.shape) - 1)
+    if len(mask.shape) > len(target.shape) or not rows or source.shape[-rows:] != target.shape[-rows:]:
         return unknown(flow, call)
     axes = list(flow.axes(target))
     for ref in (target, mask, source):
@@ -86,8 +88,9 @@ def masked_scatter(flow: Propagation, call: Call) -> list[Axes]:
             frozen = flow.freeze(own[dim], Reason.WRITES_THERE)
             if ref is target:
                 axes[dim] = frozen
-    for own in (flow.axes(mask), flow.axes(source)):
-        _join(flow, zip(axes[-rows:], own[-rows:], strict=True))
+    _join(flow, zip(axes[-rows:], flow.axes(source)[-rows:], strict=True))
+    if mask.shape[-rows:] == target.shape[-rows:]:
+        _join(flow, zip(axes[-rows:], flow.axes(mask)[-rows:], strict=True))
     return [axes]
 
 

@@ -1,0 +1,108 @@
+"""The one table of the README: a row a situation, from the results of the study that it is of."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from benchmarks.markdown import NOT_MEASURED, NOT_YET, Result, Table, rows_of
+from benchmarks.zoo.tables import road_seconds
+
+_HEAD = ("", "original", "slimfast", "best control", "uniform widths, L1")
+
+
+def summary(before: Result, after: Result, untrained: Result, sentences: Result, zoo: Result) -> str:
+    """Write the rows of what was measured, and how often the tool was the faster one."""
+    lines = [list(_HEAD), ["---", *["--:"] * (len(_HEAD) - 1)]]
+    if before:
+        lines.append(_before(before))
+    if after:
+        lines.append(_after(after, untrained))
+    if sentences:
+        lines.append(_sentences(sentences))
+    spent = road_seconds(zoo)
+    speed = (
+        f"The tool itself, from trace to prune: {statistics.median(spent):.1f} s in the median of "
+        f"{len(spent)} families of timm, {max(spent):.1f} s at most."
+        if spent
+        else NOT_YET
+    )
+    return f"{rows_of(lines)}\n\n{speed}\n"
+
+
+def _before(result: Result) -> list[str]:
+    settings = result["settings"]
+    rows = [row for row in result["rows"] if row["share"] == 0.5]
+
+    def ours(row: Mapping[str, Any]) -> bool:
+        return row["allocation"] == "marginal gain, activations" and row["select"] == "activations"
+
+    def uniform(row: Mapping[str, Any]) -> bool:
+        return row["allocation"] == "uniform" and row["select"] == "l1" and not row["repair"]
+
+    return [
+        f"{settings['network']}, half of the MACs, **no training**, {settings['calibration_images']} images "
+        "without labels",
+        f"{100 * result['dense']['test']:.1f} %",
+        _percent(rows, lambda row: ours(row) and row["repair"] == "activations"),
+        _percent(rows, lambda row: row["control"] and row["repair"] == "activations"),
+        _percent(rows, uniform),
+    ]
+
+
+def _after(result: Result, untrained: Result) -> list[str]:
+    settings = result["settings"]
+    means = {
+        name: 100 * statistics.fmean(row["test"] for row in result["rows"] if row["name"] == name)
+        for name in dict.fromkeys(row["name"] for row in result["rows"])
+    }
+    controls = [means[row["name"]] for row in result["rows"] if row["control"]]
+    return [
+        f"{settings['network']}, {settings['macs']:.3g} of the MACs, **{settings['epochs']} epochs** on "
+        f"{settings['train_images']:,} images, {len(settings['seeds'])} seeds",
+        f"{100 * untrained['dense']['test']:.1f} %" if untrained else NOT_MEASURED,
+        f"{means['default']:.1f} %",
+        f"{max(controls):.1f} %",
+        f"{means['uniform, L1']:.1f} %",
+    ]
+
+
+def _sentences(result: Result) -> list[str]:
+    settings = result["settings"]
+
+    def mean(name: str) -> str:
+        found = [
+            100 * row["test"] for row in result["rows"] if row["name"] == name and row["seed"] is not None
+        ]
+        return f"{statistics.fmean(found):.1f}" if found else NOT_MEASURED
+
+    return [
+        f"MiniLM, {settings['encoder']:g} of the encoder, **{settings['epochs']} epoch** on "
+        f"{settings['sentences']:,} sentences without scores (Spearman x 100, STS-B)",
+        f"{100 * result['dense']['test']:.1f}",
+        mean("marginal gain, activations"),
+        mean("uniform, L1, activations"),
+        NOT_MEASURED,
+    ]
+
+
+def _percent(rows: list[Mapping[str, Any]], chosen: Callable[[Mapping[str, Any]], bool]) -> str:
+    """Take the best of the chosen rows."""
+    found = [row["test"] for row in rows if chosen(row)]
+    return f"{100 * max(found):.1f} %" if found else NOT_MEASURED
+
+
+TABLES = (
+    Table(
+        "summary",
+        (
+            "oneshot-resnet56-telling.json",
+            "recovery-resnet20.json",
+            "oneshot-resnet20-telling.json",
+            "minilm-short.json",
+            "zoo.json",
+        ),
+        summary,
+    ),
+)
