@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -207,12 +208,14 @@ def slices_of(
     """
     waiting: list[Slice] = []
     for args, mask in batches:
-        count, step = count_of(args), max(1, most(args))
+        count, limit = count_of(args), max(1, most(args))
+        # As few slices as will do, of one size.
+        step = math.ceil(count / math.ceil(count / limit))
         for start in range(0, count, step):
             stop = min(start + step, count)
             one = Slice(part_of(args, start, stop), stop - start, None if mask is None else mask[start:stop])
             if waiting and (
-                sum(s.samples for s in waiting) + one.samples > step
+                sum(s.samples for s in waiting) + one.samples > limit
                 or _signature(waiting[0]) != _signature(one)
             ):
                 yield _joined(waiting)
@@ -223,7 +226,7 @@ def slices_of(
 
 
 def _signature(part: Slice) -> Any:
-    """Describe what slices must have in common to be one; a tensor that is not of samples, itself."""
+    """Describe what slices must have in common to be one: a tensor that is not of samples itself."""
 
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -244,7 +247,8 @@ def _joined(parts: list[Slice]) -> Slice:
         if not isinstance(leaf, Tensor):
             return leaf
         place = next(rest)
-        return torch.cat([tensors[place] for tensors in leaves])
+        of_samples = leaf.dim() and len(leaf) == parts[0].samples
+        return torch.cat([tensors[place] for tensors in leaves]) if of_samples else leaf
 
     args = map_leaves(parts[0].args[0], join), map_leaves(parts[0].args[1], join)
     masks = [part.mask for part in parts if part.mask is not None]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.calibration.forward import Slice, run
+from slimfast.calibration.heap import give_back
 from slimfast.calibration.pausing import Pausable, closing
 from slimfast.calibration.sleeping import Activations
 from slimfast.calibration.spilling import Store
@@ -21,6 +22,8 @@ Stop: TypeAlias = tuple[Place, Tensor]
 Hooks: TypeAlias = Callable[[nn.Module, Callable[[Stop], None]], None]
 # Each thread that computes has helpers of its own, as many as PyTorch is told: so many of them in all.
 _THREADS = 1024
+# Free memory that threads may keep to themselves: a share of what may be held.
+_KEPT = 8
 
 
 @contextmanager
@@ -64,6 +67,7 @@ class _Forward:
     def sleep(self) -> None:
         if self.activations is not None and self._store is not None:
             self.activations.sleep(self._store)
+            give_back(self._store.memory // _KEPT)
 
 
 def advance_together(

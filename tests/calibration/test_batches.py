@@ -11,6 +11,9 @@ from support.calibration_cases import Words, images, read_by, small
 from torch import Tensor, nn
 
 import slimfast
+from slimfast.arrays import Arguments
+from slimfast.calibration.forward import slices_of
+from slimfast.calibration.heap import give_back
 from slimfast.storage.tensor_documents import write_tensor_document
 
 
@@ -57,7 +60,7 @@ def test_large_batches_run_a_part_at_a_time(model: nn.Sequential) -> None:
     seen.clear()
     found = slimfast.calibrate(counting, graph, [whole], memory=5 * sample)
     # One to see what a sample holds, then all twelve.
-    assert seen == [1, 5, 5, 2]
+    assert seen == [1, 4, 4, 4]
     for name, reading in expected.readings.items():
         assert torch.allclose(found.readings[name].covariance, reading.covariance, atol=1e-6)
     seen.clear()
@@ -104,3 +107,32 @@ def test_a_file_of_the_first_schema_is_read(model: nn.Sequential, tmp_path: Path
     slimfast.error_curves(model, graph, back)
     plan = slimfast.plan(model, images(1), macs=0.5, calibration=back)
     slimfast.prune_channels(model, plan, repair="activations", calibration=back)
+
+
+def test_slices_are_neighbours_of_one_shape_joined_or_parted() -> None:
+    def sizes(batches: list[Tensor], most: int) -> list[tuple[int, ...]]:
+        given: list[tuple[Arguments, None]] = [(((x,), {}), None) for x in batches]
+        return [tuple(part.args[0][0].shape) for part in slices_of(given, lambda batch: most)]
+
+    small_ones = [torch.zeros(1, 3)] * 5
+    assert sizes(small_ones, 2) == [(2, 3), (2, 3), (1, 3)]
+    assert sizes(small_ones, 100) == [(5, 3)]
+    assert sizes([torch.zeros(2, 3), torch.zeros(2, 4), torch.zeros(2, 4)], 8) == [(2, 3), (4, 4)]
+    assert sizes([torch.zeros(16, 3)], 12) == [(8, 3), (8, 3)]
+    assert sizes([torch.zeros(7, 3), torch.zeros(7, 3).double()], 20) == [(7, 3), (7, 3)]
+    # A tensor that is not of the samples is every slice's, whole.
+    constant = torch.zeros(9, 3)
+    given = [(((torch.zeros(2, 3), constant), {}), None)] * 2
+    (part,) = slices_of(given, lambda batch: 8)
+    assert part.samples == 4
+    assert part.args[0][0].shape == (4, 3)
+    assert part.args[0][1] is constant
+
+
+def test_free_memory_is_given_back() -> None:
+    give_back(0)
+    give_back(1 << 60)
+    kept = [torch.ones(1000) for _ in range(20_000)]
+    del kept[::2]
+    give_back(0)
+    assert all(bool((x == 1).all()) for x in kept[:10])

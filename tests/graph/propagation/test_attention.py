@@ -158,3 +158,26 @@ def test_the_same_network_gives_the_same_graph():
     first, second = (_attend(Attention(12, 6, 2)) for _ in range(2))
     assert [(g.name, g.kind, members(g)) for g in first] == [(g.name, g.kind, members(g)) for g in second]
     assert first.frozen == second.frozen
+
+
+class Biased(nn.Module):
+    """Scores with a slope for each head that Python computes, as BLOOM has them."""
+
+    def __init__(self, heads: int, dim: int) -> None:
+        super().__init__()
+        self.heads, self.dim = heads, dim
+        self.qkv, self.proj = nn.Linear(10, 3 * heads * dim), nn.Linear(heads * dim, 4)
+
+    def forward(self, x):
+        b, t, _ = x.shape
+        q, k, v = self.qkv(x).view(b, t, self.heads, 3, self.dim).transpose(1, 2).unbind(3)
+        q, k, v = (each.reshape(b * self.heads, t, self.dim) for each in (q, k, v))
+        slopes = torch.arange(1.0, 1.0 + self.heads)[:, None, None] * torch.arange(t)
+        scores = slopes.repeat(b, 1, 1).baddbmm(q, k.transpose(1, 2), beta=1.0, alpha=0.3)
+        y = scores.softmax(-1).bmm(v).view(b, self.heads, t, self.dim)
+        return self.proj(y.transpose(1, 2).reshape(b, t, self.heads * self.dim))
+
+
+def test_a_bias_that_is_computed_for_every_head_keeps_the_heads_and_leaves_their_dims():
+    graph = trace_example(Biased(6, 8), torch.randn(2, 5, 10))
+    assert [(group.kind, group.n) for group in graph] == [("head_dim", 8)]

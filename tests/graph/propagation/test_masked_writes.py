@@ -95,6 +95,16 @@ def test_a_mask_of_all_tokens_and_some_channels_freezes():
     assert set(summary(trace_channels(_language(by_channel), {"ids": IDS, "image": IMAGE}))) == {"up"}
 
 
+def test_a_mask_of_more_axes_than_the_target_freezes():
+    # both are broadcast to each other, and rows are no longer what is written
+    def repeated(h, features, mask):
+        return h[0].masked_scatter(mask[..., None], features)
+
+    graph = trace_channels(_language(repeated), {"ids": IDS, "image": IMAGE})
+    assert set(summary(graph)) == {"up"}
+    assert any("masked_scatter" in f.reason for f in graph.frozen if f.tensor == "see.weight")
+
+
 def test_a_mask_of_elements_freezes():
     def by_element(h, features, mask):
         return h.masked_scatter(h > 0, features.repeat(1, 4, 1))

@@ -127,7 +127,8 @@ def product(flow: Propagation, call: Call) -> list[Axes]:
                 flow.freeze(axis, Reason.SUMS)
             result = [*rows, *columns]
         for axis, other in zip(result, align(flow, call.outputs[0].shape, [added]), strict=True):
-            if isinstance(added, Ref) and not other.fixed:
+            # what broadcasts goes with any length
+            if isinstance(added, Ref) and (not other.fixed or len(other) > 1):
                 flow.unify(axis, other)
     return [result]
 
