@@ -256,7 +256,7 @@ def rounding_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], request: Re
     multiples = dict.fromkeys((group.name for group in groups), 1)
     if isinstance(request.multiple_of, Mapping):
         # The first glob that means a group counts.
-        for glob, multiple in reversed(request.multiple_of.items()):
+        for glob, multiple in reversed(list(request.multiple_of.items())):
             multiples |= dict.fromkeys(graph.names().meant_by(glob, "plan: multiple_of"), multiple)
     else:
         multiples = dict.fromkeys(multiples, request.multiple_of)
