@@ -19,7 +19,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.ops import calibrated, covariance, eigvalsh, gather, pipeline, pivoted_cholesky, spectra
+from benchmarks.ops import (
+    calibrated,
+    cholesky_solve,
+    covariance,
+    eigvalsh,
+    gather,
+    moments,
+    pipeline,
+    pivoted_cholesky,
+    spectra,
+)
 from benchmarks.roofline import Roofline, measure_roofline
 from benchmarks.stamp import ROOT, stamp
 from benchmarks.timing import OURS, Row, Run, kernel_times, measure
@@ -29,7 +39,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 # In the order they run: what the tables need most comes first, should the time run out.
 OPS: dict[str, ModuleType] = {
     module.OP: module
-    for module in (spectra, eigvalsh, covariance, gather, pivoted_cholesky, pipeline, calibrated)
+    for module in (
+        spectra,
+        eigvalsh,
+        covariance,
+        moments,
+        cholesky_solve,
+        gather,
+        pivoted_cholesky,
+        pipeline,
+        calibrated,
+    )
 }
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}
 SUITES = tuple(DEVICES)

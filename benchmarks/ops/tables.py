@@ -19,6 +19,7 @@ TITLES = {
     "forward": "one forward",
     "best": "best PyTorch",
     "cusolver": "cuSOLVER",
+    "eigh": "one `eigh` a system",
     "float32": "the same in float32",
     "torch_pruning": "torch-pruning",
     "cuda": "by CUDA C++",

@@ -159,18 +159,19 @@ void block_of(const CovarianceBlock& block) {
     const bool lower = block.first_row + block.rows == block.first_col + block.cols;
     const i64 diagonal = block.first_row - block.first_col;
     const i64 cols = round_up(block.cols, panel);
+    const Centred from{block.x, block.by_rows, block.mean, block.rest};
     T* packed_cols = static_cast<T*>(block.packed_cols);
     T* sums = static_cast<T*>(block.sums);
     for (i64 k = block.first_sample; k < block.last_sample; k += kChunkSamples) {
         const i64 samples = smaller(kChunkSamples, block.last_sample - k);
         T* packed_rows = lower ? packed_cols + diagonal * samples : static_cast<T*>(block.packed_rows);
-        pack<Source, T>(block, block.first_col, block.cols, k, samples, packed_cols);
+        pack<Source, T>(from, block.first_col, block.cols, k, samples, samples, packed_cols);
         if (lower) {
             for (i64 p = 0; p * panel < block.rows; ++p) {
                 add_squares(packed_rows + p * panel * samples, panel * samples, block.squares[p]);
             }
         } else {
-            pack<Source, T>(block, block.first_row, block.rows, k, samples, packed_rows);
+            pack<Source, T>(from, block.first_row, block.rows, k, samples, samples, packed_rows);
         }
         if (k == block.first_sample && !block.add) {
             multiply_packed<T, false>(diagonal, block.rows, cols, samples, packed_rows, packed_cols, sums);

@@ -58,6 +58,55 @@ struct CovarianceKernels {
     const Bf16Kernels* bf16;
 };
 
+// Variables in memory: variable v at a position of offset p is data[v * variable_stride + p].
+struct MomentOperand {
+    const void* data;
+    Dtype dtype;
+    i64 variables, variable_stride;
+};
+
+// `samples` positions one after another, the first of them at these offsets in x and in y.
+struct PositionRun {
+    i64 x, y, samples;
+};
+
+// How far positions of a run are apart, in x and in y.
+struct PositionSteps {
+    i64 x, y;
+};
+
+// The products of some variables of x (rows) with some of y (columns) over the positions of some runs. Where
+// `lower`, y is x and the last column is the last row; what is above the diagonal is not computed.
+struct MomentBlock {
+    MomentOperand x, y;
+    PositionSteps steps;
+    const PositionRun* runs;
+    i64 run_count, samples;
+    bool lower;
+    i64 first_row, rows;
+    i64 first_col, cols;
+    // By variable: means of x and of y over these positions, in two parts as CovarianceBlock has them.
+    const double *x_mean, *x_rest, *y_mean, *y_rest;
+    // Scratch as CovarianceBlock has it, and the sums (rows, cols in whole panels).
+    void* packed_rows;
+    void* packed_cols;
+    void* sums;
+};
+
+struct MomentKernels {
+    // Means of the variables first..last - 1 over the runs: of x, or with `of_y` of y.
+    void (*means)(const MomentBlock& block, bool of_y, i64 first, i64 last, double* mean, double* rest);
+    // Fills block.sums.
+    void (*multiply_f32)(const MomentBlock& block);
+    void (*multiply_f64)(const MomentBlock& block);
+    // total (rows, cols in whole panels), (+)= sums + weight * row_apart * col_apart; by row and column of
+    // the block.
+    void (*add_f32)(const MomentBlock& block, bool fresh, double weight, const double* row_apart,
+                    const double* col_apart, double* total);
+    void (*add_f64)(const MomentBlock& block, bool fresh, double weight, const double* row_apart,
+                    const double* col_apart, double* total);
+};
+
 // A symmetric (m, m) matrix whose lower triangle is read in place, and where its eigenvalues go.
 struct SymmetricMatrix {
     MatrixView a;
@@ -109,10 +158,27 @@ struct CholeskyKernels {
     void (*subtract_block)(double* rest, const double* factor, i64 n, double* work);
 };
 
+// (a + damping I) solution = b: a (m, m) symmetric, read below its diagonal, b (m, k), solution (m, k)
+// contiguous of b's type. `failure`: 0, or the order of the first leading minor that is not positive.
+struct DampedSystem {
+    MatrixView a, b;
+    double damping;
+    void* solution;
+    i64 failure;
+};
+
+struct SolveKernels {
+    // Bytes of scratch for a system of m rows and k right-hand sides.
+    i64 (*scratch_bytes)(i64 m, i64 k);
+    void (*solve)(DampedSystem& system, void* scratch);
+};
+
 struct Kernels {
     CovarianceKernels covariance;
+    MomentKernels moments;
     EigvalshKernels eigvalsh;
     CholeskyKernels cholesky;
+    SolveKernels solve;
 };
 
 // What is compiled for one row of isas.def: all kernels, or only those of bfloat16, which go with its base's

@@ -71,12 +71,13 @@ SLIMFAST_INLINE Vec<T> centred(const Source* from, i64 stride, const W* mean, co
 }
 
 // The chunk of samples that is packed: x[variable * variable_stride + sample * sample_stride] from `corner`
-// on, with the means of `count` variables (by_rows) or of `samples` samples.
+// on, with the means of `count` variables (by_rows) or of `samples` samples. Panels have room for `spacing`
+// samples.
 template <class Source, class W>
 struct Chunk {
     const Source* corner;
     i64 variable_stride, sample_stride;
-    i64 count, samples;
+    i64 count, samples, spacing;
     const W* mean;
     const W* rest;
 };
@@ -89,7 +90,7 @@ void pack_runs(const Chunk<Source, W>& x, T* packed) {
     for (i64 k0 = 0; k0 < x.samples; k0 += together) {
         const i64 last = smaller(k0 + together, x.samples);
         for (i64 p = 0; p < x.count; p += panel) {
-            T* to = packed + p * x.samples + k0 * panel;
+            T* to = packed + p * x.spacing + k0 * panel;
             for (i64 k = k0; k < last; ++k, to += panel) {
                 const Source* from = x.corner + k * x.sample_stride + p;
                 const W* mean = x.mean + (kByRows ? p : k);
@@ -151,40 +152,50 @@ void pack_squares(const Chunk<Source, W>& x, T* packed) {
             const Source* ahead = x.corner + r * x.variable_stride;
             for (i64 k = 0; k < x.samples; k += 64 / sizeof(Source)) __builtin_prefetch(ahead + k, 0, 2);
         }
-        T* to = packed + r0 / panel * panel * x.samples + r0 % panel;
+        T* to = packed + r0 / panel * panel * x.spacing + r0 % panel;
         x.sample_stride == 1 && r0 + v <= x.count ? pack_lanes<Source, T, kByRows, true>(x, r0, to)
                                                   : pack_lanes<Source, T, kByRows, false>(x, r0, to);
     }
 }
 
+// What is packed: the variables are the rows of x (by_rows) or its columns, and the mean of every row over
+// the columns is mean[i] + rest[i], which is taken out.
+struct Centred {
+    MatrixView x;
+    bool by_rows;
+    const double* mean;
+    const double* rest;
+};
+
 // Packs `count` variables from `first` on, `samples` samples each, into panels [variable
-// panel][sample][variable], centred; variables beyond `count` are zero.
+// panel][sample][variable] with room for `spacing` samples; variables beyond `count` are zero.
 template <class Source, class T>
-void pack(const CovarianceBlock& block, i64 first, i64 count, i64 first_sample, i64 samples, T* packed) {
+void pack(const Centred& from, i64 first, i64 count, i64 first_sample, i64 samples, i64 spacing, T* packed) {
     using W = typename Working<Source, T>::type;
     // Variables whose means are at hand in the working type.
     constexpr i64 slice = 8 * Tile<T>::kPanel;
     constexpr i64 room = slice > kChunkSamples ? slice : kChunkSamples;
-    const MatrixView& x = block.x;
-    const i64 variable_stride = block.by_rows ? x.row_stride : x.col_stride;
-    const i64 sample_stride = block.by_rows ? x.col_stride : x.row_stride;
+    const MatrixView& x = from.x;
+    const i64 variable_stride = from.by_rows ? x.row_stride : x.col_stride;
+    const i64 sample_stride = from.by_rows ? x.col_stride : x.row_stride;
     W mean[room], rest[room];
-    for (i64 at = first; at < first + count; at += slice, packed += slice * samples) {
+    for (i64 at = first; at < first + count; at += slice, packed += slice * spacing) {
         const i64 here = smaller(slice, first + count - at);
-        const i64 means = block.by_rows ? at : first_sample;
-        for (i64 i = 0; i < (block.by_rows ? here : samples); ++i) {
-            mean[i] = static_cast<W>(block.mean[means + i]);
-            rest[i] = static_cast<W>(block.rest[means + i]);
+        const i64 means = from.by_rows ? at : first_sample;
+        for (i64 i = 0; i < (from.by_rows ? here : samples); ++i) {
+            mean[i] = static_cast<W>(from.mean[means + i]);
+            rest[i] = static_cast<W>(from.rest[means + i]);
         }
         const Source* corner =
             static_cast<const Source*>(x.data) + at * variable_stride + first_sample * sample_stride;
-        const Chunk<Source, W> chunk{corner, variable_stride, sample_stride, here, samples, mean, rest};
+        const Chunk<Source, W> chunk{corner,  variable_stride, sample_stride, here,
+                                     samples, spacing,         mean,          rest};
         if (variable_stride == 1) {
-            block.by_rows ? pack_runs<Source, T, true>(chunk, packed)
-                          : pack_runs<Source, T, false>(chunk, packed);
+            from.by_rows ? pack_runs<Source, T, true>(chunk, packed)
+                         : pack_runs<Source, T, false>(chunk, packed);
         } else {
-            block.by_rows ? pack_squares<Source, T, true>(chunk, packed)
-                          : pack_squares<Source, T, false>(chunk, packed);
+            from.by_rows ? pack_squares<Source, T, true>(chunk, packed)
+                         : pack_squares<Source, T, false>(chunk, packed);
         }
     }
 }

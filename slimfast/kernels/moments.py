@@ -2,7 +2,7 @@
 
 Products are made in float32 (or float64) of positions centred on the mean of the part they are in, and
 summed in float64. Parts and batches join as Chan, Golub and LeVeque do it (*The American Statistician* 37,
-1983), so that means far above the deviations cost no digits, whatever the batches are.
+1983), so that means far above the deviations cost no digits of float32, whatever the batches are.
 """
 
 from __future__ import annotations

@@ -53,6 +53,9 @@ class SpectraValues(NamedTuple):
 class Moments:
     """Mean and summed squares of L variables over the positions seen so far, float64 where the inputs are.
 
+    What joining loses is a rounding of the mean: where that is r deviations, r roundings of float64 in the
+    squares (r^2 for sums of x x^T).
+
     Attributes:
         count: The positions.
         mean: (L,); of the patches of a convolution in g groups (g, L).

@@ -111,6 +111,19 @@ class Scale(nn.Module):
         return x * self.gamma[:, None, None]
 
 
+class Scan(nn.Module):
+    """Reads the positions of the map one after the other, in both directions."""
+
+    def __init__(self, c: int, kind: str) -> None:
+        super().__init__()
+        self.read, self.back = getattr(nn, kind)(c, 6, batch_first=True, bidirectional=True), nn.Linear(12, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        said, _ = self.read(x.flatten(2).transpose(1, 2))
+        return x + self.back(said).transpose(1, 2).reshape(b, -1, h, w)
+
+
 class PadAndAdd(nn.Module):
     """A shortcut without parameters from c to c + 2 * pad channels."""
 
@@ -127,7 +140,7 @@ def _random_network(generator: np.random.Generator) -> nn.Module:
     c = int(generator.choice([8, 12]))
     layers: list[nn.Module] = [nn.Conv2d(3, c, 3, padding=1)]
     for _ in range(int(generator.integers(4, 9))):
-        kind = int(generator.integers(17))
+        kind = int(generator.integers(18))
         if kind == 0:
             layers.append(Residual(c))
         elif kind == 1:
@@ -167,6 +180,8 @@ def _random_network(generator: np.random.Generator) -> nn.Module:
             layers.append(Divided(c, int(generator.choice([2, 4]))))
         elif kind == 15:
             layers.append(Unequal(c))
+        elif kind == 16:
+            layers.append(Scan(c, ["LSTM", "GRU", "RNN"][int(generator.integers(3))]))
         else:
             layers += [nn.Conv2d(c, c, 3, padding=1, groups=c), nn.BatchNorm2d(c), nn.Sigmoid()]
     layers += [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * c, 5)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slimfast.kernels import CrossMoments, grouped_cross_covariance
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 # (positions' shape, dim, variables of x, variables of y)
 SHAPES = (

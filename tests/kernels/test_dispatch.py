@@ -23,7 +23,7 @@ def cpu_module_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("op", ["covariance", "eigvalsh", "pivoted_cholesky", "gather"])
+@pytest.mark.parametrize("op", dispatch.OPS)
 def test_auto_takes_the_compiled_backend_on_the_cpu(op: str) -> None:
     assert dispatch.select_backend(op, [torch.eye(2)]) is dispatch.backend_module("cpu")
     assert dispatch.why_not(op, [torch.eye(2)], "cpu") == []

@@ -15,7 +15,7 @@ from support import kernels_cases as cases
 from support.cpu_fixtures import native_isas
 from torch import Tensor
 
-from slimfast.kernels import native
+from slimfast.kernels import Convolution, Moments, grouped_patch_moments, native
 from slimfast.kernels.backends import cpu, reference
 
 MODULE = native.cpu().module
@@ -94,6 +94,51 @@ def test_pivoted_cholesky(isa: str) -> None:
     for (order, factor, _), (expected_order, expected_factor, _) in zip(ours, expected, strict=True):
         assert torch.equal(order, expected_order)
         assert (factor - expected_factor).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments(isa: str, dtype: torch.dtype) -> None:
+    for source in (dtype, torch.bfloat16, torch.float16):
+        for shape, dim in (((1, 1), 0), ((3, 70), 1), ((33, 140), 0), ((5, 130, 12), 1), ((2, 6, 9, 9), 1)):
+            x = cases.normal(*shape).to(source).movedim(dim, 0)
+            mask = torch.rand(x.shape[1:], generator=cases.generator(*shape)) < 0.8
+            mask.view(-1)[0] = True
+            (ours,), (exact,) = new_moments(x), new_moments(x)
+            cpu.moments([x], [mask], [ours], [dtype], isa=isa)
+            cpu.moments([x], [None], [ours], [dtype], isa=isa)
+            reference.moments([x, x], [mask, None], [exact, exact], [dtype] * 2)
+            scale = torch.finfo(dtype).eps * exact.squares.abs().max()
+            assert ours.count == exact.count
+            assert (ours.squares - exact.squares).abs().max() <= 4 * x[0].numel() ** 0.5 * scale
+            assert torch.allclose(ours.mean, exact.mean, rtol=1e-13, atol=1e-14)
+
+
+def test_patch_moments(isa: str) -> None:
+    conv = Convolution((3, 3), (2, 1), (1, 1), (1, 1), 2)
+    x = cases.normal(3, 12, 13, 11, dtype=torch.float32)
+    ours, exact = (grouped_patch_moments([x[:0]], [conv])[0] for _ in range(2))
+    cpu.patch_moments([x], [conv], [ours], [torch.float32], isa=isa)
+    reference.patch_moments([x], [conv], [exact], [torch.float32])
+    assert ours.count == exact.count
+    assert (ours.squares - exact.squares).abs().max() <= 2e-6 * exact.squares.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cholesky_solve(isa: str, dtype: torch.dtype) -> None:
+    mats = [cases.wishart(m).to(dtype) for m in (1, 6, 23, 65, 130)]
+    rhs = [cases.normal(len(a), 30, dtype=dtype) for a in mats]
+    dampings = [[0.1, 0.0]] * len(mats)
+    ours = cpu.cholesky_solve(mats, rhs, dampings, isa=isa)
+    for (found, failed), (expected, _) in zip(
+        ours, reference.cholesky_solve(mats, rhs, dampings), strict=True
+    ):
+        assert failed.tolist() == [0, 0]
+        assert (found - expected).abs().max() <= 1e3 * torch.finfo(dtype).eps * expected.abs().max()
+
+
+def new_moments(x: Tensor) -> list[Moments]:
+    """Moments of no positions, for the variables of x."""
+    return [Moments(0, torch.zeros(len(x)).double(), torch.zeros(len(x), len(x)).double())]
 
 
 def widths(isa: str) -> Tensor:

@@ -12,7 +12,7 @@ from support.moments_cases import SHAPES, assert_accurate, columns_of, exact_mom
 
 from slimfast.kernels import Moments, grouped_moments
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 Threads = Callable[[int], AbstractContextManager[None]]
 
@@ -39,7 +39,7 @@ def test_every_layout(shape: tuple[int, int], dtype: torch.dtype, backend: str) 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
 def test_permuted_and_spaced_positions(dim: int, backend: str) -> None:
-    dense = cases.normal(6, 10, 14, 9, dtype=torch.float32)
+    dense = cases.normal(6, 10, 14, 9)
     for x in (
         dense.permute(3, 0, 2, 1),
         dense[::2, 1::3, :, 2:7],
@@ -232,3 +232,14 @@ def test_merged_moments_are_those_of_all_positions() -> None:
     assert_accurate(one, x)
     assert torch.allclose(one.covariance(), torch.cov(x), rtol=1e-12)
     assert torch.allclose(one.second(), x @ x.T, rtol=1e-12)
+
+
+def test_the_number_of_threads_and_neighbours_change_no_bit(threads: Threads) -> None:
+    xs = [cases.normal(n, d, dtype=torch.float32) for n, d in ((800, 900), (64, 40000), (8, 8), (30, 5000))]
+    with threads(1):
+        alone = [grouped_moments([x], backend="cpu")[0] for x in xs]
+    with threads(3):
+        together = grouped_moments(xs, backend="cpu")
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.mean, other.mean)
+        assert torch.equal(one.squares, other.squares)

@@ -9,7 +9,7 @@ from support.moments_cases import CONVOLUTIONS, assert_accurate, patches_of
 
 from slimfast.kernels import Convolution, grouped_patch_moments
 
-BACKENDS = ("reference",)
+BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 PLAIN = Convolution((3, 3), (1, 1), (1, 1), (1, 1))
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.recurrent_cases import CASES, Reader, Stacked, Tagger
+from support.recurrent_cases import CASES
+from support.recurrent_models import Reader, Stacked, Tagger
 
 import slimfast
-from slimfast.checkpoints.thin_files import export
+from slimfast.checkpoints.exporting import export
 from slimfast.graph import trace_channels
 from slimfast.spectra.unit_matrices import layers_of, unit_matrix
 from slimfast.storage.weights import open_weights
@@ -88,6 +89,20 @@ def test_repair_solves_what_reads_linearly_and_says_why_recurrent_layers_are_lef
         plain = slimfast.prune_channels(model, plan)
         wanted = model(tokens)
         assert (thin(tokens) - wanted).square().mean() < (plain(tokens) - wanted).square().mean()
+
+
+def test_repair_from_weights_takes_on_no_units_of_gates():
+    torch.manual_seed(0)
+    model, tokens = Tagger(kind="GRU").eval(), _tokens(4, 6)
+    plan = slimfast.plan(model, tokens, params=0.6)
+    report = slimfast.repair_report(slimfast.prune_channels(model, plan, repair="weights"))
+    assert report.fits == {}
+    assert report.left["out.weight"] == (
+        "units of rnn.weight_ih_l0 are products of the gates of rnn, which weights do not tell"
+    )
+    plain = Tagger(kind="RNN").eval()
+    thin = slimfast.prune_channels(plain, slimfast.plan(plain, tokens, params=0.6), repair="weights")
+    assert set(slimfast.repair_report(thin).fits) == {"out.weight"}
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])

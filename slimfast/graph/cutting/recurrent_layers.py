@@ -8,8 +8,8 @@ from typing import TypeAlias
 from torch import nn
 
 Shape: TypeAlias = tuple[int, ...]
-
-_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+# Of the names of parameters of which a hook makes the tensor: what the tensor's own name lacks.
+_ENDINGS = ("", "_orig", "_v")
 
 
 def recurrent_attributes(module: nn.Module, shapes: Mapping[str, Shape]) -> dict[str, int]:
@@ -17,23 +17,26 @@ def recurrent_attributes(module: nn.Module, shapes: Mapping[str, Shape]) -> dict
 
     ``shapes``: those of the module's own tensors that change, by name.
     """
-    if isinstance(module, nn.RNNCellBase):
-        gates = 1 if isinstance(module, nn.RNNCell) else 3 if isinstance(module, nn.GRUCell) else 4
-        suffix = ""
-    elif isinstance(module, nn.RNNBase):
-        gates, suffix = _GATES[module.mode], "_l0"
-    else:
+    if not isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return {}
-    reads, recurs = shapes.get(f"weight_ih{suffix}"), shapes.get(f"weight_hh{suffix}")
-    projects = shapes.get("weight_hr_l0")
+    suffix = "_l0" if isinstance(module, nn.RNNBase) else ""
+    reads, projects = _stored(f"weight_ih{suffix}", shapes), _stored("weight_hr_l0", shapes)
+    made = [_stored(f"{kind}{suffix}", shapes) for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    rows = next((name for name in made if name is not None), None)
     found: dict[str, int] = {}
-    if reads:
-        found |= {"input_size": reads[1], "hidden_size": reads[0] // gates}
-    elif recurs:
-        found["hidden_size"] = recurs[0] // gates
-    if projects:
-        found["proj_size"] = projects[0]
+    if reads is not None:
+        found["input_size"] = shapes[reads][1]
+    if rows is not None:
+        gates = len(getattr(module, rows)) // module.hidden_size
+        found["hidden_size"] = shapes[rows][0] // gates
+    if projects is not None:
+        found["proj_size"] = shapes[projects][0]
     return found
+
+
+def _stored(name: str, shapes: Mapping[str, Shape]) -> str | None:
+    """Find under which name a tensor changes: its own, or that which a mask or a weight norm makes it of."""
+    return next((name + end for end in _ENDINGS if name + end in shapes), None)
 
 
 def flatten_recurrent(model: nn.Module) -> None:

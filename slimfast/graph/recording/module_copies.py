@@ -101,6 +101,7 @@ def deep_copy(network: Network, memo: dict[int, Any]) -> nn.Module:
     """
     with nested_calls_allowed(network):
         try:
+            memo.update(_computed_in_lists(network, memo))
             shells = []
             for module in network.modules.values():
                 if id(module) not in memo and _is_plain(type(module).__mro__):
@@ -125,6 +126,21 @@ def deep_copy(network: Network, memo: dict[int, Any]) -> nn.Module:
                 f"{type(network.model).__name__} cannot be copied: {one_line(error)}"
             ) from error
     return copied
+
+
+def _computed_in_lists(network: Network, memo: Mapping[int, Any]) -> dict[int, Tensor]:
+    """Copy the tensors that modules keep in lists and that were computed, which ``copy.deepcopy`` refuses.
+
+    A recurrent layer lists its weights, those that a weight norm or a mask has made among them.
+    """
+    return {
+        id(item): item.detach().clone()
+        for module in network.modules.values()
+        for value in vars(module).values()
+        if type(value) is list
+        for item in value
+        if isinstance(item, Tensor) and not item.is_leaf and id(item) not in memo
+    }
 
 
 @cache

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from slimfast.kernels import native
-from slimfast.kernels.backends.contract import PreparedOps, absent, why_absent
+from slimfast.kernels.backends.contract import PreparedOps
+from slimfast.kernels.convolutions import Convolution
 from slimfast.kernels.dtypes import CODES, ELEMENT_BYTES
+from slimfast.kernels.results import CrossMoments, Moments
 
 # CUDA graphs do not hold what runs on the CPU.
 PREPARE: PreparedOps = {}
-
-
-_ABSENT = ("moments", "cross_covariance", "patch_moments", "cholesky_solve")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """List the module's saved import error, and every kind of tensor here that it does not read."""
     loaded = native.cpu()
     reasons = [] if loaded.reason is None else [loaded.reason]
-    if loaded.module is not None and op in _ABSENT:
-        reasons.append(why_absent("compiled CPU", op))
     # Asked for every call: the kinds are spelled out only where there are others.
     if not all(t.is_cpu for t in inputs):
         kinds = {t.device.type for t in inputs} - {"cpu"}
@@ -138,7 +136,86 @@ def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Ten
     return thin
 
 
-moments = absent("cpu", "compiled CPU", "moments")
-cross_covariance = absent("cpu", "compiled CPU", "cross_covariance")
-patch_moments = absent("cpu", "compiled CPU", "patch_moments")
-cholesky_solve = absent("cpu", "compiled CPU", "cholesky_solve")
+def moments(
+    xs: list[Tensor],
+    masks: list[Tensor | None],
+    into: list[Moments],
+    dtypes: list[torch.dtype],
+    *,
+    isa: str = "",
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_moments`: xs are (variables, positions ...)."""
+    tasks = []
+    for x, mask, sums, dtype in zip(xs, masks, into, dtypes, strict=True):
+        target = (sums.count, sums.mean.data_ptr(), 0, sums.squares.data_ptr())
+        tasks.append((*_positions(x, x, mask), dtype == torch.float64, target))
+    for sums, count in zip(into, _module().moments(tasks, torch.get_num_threads(), isa), strict=True):
+        sums.count = count
+
+
+def cross_covariance(
+    xs: list[Tensor],
+    ys: list[Tensor],
+    masks: list[Tensor | None],
+    into: list[CrossMoments],
+    dtypes: list[torch.dtype],
+    *,
+    isa: str = "",
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_cross_covariance`: the same kernel, of two operands."""
+    tasks = []
+    for x, y, mask, sums, dtype in zip(xs, ys, masks, into, dtypes, strict=True):
+        target = (sums.count, *(t.data_ptr() for t in (sums.mean_x, sums.mean_y, sums.products)))
+        tasks.append((*_positions(x, y, mask), dtype == torch.float64, target))
+    for sums, count in zip(into, _module().moments(tasks, torch.get_num_threads(), isa), strict=True):
+        sums.count = count
+
+
+def _positions(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
+    """Describe two operands (variables, positions ...), their positions and which of them count."""
+    operands = [(each.data_ptr(), CODES[each.dtype], len(each), each.stride(0)) for each in (x, y)]
+    mask_strides = [0] * (x.ndim - 1) if mask is None else mask.stride()
+    dims = list(zip(x.shape[1:], x.stride()[1:], y.stride()[1:], mask_strides, strict=True))
+    return (*operands, dims, 0 if mask is None else mask.data_ptr())
+
+
+def patch_moments(
+    xs: list[Tensor],
+    convolutions: list[Convolution],
+    into: list[Moments],
+    dtypes: list[torch.dtype],
+    *,
+    isa: str = "",
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_patch_moments`: each group is a layer of its own."""
+    tasks = []
+    for x, conv, sums, dtype in zip(xs, convolutions, into, dtypes, strict=True):
+        channels = x.shape[1] // conv.groups
+        outputs = conv.outputs(x.shape[2:])
+        dims = list(zip(x.shape[2:], x.stride()[2:], *conv[:4], outputs, strict=True))
+        dims = [(1, 0, 1, 1, 0, 1, 1)] * (3 - len(dims)) + dims
+        for group in range(conv.groups):
+            start = x.data_ptr() + group * channels * x.stride(1) * x.element_size()
+            patches = (start, CODES[x.dtype], len(x), x.stride(0), channels, x.stride(1), dims)
+            target = (sums.count, sums.mean[group].data_ptr(), 0, sums.squares[group].data_ptr())
+            tasks.append((patches, dtype == torch.float64, target))
+    counts = iter(_module().patch_moments(tasks, torch.get_num_threads(), isa))
+    for conv, sums in zip(convolutions, into, strict=True):
+        # All groups have the same positions.
+        sums.count = max(next(counts) for _ in range(conv.groups))
+
+
+def cholesky_solve(
+    mats: list[Tensor], rhs: list[Tensor], dampings: list[list[float]], *, isa: str = ""
+) -> list[tuple[Tensor, Tensor]]:
+    """See :func:`slimfast.kernels.cholesky_solve.grouped_cholesky_solve`: (solutions, failures) of each."""
+    solved, tasks = [], []
+    for a, b, each in zip(mats, rhs, dampings, strict=True):
+        solutions = torch.empty(len(each), *b.shape, dtype=b.dtype, device="cpu")
+        solved.append(solutions)
+        views = _view(a), _view(b)
+        tasks += [(*views, damping, x.data_ptr()) for damping, x in zip(each, solutions, strict=True)]
+    failures = torch.tensor(
+        _module().cholesky_solve(tasks, torch.get_num_threads(), isa), dtype=torch.int64, device="cpu"
+    )
+    return list(zip(solved, torch.split(failures, [len(each) for each in dampings]), strict=True))

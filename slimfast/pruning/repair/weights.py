@@ -29,6 +29,7 @@ from slimfast.spectra.unit_matrices import unit_matrix
 
 # Share of the mean variance added to the diagonal: with no data there is none to choose it by.
 DAMPING = 1e-2
+_GATED = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell)
 
 
 def repair_from_weights(
@@ -40,8 +41,9 @@ def repair_from_weights(
     kept = Cut(graph, keeps).kept_indices
     norms, rectified = _norms_behind(model, graph), rectified_moments(model, graph, tensors)
     cut = {group.name: group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n}
+    modules = dict(model.named_modules())
     combinations = {
-        name: _combination(group, keeps[name], tensors, norms, rectified)
+        name: _gates_behind(group, modules) or _combination(group, keeps[name], tensors, norms, rectified)
         for name, group in cut.items()
         if group.kind in ("channel", "residual")
     }
@@ -78,6 +80,17 @@ def repair_from_weights(
                 target.bias += shift[rows].to(target.bias)
         fits[consumer.weight] = Fit(DAMPING)
     return RepairReport("weights", fits, (), left)
+
+
+def _gates_behind(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> str | None:
+    """Say of units that are made by gates why the weights do not tell them; None for others.
+
+    A unit of an LSTM is a product of what its gates say: units whose weights are alike need not be alike.
+    """
+    for path in (member.tensor.rpartition(".")[0] for member in group.producers()):
+        if isinstance(modules.get(path), _GATED):
+            return f"units of {group.name} are products of the gates of {path}, which weights do not tell"
+    return None
 
 
 def _combination(

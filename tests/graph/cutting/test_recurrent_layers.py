@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import Cut
@@ -53,7 +54,24 @@ def test_sizes_of_cells_follow(kind, gates):
         "hidden_size": 3,
     }
     assert recurrent_attributes(cell, {"weight_hh": (gates * 3, 3)}) == {"hidden_size": 3}
+    assert recurrent_attributes(cell, {"bias_hh": (gates * 3,)}) == {"hidden_size": 3}
+    masked = prune.identity(kind(6, 5), "weight_ih")
+    assert recurrent_attributes(masked, {"weight_ih_orig": (gates * 3, 2)}) == {
+        "input_size": 2,
+        "hidden_size": 3,
+    }
     assert recurrent_attributes(cell, {}) == recurrent_attributes(nn.Linear(2, 2), {"weight": (1, 2)}) == {}
+
+
+def test_a_cell_of_somebody_elses_has_as_many_gates_as_it_has():
+    class Minimal(nn.RNNCellBase):
+        """Two gates."""
+
+        def __init__(self) -> None:
+            super().__init__(6, 5, bias=True, num_chunks=2)
+
+    cell = Minimal()
+    assert recurrent_attributes(cell, {"weight_hh": (6, 3)}) == {"hidden_size": 3}
 
 
 def test_the_list_of_parameters_is_the_copys_own_in_whatever_way_it_is_copied(tmp_path):

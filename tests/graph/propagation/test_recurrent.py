@@ -8,49 +8,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support.graph_helpers import members, random_keeps, reasons, roles, summary, trace
+from support.graph_helpers import members, reasons, roles, summary, trace
 from support.recurrent_cases import CASES
+from support.recurrent_checks import Between, check_cuts
 from torch import Tensor, nn
 
-from slimfast.graph import ChannelGraph, trace_channels
-from slimfast.graph.cutting.cut import Cut
-from slimfast.graph.cutting.prediction import check_thin
-from slimfast.graph.recording.network import Network
-from slimfast.pruning.verification import verify
-
-
-class Between(nn.Module):
-    """A layer in front of a recurrent one, and one behind it."""
-
-    def __init__(self, rnn: nn.RNNBase) -> None:
-        super().__init__()
-        width = (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1)
-        self.a, self.r, self.b = nn.Linear(3, rnn.input_size), rnn, nn.Linear(width, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.r(self.a(x).relu())[0])
-
-
-def _double(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments)
-
-
-def _check_cuts(
-    model: nn.Module, arguments: tuple[Any, ...], other: tuple[Any, ...], seeds: int = 3
-) -> ChannelGraph:
-    """Cut at random, the thin network computes what the masked one does, with other arguments too."""
-    model = model.double().eval()
-    graph = trace_channels(model, _double(arguments))
-    for seed in range(seeds):
-        keeps = random_keeps(graph, seed, exact=False)
-        cut = Cut(graph, keeps)
-        thin = cut.thin_copy(Network.of(model))
-        assert check_thin(thin, cut) == []
-        for given_arguments in (arguments, other):
-            found = verify(model, thin, graph, keeps, _double(given_arguments))
-            assert found.max_error < 1e-12
-            assert set(found.compared) == set(keeps)
-    return graph
+from slimfast.graph import trace_channels
 
 
 @settings(max_examples=25, deadline=None)
@@ -78,7 +41,7 @@ def test_every_kind_of_layer_cut_at_random_is_the_masked_one(
         options["nonlinearity"] = kind
     made = getattr(nn, "RNN" if kind in ("tanh", "relu") else kind)(5, 7, **options)
     shapes = ((4, 2, 3), (5, 3, 3)) if batched else ((4, 3), (6, 3))
-    graph = _check_cuts(Between(made), (torch.randn(shapes[0]),), (torch.randn(shapes[1]),), seeds=2)
+    graph = check_cuts(Between(made), (torch.randn(shapes[0]),), (torch.randn(shapes[1]),), seeds=2)
     names = {"a": ("channel", 5), "r.weight_ih_l0": ("channel", 7)}
     if kind == "LSTM" and proj:
         names["r.weight_ih_l0"] = ("channel", proj)
@@ -95,7 +58,7 @@ def test_every_kind_of_layer_cut_at_random_is_the_masked_one(
 def test_networks_with_recurrent_parts_are_the_masked_ones(name):
     torch.manual_seed(0)
     make, arguments, other = CASES[name]
-    graph = _check_cuts(make(), arguments, other)
+    graph = check_cuts(make(), arguments, other)
     told = {frozen.reason for frozen in graph.frozen}
     assert told <= {"network input", "network output", "aten.embedding looks it up by value"}
     recurrent = {m.tensor for group in graph for m in group.members if "weight_hh" in m.tensor}
@@ -157,87 +120,3 @@ def test_states_that_the_network_is_given_or_returns_stay_whole():
     told = trace_channels(Telling(nn.LSTM(4, 6)), torch.zeros(5, 2, 3))
     assert summary(told) == {"a": ("channel", 4)}
     assert reasons(told)["r.weight_hh_l0", 1] == {"network output"}
-
-
-def test_an_axis_that_a_recurrent_layer_runs_along_stays():
-    """Channels that are the steps of a sequence; behind it they cannot be cut either."""
-
-    class Across(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.r, self.b = nn.Linear(3, 8), nn.GRU(1, 4, batch_first=True), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(self.r(self.a(x).unsqueeze(2))[0])
-
-    graph = trace(Across(), 2, 3)
-    assert summary(graph) == {"r.weight_ih_l0": ("channel", 4)}
-    assert reasons(graph)["a.weight", 0] == {"aten.gru runs along it"}
-
-
-def test_channels_that_are_a_batch_of_sequences_are_cut():
-    class Lanes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = nn.Conv1d(3, 8, 1)
-            self.r, self.b = nn.GRU(1, 4, batch_first=True), nn.Conv1d(8, 2, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            lanes = self.a(x)[0].unsqueeze(2)
-            return self.b(self.r(lanes)[0].transpose(1, 2).mean(1).unsqueeze(0))
-
-    graph = trace(Lanes(), 1, 3, 5)
-    assert summary(graph)["a"] == ("channel", 8)
-
-
-def test_a_product_of_states_is_the_masked_one_only_where_removed_units_stay_at_zero():
-    """From an initial state of zeros a removed unit stays at 0; from another it takes time to get there."""
-
-    class Scores(nn.Module):
-        def __init__(self, start: float) -> None:
-            super().__init__()
-            self.r, self.start = nn.LSTM(3, 6), start
-
-        def forward(self, x: Tensor) -> Tensor:
-            state = torch.full((1, x.shape[1], self.r.hidden_size), self.start)
-            said = self.r(x, (torch.zeros_like(state), state))[0].transpose(0, 1)
-            return said @ said.transpose(1, 2)
-
-    zeros = trace(Scores(0.0), 5, 2, 3)
-    assert [group.inexact for group in zeros] == [None]
-    ones = trace(Scores(1.0), 5, 2, 3)
-    assert "adds up along it what is not 0 for removed units" in str(ones.groups[0].inexact)
-
-
-def test_what_fills_up_a_sequence_counts_in_a_product():
-    from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-
-    class Scores(nn.Module):
-        def __init__(self, padding: float) -> None:
-            super().__init__()
-            self.r, self.padding = nn.GRU(3, 6), padding
-
-        def forward(self, x: Tensor) -> Tensor:
-            packed = pack_padded_sequence(x, [5, 2])
-            said = pad_packed_sequence(self.r(packed)[0], padding_value=self.padding)[0].transpose(0, 1)
-            return said @ said.transpose(1, 2)
-
-    assert trace(Scores(0.0), 5, 2, 3).groups[0].inexact is None
-    assert "not 0 for removed units" in str(trace(Scores(2.0), 5, 2, 3).groups[0].inexact)
-
-
-def test_more_projections_than_cells_are_left_whole():
-    """PyTorch's function takes them, its layers do not."""
-
-    class Wide(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = nn.ParameterList(torch.randn(shape) for shape in ((12, 4), (12, 5), (5, 3)))
-
-        def forward(self, x: Tensor) -> Tensor:
-            states = (x.new_zeros(1, x.shape[1], 5), x.new_zeros(1, x.shape[1], 3))
-            return torch.lstm(x, states, list(self.weights), False, 1, 0.0, False, False, False)[0]
-
-    graph = trace(Wide(), 6, 2, 4)
-    assert summary(graph) == {}
-    assert "aten.lstm" in reasons(graph)["weights.1", 1]

@@ -163,15 +163,15 @@ def layers(flow: Propagation, call: Call) -> list[Axes]:
         flow.unify(read, flow.axes(own.reads)[1])
     states: list[Axes] = []
     for ref, units in zip(refs_in(a["hx"]), (hidden, cells), strict=False):
-        number, lanes, own_units = flow.axes(ref)
+        number, lanes, entries = flow.axes(ref)
         flow.freeze(number, Reason.REPEATS)
-        flow.unify(own_units, units)
+        flow.unify(entries, units)
         if packed:
             lanes = flow.freeze(lanes, Reason.RUNS)
         else:
             flow.unify(lanes, axes[batch])
-            lanes = flow.known(axes[batch])
-        states.append([FIXED, lanes, units])
+            lanes = axes[batch]
+        states.append([FIXED, flow.known(lanes), units])
     further = len(weights) // directions - 1
     recurring = gates * (1 + further * (directions + 1)) + (0 if projects is None else 1 + further)
     summed = [axes[-1].repeated(gates), hidden.repeated(recurring)]

@@ -17,11 +17,14 @@ from slimfast.kernels.backends.contract import Prepared, PreparedOps, absent, me
 from slimfast.kernels.backends.cuda import eigvalsh_stages
 from slimfast.kernels.backends.cuda.device import device_of
 from slimfast.kernels.backends.cuda.tables import Tables, covariance_bins
+from slimfast.kernels.backends.moments_by_covariance import moments_by_covariance
 from slimfast.kernels.dtypes import ELEMENT_BYTES
+from slimfast.kernels.results import Moments
 
 # Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
 _PIVOT_ROWS_OF_ONE_BLOCK = 512
-_ABSENT = ("moments", "cross_covariance", "patch_moments", "cholesky_solve")
+# A GPU multiplies in float64 as fast as in float32: these are the reference's there.
+_ABSENT = ("cross_covariance", "patch_moments", "cholesky_solve")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
@@ -56,6 +59,13 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
     call = prepare_covariance(xs, rows, dtypes)
     call.launch()
     return call.results
+
+
+def moments(
+    xs: list[Tensor], masks: list[Tensor | None], into: list[Moments], dtypes: list[torch.dtype]
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_moments`: xs are (variables, positions ...)."""
+    moments_by_covariance(covariance, xs, masks, into, dtypes)
 
 
 def joint_covariance(
@@ -230,7 +240,6 @@ def _with_few_dims(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
 
-moments = absent("cuda", "CUDA", "moments")
 cross_covariance = absent("cuda", "CUDA", "cross_covariance")
 patch_moments = absent("cuda", "CUDA", "patch_moments")
 cholesky_solve = absent("cuda", "CUDA", "cholesky_solve")

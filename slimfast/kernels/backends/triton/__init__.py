@@ -17,13 +17,15 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels.backends.contract import Prepared, PreparedOps, absent, member_by_member, why_absent
+from slimfast.kernels.backends.moments_by_covariance import moments_by_covariance
 from slimfast.kernels.backends.triton import schedule
 from slimfast.kernels.dtypes import ELEMENT_BYTES
+from slimfast.kernels.results import Moments
 
 OLDEST_TRITON = (3, 4)
 # bfloat16 and TF32 tensor cores begin here.
 OLDEST_CAPABILITY = (8, 0)
-_KERNELS = ("covariance", "gather")
+_KERNELS = ("covariance", "moments", "gather")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
@@ -72,6 +74,13 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
     call = prepare_covariance(xs, rows, dtypes)
     call.launch()
     return call.results
+
+
+def moments(
+    xs: list[Tensor], masks: list[Tensor | None], into: list[Moments], dtypes: list[torch.dtype]
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_moments`: xs are (variables, positions ...)."""
+    moments_by_covariance(covariance, xs, masks, into, dtypes)
 
 
 def joint_covariance(
@@ -251,7 +260,6 @@ eigvalsh = absent("triton", "Triton", "eigvalsh")
 eigvalsh_stacked = absent("triton", "Triton", "eigvalsh")
 pivoted_cholesky = absent("triton", "Triton", "pivoted_cholesky")
 cholesky_solve = absent("triton", "Triton", "cholesky_solve")
-moments = absent("triton", "Triton", "moments")
 cross_covariance = absent("triton", "Triton", "cross_covariance")
 patch_moments = absent("triton", "Triton", "patch_moments")
 
