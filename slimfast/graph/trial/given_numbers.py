@@ -39,22 +39,49 @@ def given_as(call: Call, argument: str) -> int | None:
     is that one.
     """
     name, index = split_argument(argument)
-    given = call.arguments[name]
-    value = item_of(given, index)
-    if index is not None:
-        width = len(given)
-        runs = (call.numbers[start : start + width] for start in range(len(call.numbers) - width + 1))
-        found = [run[index] for run in runs if all(n in (m, -1) for n, m in zip(run, given, strict=True))]
-        if len(found) == 1:
-            return None if found[0] == -1 else found[0]
+    value = item_of(call.arguments[name], index)
+    found = _found_in_list(call, argument)
+    if found is not None:
+        return None if found == -1 else found
     alike = [number for number in call.numbers if number == value]
     origins = {number.origin if isinstance(number, TracedInt) else None for number in alike}
     if len(origins) == 1:
         return alike[0]
-    everywhere = [key for key in _numbered(call.arguments) if argument_of(call, key) == value]
+    everywhere = _arguments_of(call, value)
     if len(everywhere) == len(alike):
         return alike[everywhere.index(argument)]
     return value if alike else None
+
+
+def may_be_computed(call: Call, argument: str) -> bool:
+    """Say whether PyTorch may have computed this argument though Python gave a number of its value.
+
+    ``x.unflatten(-1, (heads, -1))`` is recorded with all sizes of the result, of which Python gave one, and
+    the batch may be as long. So it is where more arguments have the value than numbers were given.
+    """
+    if _found_in_list(call, argument) is not None:
+        return False
+    name, index = split_argument(argument)
+    value = item_of(call.arguments[name], index)
+    return len(_arguments_of(call, value)) > sum(number == value for number in call.numbers)
+
+
+def _found_in_list(call: Call, argument: str) -> int | None:
+    """Find the item of a list argument in the one list of numbers like it that Python gave, if there is
+    one."""
+    name, index = split_argument(argument)
+    if index is None:
+        return None
+    given = call.arguments[name]
+    width = len(given)
+    runs = (call.numbers[start : start + width] for start in range(len(call.numbers) - width + 1))
+    found = [run[index] for run in runs if all(n in (m, -1) for n, m in zip(run, given, strict=True))]
+    return found[0] if len(found) == 1 else None
+
+
+def _arguments_of(call: Call, value: int | None) -> list[str]:
+    """Name the integers of that value among the arguments of a call, in order."""
+    return [key for key in _numbered(call.arguments) if argument_of(call, key) == value]
 
 
 def _numbered(arguments: Mapping[str, Any]) -> Iterator[str]:

@@ -31,7 +31,7 @@ from slimfast.graph.recording.number_origins import (
     reads_of,
 )
 from slimfast.graph.trial.axis_pieces import cut_at, grid, tiled
-from slimfast.graph.trial.given_numbers import given_as, lengths_among
+from slimfast.graph.trial.given_numbers import given_as, lengths_among, may_be_computed
 from slimfast.graph.trial.rewrite import GroupChange, GroupRewrite, joining
 from slimfast.graph.trial.trial_widths import ConstantKeys, trial_keeps
 
@@ -124,6 +124,8 @@ class _Solution:
         for argument, axis in lengths_among(operation, call):
             given = given_as(call, argument)
             if isinstance(given, TracedInt):
+                if not axis.places and may_be_computed(call, argument):
+                    continue
                 self._demands.append(Demand(number, argument, axis, given.origin))
             elif given is None:
                 # computed by PyTorch from what it works on

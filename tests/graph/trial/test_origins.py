@@ -175,3 +175,21 @@ def test_a_network_that_looks_at_the_type_of_its_integers_is_traced_without_orig
     assert [operation.name for operation in graph.operations].count("aten.relu") == 1
     assert [(group.name, group.n) for group in graph] == [("free", 6)]
     assert prune_channels(model, plan_of(graph, {"free": [1, 2]})).c == 2
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4])
+def test_a_batch_as_long_as_what_is_unflattened_asks_nothing_of_its_attribute(batch):
+    """An operation is recorded with every size of its result, of which Python gave but some."""
+
+    class Parted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.up, self.down = 2, nn.Linear(5, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            parts = self.up(x).unflatten(-1, (self.heads, -1)).relu()
+            return self.down((parts * parts.sum(-1, keepdim=True)).flatten(-2))
+
+    graph = trace_channels(Parted().eval(), torch.randn(batch, 4, 5))
+    assert sorted(group.n for group in graph) == [2, 6]
+    assert [frozen.reason for frozen in graph.frozen if "cannot be made" in frozen.reason] == []
