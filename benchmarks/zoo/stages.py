@@ -99,7 +99,8 @@ def slim(name: str, folder: str, tell: Tell) -> None:
     with stages.stage("verify") as facts:
         keeps = {group.name: np.array(group.keep) for group in plan.groups}
         found = verify(model, thin, graph, keeps, example)
-        facts |= {"compared": len(found.compared), "inexact": len(found.inexact)}
+        facts |= {"compared": len(found.compared), "inexact": len(found.inexact), "notes": [*found.notes]}
+        facts |= {"other": [list(shape) for shape in found.other], "training": found.training}
     args, kwargs = arguments(example)
     with stages.stage("run", needed=True):
         run(thin, args, kwargs)

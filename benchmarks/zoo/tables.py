@@ -43,6 +43,29 @@ def table(zoo: str, results: Mapping[str, Row]) -> str:
     return f"{rows_of(lines)}\n\n{counts}\n\n{failures}{where}\n"
 
 
+def further(zoo: str, results: Mapping[str, Row]) -> str:
+    """The table of a zoo that is verified at a second size and in training mode, without export or peer."""
+    lines: list[Sequence[str]] = [
+        ("", "groups", "prunable", "reached", "verified", "another size", "training", "reloaded", "trained",
+         "seconds"),
+        ["---", *["--:"] * 3, *["---"] * 5, "--:"],
+    ]  # fmt: skip
+    for name in ZOOS[zoo]:
+        shown, *cells = _line(name, results.get(name))
+        if name not in results:
+            lines.append([shown, *[NOT_MEASURED] * 9])
+            continue
+        stages = results[name]["stages"]
+        found = stages.get("verify", {})
+        done = "seconds" in found
+        other = ("yes" if found["other"] else "takes one alone") if done else "-"
+        training = ("yes" if found["training"] is None else "not compared") if done else "-"
+        lines.append([shown, *cells[:3], cells[4], other, training, *cells[5:7], _seconds(stages)])
+    rows = {name: results[name] for name in ZOOS[zoo] if name in results}
+    counts, failures = _counts(len(ZOOS[zoo]), rows), _failures(rows)
+    return f"{rows_of(lines)}\n\n{counts}\n\n{failures}{_where(list(rows.values()))}\n"
+
+
 def left_whole(zoo: str, results: Mapping[str, Row]) -> str:
     """What stays whole in the networks of a zoo, and why: the share of the parameters by the reason."""
     lines: list[Sequence[str]] = [("", "stays whole", "because of"), ("---", "--:", "---")]
@@ -207,7 +230,11 @@ def _where(rows: Sequence[Row]) -> str:
     )
 
 
+_FURTHER = ("detectors", "segmentation", "diffusion", "audio", "graphs", "language")
+
 TABLES = (
+    *(Table(f"zoo-further-{zoo}", ("zoo-further.json",), partial(further, zoo)) for zoo in _FURTHER),
+    *(Table(f"zoo-whole-{zoo}", ("zoo-further.json",), partial(left_whole, zoo)) for zoo in _FURTHER),
     *(Table(f"zoo-{zoo}", ("zoo.json",), partial(table, zoo)) for zoo in ZOOS),
     Table("zoo-times", ("zoo.json",), partial(times, "families")),
 )

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from support.zoo_rows import STAMP, row
 from torch import nn
 
 from benchmarks.zoo import __main__ as command
@@ -17,9 +18,6 @@ from slimfast.graph import trace_channels
 from slimfast.graph.recording.inputs import tensors_in
 
 LIMITS = Limits(60.0, 8_000_000_000, 1)
-MACHINE = {"cpu": "a CPU", "threads": 2, "load": 1.5}
-VERSIONS = {"torch": "2", "timm": "1", "torch-pruning": "1.6"}
-STAMP = {"machine": MACHINE, "versions": VERSIONS, "commit": "abc", "date": "2026-01-01"}
 
 
 def two_stages(tell):
@@ -219,75 +217,3 @@ def test_a_row_that_is_run_again_keeps_what_was_not_asked_for():
     again["stages"]["reload"] = {"failed": "off"}
     assert "onnx" not in command.carried(again, before)["stages"]
     assert command.carried(again, {}) == again
-
-
-def row(**changes):
-    done = dict.fromkeys(("build", "trace", "spectra", "plan", "prune", "run", "verify", "reload", "train"))
-    found = {name: {"seconds": 0.5} for name in done}
-    found["trace"]["groups"] = 7
-    found["count"] = {"seconds": 0.1, "prunable": 0.987, "reached": 0.4955}
-    found["verify"] |= {"compared": 6, "inexact": 1}
-    made = {"limit_s": 120.0, "limit_gb": 10.0, "stamp": STAMP, "stages": found | changes}
-    made["peer"] = {"build": {"seconds": 1}, "prune": {"seconds": 4.0, "reached": 0.3}, "run": {"seconds": 1}}
-    return made
-
-
-def test_the_table_tells_what_was_done_and_what_failed():
-    results = {
-        "timm:resnet18": row(),
-        "timm:vgg16_bn": row(
-            train={"failed": "not finished in 120 s"}, count={"reached": 0.4, "prunable": 1.0}
-        ),
-    }
-    results["timm:vgg16_bn"]["peer"]["run"] = {"failed": "RuntimeError: shapes `a` and `b`"}
-    lines = tables.table("families", results).splitlines()
-    assert lines[2] == (
-        "| resnet18 | 7 | 99 % | 0.495 | yes | yes, 6 of 7 groups | yes | yes | not measured | 2.00 "
-        "| 0.30 of it | 4.00 |"
-    )
-    assert lines[3].startswith("| resnext50_32x4d | not measured | not measured |")
-    assert (
-        "| 0.400 (far) | yes | yes, 6 of 7 groups | yes | **no** | not measured | 2.00 | error | 4.00 |"
-        in lines[4]
-    )
-    text = "\n".join(lines[47:])
-    assert (
-        "Of 45 networks, 2 measured: traced 2, planned 2, pruned 2, within 2 % of the budget 1, run 2" in text
-    )
-    assert "trained 1" in text
-    assert "made 1 of 2 at least 30 % smaller. slimfast was the faster for 1 of the 1 that" in text
-    assert "- vgg16_bn, train: `not finished in 120 s`" in text
-    assert "load 1.5 to 1.5" in text
-
-
-def test_a_network_of_which_only_the_weights_were_compared():
-    made = row(verify={"seconds": 1.0, "compared": 0, "inexact": 4})
-    text = tables.table("families", {"timm:resnet18": made})
-    assert "| yes | weights only | yes |" in text
-    assert "verified 1 (1 of them weights only), reloaded 1" in text
-
-
-def test_an_early_failure_leaves_dashes():
-    failed = {"build": {"seconds": 1.0}, "trace": {"failed": "UnsupportedGraph: no"}}
-    made = {"limit_s": 1.0, "limit_gb": 1.0, "stamp": STAMP, "stages": failed}
-    line = tables.table("families", {"timm:resnet18": made}).splitlines()[2]
-    assert line == "| resnet18 | - | - | - | - | - | - | - | - | - | not measured | - |"
-
-
-def test_where_the_time_goes_slowest_first():
-    results = {
-        "timm:resnet18": row(),
-        "timm:vgg16_bn": row(spectra={"seconds": 2.5}, verify={"failed": "not finished in 120 s"}),
-        "timm:densenet121": row(plan={"failed": "SlimfastError: no"}),
-    }
-    lines = tables.times("families", results).splitlines()
-    assert lines[0] == "|  | trace | spectra | plan | prune | together | verify |"
-    assert lines[2] == "| vgg16_bn | 0.50 | 2.50 | 0.50 | 0.50 | 4.00 | - |"
-    assert lines[3] == "| resnet18 | 0.50 | 0.50 | 0.50 | 0.50 | 2.00 | 0.50 |"
-    assert lines[4] == ""
-
-
-def test_no_results_at_all():
-    text = tables.table("transformers", {})
-    assert text.count("| not measured |") > 0
-    assert text.endswith("Not measured yet.\n")

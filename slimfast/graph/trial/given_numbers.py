@@ -63,7 +63,8 @@ def may_be_computed(call: Call, argument: str) -> bool:
         return False
     name, index = split_argument(argument)
     value = item_of(call.arguments[name], index)
-    return len(_arguments_of(call, value)) > sum(number == value for number in call.numbers)
+    alike = [number for number in call.numbers if number == value]
+    return len(_arguments_of(call, value)) > len(alike)
 
 
 def _found_in_list(call: Call, argument: str) -> int | None:
