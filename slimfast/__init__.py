@@ -43,7 +43,7 @@ from slimfast.kernels import (
     grouped_pivoted_cholesky,
     grouped_spectra,
 )
-from slimfast.plans import Cost, GroupPlan, Plan, count_module, plan, plan_widths
+from slimfast.plans import Cost, GroupPlan, Plan, count_module, plan, plan_from_masks, plan_widths
 from slimfast.pruning import (
     Manifest,
     RepairReport,
@@ -112,6 +112,7 @@ __all__ = [
     "plan",
     "plan_checkpoint",
     "plan_figure",
+    "plan_from_masks",
     "plan_uniform",
     "plan_widths",
     "prune_channels",

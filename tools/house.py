@@ -34,7 +34,7 @@ FLOORS = (
     ("__init__", "__main__"),
 )
 GRAPH_FLOORS = (
-    ("axes",),
+    ("axes", "computed_weights", "group_names"),
     ("channel_graph",),
     ("recording",),
     ("propagation", "cutting"),

@@ -23,6 +23,8 @@ from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.huggingface.uniform import plan_uniform
 from slimfast.plans import plan as make_plan
+from slimfast.plans import plan_from_masks
+from slimfast.plans.request import WidthOptions
 from slimfast.reports.plots import TAUS, check_figure, plan_figure, save_figure, spectra_table
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
 from slimfast.storage.weights import Weights
@@ -40,6 +42,11 @@ Uniform = Annotated[
     typer.Option(
         "--uniform", help="Layers of a kind equally wide: for transformers, and 'prune --pretrained'."
     ),
+]
+
+FromMasks = Annotated[
+    bool,
+    typer.Option("--from-masks", help="Keep exactly the units that masks, zeros and dead scales leave."),
 ]
 
 
@@ -117,21 +124,18 @@ def plan(
     resume: options.Finished = None,
     stream: options.Stream = False,
     uniform: Uniform = False,
+    from_masks: FromMasks = False,
     output: options.Output = None,
     as_json: options.Json = False,
 ) -> None:
-    """Choose one width per channel group, so that a budget is met."""
-    wanted = widths.request_options()
+    """Choose one width per channel group, so that a budget is met, or as the existing masks say."""
+    others: dict[str, Any] = {"spectra": spectra, "calibration": calibration, "plot": plot}
+    others |= {"resume": resume, "stream": stream, "outputs": outputs}
+    if from_masks:
+        _check_from_masks(widths, uniform=uniform, **others)
+    wanted = WidthOptions() if from_masks else widths.request_options()
     if uniform:
-        _check_uniform(
-            widths,
-            spectra=spectra,
-            calibration=calibration,
-            plot=plot,
-            resume=resume,
-            stream=stream,
-            outputs=outputs,
-        )
+        _check_uniform(widths, **others)
     console.check_outputs(output, suffixes=(".json",))
     check_figure(plot)
     measured = None if spectra is None else load_spectra(spectra)
@@ -144,7 +148,11 @@ def plan(
         how |= {"progress": advance, "team": team}
         if plot is not None and measured is None and calibration is None:
             measured = measure_spectra(source, trace_channels(network, example, outputs=interface), **how)
-        if uniform:
+        if from_masks:
+            found = plan_from_masks(
+                network, example, include=widths.include or None, exclude=widths.exclude or None
+            )
+        elif uniform:
             found = plan_uniform(
                 network,
                 example,
@@ -183,6 +191,14 @@ def _check_uniform(widths: Widths, **others: Any) -> None:
     others |= {"min-width": widths.min_width > 1, "include": widths.include, "exclude": widths.exclude}
     others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
     console.refuse("--uniform: expected --macs, --params or --multiple-of", others)
+
+
+def _check_from_masks(widths: Widths, **others: Any) -> None:
+    """Refuse what a plan of masks cannot heed: they say which units stay, and so how many."""
+    others |= {"macs": widths.macs, "params": widths.params, "width": widths.width}
+    others |= {"explained-variance": widths.explained_variance is not None}
+    others |= {"multiple-of": widths.multiple_of > 1, "min-width": widths.min_width > 1}
+    console.refuse("--from-masks: expected --include or --exclude", others)
 
 
 def _network(

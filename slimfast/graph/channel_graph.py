@@ -5,82 +5,20 @@ All of it is frozen data. ``slimfast.graph.trace_channels`` makes it; costs, pla
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from slimfast.arrays import IntArray
-from slimfast.errors import ArgumentError, did_you_mean
-from slimfast.graph.axes import Axis, Places, alive_units
+from torch import Tensor
 
-__all__ = ["Attribute", "Axis", "ChannelGraph", "ChannelGroup", "Constant", "Frozen", "GroupNames", "Member",
+from slimfast.graph.axes import Axis, Places, alive_units
+from slimfast.graph.computed_weights import Behind, ComputedWeight, EffectiveTensors
+from slimfast.graph.group_names import GroupNames
+
+__all__ = ["Attribute", "Axis", "ChannelGraph", "ChannelGroup", "Constant", "Frozen", "HeldWidth", "Member",
            "Operation", "Places", "Role", "alive_units"]  # fmt: skip
 
 Role = Literal["producer", "consumer", "follower"]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupNames:
-    """What the groups of a network are called, in ``include``, ``exclude`` and ``overrides``.
-
-    ``kinds`` has the kind of each group by its name; ``makes`` and ``reads`` the groups that each layer and
-    each tensor has a part in: those whose units it computes or goes along with, and those it only reads.
-    """
-
-    kinds: Mapping[str, str]
-    makes: Mapping[str, frozenset[str]]
-    reads: Mapping[str, frozenset[str]]
-
-    @classmethod
-    def of(
-        cls,
-        kinds: Mapping[str, str],
-        slices: Iterable[tuple[str, str, Role]],
-        tied: Mapping[str, str] | None = None,
-    ) -> GroupNames:
-        """Collect the names from the (group, tensor, role) of each slice; ``tied``: further tensor names."""
-        further: dict[str, list[str]] = {}
-        for name, first in (tied or {}).items():
-            further.setdefault(first, []).append(name)
-        parts: tuple[dict[str, set[str]], dict[str, set[str]]] = ({}, {})
-        for group, tensor, role in slices:
-            for name in (tensor, *further.get(tensor, ())):
-                for called in (name, name.rpartition(".")[0]):
-                    parts[role == "consumer"].setdefault(called, set()).add(group)
-        makes, reads = ({name: frozenset(groups) for name, groups in part.items()} for part in parts)
-        return cls(kinds, makes, reads)
-
-    def meant_by(self, glob: str, where: str) -> frozenset[str]:
-        """Find the groups that a name, a kind or a glob means.
-
-        The name of a group as it is printed means that one alone, brackets included:
-        ``blocks.0.attn.qkv[head]``. The name of a layer or a tensor means the groups whose units it computes.
-
-        Raises ``ValueError`` where there is none; ``where`` begins its message.
-        """
-        if glob in self.kinds:
-            return frozenset([glob])
-        found = {
-            name
-            for name, kind in self.kinds.items()
-            if glob == kind or fnmatchcase(name, glob) or fnmatchcase(kind, glob)
-        }
-        for called, groups in self.makes.items():
-            if called and (called == glob or fnmatchcase(called, glob)):
-                found |= groups
-        if not found:
-            raise ArgumentError(f"{where}: no group matches {glob!r}{self._hint(glob)}")
-        return frozenset(found)
-
-    def _hint(self, glob: str) -> str:
-        if glob in self.reads:
-            return f", which only reads {', '.join(sorted(self.reads[glob]))}"
-        if any(name.startswith(f"{glob}.") for name in self.makes):
-            return f" (did you mean {f'{glob}.*'!r}?)"
-        return did_you_mean(
-            glob, dict.fromkeys([*self.kinds, *self.kinds.values(), *filter(None, self.makes)])
-        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,14 +101,29 @@ class Operation:
 class Attribute:
     """A Python attribute of a module that constants come from: it must always be the length of ``axis``.
 
-    ``name`` is the attribute's, or ``config.name`` for one of an object the module holds; ``index`` is the
-    place in it where it is a tuple or list. Found by a trial cut (:mod:`slimfast.graph.trial.trial_cut`).
+    ``name`` is the attribute's, or ``config.name`` for one of an object the module holds,
+    ``feature_info.0.num_chs`` for one in lists and tables; ``index`` is the place in it where it is a tuple
+    or list. Found by a trial cut (:mod:`slimfast.graph.trial.trial_cut`), or where the forward does not read
+    it by :mod:`slimfast.graph.cutting.held_widths`.
     """
 
     module: str
     name: str
     index: int | None
     axis: Axis
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldWidth:
+    """An integer attribute of a module that may be the length of one of ``axes``, and stays as it is.
+
+    ``name`` as in :class:`Attribute`.
+    """
+
+    module: str
+    name: str
+    value: int
+    axes: tuple[Axis, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +154,9 @@ class ChannelGraph:
         also: Descriptions of the other calls that were traced.
         notes: What was not looked at, one line each.
         decisions: What the forward decided by values, as the recordings of thin networks are handed it.
+        undecided: Those that may have to follow one, and stay, because it cannot be decided which.
+        computed: The weights that the forward makes of parameters, by their names.
+        behind: The batch norms and depthwise filters behind a weight, by the weight's name.
 
     Example:
         graph = slimfast.trace_channels(model, example)
@@ -222,6 +178,9 @@ class ChannelGraph:
     also: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
     decisions: tuple[Any, ...] = ()
+    undecided: tuple[HeldWidth, ...] = ()
+    computed: Mapping[str, ComputedWeight] = field(default_factory=dict)
+    behind: Mapping[str, Behind] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -244,3 +203,41 @@ class ChannelGraph:
             if group.name == name:
                 return group
         raise KeyError(name)
+
+    def measured(self, group: ChannelGroup) -> tuple[Member, ...]:
+        """List the members of a group as its layers compute with them.
+
+        A parameter that a weight is made of, and that no layer takes itself (``weight_orig`` behind a mask,
+        direction and length of a weight norm), gives way to that weight.
+        """
+        stands_for = {
+            key: (weight.name, dim)
+            for weight in self.computed.values()
+            for key, dim in weight.stands_for.items()
+        }
+        members: dict[tuple[str, int, bytes, bytes], Member] = {}
+        for member in group.members:
+            tensor, dim = stands_for.get((member.tensor, member.dim), (member.tensor, member.dim))
+            key = tensor, dim, member.places.indices.tobytes(), member.places.units.tobytes()
+            if key not in members or members[key].role == "follower":
+                same = (tensor, dim) == (member.tensor, member.dim)
+                members[key] = member if same else replace(member, tensor=tensor, dim=dim)
+        return tuple(members.values())
+
+    def producers(self, group: ChannelGroup) -> tuple[Member, ...]:
+        """List the members whose weights compute the units of a group, as its layers compute with them."""
+        return tuple(member for member in self.measured(group) if member.role == "producer")
+
+    def shape_of(self, tensor: str) -> tuple[int, ...]:
+        """Look up the wide shape of a parameter, a buffer or a computed weight."""
+        made = self.computed.get(tensor)
+        return tuple(axis.length for axis in self.axes[tensor]) if made is None else made.shape
+
+    def stored_name(self, tensor: str, names: Container[str]) -> str:
+        """Find the name, of these, under which a tensor is held: files keep only one name of a tied one."""
+        further = (alias for alias, first in self.tied.items() if first == tensor)
+        return next((name for name in (tensor, *further) if name in names), tensor)
+
+    def effective(self, tensors: Mapping[str, Tensor]) -> EffectiveTensors:
+        """See tensors by name as the layers compute with them: computed weights too, 0 where silenced."""
+        return EffectiveTensors(tensors, self.computed, self.behind)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from slimfast.arrays import Arguments
 from slimfast.errors import ArgumentTypeError
-from slimfast.graph.channel_graph import ChannelGraph
+from slimfast.graph.channel_graph import ChannelGraph, Frozen
+from slimfast.graph.cutting.held_widths import follow_held_widths, is_rank
 from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.propagation.grouping import Grouping
 from slimfast.graph.propagation.size_dependence import freeze_size_dependent
+from slimfast.graph.propagation.weight_origins import WeightOrigins
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.inputs import InputSpec, arguments
 from slimfast.graph.recording.module_copies import collector_paused
@@ -23,6 +25,7 @@ from slimfast.graph.recording.output_places import Outputs, as_outputs, check_ou
 from slimfast.graph.recording.shared_functions import refusing_hooks_that_write
 from slimfast.graph.recording.unfit import refuse_unfit
 from slimfast.graph.trial import trial_cut
+from slimfast.graph.trial.rewrite import GroupRewrite
 from slimfast.wrappers import unwrapped
 
 
@@ -111,6 +114,7 @@ def _traced(
     flow = propagate(network, recording, *given, calls.outputs, also)
     freeze_size_dependent(network, flow, given, calls.outputs, also)
     grouping = Grouping(flow.labels, *selected)
+    origins = WeightOrigins(network, recording, flow, also)
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
@@ -124,5 +128,42 @@ def _traced(
         also=tuple(map(InputSpec.of, calls.others)),
         notes=tuple(flow.labels.notes),
         decisions=recording.decisions,
+        computed=origins.computed,
+        behind=origins.behind,
     )
-    return trial_cut.settle(network, graph, recording, given) if settle else graph
+    if not settle:
+        return graph
+    settled = trial_cut.settle(network, graph, recording, given)
+    others = zip(also, map(arguments, calls.others), strict=True)
+    runs = [(recording, given), *others]
+    return _without_ranks(follow_held_widths(network, settled, runs))
+
+
+def _without_ranks(graph: ChannelGraph) -> ChannelGraph:
+    """Leave whole the ranks that a configuration has one number for though several layers have one each.
+
+    Adapters are saved and loaded by that number (``r`` of peft's configurations).
+    """
+    reasons: dict[str, str] = {}
+    for held in graph.undecided:
+        if is_rank(held.name):
+            reason = f"{held.name} = {held.value} is the rank of several layers at once"
+            names = (name for axis in held.axes for name in axis.groups)
+            reasons |= {name: reason for name in names if name not in reasons}
+    if not reasons:
+        return graph
+    rewrite = GroupRewrite(dict.fromkeys(reasons))
+    frozen = [
+        Frozen(member.tensor, member.dim, reasons[group.name], "")
+        for group in graph
+        for member in group.members
+        if group.name in reasons and member.role != "follower"
+    ]
+    attributes = (replace(a, axis=rewrite.axis(a.axis)) for a in graph.attributes or ())
+    undecided = (replace(held, axes=tuple(map(rewrite.axis, held.axes))) for held in graph.undecided)
+    return replace(
+        rewrite.graph(graph),
+        attributes=tuple(attribute for attribute in attributes if attribute.axis.places),
+        undecided=tuple(held for held in undecided if any(axis.places for axis in held.axes)),
+        frozen=(*graph.frozen, *frozen),
+    )

@@ -1,6 +1,7 @@
 """Plans: one width per channel group, solved from spectra under a budget, checked against a model."""
 
 from slimfast.plans.costs import Cost, count_module
+from slimfast.plans.mask_planning import plan_from_masks
 from slimfast.plans.plan_data import Allocation, GroupPlan, Plan
 from slimfast.plans.planning import check_plan, plan, plan_widths
 
@@ -12,5 +13,6 @@ __all__ = [
     "check_plan",
     "count_module",
     "plan",
+    "plan_from_masks",
     "plan_widths",
 ]

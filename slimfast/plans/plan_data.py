@@ -31,10 +31,11 @@ from slimfast.storage.atomic import atomic_path
 from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text
 
 KIND = "slimfast.plan"
-# 2: ``allocation``, and groups chosen by "gain". 3: ``weights``. Documents of all of them are read.
+# 2: ``allocation``, and groups chosen by "gain". 3: ``weights``, and groups chosen by
+# "mask". Documents of all of them are read.
 SCHEMA = 3
 
-Chosen = Literal["tau", "gain", "override", "excluded"]
+Chosen = Literal["tau", "gain", "override", "mask", "excluded"]
 Allocation = Literal["explained_variance", "marginal_gain"]
 _CHOSEN: tuple[str, ...] = get_args(Chosen)
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
@@ -55,12 +56,13 @@ class GroupPlan:
         certified: The width is the one float64 arithmetic gives, because float32 settled it or because it was
             measured in float64.
         dtype: The arithmetic of the measurement; None where no spectrum was measured.
-        chosen: By what: the network's tau, the gain that the next unit's cost would bring, an override, or
-            the group was left alone.
+        chosen: By what: the network's tau, the gain that the next unit's cost would bring, an override, the
+            masks that the network has, or the group was left alone.
         before: The cost of the tensors and operations the group takes part in; groups share those, so that
             these costs add up to more than the network's.
         after: The same with this width.
         keep: The sorted kept units once they are selected.
+        note: What else there is to say of them; at hand where the plan was just made, and not written.
 
     Example:
         [(group.name, group.width) for group in plan.groups if group.width < group.n]
@@ -77,6 +79,7 @@ class GroupPlan:
     chosen: Chosen = "tau"
     before: Cost = _NOTHING
     after: Cost = _NOTHING
+    note: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from slimfast.errors import printable
@@ -18,6 +19,7 @@ _WHOLE = {
     "tau": "the plan keeps all of its variance",
     "gain": "every unit is worth what it costs",
     "override": "by hand",
+    "mask": "none of its units is dead and can go",
     "excluded": "excluded by name, or its weights have no spectrum",
 }
 # Reasons that the graph tells in a word, in a sentence.
@@ -27,6 +29,10 @@ _REASONS = {
     Reason.ONE_UNIT.text: "all of its channels can only go at once",
     Reason.NO_PRODUCER.text: "no weight of this network produces it",
 }
+_STALE = (
+    "attributes that stay as they are, though each holds the old length of an axis that changes, because it "
+    "cannot be decided which it means, if any:"
+)
 _SILENT = "goes along with what is left alone (depthwise filters, tables), or takes no part in this forward"
 
 
@@ -130,6 +136,9 @@ def explanation(plan: Plan, graph: ChannelGraph) -> str:
     alone = _left_alone(graph)
     if alone:
         parts.append("\n".join(["left alone, each layer with the reason:", *alone]))
+    stale = _stale(graph, {name: group.width for name, group in groups.items()})
+    if stale:
+        parts.append("\n".join([_STALE, *stale]))
     notes = list(graph.notes)
     if graph.outputs is not None:
         notes.append(f"of the outputs {', '.join(map(str, graph.outputs))} stay, the others may get narrower")
@@ -145,6 +154,8 @@ def _explain_group(group: ChannelGroup, planned: GroupPlan) -> str:
     whole = f", left whole: {_WHOLE[planned.chosen]}" if width == group.n else ""
     lines = [f"{group.name} ({group.kind}): {group.n} -> {width} units{whole}, removed together in"]
     lines += [f"  {m.role:<8} {m.tensor} dim {m.dim}" for m in group.members]
+    if planned.note:
+        lines.append(f"  {planned.note}")
     if group.inexact:
         lines.append(f"  removal is not the same as masking: {group.inexact}")
     return "\n".join(lines)
@@ -172,3 +183,17 @@ def _left_alone(graph: ChannelGraph) -> list[str]:
     return [
         line for reason, names in reasons.items() for line in (f"  {reason}", *(f"    {n}" for n in names))
     ]
+
+
+def _stale(graph: ChannelGraph, widths: Mapping[str, int]) -> list[str]:
+    """List the attributes that may hold a width which the plan changes, and stay."""
+    sizes = {group.name: group.n for group in graph}
+    lines = []
+    for held in graph.undecided:
+        names = dict.fromkeys(name for axis in held.axes for name in axis.groups)
+        changed = [name for name in names if widths[name] < sizes[name]]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            where = f"{held.module}.{held.name}".lstrip(".")
+            lines.append(f"  {where} = {held.value} ({', '.join(changed[:3])}{more})")
+    return lines

@@ -59,7 +59,9 @@ def patch_from_json(fields: Fields) -> Patch:
         _value(fields.raw("after"), fields.where),
     )
     fields.done()
-    if not all(part.isidentifier() and not part.startswith("__") for part in patch.attribute.split(".")):
+    first, *rest = patch.attribute.split(".")
+    names = [first, *(part for part in rest if not part.isdecimal())]
+    if not all(part.isidentifier() and not part.startswith("__") for part in names):
         raise SlimfastError(
             f"{fields.where}: expected the name of an attribute, got {shown(patch.attribute)}"
         )

@@ -29,6 +29,7 @@ from slimfast.plans.fingerprint import check_weights, fingerprint
 from slimfast.plans.request import WidthOptions, takes_width_options
 from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
+from slimfast.pruning.mask_folding import check_repairable, check_same, fold_masks, is_of_masks
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
@@ -154,6 +155,7 @@ def prune_channels(
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
     check_memory("prune", memory)
+    check_repairable(plan, repair)
     graph = graph_of(model, plan, example)
     check_weights(plan.weights, fingerprint(model), strict=strict)
     reached("traced")
@@ -161,6 +163,8 @@ def prune_channels(
     reached("units selected")
     cut = Cut(graph, keeps)
     _check_cost(plan, cut)
+    if is_of_masks(plan):
+        network = fold_masks(network, graph, keeps, example)
     patches = cut.attribute_patches(network)
     gathered = gather_slices(network.tensors, cut.tensor_cuts, backend)
     thin = cut.thin_copy(network, tensors=gathered, patches=patches)
@@ -177,6 +181,8 @@ def prune_channels(
     if verify:
         found, read_in_training = verify_and_patch(network, thin, cut, example)
         patches = (*patches, *read_in_training)
+        if is_of_masks(plan):
+            check_same(model, thin, graph, example)
     attach_verification(thin, found)
     attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
     if repair is not None:

@@ -57,7 +57,9 @@ def select(
     - ``activations``: the same choice by how the units vary together in what their consumers read, each
       weighted by the consumer's weights (:func:`slimfast.calibrate`).
 
-    The largest stay; ties go to the smaller index. The paper's is ``l1``.
+    The largest stay; ties go to the smaller index. The paper's is ``l1``. Weights are those that the layers
+    compute with: masked, normed, or otherwise made of parameters. A unit of which they are all 0, or that a
+    batch norm or a depthwise filter behind multiplies by 0, goes before any other.
 
     Args:
         model: The network.
@@ -106,13 +108,15 @@ def select_units(
             if tensors[member.tensor].is_meta:
                 raise SlimfastError(f"select: {member.tensor} is a meta tensor and has no values ({g.name})")
     if method == "pivoted_cholesky":
-        return keeps | _by_weights([(graph[g.name], g.width) for g in chosen], tensors, backend)
+        return keeps | _by_weights(
+            graph, [(graph[g.name], g.width) for g in chosen], graph.effective(tensors), backend
+        )
     if method == "activations":
         if calibration is None:
             raise ArgumentError("select: expected a calibration for method 'activations', got none")
         read = _covariance_read(model, graph, calibration)
         return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], read, backend)
-    scores = unit_scores(model, [graph[g.name] for g in chosen], method)
+    scores = unit_scores(model, graph, [graph[g.name] for g in chosen], method)
     return keeps | {g.name: largest(scores(graph[g.name]), g.width) for g in chosen}
 
 
@@ -151,23 +155,26 @@ def largest(scores: np.ndarray, width: int) -> IntArray:
 
 
 def _by_weights(
-    chosen: Sequence[tuple[ChannelGroup, int]], tensors: Mapping[str, Tensor], backend: str
+    graph: ChannelGraph,
+    chosen: Sequence[tuple[ChannelGroup, int]],
+    tensors: Mapping[str, Tensor],
+    backend: str,
 ) -> dict[str, IntArray]:
     """Choose each group's units by how they vary over the positions of the weights that produce them."""
     keeps: dict[str, IntArray] = {}
     narrow = []
     for group, width in chosen:
-        rows = weight_rows(group, tensors) if 8 * group.n**2 > _BATCH_BYTES else []
+        rows = weight_rows(graph, group, tensors) if 8 * group.n**2 > _BATCH_BYTES else []
         if rows and group.n > sum(row.shape[1] for row in rows):
-            _check_finite(rows, group)
+            _check_finite(graph, group, rows)
             keeps[group.name] = _first(*pivoted_rows(rows, width), width)
         else:
             narrow.append((group, width))
-    return keeps | _pivoted_cholesky(narrow, lambda g: _covariance(g, tensors, backend), backend)
+    return keeps | _pivoted_cholesky(narrow, lambda g: _covariance(graph, g, tensors, backend), backend)
 
 
-def _check_finite(rows: Sequence[Tensor], group: ChannelGroup) -> None:
-    for row, member in zip(rows, group.producers(), strict=True):
+def _check_finite(graph: ChannelGraph, group: ChannelGroup, rows: Sequence[Tensor]) -> None:
+    for row, member in zip(rows, graph.producers(group), strict=True):
         if not bool(row.isfinite().all()):
             raise SlimfastError(
                 f"select: expected finite weights, got others ({group.name}: {member.tensor})"
@@ -224,9 +231,11 @@ def _covariance_read(
     return read
 
 
-def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str) -> Tensor:
+def _covariance(
+    graph: ChannelGraph, group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str
+) -> Tensor:
     """Compute the (n, n) float64 covariance of a group's units over the positions of all its producers."""
-    rows = weight_rows(group, tensors)
+    rows = weight_rows(graph, group, tensors)
     if not rows:
         return torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
     try:
@@ -234,7 +243,7 @@ def _covariance(group: ChannelGroup, tensors: Mapping[str, Tensor], backend: str
             [rows],
             side="rows",
             dtype=torch.float64,
-            names=[[f"{group.name}: {m.tensor}" for m in group.producers()]],
+            names=[[f"{group.name}: {m.tensor}" for m in graph.producers(group)]],
             backend=backend,
         ).matrices
     except NonFinite as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.errors import ArgumentError, SlimfastError
-from slimfast.graph.channel_graph import ChannelGroup, Member
+from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, Member
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.spectra.unit_matrices import unit_matrix
 
@@ -28,45 +28,53 @@ _SAME = 1e-12
 _TIE = 2.0**-36
 
 
-def weight_rows(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+def weight_rows(graph: ChannelGraph, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """Gather the weights that produce each unit: per producer a matrix (n, d_m), row u for unit u."""
-    rows = [unit_matrix(tensors[m.tensor].detach(), m.dim, m.units) for m in group.producers()]
+    rows = [unit_matrix(tensors[m.tensor].detach(), m.dim, m.units) for m in graph.producers(group)]
     return [x.to(rows[0].device) for x in rows]
 
 
 def unit_scores(
-    model: nn.Module, groups: Sequence[ChannelGroup], method: Score
+    model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup], method: Score
 ) -> Callable[[ChannelGroup], np.ndarray]:
     """Make the function that scores the units of one of ``groups``, float64 (n,).
 
-    What each method measures: :func:`slimfast.select`.
+    What each method measures: :func:`slimfast.select`. Weights are those that the layers of ``graph`` compute
+    with; a unit of which they are all 0 is dead and scores -1, less than any that is alive.
 
     Raises:
         ValueError: groups without a batch norm, by ``bn_scale``.
         SlimfastError: weights that are not finite, where the function comes to them.
     """
-    tensors = named_tensors(model)
+    tensors = graph.effective(named_tensors(model))
     if method == "bn_scale":
         _check_batch_norms(model, groups)
-    norms = _norms(method, tensors)
+    sums = _unit_sums(tensors, Tensor.abs_ if method == "l1" else Tensor.square_)
 
     def scores(group: ChannelGroup) -> np.ndarray:
+        produced = sums(graph.producers(group), group.n)
         if method == "bn_scale":
             values = _bn_scale(model, group, tensors)
         elif method == "geometric_median":
-            values = _geometric_median(weight_rows(group, tensors), group.n)
+            values = _geometric_median(weight_rows(graph, group, tensors), group.n)
+        elif method == "lookahead":
+            consumers = [member for member in graph.measured(group) if member.role == "consumer"]
+            # What no weights read is measured on what makes it alone.
+            read = sums(consumers, group.n) if consumers else 1.0
+            values = _snapped(np.sqrt(produced * read))
         else:
-            values = norms(group)
+            values = produced if method == "l1" else np.sqrt(produced)
         if not np.isfinite(values).all():
             raise SlimfastError(_not_finite(group, tensors))
-        return values
+        return np.where(produced == 0.0, -1.0, values)
 
     return scores
 
 
-def _norms(method: Score, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGroup], np.ndarray]:
-    """Make the function that scores by a norm: sums over slices, which the groups of one tensor may share."""
-    size = Tensor.abs_ if method == "l1" else Tensor.square_
+def _unit_sums(
+    tensors: Mapping[str, Tensor], size: Callable[[Tensor], Tensor]
+) -> Callable[[Iterable[Member], int], np.ndarray]:
+    """Make the function that sums the ``size`` of all elements of each of n units, over members, (n,)."""
 
     @functools.cache
     def of_slices(tensor: str, dim: int) -> np.ndarray:
@@ -81,16 +89,7 @@ def _norms(method: Score, tensors: Mapping[str, Tensor]) -> Callable[[ChannelGro
             total += np.bincount(places.units, slices[places.indices], n)
         return total
 
-    def norms(group: ChannelGroup) -> np.ndarray:
-        found = sums(group.producers(), group.n)
-        if method == "lookahead":
-            consumers = [member for member in group.members if member.role == "consumer"]
-            # What no weights read is measured on what makes it alone.
-            found *= sums(consumers, group.n) if consumers else 1.0
-            return _snapped(np.sqrt(found))
-        return found if method == "l1" else np.sqrt(found)
-
-    return norms
+    return sums
 
 
 def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> Tensor:

@@ -16,12 +16,13 @@ from slimfast.distributed.team import Team
 from slimfast.errors import ArgumentError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.kernels.dispatch import backend_module
+from slimfast.spectra.effective_weights import open_effective
 from slimfast.spectra.eigenvalues import Options, Scaling
 from slimfast.spectra.execution import RunContext, measure
 from slimfast.spectra.sidecar import open_sidecar
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import Layer, layers_of
-from slimfast.storage.weights import Source, Weights, open_weights
+from slimfast.storage.weights import Source, Weights
 from slimfast.wrappers import unwrapped
 
 _log = logging.getLogger(__name__)
@@ -44,9 +45,10 @@ def measure_spectra(
     """Measure the spectrum of every channel group that has weights of its own.
 
     The weights of a group's producers form its units' rows, each member centred on its own, and
-    S = sum of Xc Xc^T / (d - 1) over them. Files of safetensors are read a few layers at a time, ahead of the
-    arithmetic: what is in memory is no more than the parameters of the largest layer, its (m, m) workspace
-    and 1 GiB.
+    S = sum of Xc Xc^T / (d - 1) over them. Weights are those that the layers compute with: masked, normed,
+    or otherwise made of parameters, and 0 where a batch norm or a filter behind multiplies by 0. Files of
+    safetensors are read a few layers at a time, ahead of the arithmetic: what is in memory is no more than
+    the parameters of the largest layer, its (m, m) workspace and 1 GiB.
 
     Args:
         source: A module, a mapping of names to tensors, or the path of a file (see
@@ -87,7 +89,7 @@ def measure_spectra(
         check_tau("measure_spectra", tau)
     if isinstance(source, nn.Module):
         source = unwrapped(source)
-    weights = open_weights(source)
+    weights = open_effective(source, graph)
     layers = layers_of(source, weights, graph)
     options = Options(dtype=dtype, scaling=scaling, member_scaling=member_scaling, backend=backend)
     _log.info("measuring %d layers of %s", len(layers), weights.source)
@@ -133,7 +135,7 @@ def measure_again(
     The steps: float32; float64; float64 by LAPACK on the CPU, which is the definition and has no error.
     ``resume`` and ``team`` as for :func:`measure_spectra`.
     """
-    weights = open_weights(source)
+    weights = open_effective(source, graph)
     layers = layers_of(source, weights, graph)
     known = {layer.name for layer in layers}
     wanted = list(names)

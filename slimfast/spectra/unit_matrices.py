@@ -5,7 +5,6 @@ tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +49,7 @@ def layers_of(source: Source, weights: Weights, graph: ChannelGraph | None) -> l
     than the graph's.
     """
     if graph is not None:
-        return [_layer_of_group(group, graph, weights) for group in graph.groups if group.producers()]
+        return [_layer_of_group(group, graph, weights) for group in graph.groups if graph.producers(group)]
     names = dict(source.named_parameters()) if isinstance(source, nn.Module) else weights.infos
     found = [
         _layer_of_tensor(name, weights)
@@ -64,11 +63,11 @@ def layers_of(source: Source, weights: Weights, graph: ChannelGraph | None) -> l
 
 def positions(group: ChannelGroup, graph: ChannelGraph) -> int:
     """Count d of a group: the positions over which its producers' weights define each unit."""
-    return sum(_positions(member, group, graph) for member in group.producers())
+    return sum(_positions(member, group, graph) for member in graph.producers(group))
 
 
 def _positions(member: Member, group: ChannelGroup, graph: ChannelGraph) -> int:
-    rest = math.prod(axis.length for i, axis in enumerate(graph.axes[member.tensor]) if i != member.dim)
+    rest = math.prod(n for i, n in enumerate(graph.shape_of(member.tensor)) if i != member.dim)
     return rest * _share(member.units, group)
 
 
@@ -101,10 +100,10 @@ def _layer_of_tensor(name: str, weights: Weights) -> Layer:
 
 def _layer_of_group(group: ChannelGroup, graph: ChannelGraph, weights: Weights) -> Layer:
     parts = []
-    for member in group.producers():
-        name = _stored_name(member.tensor, graph, weights)
+    for member in graph.producers(group):
+        name = graph.stored_name(member.tensor, weights.infos)
         info = weights.info(name)
-        expected = tuple(axis.length for axis in graph.axes[member.tensor])
+        expected = graph.shape_of(member.tensor)
         if info.shape != expected:
             raise SlimfastError(f"{weights.source}: {name}: expected shape {expected}, got {info.shape}")
         if info.dtype is None:
@@ -127,12 +126,6 @@ def _share(units: IntArray, group: ChannelGroup) -> int:
             f"got {counts.min()} to {counts.max()} for {len(counts)} ({group.name})"
         )
     return int(counts[0])
-
-
-def _stored_name(name: str, graph: ChannelGraph, weights: Weights) -> str:
-    """Find the name under which a source holds a tensor: files keep only one name of a tied one."""
-    names: Sequence[str] = (name, *(alias for alias, first in graph.tied.items() if first == name))
-    return next((n for n in names if n in weights.infos), name)
 
 
 def _bytes(name: str, weights: Weights) -> int:

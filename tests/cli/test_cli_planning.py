@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.cli_cases import NET, NETS, needs
 
 from slimfast.cli import main
@@ -126,3 +127,19 @@ def test_timm_knows_its_own_input(capsys):
     plan = Plan.from_json(capsys.readouterr().out)
     assert plan.inputs.args[0].shape == (1, 3, 224, 224)
     assert plan.cost_after.macs <= 0.5 * plan.cost_before.macs
+
+
+def test_a_plan_keeps_what_masks_leave(weights, capsys):
+    state = load_file(weights)
+    state["bn1.weight"][:3] = 0
+    state["bn1.bias"][:3] = -1
+    save_file(state, "masked.safetensors")
+    model = [NET, "--weights", "masked.safetensors", "--input", "3x6x6"]
+    assert main(["plan", *model, "--from-masks", "-o", "p.json"]) == 0
+    assert Plan.load("p.json").groups[0].keep == (3, 4, 5, 6, 7)
+    assert main(["prune", NET, "p.json", "--weights", "masked.safetensors", "-o", "thin.safetensors"]) == 0
+    capsys.readouterr()
+    assert main(["plan", *model, "--from-masks", "--macs", "0.5"]) == 2
+    assert "--from-masks: expected --include or --exclude, got --macs" in capsys.readouterr().err
+    assert main(["plan", NET, "--weights", weights, "--input", "3x6x6", "--from-masks"]) == 2
+    assert "expected units that can go, got none" in capsys.readouterr().err

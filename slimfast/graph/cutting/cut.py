@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray, Shape
 from slimfast.errors import ArgumentError
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, ChannelGroup, Operation, alive_units
+from slimfast.graph.cutting.bare_norms import bare_norms
 from slimfast.graph.cutting.patches import Patch, apply_patches, patches_of
 from slimfast.graph.cutting.recurrent_layers import flatten_recurrent
 from slimfast.graph.recording.module_copies import copy_network
@@ -85,10 +86,11 @@ class Cut:
     ) -> tuple[Patch, ...]:
         """List the Python attributes of a network that change, in order of module and name.
 
-        Those of PyTorch's own layers follow from the shapes of their tensors, ``attributes`` (the graph's
-        unless given) from their axes.
+        Those of PyTorch's own layers follow from the shapes of their tensors, where they have none from what
+        they norm, and ``attributes`` (the graph's unless given) from their axes.
         """
-        following = (self.graph.attributes or ()) if attributes is None else attributes
+        given = (self.graph.attributes or ()) if attributes is None else attributes
+        following = [*bare_norms(network, self.graph), *given]
         lengths = [(attribute, self.kept_length(attribute.axis)) for attribute in following]
         return patches_of(network, self.thin_shapes, lengths)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -24,8 +24,8 @@ class Patch:
     """An attribute of a module that held ``before`` and must hold ``after``: ints, or tuples where it is a
     sequence.
 
-    ``attribute`` is ``config.name`` for one of an object that the module holds; that object is then copied
-    first, because modules share it.
+    ``attribute`` is ``config.name`` for one of an object that the module holds, ``feature_info.0.num_chs``
+    for a place in lists and tables; what is held is then copied first, because modules share it.
     """
 
     module: str
@@ -95,12 +95,20 @@ def apply_patches(model: nn.Module, patches: Iterable[Patch]) -> None:
 
 
 def read_attribute(module: nn.Module, name: str) -> Value:
-    """Read ``name`` or ``holder.name``, sequences as tuples; None where there is none."""
+    """Read ``name`` or a place inside what it holds (:class:`Patch`), sequences as tuples; None for none."""
     owner: Any = module
-    *holders, last = name.split(".")
-    for holder in holders:
-        owner = getattr(owner, holder, None)
-    return plain(getattr(owner, last, None))
+    for part in name.split("."):
+        owner = _part_of(owner, part)
+    return plain(owner)
+
+
+def _part_of(owner: Any, part: str) -> Any:
+    """Take an item of a table or a sequence, or an attribute of anything else; None where there is none."""
+    if isinstance(owner, Mapping):
+        return owner.get(part)
+    if isinstance(owner, (tuple, list)) and not hasattr(owner, "_fields"):
+        return owner[int(part)] if part.isdigit() and int(part) < len(owner) else None
+    return getattr(owner, part, None)
 
 
 def plain(value: Any) -> Value:
@@ -109,14 +117,31 @@ def plain(value: Any) -> Value:
 
 
 def _write_attribute(module: nn.Module, name: str, value: Value) -> None:
-    owner: Any = module
-    *holders, last = name.split(".")
-    for holder in holders:
-        alone = copy.copy(getattr(owner, holder))
-        setattr(owner, holder, alone)
-        owner = alone
-    kind = type(getattr(owner, last))
-    setattr(owner, last, value if kind is int else kind(value))
+    first, *rest = name.split(".")
+    setattr(module, first, _changed(getattr(module, first), rest, value))
+
+
+def _changed(held: Any, parts: Sequence[str], value: Value) -> Any:
+    """Copy what is held with another value at a place inside of it; at no place, that value in its type."""
+    if not parts:
+        return value if type(held) is int else type(held)(value)
+    first, *rest = parts
+    new = _changed(_part_of(held, first), rest, value)
+    if isinstance(held, tuple):
+        if hasattr(held, "_fields"):
+            return held._replace(**{first: new})
+        return type(held)(new if i == int(first) else item for i, item in enumerate(held))
+    alone = copy.copy(held)
+    if isinstance(alone, MutableMapping):
+        alone[first] = new
+    elif isinstance(alone, list):
+        alone[int(first)] = new
+    elif getattr(type(alone), "__dataclass_params__", None) is not None:
+        # also where it is frozen
+        object.__setattr__(alone, first, new)
+    else:
+        setattr(alone, first, new)
+    return alone
 
 
 def _set(

@@ -38,6 +38,7 @@ class Propagation:
         self.divides_mixed = False
         self._partition = labels.partition
         self._training = training
+        self._plain = recording.plain
         self._values = {value: labels.tensors[name] for value, name in recording.names.items()}
         parameters = [value for value, tensor in self._values.items() if tensor.sources]
         given = labels.causes.add(Reason.NETWORK_INPUT)
@@ -56,7 +57,13 @@ class Propagation:
         for ref in self._operands:
             # a tensor that the model keeps outside its parameters and buffers is a constant: it cannot be cut
             if ref.value not in self._values:
-                self._values[ref.value] = TracedTensor([FIXED.of_length(n) for n in ref.shape], False)
+                name = self._plain.get(ref.value)
+                why = (
+                    FIXED
+                    if name is None
+                    else fixed_axis(self.labels.causes.add(Reason.PLAIN_TENSOR, detail=name))
+                )
+                self._values[ref.value] = TracedTensor([why.of_length(n) for n in ref.shape], False)
 
     def finish(self, outputs: Sequence[Axes]) -> None:
         """Take these as the axes of the results of the running operation, and be done with it."""

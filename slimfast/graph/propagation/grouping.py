@@ -15,12 +15,12 @@ from slimfast.graph.channel_graph import (
     ChannelGroup,
     Constant,
     Frozen,
-    GroupNames,
     Member,
     Operation,
     Places,
     Role,
 )
+from slimfast.graph.group_names import GroupNames
 from slimfast.graph.propagation.axis_labels import AxisLabels
 from slimfast.graph.propagation.label_matrices import Hashes, Labels, Mark, Mask, mix, some, tidy
 from slimfast.graph.propagation.network_labels import NetworkLabels

@@ -19,6 +19,7 @@ class Reason(Enum):
     NOT_USED = "the forward does not use it with this example"
     TRAINING_FAILED = "it is left out in eval mode, and in training mode the {detail}"
     TRAINING_ONLY = "it is used in training only"
+    PLAIN_TENSOR = "{detail} is a plain tensor of the model: make it a buffer (register_buffer)"
     FIXED_PARTS = "its length is divided by a fixed number"
     SIZE = "a reshape mixes it with positions, so that its units are others at another size of the input"
 

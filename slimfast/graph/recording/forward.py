@@ -7,7 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,10 +41,11 @@ PROCESS_LOCK = threading.RLock()
 class Recording:
     """The calls of one forward in order.
 
-    ``names`` has the first name of each parameter and buffer by its value. ``saw_lengths``: the model's
-    Python may have seen the length of an axis. ``decisions``: what the forward decided by values, to be
-    handed to the recordings that are compared with this one. ``reads``: what its integers were read from,
-    None where they were not traced. ``places``: where in what is returned each output is.
+    ``names`` has the first name of each parameter and buffer by its value, ``plain`` that of each tensor that
+    a module holds as neither. ``saw_lengths``: the model's Python may have seen the length of an axis.
+    ``decisions``: what the forward decided by values, to be handed to the recordings that are compared with
+    this one. ``reads``: what its integers were read from, None where they were not traced. ``places``: where
+    in what is returned each output is.
     """
 
     calls: tuple[Call, ...]
@@ -56,6 +57,7 @@ class Recording:
     decisions: tuple[Decision, ...] = ()
     reads: AttributeReads | None = None
     places: tuple[str, ...] = ()
+    plain: Mapping[int, str] = field(default_factory=dict)
 
 
 def record(
@@ -217,6 +219,7 @@ def record_copy(
         shortcuts=tensor_mode == "meta", max_operations=max_operations, refuse=refuse, decider=decider
     )
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
+    plain = {recorder.value_of(tensor): name for name, tensor in network.plain_tensors()}
     inputs = tuple(recorder.ref(t) for t in tensors_in((inner_args, inner_kwargs)))
     try:
         output, saw_lengths = _run(
@@ -227,10 +230,10 @@ def record_copy(
         made = recorder.let_go()
         if not real:
             note_made(made, network.modules.values())
-    made_decisions = tuple(decider.decisions) if decider is not None else ()
+    decided = tuple(decider.decisions) if decider is not None else ()
     places, outputs = tuple(place for place, _ in returned), tuple(ref for _, ref in returned)
     calls = tuple(recorder.calls)
-    return Recording(calls, names, inputs, outputs, tensor_mode, saw_lengths, made_decisions, reads, places)
+    return Recording(calls, names, inputs, outputs, tensor_mode, saw_lengths, decided, reads, places, plain)
 
 
 def _run(

@@ -43,6 +43,13 @@ class Network:
                         tied[name] = first[id(tensor)]
         return cls(model, dict(modules.values()), tensors, tied)
 
+    def plain_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Name the tensors that modules hold as attributes, and neither as parameters nor as buffers."""
+        for path, module in self.modules.items():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    yield f"{path}.{name}".lstrip("."), value
+
 
 def _places(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """List every module under each of its paths.

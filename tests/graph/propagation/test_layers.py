@@ -9,7 +9,7 @@ from support.graph_cases import Net, conv
 from support.graph_helpers import members, reasons, roles, summary, trace, trace_example, units
 from torch import nn
 
-from slimfast.graph.channel_graph import GroupNames
+from slimfast.graph.group_names import GroupNames
 
 
 def test_a_chain_of_convolutions():
