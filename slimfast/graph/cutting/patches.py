@@ -128,8 +128,9 @@ def _changed(held: Any, parts: Sequence[str], value: Value) -> Any:
     first, *rest = parts
     new = _changed(_part_of(held, first), rest, value)
     if isinstance(held, tuple):
-        if hasattr(held, "_fields"):
-            return held._replace(**{first: new})
+        named: Any = held
+        if hasattr(named, "_fields"):
+            return named._replace(**{first: new})
         return type(held)(new if i == int(first) else item for i, item in enumerate(held))
     alone = copy.copy(held)
     if isinstance(alone, MutableMapping):
