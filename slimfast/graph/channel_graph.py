@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from slimfast.arrays import IntArray
 from slimfast.graph.axes import Axis, Places, alive_units
 from slimfast.graph.computed_weights import Behind, ComputedWeight, EffectiveTensors
 from slimfast.graph.group_names import GroupNames

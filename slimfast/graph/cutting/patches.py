@@ -127,9 +127,9 @@ def _changed(held: Any, parts: Sequence[str], value: Value) -> Any:
         return value if type(held) is int else type(held)(value)
     first, *rest = parts
     new = _changed(_part_of(held, first), rest, value)
+    if hasattr(held, "_fields"):
+        return held._replace(**{first: new})
     if isinstance(held, tuple):
-        if hasattr(held, "_fields"):
-            return held._replace(**{first: new})
         return type(held)(new if i == int(first) else item for i, item in enumerate(held))
     alone = copy.copy(held)
     if isinstance(alone, MutableMapping):
