@@ -104,9 +104,9 @@ def select_units(
     chosen = [g for g in groups if g.width < g.n]
     tensors = named_tensors(model)
     for g in chosen:
-        for member in graph[g.name].members:
-            if tensors[member.tensor].is_meta:
-                raise SlimfastError(f"select: {member.tensor} is a meta tensor and has no values ({g.name})")
+        for name in graph.needed(graph[g.name]):
+            if tensors[name].is_meta:
+                raise SlimfastError(f"select: {name} is a meta tensor and has no values ({g.name})")
     if method == "pivoted_cholesky":
         return keeps | _by_weights(
             graph, [(graph[g.name], g.width) for g in chosen], graph.effective(tensors), backend
