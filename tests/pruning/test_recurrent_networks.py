@@ -7,7 +7,7 @@ import torch
 from support.recurrent_cases import CASES, Reader, Stacked, Tagger
 
 import slimfast
-from slimfast.checkpoints.thin_files import export
+from slimfast.checkpoints.exporting import export
 from slimfast.graph import trace_channels
 from slimfast.spectra.unit_matrices import layers_of, unit_matrix
 from slimfast.storage.weights import open_weights
