@@ -136,8 +136,10 @@ def graph_of(model: nn.Module, plan: Plan, example: Any = None) -> ChannelGraph:
     check_plan(plan, model)
     graph = plan.graph
     if graph is None:
-        made, *also = (kwargs or args for args, kwargs in (c.example() for c in (plan.inputs, *plan.also)))
-        example = made if example is None else example
+        # those of a file cannot be made up where they hold an object
+        calls = [*([plan.inputs] if example is None else []), *plan.also]
+        made = [kwargs or args for args, kwargs in (call.example() for call in calls)]
+        example, *also = made if example is None else [example, *made]
         graph = trace_channels(model, example, outputs=plan.outputs, also=also)
     sizes = {group.name: group.n for group in graph}
     for g in plan.groups:

@@ -161,6 +161,17 @@ def test_an_attribute_that_another_call_reads_as_a_factor_stays():
     assert thin.num_features == thin.fc.in_features < 24
 
 
+def test_a_width_in_a_table_that_training_alone_reads_follows():
+    class Noisy(Body):
+        def forward(self, x):
+            x = self.body(x)
+            return self.fc(x + torch.randn(len(x), self.table["width"]) if self.training else x)
+
+    thin = thin_of(Noisy(table={"width": 24}))
+    assert thin.table["width"] == thin.fc.in_features < 24
+    assert thin.train()(X).shape == (1, 10)
+
+
 def test_an_attribute_that_decides_what_runs_stays():
     class Guarded(Body):
         def forward(self, x):
