@@ -197,7 +197,7 @@ def _manifest(
     groups = list(plan.groups)
     for i, group in enumerate(groups):
         if group.keep is None:
-            names = {member.tensor for member in graph[group.name].members if member.tensor in stored}
+            names = {name for name in graph.needed(graph[group.name]) if name in stored}
             # Maps of the files: what the choice does not look at is not read.
             held = copy_with(empty, {name: weights.load(stored[name]) for name in names}, share=True)
             keeps = select_units(held, graph, [group], method=select, backend=backend)

@@ -225,6 +225,14 @@ class ChannelGraph:
                 members[key] = member if same else replace(member, tensor=tensor, dim=dim)
         return tuple(members.values())
 
+    def needed(self, group: ChannelGroup) -> tuple[str, ...]:
+        """Name the tensors of a group, and those that say besides what its layers compute with."""
+        names = [member.tensor for member in (*group.members, *self.measured(group))]
+        names += [by for name in names if name in self.behind for by in self.behind[name].silencers]
+        made = [self.computed[name] for name in names if name in self.computed]
+        sources = (source for weight in made for source in weight.sources.values())
+        return tuple(dict.fromkeys(name for name in (*names, *sources) if name not in self.computed))
+
     def producers(self, group: ChannelGroup) -> tuple[Member, ...]:
         """List the members whose weights compute the units of a group, as its layers compute with them."""
         return tuple(member for member in self.measured(group) if member.role == "producer")

@@ -56,11 +56,8 @@ class ComputedWeight:
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Make the weight of these tensors, which stay as they are."""
-        in_place = any(step.operation.endswith("_") for step in self.steps)
-        held: dict[int, Tensor] = {}
-        for value, name in self.sources.items():
-            tensor = tensors[name].detach()
-            held[value] = tensor.clone() if in_place else tensor
+        # a step may write to what it is given, as observers of quantisation-aware training do
+        held = {value: tensors[name].detach().clone() for value, name in self.sources.items()}
         device = next(iter(held.values())).device
         with torch.no_grad():
             for step in self.steps:

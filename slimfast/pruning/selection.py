@@ -104,9 +104,9 @@ def select_units(
     chosen = [g for g in groups if g.width < g.n]
     tensors = named_tensors(model)
     for g in chosen:
-        for member in graph[g.name].members:
-            if tensors[member.tensor].is_meta:
-                raise SlimfastError(f"select: {member.tensor} is a meta tensor and has no values ({g.name})")
+        for name in graph.needed(graph[g.name]):
+            if tensors[name].is_meta:
+                raise SlimfastError(f"select: {name} is a meta tensor and has no values ({g.name})")
     if method == "pivoted_cholesky":
         return keeps | _by_weights(
             graph, [(graph[g.name], g.width) for g in chosen], graph.effective(tensors), backend
@@ -136,8 +136,10 @@ def graph_of(model: nn.Module, plan: Plan, example: Any = None) -> ChannelGraph:
     check_plan(plan, model)
     graph = plan.graph
     if graph is None:
-        made, *also = (kwargs or args for args, kwargs in (c.example() for c in (plan.inputs, *plan.also)))
-        example = made if example is None else example
+        # those of a file cannot be made up where they hold an object
+        calls = [*([plan.inputs] if example is None else []), *plan.also]
+        made = [kwargs or args for args, kwargs in (call.example() for call in calls)]
+        example, *also = made if example is None else [example, *made]
         graph = trace_channels(model, example, outputs=plan.outputs, also=also)
     sizes = {group.name: group.n for group in graph}
     for g in plan.groups:

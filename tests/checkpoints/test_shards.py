@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from support.shard_cases import X, assert_same, write_shards
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import slimfast
 from slimfast.checkpoints.shards import plan_checkpoint, prune_checkpoint
@@ -87,6 +88,26 @@ def test_thin_shards_are_the_thin_model(
     assert manifest(found).to_json() == described.to_json()
     assert [total for _, total in seen] == [len(model.state_dict())] * 3
     assert seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("select", ["l1", "lookahead", "pivoted_cholesky"])
+def test_units_are_measured_by_what_layers_compute_with_as_in_memory(tmp_path: Path, select: str) -> None:
+    def made() -> nn.Module:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Conv2d(12, 4, 1)).eval()
+        parametrizations.spectral_norm(model[0])
+        prune.random_unstructured(model[2], "weight", 0.5)
+        return model
+
+    model = made()
+    with torch.no_grad():
+        model[3].weight[::2] = 0
+    plan = slimfast.plan(model, X, params=0.4)
+    index = write_shards(tmp_path, model.state_dict())
+    prune_checkpoint(index, plan, tmp_path / "thin", model=made().to("meta"), select=select)
+    expected = slimfast.prune_channels(model, plan, select=select)
+    assert_same(load_checkpoint(tmp_path / "thin", made()), expected)
 
 
 def test_a_manifest_needs_no_model(index: Path, model: nn.Module, empty: nn.Module, tmp_path: Path) -> None:

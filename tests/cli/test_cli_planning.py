@@ -141,5 +141,7 @@ def test_a_plan_keeps_what_masks_leave(weights, capsys):
     capsys.readouterr()
     assert main(["plan", *model, "--from-masks", "--macs", "0.5"]) == 2
     assert "--from-masks: expected --include or --exclude, got --macs" in capsys.readouterr().err
+    assert main(["plan", *model, "--from-masks", "--outputs", "0"]) == 2
+    assert "--from-masks: expected --include or --exclude, got --outputs" in capsys.readouterr().err
     assert main(["plan", NET, "--weights", weights, "--input", "3x6x6", "--from-masks"]) == 2
     assert "expected units that can go, got none" in capsys.readouterr().err

@@ -83,13 +83,13 @@ class TrainingWidth(nn.Module):
 
     def __init__(self, hidden: int = 24) -> None:
         super().__init__()
-        self.hidden = {"width": hidden}
+        self._hidden = {"width": hidden}
         self.a, self.b = nn.Linear(8, hidden), nn.Linear(hidden, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         h = functional.relu(self.a(x))
         if self.training:
-            h = h + 0.1 * torch.randn(len(x), self.hidden["width"], device=x.device)
+            h = h + 0.1 * torch.randn(len(x), self._hidden["width"], device=x.device)
         return self.b(h)
 
 

@@ -148,6 +148,30 @@ def test_an_attribute_that_the_forward_reads_as_a_factor_stays():
     assert thin.num_features == thin.fc.in_features < 24
 
 
+def test_an_attribute_that_another_call_reads_as_a_factor_stays():
+    class Scaled(Body):
+        def forward(self, x, scale=None):
+            x = self.body(x)
+            return self.fc(x if scale is None else x / self.embed_dim**0.5)
+
+    model = Scaled(embed_dim=24, num_features=24).eval()
+    assert thin_of(model).embed_dim < 24
+    thin = thin_of(model, params=0.5, also=[(X, X)])
+    assert thin.embed_dim == 24
+    assert thin.num_features == thin.fc.in_features < 24
+
+
+def test_a_width_in_a_table_that_training_alone_reads_follows():
+    class Noisy(Body):
+        def forward(self, x):
+            x = self.body(x)
+            return self.fc(x + torch.randn(len(x), self.table["width"]) if self.training else x)
+
+    thin = thin_of(Noisy(table={"width": 24}))
+    assert thin.table["width"] == thin.fc.in_features < 24
+    assert thin.train()(X).shape == (1, 10)
+
+
 def test_an_attribute_that_decides_what_runs_stays():
     class Guarded(Body):
         def forward(self, x):

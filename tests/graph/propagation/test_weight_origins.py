@@ -9,6 +9,7 @@ from support.graph_helpers import trace_example
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
+from slimfast.graph import trace_channels
 from slimfast.graph.recording.module_copies import named_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated in favor of:FutureWarning")
@@ -187,3 +188,16 @@ def test_nothing_is_behind_a_weight_that_something_else_reads():
 
     net = Net(before_it_changes, first=nn.Conv1d(8, 12, 1), norm=nn.BatchNorm1d(12), last=nn.Conv1d(12, 4, 1))
     assert trace_example(net.eval(), X).behind == {}
+
+
+def test_nothing_is_behind_a_weight_that_another_call_uses_otherwise():
+    def forward(net, x, skip=None):
+        y = net.first(x)
+        return net.last(y.relu() if skip is not None else net.norm(y).relu())
+
+    net = Net(forward, first=nn.Conv1d(8, 12, 1), norm=nn.BatchNorm1d(12), last=nn.Conv1d(12, 4, 1)).eval()
+    parametrizations.weight_norm(net.first)
+    assert list(trace_channels(net, X).behind) == ["first.weight"]
+    graph = trace_channels(net, X, also=[(X, X)])
+    assert graph.behind == {}
+    assert list(graph.computed) == ["first.weight"]
