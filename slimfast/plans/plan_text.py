@@ -136,7 +136,8 @@ def explanation(plan: Plan, graph: ChannelGraph) -> str:
     alone = _left_alone(graph)
     if alone:
         parts.append("\n".join(["left alone, each layer with the reason:", *alone]))
-    stale = _stale(graph, {name: group.width for name, group in groups.items()})
+    whole = {group.name: group.n for group in graph}
+    stale = _stale(graph, whole | {name: group.width for name, group in groups.items()})
     if stale:
         parts.append("\n".join([_STALE, *stale]))
     notes = list(graph.notes)
