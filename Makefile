@@ -63,7 +63,7 @@ sanitize: build
 	LD_PRELOAD="$(foreach lib,asan.so ubsan.so stdc++.so.6,$$(gcc -print-file-name=lib$(lib)))" ASAN_OPTIONS=detect_leaks=0 \
 	    UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 OMP_NUM_THREADS=2 \
 	    $(BIN)/pytest tests/kernels/test_covariance.py tests/kernels/test_eigvalsh.py tests/kernels/test_pivoted_cholesky.py tests/kernels/test_gather.py \
-	    tests/kernels/test_moments.py tests/kernels/test_cross_covariance.py tests/kernels/test_patch_moments.py \
+	    tests/kernels/test_grouped_moments.py tests/kernels/test_cross_covariance.py tests/kernels/test_patch_moments.py \
 	    tests/kernels/test_cholesky_solve.py tests/kernels/test_isa.py; \
 	status=$$?; cp build/sanitize/plain.so $$plain; exit $$status
 
