@@ -202,5 +202,5 @@ def test_a_shard_that_changes_after_it_was_opened(monkeypatch: pytest.MonkeyPatc
     index = shards(tmp_path, {"a": "x.safetensors"}, x={"a": torch.randn(4, 6)})
     weights = open_weights(index)
     save_file({"a": torch.randn(6, 4)}, tmp_path / "x.safetensors")
-    monkeypatch.setattr("slimfast.spectra.measurement.open_weights", lambda source: weights)
+    monkeypatch.setattr("slimfast.spectra.effective_weights.open_weights", lambda source: weights)
     assert "(6, 4)" in refused(measure_spectra, index)

@@ -94,16 +94,17 @@ def save():
     model = sharded(net())
     dcp.save({"model": model.state_dict()}, checkpoint_id=f"{folder}/wide")
     plan = slimfast.plan(net(), X, params=0.5)
-    for use in (
-        lambda: slimfast.measure_spectra(model.state_dict()),
-        lambda: slimfast.measure_spectra(model),
-        lambda: plan_checkpoint(model.state_dict(), net(), X, params=0.5),
-        lambda: slimfast.prune_channels(model, plan),
+    part, module = "expected whole tensors, got a part of 0.weight", "the model is sharded by FSDP"
+    for use, said in (
+        (lambda: slimfast.measure_spectra(model.state_dict()), part),
+        (lambda: slimfast.measure_spectra(model), module),
+        (lambda: plan_checkpoint(model.state_dict(), net(), X, params=0.5), part),
+        (lambda: slimfast.prune_channels(model, plan), module),
     ):
         try:
             use()
         except SlimfastError as error:
-            assert "expected whole tensors, got a part of 0.weight" in str(error), error
+            assert said in str(error), error
         else:
             raise AssertionError("a part was used")
     # Gathered on the first process, it is a state dict like any other.

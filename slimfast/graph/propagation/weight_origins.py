@@ -15,12 +15,7 @@ from slimfast.graph.propagation.rules.products import factors
 from slimfast.graph.recording.calls import Call, Ref, refs_in
 from slimfast.graph.recording.forward import Recording
 from slimfast.graph.recording.network import Network
-
-# Layers by the name of their operation.
-_LAYERS = frozenset({"aten.linear", "aten.convolution", "aten._convolution", "aten.embedding"})
-# Products that are a layer where their first factor is computed and their second is not.
-_PRODUCTS = frozenset({"aten.mm", "aten.addmm", "aten.matmul"})
-_NORMS = frozenset({"aten.batch_norm", "aten.native_batch_norm", "aten.cudnn_batch_norm"})
+from slimfast.graph.recording.op_registry import entry_of
 
 
 class WeightOrigins:
@@ -49,10 +44,12 @@ class WeightOrigins:
 
     def _weight(self, call: Call) -> Ref | None:
         """Find the weight of a layer."""
-        if call.op in _LAYERS:
+        weighs = entry_of(call.op).weighs
+        if weighs == "layer":
             weight = call.arguments.get("weight")
             return weight if isinstance(weight, Ref) else None
-        if call.op in _PRODUCTS:
+        # a layer where the first factor is computed and the second is not
+        if weighs == "product":
             first, second, _ = factors(call)
             flat = len(second.shape) == 2 and self._flow.knows(first.value) and self._flow.knows(second.value)
             if flat and self._flow.value(first).data and not self._flow.value(second).data:
@@ -137,7 +134,7 @@ class WeightOrigins:
             way = list(self._way(out.value, reads, readers))
             silencers = [by for _, by in way if by is not None]
             if silencers and all(self._length(silencer) == ref.shape[dim] for silencer in silencers):
-                right_behind = way[0][0].op in _NORMS and out.value not in changed
+                right_behind = entry_of(way[0][0].op).weighs == "norm" and out.value not in changed
                 mean = way[0][0].arguments.get("running_mean") if right_behind else None
                 named = self._recording.names.get(mean.value) if isinstance(mean, Ref) else None
                 yield name, Behind(dim, tuple(silencers), named)
@@ -164,10 +161,11 @@ class WeightOrigins:
         weight, source = call.arguments.get("weight"), call.arguments.get("input")
         if not isinstance(weight, Ref) or not isinstance(source, Ref) or source.value != value:
             return None
-        if call.op in _NORMS:
+        weighs = entry_of(call.op).weighs
+        if weighs == "norm":
             return self._recording.names.get(weight.value)
-        depthwise = call.op == "aten.convolution" and weight.shape[:2] == (call.arguments["groups"], 1)
-        return self._names.get(weight.value) if depthwise and not call.arguments["transposed"] else None
+        depthwise = weighs == "layer" and weight.shape[:2] == (call.arguments.get("groups"), 1)
+        return self._names.get(weight.value) if depthwise and not call.arguments.get("transposed") else None
 
     def _length(self, silencer: str) -> int:
         """Count the channels that a tensor multiplies."""
@@ -190,7 +188,7 @@ def _in_place(call: Call) -> bool:
 
 def _made_dim(call: Call) -> int:
     """Find the dim of a layer's weight that is what the layer makes."""
-    return 1 if call.op in _PRODUCTS or call.arguments.get("transposed") else 0
+    return 1 if entry_of(call.op).weighs == "product" or call.arguments.get("transposed") else 0
 
 
 def _slotted(argument: Any) -> Any:

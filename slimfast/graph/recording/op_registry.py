@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from slimfast.errors import ArgumentError
 
@@ -26,7 +26,8 @@ class OpEntry:
 
     For the propagation, which has the types of these functions: ``rule`` passes labels from the operands to
     the results, ``zeros`` tells where a removed unit is still 0 (unless given, by whether the operation works
-    element by element). ``selects``: what the result holds are elements of its operand.
+    element by element). ``selects``: what the result holds are elements of its operand. ``weighs``: it has a
+    weight, as a "layer" or a "norm" that names it so, or as a "product" whose second factor may be one.
 
     For the recording: ``meta_shape`` knows the result on the meta device. ``whole``: a composite operation
     that is written down as it was called and not decomposed. ``stands_for``: a composite operation that is
@@ -44,6 +45,7 @@ class OpEntry:
     rule: Callable[..., Any] | None = None
     zeros: Callable[..., Any] | None = None
     selects: bool = False
+    weighs: Literal["layer", "product", "norm"] | None = None
     meta_shape: MetaShape | None = None
     whole: bool = False
     stands_for: tuple[str, Mapping[str, Any]] | None = None

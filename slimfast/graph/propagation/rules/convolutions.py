@@ -70,8 +70,8 @@ def _positions(a: Mapping[str, Any], lengths: Sequence[int], kernel: Sequence[in
     return positions
 
 
-@op("convolution", zeros=_zeros, meta_shape=_shape, certain=True)
-@op("_convolution", "cudnn_convolution", "mkldnn_convolution", zeros=_zeros)
+@op("convolution", zeros=_zeros, meta_shape=_shape, certain=True, weighs="layer")
+@op("_convolution", "cudnn_convolution", "mkldnn_convolution", zeros=_zeros, weighs="layer")
 def convolution(flow: Propagation, call: Call) -> list[Axes]:
     """Join incoming channels with the weight's, start the outgoing ones, and freeze the positions that slide.
 

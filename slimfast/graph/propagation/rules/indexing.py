@@ -204,7 +204,7 @@ def gather(flow: Propagation, call: Call) -> list[Axes]:
     return [list(flow.axes(positions))]
 
 
-@op("embedding")
+@op("embedding", weighs="layer")
 def embedding(flow: Propagation, call: Call) -> list[Axes]:
     """Freeze the rows, which are looked up by value; the columns are the channels."""
     weight = call.arguments["weight"]

@@ -45,8 +45,8 @@ def _batch_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
     return empty(source, source.shape) if fit else None
 
 
-@op("batch_norm", zeros=_zeros, meta_shape=_batch_norm_shape, whole=True, certain=True)
-@op("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", zeros=_zeros)
+@op("batch_norm", zeros=_zeros, meta_shape=_batch_norm_shape, whole=True, certain=True, weighs="norm")
+@op("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", zeros=_zeros, weighs="norm")
 @op("_native_batch_norm_legit", "_native_batch_norm_legit_no_training", zeros=_zeros)
 @op("_batch_norm_no_update", "_batch_norm_with_update", zeros=_zeros)
 def batch_norm(flow: Propagation, call: Call) -> list[Axes]:

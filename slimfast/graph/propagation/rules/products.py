@@ -53,7 +53,7 @@ def _linear_shape(a: Mapping[str, Any]) -> Tensor | None:
     return empty(source, [*source.shape[:-1], weight.shape[0]])
 
 
-@op("linear", zeros=_linear_zeros, meta_shape=_linear_shape, whole=True, certain=True)
+@op("linear", zeros=_linear_zeros, meta_shape=_linear_shape, whole=True, certain=True, weighs="layer")
 def linear(flow: Propagation, call: Call) -> list[Axes]:
     """Sum over the input's last axis and start an axis from the rows of the weight."""
     source, weight, bias = (call.arguments[name] for name in ("input", "weight", "bias"))
@@ -94,8 +94,9 @@ def _product_zeros(tracker: ZeroTracker, call: Call, axes: Axes) -> NonzeroByAxi
 
 
 # A product of more than two axes decomposes into a reshape, a product and a reshape, which say no more.
-@op("matmul", zeros=_product_zeros, whole=True)
-@op("mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addbmm", "addmv", zeros=_product_zeros)
+@op("matmul", zeros=_product_zeros, whole=True, weighs="product")
+@op("mm", "addmm", zeros=_product_zeros, weighs="product")
+@op("bmm", "mv", "dot", "vdot", "baddbmm", "addbmm", "addmv", zeros=_product_zeros)
 def product(flow: Propagation, call: Call) -> list[Axes]:
     """Follow (..., m, k) times (..., k, n).
 
