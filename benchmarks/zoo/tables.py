@@ -58,7 +58,7 @@ def further(zoo: str, results: Mapping[str, Row]) -> str:
         stages = results[name]["stages"]
         found = stages.get("verify", {})
         done = "seconds" in found
-        other = ("yes" if found["other"] else "takes one alone") if done else "-"
+        other = ("yes" if found["other"] else "none found") if done else "-"
         training = ("yes" if found["training"] is None else "not compared") if done else "-"
         lines.append([shown, *cells[:3], cells[4], other, training, *cells[5:7], _seconds(stages)])
     rows = {name: results[name] for name in ZOOS[zoo] if name in results}
