@@ -30,6 +30,7 @@ from slimfast.plans.request import WidthOptions, check_request, takes_width_opti
 from slimfast.plans.solving import settled_plan
 from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest, manifest
+from slimfast.pruning.mask_folding import is_of_masks
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.spectra import Spectrum, measure_again, measure_spectra
@@ -151,6 +152,11 @@ def prune_checkpoint(
         slimfast.prune_checkpoint("model.safetensors.index.json", plan, "thin", model=model)
     """
     plan = plan if isinstance(plan, Manifest) else Plan.of(plan)
+    if isinstance(plan, Plan) and is_of_masks(plan):
+        raise ArgumentError(
+            "prune_checkpoint: expected a plan that cuts weights alone, got one of masks, whose dead units "
+            "leave constants to the biases; load the network and use slimfast.prune_channels"
+        )
     weights = open_weights(path)
     described, first = _manifest(weights, plan, model, select, backend)
     _check_stored(weights, described, first)

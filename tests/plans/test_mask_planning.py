@@ -212,3 +212,14 @@ def test_random_networks_with_dead_units_compute_the_same(seed, padding, norms, 
         layers.append(acts[i]())
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[3], 4)).eval()
     shrunk(model, X)
+
+
+def test_a_plan_of_masks_does_not_cut_a_checkpoint_whose_biases_nobody_would_change(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    with torch.no_grad():
+        model[0].weight[:2] = 0
+    plan = slimfast.plan_from_masks(model, torch.randn(2, 4))
+    slimfast.save(model, tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match=r"got one of masks.*use slimfast\.prune_channels"):
+        slimfast.prune_checkpoint(tmp_path / "wide.safetensors", plan, tmp_path / "thin", model=model)
+    assert not (tmp_path / "thin").exists()
