@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -41,11 +41,11 @@ class _Forward:
     """The forward of one slice, and what it holds while it waits."""
 
     def __init__(
-        self, network: nn.Module, part: Slice, hooks: Hooks, shared: Iterable[Tensor], store: Store | None,
+        self, network: nn.Module, part: Slice, hooks: Hooks, store: Store | None,
         wake: Callable[[int], None], threads: int,
     ) -> None:  # fmt: skip
         self._store = store
-        self.activations = None if store is None else Activations(shared, wake)
+        self.activations = None if store is None else Activations(wake)
 
         def work() -> None:
             if threads < torch.get_num_threads():
@@ -75,7 +75,6 @@ def advance_together(
     slices: Sequence[Slice],
     hooks: Hooks,
     *,
-    shared: Iterable[Tensor],
     order: Mapping[str, int],
     meet: Callable[[Place, int, Tensor], None],
     settle: Callable[[Place], None],
@@ -84,7 +83,7 @@ def advance_together(
     """Run every slice on its own copy of a network, all of them up to the same stop before any goes on.
 
     Args:
-        networks: A copy for each slice, with parameters that are ``shared``.
+        networks: A copy for each slice; what they share stays as it is.
         slices: The samples.
         hooks: Sets the stops of a copy.
         order: Which of several places comes first, where the slices do not all go the same way.
@@ -92,7 +91,6 @@ def advance_together(
         settle: Called with the place when all that come to it have.
         store: Where forwards that wait are put away; None lets them keep what they hold.
     """
-    shared = list(shared)
     forwards: list[_Forward] = []
 
     def wake(address: int) -> None:
@@ -102,7 +100,7 @@ def advance_together(
 
     threads = max(1, _THREADS // max(1, len(slices)))
     for network, part in zip(networks, slices, strict=True):
-        forwards.append(_Forward(network, part, hooks, shared, store, wake, threads))
+        forwards.append(_Forward(network, part, hooks, store, wake, threads))
     with _threads_kept(), closing([forward.turns for forward in forwards]):
         waiting: dict[int, Place] = {}
         going, awake = list(range(len(forwards))), -1

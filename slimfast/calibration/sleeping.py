@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from slimfast.calibration.forward import elements_of, part_of, run
 from slimfast.calibration.spilling import Store, bytes_of
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.inputs import map_leaves
-from slimfast.graph.recording.module_copies import named_tensors
 
 # What tensors have that are no wrappers around others.
 _PLAIN = Tensor.__torch_dispatch__
@@ -24,17 +24,14 @@ _PLAIN = Tensor.__torch_dispatch__
 class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The memory that a forward's operations take: how much it is, and the same put away and brought back.
 
-    Only what is made under the mode counts, and only while something still refers to it. ``shared``: tensors
-    that are the network's. ``wake``: called with memory that another forward had put away, and which this one
-    turns out to read too. ``measure``: note the most that was held at once, as ``peak``. ``made``: all that
-    was ever taken.
+    Only memory that an operation takes under the mode counts, and only while something still refers to it:
+    never what it was given, such as the network's tensors and the samples, of which it may return a view.
+    ``wake``: called with memory that another forward had put away, and which this one turns out to read too.
+    ``measure``: note the most that was held at once, as ``peak``. ``made``: all that was ever taken.
     """
 
-    def __init__(
-        self, shared: Iterable[Tensor], wake: Callable[[int], None] | None = None, *, measure: bool = False
-    ) -> None:
+    def __init__(self, wake: Callable[[int], None] | None = None, *, measure: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._shared = {tensor.untyped_storage()._cdata for tensor in shared if _has_memory(tensor)}
         self._wake, self._measure = wake, measure
         self._made: dict[int, StorageWeakRef] = {}
         # Each with its blocks in the store's file, none where it stayed in memory, and its bytes.
@@ -44,10 +41,10 @@ class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._wake is not None:
-            map_leaves((args, kwargs), self._look_at)
+        given: set[int] = set()
+        map_leaves((args, kwargs), functools.partial(self._look_at, given))
         made = func(*args, **kwargs)
-        map_leaves(made, self._note)
+        map_leaves(made, functools.partial(self._note, given))
         if self._measure:
             self.peak = max(self.peak, self.bytes_held())
         elif len(self._made) > self._most:
@@ -55,18 +52,18 @@ class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._most = 256 + 2 * len(self._made)
         return made
 
-    def _look_at(self, leaf: Any) -> None:
-        assert self._wake is not None
-        if isinstance(leaf, Tensor) and leaf.numel() and _has_memory(leaf):
+    def _look_at(self, given: set[int], leaf: Any) -> None:
+        if isinstance(leaf, Tensor) and _has_memory(leaf):
             storage = leaf.untyped_storage()
-            if not storage.nbytes():
+            given.add(storage._cdata)
+            if self._wake is not None and leaf.numel() and not storage.nbytes():
                 self._wake(storage._cdata)
 
-    def _note(self, leaf: Any) -> None:
+    def _note(self, given: set[int], leaf: Any) -> None:
         if isinstance(leaf, Tensor) and _has_memory(leaf):
             storage = leaf.untyped_storage()
             address = storage._cdata
-            if address not in self._shared and address not in self._made:
+            if address not in given and address not in self._made:
                 self._made[address] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 self.made += storage.nbytes()
 
@@ -133,7 +130,7 @@ def weigh(network: nn.Module, batch: Arguments) -> tuple[float, float]:
     """
     first = part_of(batch, 0, 1)
     try:
-        with Activations(named_tensors(network).values(), measure=True) as found:
+        with Activations(measure=True) as found:
             run(network, first, "calibrate")
     except SlimfastError:
         # What is wrong with the batch itself is said when all of it runs.

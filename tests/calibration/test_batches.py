@@ -69,6 +69,14 @@ def test_large_batches_run_a_part_at_a_time(model: nn.Sequential) -> None:
     assert sum(seen) == 12
 
 
+def test_a_batch_that_is_part_of_a_larger_tensor_holds_no_more_than_its_own(model: nn.Sequential) -> None:
+    whole = images(12)
+    graph = slimfast.trace_channels(model, whole[:1])
+    alone = slimfast.calibrate(model, graph, [whole[:4].clone()])
+    for part in (slimfast.calibrate(model, graph, [own]) for own in (whole[:4], whole[4:8])):
+        assert (part.bytes_held, part.bytes_made) == (alone.bytes_held, alone.bytes_made)
+
+
 def test_a_batch_that_does_not_fit_the_example() -> None:
     model = Words()
     tokens, scale = torch.randint(11, (6, 5)), torch.rand(6)

@@ -42,7 +42,7 @@ def test_blocks_are_used_again() -> None:
 
 def test_a_sleeping_forward_holds_nothing_and_wakes_up_the_same() -> None:
     shared = torch.randn(100)
-    with Store("test", 1000) as store, Activations([shared]) as made:
+    with Store("test", 1000) as store, Activations() as made:
         a = torch.randn(300)
         view, small, weight = a.view(10, 30)[::3].T, torch.ones(2), shared.view(10, 10)
         gone = torch.zeros(5000)
@@ -60,10 +60,23 @@ def test_a_sleeping_forward_holds_nothing_and_wakes_up_the_same() -> None:
         assert torch.equal(small, expected[1])
 
 
+def test_what_a_forward_is_given_is_never_put_away() -> None:
+    samples = torch.randn(400)
+    with Store("test", 0) as store, Activations() as made:
+        part = samples[100:200].detach()
+        own = part * 2
+        samples.add_(1)
+        assert made.bytes_held() == 400
+        made.sleep(store)
+        assert own.untyped_storage().nbytes() == 0
+        assert part.untyped_storage().nbytes() == 1600
+        made.wake_up(store)
+
+
 def test_memory_that_another_forward_reads_is_brought_back_for_it() -> None:
     woken: list[int] = []
     with Store("test", 0) as store:
-        first = Activations([])
+        first = Activations()
         with first:
             table = torch.arange(50.0) + 0
         first.sleep(store)
@@ -73,7 +86,7 @@ def test_memory_that_another_forward_reads_is_brought_back_for_it() -> None:
             woken.append(address)
             assert first.bring_back(address, store)
 
-        with Activations([], wake):
+        with Activations(wake):
             assert torch.equal(table + 1, torch.arange(1.0, 51.0))
         assert len(woken) == 1
 

@@ -141,7 +141,6 @@ class _Run:
             networks,
             self._slices,
             self._hooks,
-            shared=named_tensors(self._thin).values(),
             order=order,
             meet=self._meet,
             settle=self._settle,
