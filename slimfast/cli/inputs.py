@@ -50,6 +50,13 @@ def example_of(
     return dict(zip(full, tensors, strict=True))
 
 
+def other_calls(
+    texts: Sequence[str] | None, model: nn.Module, name: str, *, seed: int = 0, device: str = "cpu"
+) -> list[tuple[Tensor, ...] | dict[str, Tensor]]:
+    """Make the examples of other calls that ``--also`` describes, the inputs of one call in one text."""
+    return [example_of(text.split(","), model, name, seed=seed, device=device) for text in texts or []]
+
+
 def parse_inputs(texts: Sequence[str], *, seed: int = 0, device: str = "cpu") -> tuple[Tensor, ...]:
     """Make the example inputs that ``--input`` describes, one text each: ``[NAME=]SHAPE[:DTYPE[:HIGH]]``.
 

@@ -160,6 +160,14 @@ Outputs = Annotated[
         help="An output that stays as it is, by name or number; repeat it for more. By default all stay.",
     ),
 ]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="INPUT[,INPUT...]",
+        help="The inputs of another call, each as in --input, for layers that the first leaves out; repeat "
+        "it for more calls.",
+    ),
+]
 Widths = Annotated[
     list[str] | None,
     typer.Option(metavar="PATTERN=WIDTH", help="Width of groups by hand: units (64) or a share (0.5)."),

@@ -14,7 +14,7 @@ from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.files import load_calibration
 from slimfast.checkpoints.shards import plan_checkpoint
 from slimfast.cli import console, options
-from slimfast.cli.inputs import example_of
+from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Widths, takes_groups
 from slimfast.cli.stored import is_weight_file
@@ -111,6 +111,7 @@ def plan(
     input: options.Inputs = None,
     weights: options.Weights = None,
     outputs: options.Outputs = None,
+    also: options.Also = None,
     random_weights: options.RandomWeights = False,
     *,
     widths: Widths,
@@ -130,9 +131,9 @@ def plan(
 ) -> None:
     """Choose one width per channel group, so that a budget is met, or as the existing masks say."""
     others: dict[str, Any] = {"spectra": spectra, "calibration": calibration, "plot": plot}
-    others |= {"resume": resume, "stream": stream, "outputs": outputs}
+    others |= {"resume": resume, "stream": stream}
     if from_masks:
-        _check_from_masks(widths, uniform=uniform, **others)
+        _check_from_masks(widths, uniform=uniform, outputs=outputs, also=also, **others)
     wanted = WidthOptions() if from_masks else widths.request_options()
     if uniform:
         _check_uniform(widths, **others)
@@ -142,12 +143,15 @@ def plan(
     network, source = _network(model, weights, seed, device, stream=stream, random_weights=random_weights)
     example = example_of(input, network, model, seed=seed, device=device)
     how: dict[str, Any] = {"backend": backend, "resume": resume}
-    interface = options.outputs_of(outputs)
+    calls: dict[str, Any] = {
+        "outputs": options.outputs_of(outputs),
+        "also": other_calls(also, network, model, seed=seed, device=device),
+    }
     drawn: dict[str, ErrorCurve] = {}
     with console.progress("measuring spectra") as advance, options.team_if_launched() as team:
         how |= {"progress": advance, "team": team}
         if plot is not None and measured is None and calibration is None:
-            measured = measure_spectra(source, trace_channels(network, example, outputs=interface), **how)
+            measured = measure_spectra(source, trace_channels(network, example, **calls), **how)
         if from_masks:
             found = plan_from_masks(
                 network, example, include=widths.include or None, exclude=widths.exclude or None
@@ -160,16 +164,13 @@ def plan(
                 params=widths.params,
                 multiple_of=widths.multiple_of,
                 backend=backend,
+                **calls,
             )
         elif calibration is None:
-            found = plan_checkpoint(
-                source, network, example, outputs=interface, spectra=measured, **how, **wanted
-            )
+            found = plan_checkpoint(source, network, example, spectra=measured, **calls, **how, **wanted)
         else:
             data = load_calibration(calibration, device=device)
-            found = make_plan(
-                network, example, outputs=interface, calibration=data, backend=backend, **wanted
-            )
+            found = make_plan(network, example, calibration=data, backend=backend, **calls, **wanted)
             if plot is not None and found.graph is not None:
                 # The curves that the plan was made from.
                 drawn = error_curves(network, found.graph, data, backend=backend)

@@ -14,7 +14,7 @@ from slimfast.checkpoints.shard_folder import INDEX
 from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_files import save
 from slimfast.cli import console, options
-from slimfast.cli.inputs import example_of
+from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Batches, Cut, Training, Widths, takes_groups
 from slimfast.cli.stored import in_dtypes
@@ -131,6 +131,7 @@ def slim(
     input: options.Inputs = None,
     weights: options.Weights = None,
     outputs: options.Outputs = None,
+    also: options.Also = None,
     random_weights: options.RandomWeights = False,
     *,
     widths: Widths,
@@ -164,6 +165,7 @@ def slim(
             network,
             example,
             outputs=options.outputs_of(outputs),
+            also=other_calls(also, network, model, seed=seed, device=device),
             calibration=calibration,
             backend=backend,
             progress=advance,

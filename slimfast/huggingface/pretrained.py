@@ -19,7 +19,8 @@ from slimfast.arrays import Arguments
 from slimfast.errors import ArgumentTypeError, SlimfastError, one_line
 from slimfast.graph.recording.inputs import arguments, cloned, map_leaves, tensors_in
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
-from slimfast.huggingface.config_search import built_without_data, find_config
+from slimfast.huggingface.config_search import find_config
+from slimfast.huggingface.stock import built_without_data, unsaved_buffers
 from slimfast.pruning.closeness import difference, rounding
 from slimfast.pruning.manifests import manifest
 from slimfast.storage.atomic import cannot_write
@@ -52,13 +53,19 @@ def save_pretrained(thin: nn.Module, folder: str | os.PathLike[str], example: An
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise cannot_write(folder, "it is there already, and not an empty folder")
     described = manifest(thin)
-    config = find_config(thin, described.shapes_before, described.patches, arguments(example))
-    if config is None:
+    found = find_config(
+        thin,
+        described.shapes_before,
+        described.patches,
+        [arguments(example)],
+        buffers=unsaved_buffers(thin),
+    )
+    if found.config is None:
         raise SlimfastError(
-            f"save_pretrained: no attributes of {type(thin.config).__name__} make a {type(thin).__name__} of "
-            "these shapes; layers of the same kind must be equally wide, as slimfast.plan_uniform plans them"
+            f"save_pretrained: {found.why}; layers of the same kind must be equally wide, as "
+            f"slimfast.plan_uniform plans them"
         )
-    stock = built_without_data(thin, config)
+    stock = built_without_data(thin, found.config)
     assert stock is not None, "it was built when it was found"
     stock.load_state_dict(thin.state_dict(), assign=True, strict=False)
     beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")

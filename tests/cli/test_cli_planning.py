@@ -145,3 +145,32 @@ def test_a_plan_keeps_what_masks_leave(weights, capsys):
     assert "--from-masks: expected --include or --exclude, got --outputs" in capsys.readouterr().err
     assert main(["plan", NET, "--weights", weights, "--input", "3x6x6", "--from-masks"]) == 2
     assert "expected units that can go, got none" in capsys.readouterr().err
+
+
+ALSO = """
+from torch import nn
+import torch
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 16)
+        self.b = nn.Linear(4, 16)
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x=None, y=None):
+        return self.out(torch.relu(self.a(x) if y is None else self.b(y)))
+"""
+
+
+def test_other_calls_are_traced_too(weights, capsys):
+    Path("two_calls_of_a_test.py").write_text(ALSO)
+    model = ["two_calls_of_a_test:Two", "--random-weights", "--input", "x=6", "--params", "0.6"]
+    assert main(["slim", *model, "--also", "y=4", "-o", "out"]) == 0
+    tensors = load_file("out/thin.safetensors")
+    assert tensors["a.weight"].shape[0] == tensors["b.weight"].shape[0] == tensors["out.weight"].shape[1] < 16
+    assert main(["plan", *model, "--also", "y=4", "-o", "both.json"]) == 0
+    assert [list(call.kwargs) for call in Plan.load("both.json").also] == [["y"]]
+    capsys.readouterr()
+    assert main(["plan", *model[:4], "--from-masks", "--also", "y=4"]) == 2
+    assert "--from-masks: expected --include or --exclude, got --also" in capsys.readouterr().err
