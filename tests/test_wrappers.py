@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,3 +180,74 @@ def test_a_sharded_network_is_refused_with_what_to_do(inside):
             slimfast.UnsupportedGraph, match=r"is sharded by FSDP.*\(DCP\).*slimfast\.prune_checkpoint"
         ):
             verb()
+
+
+class _Pipeline:
+    """Is no module and holds some, as diffusers' pipelines do."""
+
+    def __init__(self) -> None:
+        self.unet, self.vae, self.steps = _network(), nn.Linear(2, 2), 3
+        self.components = {"head": nn.Conv2d(1, 1, 1)}
+
+
+class _Trainer:
+    def __init__(self) -> None:
+        self.strategy = _Strategy()
+
+
+class _Strategy:
+    def __init__(self) -> None:
+        self.model = _network()
+
+
+VERBS = {
+    "trace": lambda model: slimfast.trace_channels(model, X),
+    "plan": lambda model: slimfast.plan(model, X, params=0.5),
+    "slim": lambda model: slimfast.slim(model, X, params=0.5),
+    "count": lambda model: slimfast.count_module(model, X),
+    "masks": lambda model: slimfast.plan_from_masks(model, X),
+    "spectra": slimfast.measure_spectra,
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_holds_networks_is_refused_by_their_names(verb):
+    with pytest.raises(TypeError) as caught:
+        VERBS[verb](_Pipeline())
+    said = str(caught.value)
+    assert said.endswith(
+        "got _Pipeline, which holds .unet (Sequential), .vae (Linear), .components['head'] (Conv2d): "
+        "give one of them"
+    )
+    with pytest.raises(TypeError, match=r"_Trainer, which holds \.strategy\.model \(Sequential\): give it$"):
+        VERBS[verb](_Trainer())
+
+
+def test_what_holds_no_network_is_refused_without_names():
+    with pytest.raises(TypeError, match=r"^expected an nn\.Module, got SimpleNamespace$"):
+        slimfast.plan(SimpleNamespace(sizes=[1, {"a": "b"}]), X, params=0.5)
+    with pytest.raises(TypeError, match=r"holds \[0\] \(Linear\), .*\[5\] \(Linear\) and 2 more: give one"):
+        slimfast.plan([nn.Linear(1, 1) for _ in range(8)], X, params=0.5)
+
+
+def test_a_module_that_trains_when_its_mode_is_switched_is_never_switched():
+    """The ``train`` of ultralytics' objects begins a training, and ``eval`` calls it."""
+
+    class Model(nn.Module):
+        __module__ = "ultralytics.engine.model"
+
+        def __init__(self):
+            super().__init__()
+            self.model = _network()
+
+        def train(self, mode=True):
+            raise AssertionError("a training began")
+
+    class YOLO(Model):
+        pass
+
+    for verb in VERBS.values():
+        with pytest.raises(
+            TypeError, match=r"got YOLO, which runs one: give its \.model \(Sequential\), and"
+        ):
+            verb(YOLO())

@@ -9,7 +9,6 @@ from typing import Any
 from torch import nn
 
 from slimfast.arrays import Arguments
-from slimfast.errors import ArgumentTypeError
 from slimfast.graph.channel_graph import ChannelGraph, Frozen
 from slimfast.graph.cutting.held_widths import follow_held_widths, is_rank
 from slimfast.graph.propagation.follow import propagate
@@ -70,8 +69,6 @@ def trace_channels(
         graph = slimfast.trace_channels(model, torch.randn(1, 3, 224, 224), exclude=["layer4.*"])
         widths = {group.name: group.n for group in graph}
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentTypeError(f"trace_channels: expected an nn.Module, got {type(model).__name__}")
     model = unwrapped(model)
     network = Network.of(model)
     refuse_unfit(network)

@@ -22,6 +22,7 @@ from slimfast.storage.atomic import cannot_read, check_file, reason_of
 from slimfast.storage.documents import parse_object
 from slimfast.storage.file_kinds import cut_short, kind_of
 from slimfast.storage.pickles import NESTED, StateDict, read_state_dict
+from slimfast.wrappers import modules_held
 
 INDEX_SUFFIX = ".safetensors.index.json"
 # What files of weights are usually called.
@@ -138,6 +139,7 @@ def open_stored(source: Source) -> Weights:
     if not isinstance(source, (str, os.PathLike)):
         raise ArgumentTypeError(
             f"expected a module, a mapping of tensors or a path, got {type(source).__name__}"
+            f"{modules_held(source)}"
         )
     if os.path.isfile(Path(source) / ".metadata"):
         return _distributed(Path(source))
