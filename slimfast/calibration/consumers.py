@@ -96,9 +96,11 @@ class Consumer:
         return index
 
 
-def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer], dict[str, str]]:
+def consumers_of(
+    model: nn.Module, graph: ChannelGraph, *, longest: int | None = LONGEST
+) -> tuple[list[Consumer], dict[str, str]]:
     """Find the layers that read the graph's groups, in the order they run, and why other weights are not read
-    so.
+    so; of more variables than ``longest`` none reads.
     """
     modules = dict(model.named_modules())
     first_run = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
@@ -107,7 +109,7 @@ def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer],
     for name in dict.fromkeys(m.tensor for group in graph for m in group.members if m.role == "consumer"):
         path, _, attribute = name.rpartition(".")
         dims = {m.dim for group in graph for m in group.members if m.tensor == name and m.role == "consumer"}
-        consumer = _consumer(name, path, attribute, modules.get(path), graph, dims)
+        consumer = _consumer(name, path, attribute, modules.get(path), graph, dims, longest)
         if isinstance(consumer, str):
             left[name] = consumer
         else:
@@ -116,7 +118,13 @@ def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer],
 
 
 def _consumer(
-    name: str, path: str, attribute: str, module: Any, graph: ChannelGraph, dims: set[int]
+    name: str,
+    path: str,
+    attribute: str,
+    module: Any,
+    graph: ChannelGraph,
+    dims: set[int],
+    longest: int | None,
 ) -> Consumer | str:
     """Find the consumer of a weight, or the reason why there is none."""
     axes = graph.axes[name]
@@ -141,8 +149,8 @@ def _consumer(
         return f"{where} does not sum over dim {sorted(dims)[0]}"
     axis, run = axes[dim], 1
     if axis.length * blocks > LONGEST:
-        run = _run(axis)
-        if run == 1 or blocks > 1:
+        run = _run(axis) if blocks == 1 else 1
+        if run == 1 and longest is not None:
             return f"{where} reads {axis.length * blocks} variables, more than {LONGEST}"
     return Consumer(name, path, dim, axis, axes[1 - dim], taps, blocks, run)
 

@@ -23,6 +23,7 @@ from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan
 from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
+from slimfast.pruning.wide_reads import wide_rows
 from slimfast.pruning.wide_units import pivoted_rows
 from slimfast.wrappers import unwrapped
 
@@ -114,8 +115,9 @@ def select_units(
     if method == "activations":
         if calibration is None:
             raise ArgumentError("select: expected a calibration for method 'activations', got none")
-        read = _covariance_read(model, graph, calibration)
-        return keeps | _pivoted_cholesky([(graph[g.name], g.width) for g in chosen], read, backend)
+        return keeps | _by_activations(
+            model, graph, [(graph[g.name], g.width) for g in chosen], calibration, backend
+        )
     scores = unit_scores(model, graph, [graph[g.name] for g in chosen], method)
     return keeps | {g.name: largest(scores(graph[g.name]), g.width) for g in chosen}
 
@@ -215,22 +217,42 @@ def _pivoted_cholesky(
     return keeps
 
 
-def _covariance_read(
-    model: nn.Module, graph: ChannelGraph, calibration: Calibration
-) -> Callable[[ChannelGroup], Tensor]:
-    """Make the function that gives the (n, n) covariance of a group's units in what its consumers read."""
+def _by_activations(
+    model: nn.Module,
+    graph: ChannelGraph,
+    chosen: Sequence[tuple[ChannelGroup, int]],
+    calibration: Calibration,
+    backend: str,
+) -> dict[str, IntArray]:
+    """Choose each group's units by how they vary in what its consumers read.
+
+    Where those have no moments, because of their width, by a share of the positions that they read.
+    """
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     check_calibration(calibration, model, consumers.values())
-
-    def read(group: ChannelGroup) -> Tensor:
-        covariance = unit_covariance(group, consumers, calibration)
-        if covariance is None:
+    measured = calibration.readings.keys() & consumers.keys()
+    narrow = [
+        (group, width)
+        for group, width in chosen
+        if any(m.role == "consumer" and m.tensor in measured for m in group.members)
+    ]
+    names = {group.name for group, _ in narrow}
+    wide = [(group, width) for group, width in chosen if group.name not in names]
+    rows = wide_rows(model, graph, calibration, [group for group, _ in wide])
+    keeps: dict[str, IntArray] = {}
+    for group, width in wide:
+        if group.name not in rows:
             left = calibration.left
             why = next((left[m.tensor] for m in group.members if m.tensor in left), "no layer reads it")
             raise SlimfastError(f"select: {group.name} was not calibrated: {why}")
+        keeps[group.name] = _first(*pivoted_rows(rows[group.name], width), width)
+
+    def read(group: ChannelGroup) -> Tensor:
+        covariance = unit_covariance(group, consumers, calibration)
+        assert covariance is not None, "a layer with moments reads it"
         return covariance
 
-    return read
+    return keeps | _pivoted_cholesky(narrow, read, backend)
 
 
 def _covariance(
