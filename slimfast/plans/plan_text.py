@@ -28,6 +28,8 @@ _REASONS = {
     Reason.NETWORK_OUTPUT.text: "it is what the network returns",
     Reason.ONE_UNIT.text: "all of its channels can only go at once",
     Reason.NO_PRODUCER.text: "no weight of this network produces it",
+    Reason.NOT_USED.text: "the forward does not use it with this example; an example of a call that does, in "
+    "also=, tells what it belongs to",
 }
 _STALE = (
     "attributes that stay as they are, though each holds the old length of an axis that changes, because it "

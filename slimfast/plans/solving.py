@@ -16,7 +16,7 @@ from slimfast.plans.costs import Cost, CostModel
 from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.plan_data import GroupPlan, Plan
 from slimfast.plans.request import Choice, Request, choose, rounding_of
-from slimfast.plans.unreachable import why_unreachable
+from slimfast.plans.unreachable import remedies, why_unreachable
 from slimfast.spectra import until_settled
 from slimfast.spectra.spectrum import Spectrum
 
@@ -82,10 +82,10 @@ def _problem(
     curves: Mapping[str, ErrorCurve] | None = None,
 ) -> _Problem:
     if not graph.groups:
-        reasons = "; ".join(sorted({f.reason for f in graph.frozen})[:3])
-        raise SlimfastError(
-            f"plan: the model has no channel group that can be cut{f': {reasons}' if reasons else ''}"
-        )
+        reasons = sorted({f.reason for f in graph.frozen})
+        told = [f": {'; '.join(reasons[:3])}"] if reasons else []
+        help_for = [f"; {remedy}" for remedy in remedies(reasons, request)]
+        raise SlimfastError(f"plan: the model has no channel group that can be cut{''.join(told + help_for)}")
     choices = choose(graph, spectra, request, curves)
     free = [i for i, choice in enumerate(choices) if choice.chosen in ("tau", "gain")]
     return _Problem(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
-from slimfast.graph.channel_graph import ChannelGraph
+from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.plans.request import Choice, Request
 
 # The reasons that are told, from the one that most parameters stay for.
 _TOLD = 3
 _SMALL = 0.02
+_INTERFACE = {Reason.NETWORK_INPUT.text, Reason.NETWORK_OUTPUT.text}
+# The reason of an operation that has no rule is its name.
+_OPERATION = re.compile(r"\w+\.\w+")
 
 
 def why_unreachable(graph: ChannelGraph, choices: Sequence[Choice], request: Request) -> str:
-    """List what most of the parameters that no group can change stay for, and the remedies there are.
+    """List what most of the parameters stay for where every group has its least width, and the remedies.
 
     Args:
         graph: The network.
@@ -26,44 +30,67 @@ def why_unreachable(graph: ChannelGraph, choices: Sequence[Choice], request: Req
     Returns:
         One line.
     """
-    sizes = {
-        name: prod(axis.length for axis in axes)
-        for name, axes in graph.axes.items()
-        if name in graph.parameters and name not in graph.tied
+    # The share of its units that each group keeps at least.
+    least = {
+        group.name: (1 if choice.chosen in ("tau", "gain") else choice.width) / group.n
+        for group, choice in zip(graph.groups, choices, strict=True)
     }
-    total = max(sum(sizes.values()), 1)
-    whole = {name for name in sizes if not any(axis.places for axis in graph.axes[name])}
-    reasons: dict[str, str] = {}
-    for frozen in graph.frozen:
-        if frozen.tensor in whole:
-            reasons.setdefault(frozen.tensor, frozen.reason)
+    owned = [name for name in graph.axes if name in graph.parameters and name not in graph.tied]
+    total = max(sum(prod(axis.length for axis in graph.axes[name]) for name in owned), 1)
+    left = {name: prod(_least_length(axis, least) for axis in graph.axes[name]) for name in owned}
+    reasons = _reasons(graph)
     counts: Counter[str] = Counter()
     for name, reason in reasons.items():
-        counts[reason] += sizes[name]
+        counts[reason] += round(left.get(name, 0))
+    told = [(reason, count) for reason, count in counts.most_common(_TOLD) if count >= _SMALL * total]
     said = [
-        f"{count / total:.0%} of the parameters stay whole: {reason} ({_first(reasons, reason)})"
-        for reason, count in counts.most_common(_TOLD)
-        if count >= _SMALL * total
+        f"{count / total:.0%} of the parameters stay whole: {reason} ({_first(reasons, reason, left)})"
+        for reason, count in told
     ]
     excluded = [g.name for g, c in zip(graph.groups, choices, strict=True) if c.chosen == "excluded"]
     if excluded:
         said.append(f"{len(excluded)} groups are left alone: excluded, or without a spectrum ({excluded[0]})")
-    return "; ".join(said + _remedies(set(counts), request))
+    return "; ".join(said + remedies([reason for reason, _ in told], request))
 
 
-def _first(reasons: dict[str, str], reason: str) -> str:
-    names = [name for name, own in reasons.items() if own == reason]
+def _least_length(axis: Axis, least: Mapping[str, float]) -> float:
+    return sum(count * prod(least[name] for name in names) for names, count in axis.terms().items())
+
+
+def _reasons(graph: ChannelGraph) -> dict[str, str]:
+    """Find for each tensor why the longest dim that it cannot lose stays, by its name.
+
+    What the network is given and returns counts where nothing else does.
+    """
+    best: dict[str, tuple[bool, int]] = {}
+    reasons: dict[str, str] = {}
+    for frozen in graph.frozen:
+        length = graph.axes[frozen.tensor][frozen.dim].length
+        rank = (frozen.reason not in _INTERFACE, length)
+        if length > 1 and rank > best.get(frozen.tensor, (False, 0)):
+            best[frozen.tensor], reasons[frozen.tensor] = rank, frozen.reason
+    return reasons
+
+
+def _first(reasons: Mapping[str, str], reason: str, left: Mapping[str, float]) -> str:
+    """Name the tensor that keeps the most for a reason, and count the others."""
+    names = sorted((n for n, own in reasons.items() if own == reason and n in left), key=lambda n: -left[n])
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
-def _remedies(reasons: set[str], request: Request) -> list[str]:
+def remedies(reasons: Iterable[str], request: Request) -> list[str]:
+    """List what may help where axes stay whole for these reasons: one part of a line, or none."""
+    given = set(reasons)
     found = []
     if request.multiple_of != 1 or request.min_width > 1:
         found.append("a smaller multiple_of or min_width")
     if request.include is not None or request.exclude:
         found.append("fewer groups excluded")
-    if Reason.NETWORK_OUTPUT.text in reasons:
+    if Reason.NETWORK_OUTPUT.text in given:
         found.append("outputs=, where not all that is returned has to stay")
-    if Reason.NOT_USED.text in reasons:
-        found.append("an example of each call (Examples), where this one leaves layers out")
+    if Reason.NOT_USED.text in given:
+        found.append("also=, examples of other calls that use what this one leaves out")
+    unknown = sorted(reason for reason in given if _OPERATION.fullmatch(reason))
+    if unknown:
+        found.append(f"slimfast.register_rule({unknown[0]!r}, ...), where another operation is like it")
     return [f"what may help: {', '.join(found)}"] if found else []

@@ -1,0 +1,95 @@
+"""A plan that cannot be made says what stays whole, why, and what may help, in one line."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.graph_cases import Net
+from torch import nn
+
+import slimfast
+from slimfast.errors import SlimfastError
+
+X = torch.randn(4, 12)
+
+
+@torch.library.custom_op("lib_of_plans::gate", mutates_args=())
+def gate(x: torch.Tensor) -> torch.Tensor:
+    """Work element by element, as slimfast cannot know."""
+    return torch.tanh(x)
+
+
+@gate.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+def _said(model, example=X, **wanted):
+    with pytest.raises(SlimfastError) as caught:
+        slimfast.plan(model, example, **wanted)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _with_an_unknown_operation():
+    def forward(self, x):
+        return self.c(gate(self.b(torch.relu(self.a(x)))))
+
+    return Net(forward, a=nn.Linear(12, 8), b=nn.Linear(8, 64), c=nn.Linear(64, 3)).eval()
+
+
+def test_an_operation_without_a_rule_names_the_remedy():
+    said = _said(_with_an_unknown_operation(), params=0.3)
+    assert "parameters stay whole: lib_of_plans.gate" in said
+    assert "what may help: " in said
+    assert "slimfast.register_rule('lib_of_plans.gate', ...), where another operation is like it" in said
+
+
+def test_a_network_without_groups_names_the_remedy_too():
+    def forward(self, x):
+        return self.b(gate(self.a(x)))
+
+    said = _said(Net(forward, a=nn.Linear(12, 8), b=nn.Linear(8, 3)).eval(), params=0.5)
+    assert "no channel group that can be cut: lib_of_plans.gate" in said
+    assert said.endswith(
+        "what may help: outputs=, where not all that is returned has to stay, "
+        "slimfast.register_rule('lib_of_plans.gate', ...), where another operation is like it"
+    )
+
+
+def test_the_remedy_works():
+    with slimfast.register_rule("lib_of_plans::gate", like="aten.tanh"):
+        plan = slimfast.plan(_with_an_unknown_operation(), X, params=0.3)
+    assert plan.cost_after.params <= 0.3 * plan.cost_before.params
+
+
+def _two_calls():
+    def forward(self, x, mask=None):
+        h = self.a(x)
+        if mask is not None:
+            h = torch.where(mask[:, None], self.token, h)
+        return self.b(torch.relu(h))
+
+    return Net(forward, a=nn.Linear(12, 40), b=nn.Linear(40, 3), token=nn.Parameter(torch.randn(40))).eval()
+
+
+def test_what_another_call_uses_is_explained_with_the_remedy_and_follows_it():
+    """A mask token, which a pretraining uses alone, has the width of what it stands for."""
+    model, other = _two_calls(), {"x": X, "mask": torch.tensor([True, False, True, False])}
+    told = slimfast.plan(model, X, params=0.5).explain()
+    assert (
+        "the forward does not use it with this example; an example of a call that does, in also=, tells"
+        in told
+    )
+    assert "token dim 0" in told
+    thin = slimfast.slim(model, {"x": X}, params=0.5, also=[other])
+    assert len(thin.token) == thin.a.out_features < 40
+    assert thin(**other).shape == (4, 3)
+    assert "does not use it" not in slimfast.plan(model, {"x": X}, params=0.5, also=[other]).explain()
+
+
+def test_multiples_and_excluded_groups_are_told():
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    said = _said(model, params=0.05, multiple_of=8, exclude=["0"])
+    assert "1 groups are left alone: excluded" in said
+    assert "what may help: a smaller multiple_of or min_width, fewer groups excluded" in said
