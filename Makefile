@@ -13,7 +13,7 @@ TEST_CUDA := $(or $(SLIMFAST_CUDA),$(if $(shell command -v nvcc 2>/dev/null),ON,
 DEMO := $(VENV)/.demo-$(DEMO_CUDA)
 TEST := $(VENV)/.test-$(TEST_CUDA)
 
-.PHONY: demo test build coverage check docs format bench sanitize sanitize-threads sanitize-gpu fuzz dist wheels clean
+.PHONY: demo test kinds build coverage check docs format bench sanitize sanitize-threads sanitize-gpu fuzz dist wheels clean
 
 demo: $(DEMO)
 	$(BIN)/slimfast demo -o demo
@@ -24,6 +24,10 @@ test: build
 
 # All that the tests need. Incremental: a changed .cpp compiles that file alone.
 build: $(TEST)
+
+# Of each kind of network and of use that people report: the tests that docs/developer/kinds.md names.
+kinds: build
+	OMP_NUM_THREADS=1 $(BIN)/python tools/kinds.py -n auto
 
 coverage: build
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --cov=slimfast --cov-report=term-missing:skip-covered --cov-fail-under=90
