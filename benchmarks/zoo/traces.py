@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks.markdown import NOT_YET, Table, rows_of
 from benchmarks.run import RESULTS
 from benchmarks.stamp import stamp
+from benchmarks.zoo.detection_ops import prepare_detection_ops
 from benchmarks.zoo.networks import build
 from benchmarks.zoo.processes import Limits, run_limited, start_server
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
@@ -65,6 +66,7 @@ def _transformer(name: str, config: str, **options: Any) -> Callable[[], Built]:
 
 def _detector(name: str) -> Callable[[], Built]:
     def make() -> Built:
+        prepare_detection_ops()
         detection = importlib.import_module("torchvision.models.detection")
         model = getattr(detection, name)(weights=None, weights_backbone=None)
         return model, ([torch.randn(3, IMAGE, IMAGE)],)

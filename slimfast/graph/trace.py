@@ -10,7 +10,7 @@ from torch import nn
 
 from slimfast.arrays import Arguments
 from slimfast.graph.channel_graph import ChannelGraph, Frozen
-from slimfast.graph.cutting.held_widths import follow_held_widths, is_rank
+from slimfast.graph.cutting.held_widths import is_rank
 from slimfast.graph.propagation.follow import propagate
 from slimfast.graph.propagation.grouping import Grouping
 from slimfast.graph.propagation.size_dependence import freeze_size_dependent
@@ -109,7 +109,7 @@ def _traced(
     check_outputs(recording.places, calls.outputs)
     also = [record(network, *arguments(other)) for other in calls.others]
     flow = propagate(network, recording, *given, calls.outputs, also)
-    freeze_size_dependent(network, flow, given, calls.outputs, also)
+    freeze_size_dependent(network, flow, recording, given, calls.outputs, also)
     grouping = Grouping(flow.labels, *selected)
     origins = WeightOrigins(network, recording, flow, also)
     graph = ChannelGraph(
@@ -130,10 +130,8 @@ def _traced(
     )
     if not settle:
         return graph
-    settled = trial_cut.settle(network, graph, recording, given)
     others = zip(also, map(arguments, calls.others), strict=True)
-    runs = [(recording, given), *others]
-    return _without_ranks(follow_held_widths(network, settled, runs))
+    return _without_ranks(trial_cut.settle(network, graph, (recording, given), list(others)))
 
 
 def _without_ranks(graph: ChannelGraph) -> ChannelGraph:

@@ -65,6 +65,13 @@ def test_an_axis_of_two_groups_is_their_product(heads: int, positions: int) -> N
     assert cost == Cost(params=10 * rows, macs=70 * rows, bytes=40 * rows)
 
 
+def test_a_group_that_stands_twice_on_an_axis_counts_wherever_it_stands() -> None:
+    """As where units of one group lie beside and upon each other."""
+    first, second = np.array([0, 1, -1, -1, 0, -1]), np.array([-1, -1, 0, 1, 1, -1])
+    axis = Axis.of(6, [("a", first), ("a", second)])
+    assert axis.terms() == {(): 1, ("a",): 4, ("a", "a"): 1}
+
+
 def test_costs_of_groups_are_those_of_what_they_take_part_in() -> None:
     model = CostModel(chain([6, 5, 4]))
     first, second = model.group_costs(model.vector({"0": 2}))

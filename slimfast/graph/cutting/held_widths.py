@@ -8,7 +8,7 @@ one of that length in the module, or the one that the attribute's name points at
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from types import NoneType
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, HeldWidt
 from slimfast.graph.cutting.integer_attributes import HeldInteger, held_integers
 from slimfast.graph.cutting.patches import Patch, apply_patches, read_attribute
 from slimfast.graph.cutting.width_scopes import Scopes
+from slimfast.graph.recording.attributes import AttributeKey
 from slimfast.graph.recording.calls import Call
 from slimfast.graph.recording.forward import PROCESS_LOCK, ForwardFailed, Recording, record_at
 from slimfast.graph.recording.module_copies import copy_network
@@ -52,15 +53,34 @@ _RANKS = frozenset(["lora_rank", "r", "rank"])
 _SMALLEST = 4
 
 
-def follow_held_widths(network: Network, graph: ChannelGraph, runs: Sequence[Run]) -> ChannelGraph:
+def follow_held_widths(
+    network: Network, graph: ChannelGraph, runs: Sequence[Run], read: Collection[AttributeKey] = ()
+) -> ChannelGraph:
     """Add to a settled graph the attributes that follow a width though no recorded forward reads them.
 
-    ``runs``: the recordings of the network, each with what it was called with.
+    ``runs``: the recordings of the network, each with what it was called with. ``read``: attributes that one
+    of them is known to read.
 
     What holds the length of an axis that can change, and of which it cannot be decided what it follows, is
     listed as ``undecided``.
     """
-    known = {(attribute.module, _place_of(attribute)) for attribute in graph.attributes or ()}
+    decided, undecided = decide(network, graph, graph.attributes or (), read)
+    unread = _unread(network, runs, decided)
+    return replace(graph, attributes=(*(graph.attributes or ()), *unread), undecided=undecided)
+
+
+def decide(
+    network: Network, graph: ChannelGraph, settled: Iterable[Attribute], read: Collection[AttributeKey]
+) -> tuple[list[Attribute], tuple[HeldWidth, ...]]:
+    """Find the attributes that follow a width of this graph if the forward does not read them, and those of
+    which it cannot be decided what they follow.
+
+    ``settled``: the attributes of which more is known. ``read``: those that the forward is known to read.
+    """
+    known = {(attribute.module, _place_of(attribute)) for attribute in settled}
+    stay = {
+        (attribute.module, _place_of(attribute)) for attribute in (Attribute(*key, Axis(1)) for key in read)
+    }
     scopes = Scopes(graph)
     decided, undecided = list[Attribute](), list[HeldWidth]()
     for held in held_integers(network):
@@ -70,11 +90,11 @@ def follow_held_widths(network: Network, graph: ChannelGraph, runs: Sequence[Run
         meant = _meant(held, axes, scopes, graph)
         if meant is not None:
             places = [(held.module, held.place), *held.elsewhere]
-            decided += [_attribute(network, *place, meant) for place in places if place not in known]
+            free = [place for place in places if place not in known and place not in stay]
+            decided += [_attribute(network, *place, meant) for place in free]
         elif axes:
             undecided.append(HeldWidth(held.module, held.place, held.value, tuple(axes)))
-    unread = _unread(network, runs, decided)
-    return replace(graph, attributes=(*(graph.attributes or ()), *unread), undecided=tuple(undecided))
+    return decided, tuple(undecided)
 
 
 def _place_of(attribute: Attribute) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -189,8 +190,7 @@ class Propagation:
         """
         if axis.fixed:
             return axis
-        roots = self._partition.resolve(axis.labels)
-        reasons = self._partition.frozen_reasons(roots[roots > 0])
+        reasons = self._partition.frozen_reasons(self._partition.classes(axis.labels))
         if not len(reasons) or not reasons.all():
             return axis
         return fixed_axis(self.labels.causes[int(reasons.min())], len(axis))
@@ -202,8 +202,10 @@ class Propagation:
         if len(outer) == 1:
             return inner
         outer, inner = self.known(outer), self.known(inner)
-        if outer.fixed and inner.fixed:
-            return outer.of_length(len(outer) * len(inner))
+        if outer.reason is not None and inner.reason is not None:
+            # the one that was found last says most
+            last = max(outer.reason, inner.reason, key=attrgetter("number"))
+            return fixed_axis(last, len(outer) * len(inner))
         mixed = outer.fixed or inner.fixed or outer.mixed or inner.mixed
         return AxisLabels(merge(outer.labels, inner.labels), mixed=mixed)
 

@@ -121,26 +121,37 @@ class LabelClasses:
 
     def freeze_classes(self, labels: Labels, reason: int) -> None:
         """Forbid the removal of anything in this label matrix."""
-        roots = self._classes(labels)
+        roots = self.classes(labels)
         self._frozen[roots] = np.minimum(self._frozen[roots], reason)
         self._has_facts[roots] = True
 
     def make_inexact(self, labels: Labels, reason: int) -> None:
         """Note that removing any of these changes what is computed for the others."""
-        roots = self._classes(labels)
+        roots = self.classes(labels)
         self._inexact[roots] = np.minimum(self._inexact[roots], reason)
         self._has_facts[roots] = True
 
     def add_mark(self, labels: Labels, mark: Mark) -> None:
         """Add a mark to the class of every label in this label matrix."""
-        roots = self._classes(labels)
+        roots = self.classes(labels)
         self._marks[roots] |= mark
         self._has_facts[roots] = True
 
-    def _classes(self, labels: Labels) -> Labels:
+    def classes(self, labels: Labels) -> Labels:
         """List the representatives in a label matrix, each at least once."""
+        if labels.size > self._size:
+            # most labels stand there many times: channels laid over positions
+            labels = self._distinct(labels)
         roots = self.resolve(labels).ravel()
         return roots[roots > 0]
+
+    def _distinct(self, labels: Labels) -> Labels:
+        """List the labels of a label matrix once each, as one column."""
+        self._scratch[labels] = 1
+        self._scratch[0] = 0
+        found = np.flatnonzero(self._scratch[: self._size])
+        self._scratch[found] = 0
+        return found[:, None]
 
     def meet(self, a: Labels, b: Labels) -> bool:
         """Say whether two label matrices have a class in common."""

@@ -13,6 +13,9 @@ Labels = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Hashes = NDArray[np.uint64]
 
+# Longer arrays take longer to copy than numpy takes to begin.
+_SHORT = 4096
+
 
 class Mark(IntFlag):
     """What the labels of a class have met; joined classes have the marks of both."""
@@ -36,8 +39,9 @@ def everywhere(array: Labels | Mask) -> bool:
 
 
 def same(a: Labels, b: Labels) -> bool:
-    """Say whether two arrays of one shape are equal: what ``array_equal`` says, in a tenth of its time."""
-    return a.tobytes() == b.tobytes()
+    """Say whether two arrays of one shape are equal: what ``array_equal`` says, in a tenth of its time on a
+    short one."""
+    return a.tobytes() == b.tobytes() if a.size < _SHORT else bool(np.array_equal(a, b))
 
 
 def merge(outer: Labels, inner: Labels) -> Labels:

@@ -18,22 +18,33 @@ from slimfast.graph.recording.output_places import Outputs
 
 
 def freeze_size_dependent(
-    network: Network, flow: Propagation, inputs: Arguments, outputs: Outputs | None, also: Sequence[Recording]
+    network: Network,
+    flow: Propagation,
+    recording: Recording,
+    inputs: Arguments,
+    outputs: Outputs | None,
+    also: Sequence[Recording],
 ) -> None:
     """Freeze the units that belong together at the size of the example only.
 
     A reshape that mixes channels with positions, (B, H * W, C) to (B, C, H, W) without a transpose, joins
     channels that other sizes of the input would not join. Where an axis that was made of both is divided, the
     forward is followed at another size and batch, if the network takes one, and what is grouped otherwise
-    there is left whole.
+    there is left whole. What a forward decides by values is known for its own inputs alone, so that where
+    ``recording`` has decisions no other size can be followed.
     """
     if not flow.divides_mixed:
         return
-    other = other_inputs(network, inputs)
+    other = None if recording.decisions else other_inputs(network, inputs)
     if other is None:
+        why = (
+            "its forward decides by values, which are not known at another size"
+            if recording.decisions
+            else "no other size was found that the model takes"
+        )
         flow.labels.notes.append(
-            "a reshape joins channels with positions or samples, and no other size was found that the model "
-            "takes: the groups are those of this size"
+            f"a reshape joins channels with positions or samples, and {why}: the groups are those of this "
+            f"size"
         )
         return
     try:

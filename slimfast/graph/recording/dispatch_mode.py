@@ -15,6 +15,7 @@ from slimfast.graph.recording.decisions import Decider
 from slimfast.graph.recording.inputs import tensors_in
 from slimfast.graph.recording.meta_shortcuts import shortcut_of
 from slimfast.graph.recording.network import Network
+from slimfast.graph.recording.number_origins import AttributeRead, FoundEqual, LengthRead, Origin
 from slimfast.graph.recording.op_registry import entry_of
 from slimfast.graph.recording.operators import Operator, bind, operator_of
 
@@ -42,10 +43,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down each ATen operation. It keeps all tensors alive, so that the identity of an object names
     one tensor.
 
-    ``shortcuts``: on the meta device, take the shapes that :mod:`slimfast.graph.recording.meta_shortcuts`
-    knows from there. ``max_operations``: raise :class:`RecordingLimit` after that many operations, copies not
-    counted. ``refuse`` is called with each tensor when it is first seen, and may raise. ``decider`` runs the
-    operations that decide something by values; without one they run as they are.
+    ``shortcuts``: on tensors without data, take the shapes that
+    :mod:`slimfast.graph.recording.meta_shortcuts` knows from there. ``max_operations``: raise
+    :class:`RecordingLimit` after that many operations, copies not counted. ``refuse`` is called with each
+    tensor when it is first seen, and may raise. ``decider`` runs the operations that decide something by
+    values; without one they run as they are.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
+        self.equal: list[FoundEqual] = []
         self._stack: list[_Running] = []
         self._failed: tuple[BaseException, _Running] | None = None
         self._shortcuts = shortcuts
@@ -71,6 +74,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: dict[int, int] = {}
         self._alive: list[Tensor] = []
         self._made: list[int] = []
+        # the lists that Python indexes with, and how many tensors there were before
+        self._lists: list[list[int]] = []
+        self._known = 0
 
     @property
     def module(self) -> str:
@@ -110,6 +116,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def give_numbers(self, numbers: tuple[int, ...]) -> None:
         """Take note of the integers that Python gives to the calls from here on."""
         self._numbers = numbers
+
+    def give_lists(self, lists: list[list[int]]) -> None:
+        """Take note of the lists of positions with which Python indexes from here on."""
+        self._lists, self._known = lists, len(self._alive)
+
+    def note_equal(self, first: Origin, second: Origin) -> None:
+        """Take note of an attribute that the running module has found equal to a length."""
+        for read, length in ((first, second), (second, first)):
+            if isinstance(read, AttributeRead) and isinstance(length, LengthRead):
+                self.equal.append((self.module, read, length))
 
     def ref(self, tensor: Tensor) -> Ref:
         """Refer to a tensor as it is now."""
@@ -176,6 +192,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         arguments = self._refs_for(given)
         if operator.lifts and given["self"].ndim == 0:
             arguments["value"] = _number(given["self"])
+        if operator.decides == "mask" and self._lists:
+            arguments["positions"] = self._positions(given["indices"])
         output = operator.shortcut(given) if operator.shortcut and self._shortcuts else None
         if output is None and operator.decides and self._decider is not None:
             output = self._decider.run(operator.decides, func, args, kwargs)
@@ -223,6 +241,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._operations_left -= 1
             if self._operations_left == 0:
                 raise RecordingLimit
+
+    def _positions(self, indices: list[Any]) -> list[list[int] | None]:
+        """Say which of the indices are made of the lists that Python indexes with, and what these hold."""
+        made = [isinstance(t, Tensor) and self.value_of(t) >= self._known for t in indices]
+        lists = iter(self._lists if sum(made) == len(self._lists) else ())
+        return [next(lists, None) if new else None for new in made]
 
     def _refs_for(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Replace every tensor among arguments with its Ref."""

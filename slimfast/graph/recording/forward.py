@@ -24,7 +24,7 @@ from slimfast.graph.recording.inputs import map_tensors, tensors_in
 from slimfast.graph.recording.leftovers import leaves_nothing, note_made
 from slimfast.graph.recording.nests import named_tensors_in
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.number_origins import AttributeReads
+from slimfast.graph.recording.number_origins import AttributeReads, FoundEqual, telling_equal
 from slimfast.graph.recording.shape_reads import ShapeReads
 from slimfast.graph.recording.shared_functions import a_copy_runs, accept, refuse_tensors_of
 
@@ -45,7 +45,8 @@ class Recording:
     a module holds as neither. ``saw_lengths``: the model's Python may have seen the length of an axis.
     ``decisions``: what the forward decided by values, to be handed to the recordings that are compared with
     this one. ``reads``: what its integers were read from, None where they were not traced. ``places``: where
-    in what is returned each output is.
+    in what is returned each output is. ``equal``: attributes that a module's Python has found equal to a
+    length, each with the module.
     """
 
     calls: tuple[Call, ...]
@@ -58,6 +59,7 @@ class Recording:
     reads: AttributeReads | None = None
     places: tuple[str, ...] = ()
     plain: Mapping[int, str] = field(default_factory=dict)
+    equal: tuple[FoundEqual, ...] = ()
 
 
 def record(
@@ -216,7 +218,7 @@ def record_copy(
     real = tensor_mode == "real"
     decider = Decider(decisions or None, real=real) if real or decisions else None
     recorder = Recorder(
-        shortcuts=tensor_mode == "meta", max_operations=max_operations, refuse=refuse, decider=decider
+        shortcuts=tensor_mode != "real", max_operations=max_operations, refuse=refuse, decider=decider
     )
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}
     plain = {recorder.value_of(tensor): name for name, tensor in network.plain_tensors()}
@@ -233,7 +235,9 @@ def record_copy(
     decided = tuple(decider.decisions) if decider is not None else ()
     places, outputs = tuple(place for place, _ in returned), tuple(ref for _, ref in returned)
     calls = tuple(recorder.calls)
-    return Recording(calls, names, inputs, outputs, tensor_mode, saw_lengths, decided, reads, places, plain)
+    equal = tuple(recorder.equal)
+    return Recording(calls, names, inputs, outputs, tensor_mode, saw_lengths, decided, reads, places, plain,
+                     equal)  # fmt: skip
 
 
 def _run(
@@ -252,6 +256,7 @@ def _run(
         stack.enter_context(torch.no_grad())
         stack.enter_context(a_copy_runs(network))
         stack.enter_context(recorder.watching(network))
+        stack.enter_context(telling_equal(recorder.note_equal))
         if fake_mode is not None:
             stack.enter_context(fake_mode)
             stack.enter_context(_quiet())
@@ -262,11 +267,8 @@ def _run(
         stack.enter_context(torch._C._AutoDispatchBelowAutograd())
         device = torch.device("meta") if tensor_mode == "meta" else None
         listed = None if decider is None else decider.listed
-        reads = stack.enter_context(
-            ShapeReads(
-                recorder.value_of, recorder.give, device, recorder.compute, listed, recorder.give_numbers
-            )
-        )
+        watched = (recorder.compute, listed, recorder.give_numbers, recorder.give_lists)
+        reads = stack.enter_context(ShapeReads(recorder.value_of, recorder.give, device, *watched))
         stack.enter_context(recorder)
         try:
             output = model(*args, **kwargs)

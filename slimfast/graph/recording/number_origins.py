@@ -8,7 +8,9 @@ quotients of them are traced too; what PyTorch is called with is seen before it 
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -68,12 +70,44 @@ class Computed:
 
 Read: TypeAlias = AttributeRead | LengthRead
 Origin: TypeAlias = Read | Computed
+# An attribute that a module's Python has found equal to a length, with the path of the module.
+FoundEqual: TypeAlias = tuple[str, AttributeRead, LengthRead]
+
+
+class _State(threading.local):
+    """Who is told which numbers were found equal; None where nobody asks."""
+
+    told: Callable[[Origin, Origin], None] | None = None
+
+
+_state = _State()
+
+
+@contextmanager
+def telling_equal(told: Callable[[Origin, Origin], None]) -> Iterator[None]:
+    """Tell of every comparison of two traced integers in this thread that finds them equal."""
+    before, _state.told = _state.told, told
+    try:
+        yield
+    finally:
+        _state.told = before
 
 
 class TracedInt(int):
     """An integer with its origin; arithmetic with integers keeps track, all other makes plain numbers."""
 
     origin: Origin
+
+    def __eq__(self, other: object) -> bool:
+        equal = int(self) == other if not isinstance(other, TracedInt) else int(self) == int(other)
+        if equal and isinstance(other, TracedInt) and _state.told is not None:
+            _state.told(self.origin, other.origin)
+        return equal
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = int.__hash__
 
     def __add__(self, other: Any) -> Any:
         return _computed("+", self, other)

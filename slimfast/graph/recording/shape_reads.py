@@ -25,7 +25,7 @@ from slimfast.graph.recording.op_registry import sized_operations
 _FLATTENS = frozenset({torch.flatten, Tensor.flatten})
 # The names of functions that tell lengths, divide an axis or compute sizes, and of the one that is seen
 # through.
-_SEEN = frozenset({"__get__", "size", "flatten", "unflatten", "multi_head_attention_forward"})
+_SEEN = frozenset({"__get__", "__getitem__", "size", "flatten", "unflatten", "multi_head_attention_forward"})
 
 # Functions that make tensors on the default device.
 _MAKERS = frozenset(
@@ -109,7 +109,8 @@ class ShapeReads(TorchFunctionMode):
 
     ``computes`` is told when a function begins that computes the sizes of its result from its operand's, and
     when it ends. ``listed`` answers ``tensor.tolist()``. ``numbers`` is told the integers that a function
-    is called with, and none afterwards. ``saw_lengths`` says whether the model's Python may have been told a
+    is called with, and none afterwards, and ``lists`` the lists of integers that a tensor is indexed with.
+    ``saw_lengths`` says whether the model's Python may have been told a
     length.
     """
 
@@ -121,6 +122,7 @@ class ShapeReads(TorchFunctionMode):
         computes: Callable[[bool], None] = lambda computes: None,
         listed: Callable[[Tensor], Any] | None = None,
         numbers: Callable[[tuple[int, ...]], None] = lambda numbers: None,
+        lists: Callable[[list[list[int]]], None] = lambda lists: None,
     ) -> None:
         super().__init__()
         self.saw_lengths = False
@@ -129,6 +131,7 @@ class ShapeReads(TorchFunctionMode):
         self._device = device
         self._computes = computes
         self._numbers = numbers
+        self._lists = lists
         # these functions are named like the ATen operations that they call
         self._sized = sized_operations()
         self._listed = listed
@@ -165,6 +168,8 @@ class ShapeReads(TorchFunctionMode):
         if func is multi_head_attention_forward:
             with self:
                 return _ATTENTION(*args, **kwargs)
+        if func is Tensor.__getitem__:
+            return self._indexed(func, args)
         if func in _FLATTENS:
             return self._flattened(func, args, kwargs)
         if name in self._sized:
@@ -186,6 +191,18 @@ class ShapeReads(TorchFunctionMode):
         if type(result) is not Tensor and func not in _SAYS_NO_LENGTH and not _tensors_alone(result):
             self.saw_lengths = True
         return result
+
+    def _indexed(self, func: Any, args: Any) -> Any:
+        """Index a tensor, and say meanwhile which lists of positions it is indexed with."""
+        indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+        lists = [item for item in indices if type(item) is list and all(type(n) is int for n in item)]
+        if not lists:
+            return self._watching_lengths(func, func(*args))
+        self._lists(lists)
+        try:
+            return self._watching_lengths(func, func(*args))
+        finally:
+            self._lists([])
 
     def _flattened(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a function that computes the sizes of its result, and say so meanwhile."""

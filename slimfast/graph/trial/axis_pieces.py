@@ -1,9 +1,12 @@
-"""Divide an axis into those that a sum or a product of lengths is made of, and make one of two."""
+"""Divide an axis into those that a sum or a product of lengths is made of, make one of two, and compare
+two."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 
@@ -42,3 +45,14 @@ def tiled(outer: Axis, inner: Axis) -> Axis:
     repeated = [(name, np.repeat(units, inner.length)) for name, units in outer.parts]
     tiled = [(name, np.tile(units, outer.length)) for name, units in inner.parts]
     return Axis.of(outer.length * inner.length, (*repeated, *tiled))
+
+
+def signature(axis: Axis) -> tuple[Any, ...]:
+    """Describe the rows of an axis, the groups and units of each index, in whatever order the indices are."""
+    places = sorted(axis.places, key=itemgetter(0))
+    indices = [own.indices for _, own in places]
+    if sum(map(len, indices)) == len(np.unique(np.concatenate([[], *indices]))):
+        # no index belongs to two units
+        return tuple((name, np.sort(own.units).tobytes()) for name, own in places)
+    rows = np.stack([own.along() for _, own in places])
+    return (*(name for name, _ in places), rows[:, np.lexsort(rows)].tobytes())

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from slimfast.graph.channel_graph import Axis, Operation
+from slimfast.graph.channel_graph import Axis, ChannelGraph, Operation
 from slimfast.graph.cutting.prediction import argument_of, item_of, split_argument
 from slimfast.graph.recording.calls import Call
+from slimfast.graph.recording.forward import Recording
 from slimfast.graph.recording.number_origins import TracedInt
 from slimfast.graph.recording.op_registry import entry_of
 
@@ -29,6 +30,17 @@ def lengths_among(operation: Operation, call: Call) -> Iterator[tuple[str, Axis]
         for index, axis in enumerate(sizes):
             if f"{name}[{index}]" not in known:
                 yield f"{name}[{index}]", axis
+
+
+def axes_of_values(graph: ChannelGraph, recording: Recording) -> dict[tuple[int, int], Axis]:
+    """Find the axes of the tensors of a recording, by their numbers and dims."""
+    axes: dict[tuple[int, int], Axis] = {}
+    for value, name in recording.names.items():
+        axes |= {(value, dim): axis for dim, axis in enumerate(graph.axes[name])}
+    for operation, call in zip(graph.operations, recording.calls, strict=True):
+        for ref, own in zip(call.outputs, operation.outputs, strict=True):
+            axes |= {(ref.value, dim): axis for dim, axis in enumerate(own)}
+    return axes
 
 
 def given_as(call: Call, argument: str) -> int | None:

@@ -10,10 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
-
-import numpy as np
 
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Operation
 from slimfast.graph.cutting.cut import Cut
@@ -30,9 +27,9 @@ from slimfast.graph.recording.number_origins import (
     evaluate,
     reads_of,
 )
-from slimfast.graph.trial.axis_pieces import cut_at, grid, tiled
-from slimfast.graph.trial.given_numbers import given_as, lengths_among, may_be_computed
-from slimfast.graph.trial.rewrite import GroupChange, GroupRewrite, joining
+from slimfast.graph.trial.axis_pieces import cut_at, grid, signature, tiled
+from slimfast.graph.trial.given_numbers import axes_of_values, given_as, lengths_among, may_be_computed
+from slimfast.graph.trial.rewrite import GroupChange, GroupRewrite, at_once, folding, joining
 from slimfast.graph.trial.trial_widths import ConstantKeys, trial_keeps
 
 # A product of more numbers is not taken apart.
@@ -103,21 +100,32 @@ class _Solution:
     def __init__(self, graph: ChannelGraph, recording: Recording) -> None:
         self._graph = graph
         self._reads = recording.reads
-        self._lengths = _axes_of_values(graph, recording)
+        self._lengths = axes_of_values(graph, recording)
         self._demands: list[Demand] = []
         self._first: dict[AttributeKey, tuple[Axis, Demand]] = {}
         self._conflicts: list[tuple[Axis, Axis, tuple[Demand, Demand]]] = []
         self._signatures: dict[Axis, tuple[Any, ...]] = {}
+        self._divisors_stay = False
         self.explained: ConstantKeys = set()
         self.reasons: dict[str, tuple[str, str]] = {}
         for i, (operation, call) in enumerate(zip(graph.operations, recording.calls, strict=True)):
             self._read(i, operation, call)
         self._solve()
+        self._checked = {
+            recording.reads.keys_of(read, module): self._lengths[length.tensor, length.dim]
+            for module, read, length in recording.equal
+            if recording.reads is not None and (length.tensor, length.dim) in self._lengths
+        }
 
     @property
     def attributes(self) -> dict[AttributeKey, Axis]:
-        """The attributes that may have to change, each with its axis."""
-        return {key: axis for key, (axis, _) in self._first.items() if axis.places}
+        """The attributes that may have to change, each with its axis.
+
+        Of one of which nothing else is known, a length that it was found equal to says what it follows.
+        """
+        axes = {key: axis for key, axis in self._checked.items() if key not in self._first}
+        axes |= {key: axis for key, (axis, _) in self._first.items()}
+        return {key: axis for key, axis in axes.items() if axis.places}
 
     def _read(self, number: int, operation: Operation, call: Call) -> None:
         """Collect what the numbers of one operation ask for."""
@@ -136,15 +144,18 @@ class _Solution:
         for demand in self._demands:
             if isinstance(demand.origin, AttributeRead):
                 self._follow(self._key(demand, demand.origin), demand.axis, demand)
-            elif demand.axis.places and isinstance(demand.origin, Computed):
+            elif isinstance(demand.origin, Computed):
                 computed.append(demand)
-        before = -1
-        # what one number tells may be what another one lacks
-        while len(self._first) > before:
-            before = len(self._first)
-            for demand in computed:
-                for key, axis in (self._fit(demand, demand.origin, demand.axis) or {}).items():
-                    self._follow(key, axis, demand)
+        # what one number tells may be what another one lacks; a divisor stays if none tells what it follows
+        for self._divisors_stay in (False, True):
+            before = -1
+            while len(self._first) > before:
+                before = len(self._first)
+                for demand in computed:
+                    for key, axis in (self._fit(demand, demand.origin, demand.axis) or {}).items():
+                        # of what stays, a part may be the quotient of two that change alike
+                        if demand.axis.places or axis.places:
+                            self._follow(key, axis, demand)
 
     def _key(self, demand: Demand, read: AttributeRead) -> AttributeKey:
         assert self._reads is not None
@@ -163,7 +174,7 @@ class _Solution:
 
     def _signature(self, axis: Axis) -> tuple[Any, ...]:
         if axis not in self._signatures:
-            self._signatures[axis] = _signature(axis)
+            self._signatures[axis] = signature(axis)
         return self._signatures[axis]
 
     def _fit(self, demand: Demand, origin: Origin | int, axis: Axis) -> dict[AttributeKey, Axis] | None:
@@ -185,7 +196,12 @@ class _Solution:
             found = self._fit_all(demand, (left, right), cut_at(axis, evaluate(left)))
             return found or self._fit_all(demand, (right, left), cut_at(axis, evaluate(right))) or found
         if origin.operator == "//" and isinstance(left, AttributeRead):
-            outer = self._known_axis(demand, right) or Axis(evaluate(right))
+            if (divisor := self._divisor(demand, origin, axis)) is not None:
+                return divisor
+            outer = self._known_axis(demand, right)
+            if outer is None and isinstance(right, AttributeRead) and not self._divisors_stay:
+                return {}
+            outer = outer or Axis(evaluate(right))
             return (
                 self._fit(demand, left, tiled(outer, axis))
                 if left.number == outer.length * axis.length
@@ -198,6 +214,19 @@ class _Solution:
             found = self._fit_all(demand, order, grid(axis, [evaluate(factor) for factor in order]))
             if found is not None:
                 return found
+        return None
+
+    def _divisor(self, demand: Demand, origin: Computed, axis: Axis) -> dict[AttributeKey, Axis] | None:
+        """Find what a divisor must follow for the quotient to be the length of an axis, of a dividend that is
+        known; None where that does not tell."""
+        dividend, right = self._known_axis(demand, origin.left), origin.right
+        if dividend is None or not isinstance(right, AttributeRead) or self._known_axis(demand, right):
+            return None
+        for sizes in ((right.number, axis.length), (axis.length, right.number)):
+            parts = grid(dividend, sizes) or ()
+            for part, other in zip(parts, parts[::-1], strict=True):
+                if part.length == right.number and self._alike(other, axis):
+                    return {self._key(demand, right): part}
         return None
 
     def _fit_all(
@@ -227,12 +256,11 @@ class _Solution:
         sizes = {group.name: group.n for group in self._graph}
         changes: dict[str, GroupChange] = {}
         for a, b, _ in self._conflicts:
-            more = joining(a, b, sizes) or joining(b, a, sizes) or {}
-            together = {**more, **changes}
-            goals = {change[0] for change in together.values() if change is not None}
-            # no group joins one that joins another: that waits for the next pass
-            if len(together) == len(changes) + len(more) and not goals & together.keys():
-                changes = together
+            parts = [a, *(other for axis, other, _ in self._conflicts if axis is a)]
+            more = joining(a, b, sizes) or joining(b, a, sizes) or folding(parts, sizes) or {}
+            # what cannot be done at once waits for the next pass
+            if at_once(changes, more):
+                changes |= more
         if changes:
             return changes
         for a, b, demands in self._conflicts:
@@ -264,30 +292,8 @@ class _Solution:
         return evaluate(demand.origin, now)
 
 
-def _axes_of_values(graph: ChannelGraph, recording: Recording) -> dict[tuple[int, int], Axis]:
-    """Find the axes of the tensors of a recording, by their numbers and dims."""
-    axes: dict[tuple[int, int], Axis] = {}
-    for value, name in recording.names.items():
-        axes |= {(value, dim): axis for dim, axis in enumerate(graph.axes[name])}
-    for operation, call in zip(graph.operations, recording.calls, strict=True):
-        for ref, own in zip(call.outputs, operation.outputs, strict=True):
-            axes |= {(ref.value, dim): axis for dim, axis in enumerate(own)}
-    return axes
-
-
 def _factors(origin: Origin | int) -> list[Origin | int]:
     """List the factors of a number, in order."""
     if isinstance(origin, Computed) and origin.operator == "*":
         return [*_factors(origin.left), *_factors(origin.right)]
     return [origin]
-
-
-def _signature(axis: Axis) -> tuple[Any, ...]:
-    """Describe the rows of an axis, the groups and units of each index, in whatever order the indices are."""
-    places = sorted(axis.places, key=itemgetter(0))
-    indices = [own.indices for _, own in places]
-    if sum(map(len, indices)) == len(np.unique(np.concatenate([[], *indices]))):
-        # no index belongs to two units
-        return tuple((name, np.sort(own.units).tobytes()) for name, own in places)
-    rows = np.stack([own.along() for _, own in places])
-    return (*(name for name, _ in places), rows[:, np.lexsort(rows)].tobytes())

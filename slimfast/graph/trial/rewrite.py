@@ -1,8 +1,8 @@
-"""A channel graph in which some groups are dropped, or joined with another unit by unit."""
+"""A channel graph in which some groups are dropped, joined with another, or folded unit by unit."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +11,8 @@ from slimfast.arrays import IntArray
 from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Member, Operation, Places, Role
 
 Part = tuple[str, Places]
-# What becomes of a group: the group it joins and the unit there of each of its units, or None where it is to
-# change nothing any more.
+# What becomes of a group: the group it joins (itself, where it is folded) and the unit there of each of its
+# units, or None where it is to change nothing any more.
 GroupChange = tuple[str, IntArray] | None
 
 
@@ -28,17 +28,22 @@ class GroupRewrite:
         self._axes: dict[Axis, Axis] = {}
         self._joining: dict[str, set[str]] = {}
         for name, change in changes.items():
-            if change is not None:
+            if change is not None and change[0] != name:
                 self._joining.setdefault(change[0], set()).add(name)
 
     def graph(self, graph: ChannelGraph) -> ChannelGraph:
         """Rewrite the whole graph but for its attributes and frozen parts, which are the caller's."""
         return replace(
             graph,
-            groups=tuple(self._group(graph, group) for group in graph if group.name not in self._changes),
+            groups=tuple(self._group(graph, group) for group in graph if self._stays(group.name)),
             axes={name: tuple(map(self.axis, axes)) for name, axes in graph.axes.items()},
             operations=tuple(map(self._operation, graph.operations)),
         )
+
+    def _stays(self, name: str) -> bool:
+        """Say whether a group is still one afterwards."""
+        change = self._changes.get(name, (name,))
+        return change is not None and change[0] == name
 
     def axis(self, axis: Axis) -> Axis:
         """Rewrite an axis."""
@@ -70,8 +75,8 @@ class GroupRewrite:
         )
 
     def _group(self, graph: ChannelGraph, group: ChannelGroup) -> ChannelGroup:
-        joining = self._joining.get(group.name)
-        if not joining:
+        joining, folded = self._joining.get(group.name, set()), self._changes.get(group.name)
+        if not joining and folded is None:
             return group
         joined = [g for g in graph if g.name in joining]
         members: dict[tuple[str, int], list[Part]] = {}
@@ -88,7 +93,8 @@ class GroupRewrite:
             for (tensor, dim), parts in members.items()
             for _, places in parts
         )
-        return replace(group, members=tuple(together), inexact=inexact)
+        n = group.n if folded is None else int(folded[1].max()) + 1
+        return replace(group, n=n, members=tuple(together), inexact=inexact)
 
 
 def joining(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, GroupChange] | None:
@@ -109,6 +115,35 @@ def joining(few: Axis, many: Axis, sizes: Mapping[str, int]) -> dict[str, GroupC
         return None
     together = np.bincount(there, minlength=sizes[kept])
     return {gone: (kept, there)} if together.min() == together.max() else None
+
+
+def folding(axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, GroupChange] | None:
+    """Find the change to the group of several axes, the only one of each, after which they survive alike.
+
+    Units that stand at one place become one. None where there are several groups, or where not equally many
+    units would become one each. ``sizes``: the number of units of each group.
+    """
+    if any(len(axis.places) != 1 for axis in axes):
+        return None
+    name, first = axes[0].places[0]
+    if any(
+        n != name or not np.array_equal(p.indices, first.indices) for axis in axes for n, p in axis.places
+    ):
+        return None
+    units = np.stack([axis.places[0][1].units for axis in axes])
+    least: IntArray = np.arange(sizes[name], dtype=np.int64)
+    while (least[units] != least[units].min(0)).any():
+        np.minimum.at(least, units, np.broadcast_to(least[units].min(0), units.shape))
+    _, unit, together = np.unique(least, return_inverse=True, return_counts=True)
+    return {name: (name, unit)} if together.min() == together.max() > 1 else None
+
+
+def at_once(changes: Mapping[str, GroupChange], more: Mapping[str, GroupChange]) -> bool:
+    """Say whether further changes can be made together with these: no group changes twice, and none joins
+    one that changes."""
+    together = {**changes, **more}
+    goals = {change[0] for name, change in together.items() if change is not None and change[0] != name}
+    return len(together) == len(changes) + len(more) and not goals & together.keys()
 
 
 def _join(parts: list[Part], name: str, places: Places) -> None:

@@ -19,11 +19,11 @@ from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.attributes import AttributeKey, stack_of
 from slimfast.graph.recording.forward import Call
 from slimfast.graph.recording.number_origins import NumbersUpset
-from slimfast.graph.trial.candidates import Assignment, Candidates, Layout, named_alike, same_elsewhere
+from slimfast.graph.trial.candidates import Assignment, Candidates, Layout, same_elsewhere
 from slimfast.graph.trial.origins import Origins
-from slimfast.graph.trial.rewrite import GroupChange, joining
+from slimfast.graph.trial.rewrite import GroupChange, at_once, joining
 from slimfast.graph.trial.runner import Trial, TrialResult, TrialRunner
-from slimfast.graph.trial.trial_widths import constants_told_apart, distinguishing_widths, trial_keeps
+from slimfast.graph.trial.trial_widths import constants_told_apart, distinguishing_widths
 
 # Sets of attributes tried at one operation before its groups are given up; each try records up to that
 # operation.
@@ -78,14 +78,12 @@ class _Alone:
 
 
 class AttributeSearch:
-    """Makes a trial cut of every group right, operation by operation."""
+    """Makes a trial cut of every group right, operation by operation, beginning with ``trial``."""
 
-    def __init__(self, runner: TrialRunner, layout: Layout, known: Origins) -> None:
+    def __init__(self, runner: TrialRunner, layout: Layout, known: Origins, trial: Trial) -> None:
         self._runner = runner
         self._layout = layout
-        graph = known.graph
-        attributes = {**named_alike(graph, layout.modules), **known.attributes}
-        self._trial = Trial(Cut(graph, trial_keeps(graph)), attributes)
+        self._trial = trial
         self._known = known
         # whether the network, not cut, is known to run as it was recorded
         self._trusted = False
@@ -93,19 +91,20 @@ class AttributeSearch:
         self._hopeless: set[tuple[Any, ...]] = set()
         self._uncuttable = dict(known.uncuttable)
 
-    def run(self) -> Settlement:
+    def run(self, first: TrialResult) -> Settlement:
         """Cut until every constant that can change has been seen to follow its axis and no other.
 
+        ``first``: how far the trial got that it begins with.
         Raises :class:`NumbersUpset` where the network, not cut, does not run as it was recorded.
         """
-        result = self._make_right()
+        result = self._make_right(first)
         told_apart = self._known.explained | constants_told_apart(self._trial.cut)
         for _ in range(_MAX_ROUNDS - 1):
             keeps = distinguishing_widths(self._trial.cut, told_apart)
             if keeps is None:
                 break
             self._trial = replace(self._trial, cut=Cut(self._trial.cut.graph, keeps))
-            result = self._make_right()
+            result = self._make_right(self._runner.run(self._trial))
             told_apart |= constants_told_apart(self._trial.cut)
         return Settlement(self._trial, result.calls, self._uncuttable)
 
@@ -113,10 +112,9 @@ class AttributeSearch:
     def _operations(self) -> Sequence[Operation]:
         return self._trial.cut.graph.operations
 
-    def _make_right(self) -> TrialResult:
+    def _make_right(self, result: TrialResult) -> TrialResult:
         """Adopt attributes, join groups and give up others until the network runs as predicted."""
         self._settled.clear()
-        result = self._runner.run(self._trial)
         if result.index is not None and self._known.seen and not self._trusted:
             self._trusted = True
             if self._runner.run(self._trial.only(())).index is not None:
@@ -230,9 +228,7 @@ class AttributeSearch:
             constants = self._operations[number].constants
             axis = next((c.axis for c in constants if c.argument == conflict.constant), None)
             more = self._joining(own, axis) if own is not None and axis is not None else None
-            together = {**changes, **elsewhere, **(more or {})}
-            goals = {change[0] for change in together.values() if change is not None}
-            if more and not goals & together.keys():
+            if more and at_once({**changes, **elsewhere}, more):
                 elsewhere |= more
         return elsewhere
 
@@ -271,8 +267,16 @@ class AttributeSearch:
         for suspect in suspects:
             if self._runner.run(self._trial.without(suspect[1]), index).is_right(index):
                 return suspect
-        names = all_changed[1] or next((names for _, names in suspects), []) or [self._culprit()]
-        return changed, names
+        names = all_changed[1] or next((names for _, names in suspects), [])
+        return changed, names or self._met_before(index) or [self._culprit()]
+
+    def _met_before(self, index: int) -> list[str]:
+        """Find the groups that were met last before operation ``index``, if it is right without them."""
+        for operation in reversed(self._operations[:index]):
+            names = self._trial.groups_in(axis for axes in operation.outputs for axis in axes)
+            if names:
+                return names if self._runner.run(self._trial.without(names), index).is_right(index) else []
+        return []
 
     def _culprit(self) -> str:
         """Find the first group whose cut, with all before it, makes the network disagree, by halving."""

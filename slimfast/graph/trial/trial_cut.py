@@ -7,55 +7,65 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from slimfast.arrays import Arguments
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, Frozen, Operation
 from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.cutting.held_widths import Run, decide, follow_held_widths
 from slimfast.graph.cutting.prediction import aligned
 from slimfast.graph.recording.attributes import AttributeKey, stack_of
-from slimfast.graph.recording.forward import Call, Recording, record
+from slimfast.graph.recording.forward import Call
 from slimfast.graph.recording.network import Network
-from slimfast.graph.trial.candidates import Layout
+from slimfast.graph.trial.beside import first_trial
+from slimfast.graph.trial.candidates import Layout, named_alike
 from slimfast.graph.trial.origins import find_origins
-from slimfast.graph.trial.runner import TrialRunner
+from slimfast.graph.trial.runner import Trial, TrialRunner
 from slimfast.graph.trial.search import AttributeSearch, Settlement
+from slimfast.graph.trial.trial_widths import trial_keeps
 from slimfast.graph.trial.without_trial import attributes_without_trial
 
 # Numbers that enter the arithmetic of an operation, by their names in ATen's schemas.
 _FACTORS = ("other", "alpha", "beta", "exponent", "value", "fill_value", "scale")
 
 
-def settle(
-    network: Network,
-    graph: ChannelGraph,
-    recording: Recording | None = None,
-    arguments: Arguments | None = None,
-) -> ChannelGraph:
+def settle(network: Network, graph: ChannelGraph, run: Run, also: Sequence[Run] = ()) -> ChannelGraph:
     """Cut every group once, and return a graph that runs when any of its groups is cut in any way.
 
     It gets its attributes. Groups that cannot be cut join the frozen axes with their reason; groups whose
     widths one attribute holds are joined into one; groups whose width changes a factor of the network become
-    inexact. ``recording`` is the one that ``graph`` was made of, recorded again where it is not at hand, and
-    ``arguments`` what the network was called with, made up where they are not.
+    inexact. ``run`` is the recording that ``graph`` was made of and what the network was called with,
+    ``also`` those of other calls.
 
     Where the recording shows that there is nothing to find, nothing is cut. Raises ``NumbersUpset`` where
     the network does not run as it was recorded with traced integers.
     """
-    arguments = arguments or graph.inputs.example()
-    recording = recording or record(network, *arguments, trace_numbers=True)
+    recording, arguments = run
     certain = attributes_without_trial(graph, network.modules, recording)
     if certain is not None:
-        return replace(graph, attributes=_in_order(certain))
+        return follow_held_widths(network, replace(graph, attributes=_in_order(certain)), [run, *also])
     runner = TrialRunner(network, recording, arguments)
     layout = Layout.of(network.modules, graph)
-    settlement = AttributeSearch(runner, layout, find_origins(graph, recording)).run()
+    origins = find_origins(graph, recording)
+    attributes = {**named_alike(origins.graph, network.modules), **origins.attributes}
+    trial = Trial(Cut(origins.graph, trial_keeps(origins.graph)), attributes)
+    held, undecided = decide(network, origins.graph, _in_order(attributes), origins.seen)
+    beside = {} if also else {(a.module, a.name, a.index): a.axis for a in held}
+    first, unread = first_trial(runner, trial, beside, recording.calls)
+    settlement = AttributeSearch(runner, layout, origins, trial).run(first)
     inexact = inexact_groups(settlement, recording.calls, runner, layout)
     settled = settlement.trial.cut.graph
-    return replace(
+    found = replace(
         settled,
         groups=tuple(replace(group, inexact=group.inexact or inexact.get(group.name)) for group in settled),
         frozen=tuple(dict.fromkeys([*graph.frozen, *_given_up(graph, settlement.uncuttable)])),
         attributes=_in_order(settlement.trial.attributes),
     )
+    if (
+        unread
+        and not also
+        and settled is origins.graph
+        and settlement.trial.attributes.keys() == attributes.keys()
+    ):
+        return replace(found, attributes=(*(found.attributes or ()), *held), undecided=undecided)
+    return follow_held_widths(network, found, [run, *also], origins.seen)
 
 
 def _given_up(graph: ChannelGraph, uncuttable: Mapping[str, tuple[str, str]]) -> Iterator[Frozen]:

@@ -193,7 +193,7 @@ def test_every_second_index_is_taken_of_runs_that_go_whole():
         (lambda x: x.sort(1).values, "aten.sort mixes along it"),
         (lambda x: torch.cat([x[:, :3:2]] * 2, 1), "aten.slice takes one of every 2 indices of it"),
         (lambda x: torch.fft.fft(x, dim=1).real, "aten._fft_r2c mixes along it"),
-        (lambda x: x + torch.arange(4), "aten.add joins it with a fixed axis"),
+        (lambda x: x + torch.arange(4), "aten.arange computes values from the numbers of its indices"),
         (lambda x: x * (x > 0).any(1, keepdim=True), "aten.any reduces it"),
     ],
 )

@@ -180,3 +180,26 @@ def test_alignment_of_anything_ends_and_makes_rows_equal(seed):
             free_a = {x for x in a[a > 0] if not partition.frozen(np.array(x))}
             free_b = {x for x in b[b > 0] if not partition.frozen(np.array(x))}
             assert free_a == free_b
+
+
+@given(st.lists(st.lists(st.integers(0, 8), min_size=2, max_size=2), max_size=30), st.integers(0, 3))
+def test_the_classes_in_a_matrix_are_those_of_its_rows_however_often_they_stand_there(rows, splits):
+    partition = Partition()
+    labels = partition.fresh(8)
+    partition.union(labels[:1], labels[1:2])
+    for label in labels[2 : 2 + splits]:
+        partition.expand(np.array([label]), *(partition.fresh(1) for _ in range(2)))
+    matrix = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    expected = set(partition.resolve(matrix).ravel().tolist()) - {0}
+    for times in (1, 2, 50):
+        assert set(partition.classes(np.tile(matrix, (times, 1))).tolist()) == expected
+    # nothing is left behind where the labels were noted
+    assert not partition._scratch.any()
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_what_stands_in_a_matrix_many_times_is_frozen_and_nothing_else(times):
+    partition = Partition()
+    labels = partition.fresh(6)
+    partition.freeze_classes(np.tile(np.stack([labels[:3], 0 * labels[:3]], 1), (times, 1)), 5)
+    assert partition.frozen(labels).tolist() == [True] * 3 + [False] * 3

@@ -105,6 +105,22 @@ def test_a_network_of_one_size_keeps_its_groups():
     assert "the groups are those of this size" in graph.notes[0]
 
 
+def test_no_other_size_is_looked_for_where_values_decide():
+    """What the forward decides is known for its own inputs alone."""
+    inner = mixing(lambda v: v.flatten(2).transpose(1, 2).reshape(v.shape)).eval()
+    count = []
+
+    def deciding(m, x):
+        count.append(1)
+        chosen = (x > 0).nonzero()
+        return m.inner(x) + chosen.sum()
+
+    graph = trace_channels(Net(deciding, inner=inner).eval(), torch.randn(1, 3, 4, 4))
+    assert "decides by values, which are not known at another size" in " ".join(graph.notes)
+    # meta, fake, real, fake with the decisions, in training mode, and a trial
+    assert len(count) <= 7
+
+
 @pytest.mark.parametrize(
     ("model", "example", "size", "batch", "shapes"),
     [

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.meta_shortcuts import shortcut_of
@@ -90,6 +91,8 @@ KNOWN: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.roll.default, (_meta(*X), [1, -2], [1, 2])),
     (aten.upsample_nearest2d.default, (_meta(*X), [10, 8])),
     (aten.upsample_bilinear2d.default, (_meta(*X), [7, 3], False)),
+    (aten.grid_sampler_2d.default, (_meta(*X), _meta(2, 3, 7, 2), 0, 0, False)),
+    (aten.grid_sampler_2d.default, (_meta(2, 5, 4, 6).permute(0, 3, 1, 2), _meta(2, 3, 7, 2), 0, 0, False)),
 ]
 
 
@@ -97,6 +100,46 @@ KNOWN: list[tuple[Any, tuple[Any, ...]]] = [
 def test_the_answer_is_pytorchs_own(case):
     func, args = KNOWN[case]
     _agree(func, *args, known=True)
+
+
+def _fake(argument: Any, mode: FakeTensorMode) -> Any:
+    if isinstance(argument, list):
+        return [_fake(item, mode) for item in argument]
+    return FakeTensor(mode, argument, torch.device("cpu")) if isinstance(argument, Tensor) else argument
+
+
+@pytest.mark.parametrize("case", range(len(KNOWN)))
+def test_the_answer_for_fake_tensors_is_a_fake_one_as_pytorchs_own(case):
+    func, args = KNOWN[case]
+    mode = FakeTensorMode()
+    args = [_fake(argument, mode) for argument in args]
+    with mode:
+        _agree(func, *args, known=True)
+        found = _answer(func, *args)
+    assert all(
+        type(t) is FakeTensor and t.fake_mode is mode for t in (found if type(found) is tuple else [found])
+    )
+
+
+def test_a_fake_tensor_beside_one_of_another_kind_or_with_a_number_is_left_to_pytorch():
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fake = _fake(_meta(2, 3), mode)
+    assert _answer(aten.mul.Tensor, fake, _meta(3)) is None
+    assert _answer(aten.mul.Tensor, fake, torch.ones(3)) is None
+    with mode:
+        number = torch.tensor(2.0)
+        assert _answer(aten.mul.Tensor, fake, number) is None
+        assert _answer(aten.sqrt.default, number) is None
+
+
+def test_numbers_that_python_made_are_computed_with_on_fake_tensors():
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x / float(torch.tensor(16.0).sqrt() * 2)
+
+    found = record(Network.of(Root()), (torch.zeros(2, 4),), {})
+    assert found.tensor_mode == "fake"
+    assert found.calls[-1].arguments["other"] == 8.0
 
 
 @pytest.mark.parametrize("case", range(len(KNOWN)))

@@ -22,6 +22,7 @@ from slimfast.graph.recording.number_origins import (
     evaluate,
     numbers_in,
     reads_of,
+    telling_equal,
     traced,
 )
 
@@ -156,3 +157,20 @@ def test_a_product_is_told_by_what_was_multiplied():
     product = _read(3, "h") * 4
     assert isinstance(product.origin, Computed)
     assert (product.origin.operator, product.origin.right) == ("*", 4)
+
+
+def test_equal_numbers_are_told_and_compare_and_hash_as_plain_ones():
+    told = []
+    a, b = (traced(n, AttributeRead(0, name, None, n)) for n, name in ((4, "a"), (4, "b")))
+    other = traced(5, AttributeRead(0, "c", None, 5))
+    with telling_equal(lambda *origins: told.append([origin.name for origin in origins])):
+        assert a == b
+        assert (a != b) is False
+        assert a != other
+        assert (a == other) is False
+        assert [a == n for n in (4, 4.0, 5, "4", None)] == [True, True, False, False, False]
+        assert [a != n for n in (4, 4.0, 5, "4", None)] == [False, False, True, True, True]
+        assert {4: "four"}[a] == "four"
+    assert told == [["a", "b"], ["a", "b"]]
+    assert a == b
+    assert len(told) == 2

@@ -15,7 +15,7 @@ from slimfast.graph.recording.op_registry import OpEntry, entry_of, op, register
 GRAPH = Path(slimfast.__file__).parent / "graph"
 
 
-@pytest.mark.parametrize("name", sorted(op_registry._ENTRIES))
+@pytest.mark.parametrize("name", sorted(n for n in op_registry._ENTRIES if n.startswith("aten.")))
 def test_every_entry_is_an_operation_of_pytorch(name):
     namespace, _, operation = name.partition(".")
     assert hasattr(getattr(torch.ops, namespace), operation)

@@ -134,6 +134,42 @@ def test_an_attribute_of_which_only_a_quotient_is_a_size_follows_the_grid(trials
     assert (thin.width, thin.heads, thin.value.out_features) == (12, 4, 12)
 
 
+class Grouped(nn.Module):
+    """Queries with their key and value in each group; the number of groups is in a quotient alone."""
+
+    def __init__(self, stays: bool) -> None:
+        super().__init__()
+        self.heads, self.kv, self.dim, self.stays = 6, 2, 4, stays
+        self.first, self.qkv, self.o = nn.Linear(5, 8), nn.Linear(8, 10 * 4), nn.Linear(24, 3)
+
+    def forward(self, x):
+        b, n, _ = x.shape
+        y = self.qkv(self.first(x)).view(b, n, -1, self.heads // self.kv + 2, self.dim)
+        q, k, v = y[..., :-2, :], y[..., [-2], :], y[..., [-1], :]
+        if self.stays:
+            q = q * torch.arange(1.0, 4.0)[:, None]
+        q, k, v = (t.expand_as(q).flatten(2, 3).transpose(1, 2) for t in (q, k, v))
+        a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.o(a.reshape(b, n, self.heads * self.dim))
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_divisor_follows_where_the_quotient_and_the_dividend_are_known(stays, trials):
+    torch.manual_seed(0)
+    model = Grouped(stays).eval()
+    graph = trace_channels(model, torch.randn(2, 7, 5))
+    assert len(trials) == 1
+    heads = [group for group in graph if group.kind == "head"]
+    assert sorted(group.n for group in heads) == ([2] if stays else [2, 3])
+    groups = next(group.name for group in heads if group.n == 2)
+    thin = prune_channels(model, plan_of(graph, {groups: [1]}))
+    assert (thin.heads, thin.kv, thin.qkv.out_features) == (3, 1, 20)
+    if not stays:
+        queries = next(group.name for group in heads if group.n == 3)
+        thin = prune_channels(model, plan_of(graph, {queries: [0, 2]}))
+        assert (thin.heads, thin.kv, thin.qkv.out_features) == (4, 2, 32)
+
+
 class Stays(nn.Module):
     """One attribute is a size that can change and one that cannot."""
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import Cut
+from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.network import Network
 from slimfast.graph.trial.trial_cut import settle
 from slimfast.pruning.prune import prune_channels
@@ -130,9 +131,15 @@ def test_what_no_attribute_explains_is_frozen_with_the_reason_and_the_rest_proce
     prune_channels(model, plan_of(graph, {"free": [3]}))
 
 
+def settled_again(model, graph):
+    """The graph of one network, settled with another one."""
+    network, arguments = Network.of(model), graph.inputs.example()
+    return settle(network, graph, (record(network, *arguments, trace_numbers=True), arguments))
+
+
 def test_a_check_in_the_models_code_freezes_what_it_checks():
     model, graph = hidden_model(), hidden_graph()
-    settled = settle(Network.of(model), graph)
+    settled = settled_again(model, graph)
     assert (len(settled), settled.frozen, settled.attributes) == (1, (), ())
 
     class Checked(nn.Sequential):
@@ -141,7 +148,7 @@ def test_a_check_in_the_models_code_freezes_what_it_checks():
             assert x.shape[-1] == 4, "four wide"
             return self[1](x)
 
-    settled = settle(Network.of(Checked(*model)), graph)
+    settled = settled_again(Checked(*model), graph)
     assert len(settled) == 0
     assert {(f.tensor, f.dim) for f in settled.frozen} == {("0.weight", 0), ("1.weight", 1)}
     assert all(not axis.parts for axes in settled.axes.values() for axis in axes)

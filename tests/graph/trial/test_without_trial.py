@@ -11,13 +11,15 @@ from support.graph_helpers import trace_example
 from torch import Tensor, nn
 
 from slimfast.graph import ChannelGraph, trace_channels
+from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.forward import Recording, record
 from slimfast.graph.recording.network import Network
-from slimfast.graph.trial.candidates import Layout
+from slimfast.graph.trial.candidates import Layout, named_alike
 from slimfast.graph.trial.origins import Origins
-from slimfast.graph.trial.runner import TrialRunner
+from slimfast.graph.trial.runner import Trial, TrialRunner
 from slimfast.graph.trial.search import AttributeSearch
 from slimfast.graph.trial.trial_cut import inexact_groups
+from slimfast.graph.trial.trial_widths import trial_keeps
 from slimfast.graph.trial.without_trial import attributes_without_trial
 
 
@@ -120,7 +122,8 @@ def test_a_trial_finds_nothing_where_none_is_needed(name):
         TrialRunner(network, recording, graph.inputs.example()),
         Layout.of(network.modules, graph),
     )
-    settlement = AttributeSearch(runner, layout, Origins(graph)).run()
+    trial = Trial(Cut(graph, trial_keeps(graph)), named_alike(graph, network.modules))
+    settlement = AttributeSearch(runner, layout, Origins(graph), trial).run(runner.run(trial))
     assert certain == settlement.trial.attributes
     assert not settlement.uncuttable
     assert not inexact_groups(settlement, recording.calls, runner, layout)

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slimfast.graph.propagation.axis_labels import FIXED, Axes
+from slimfast.graph.propagation.axis_labels import FIXED, Axes, fixed_axis
 from slimfast.graph.propagation.flow import Propagation
+from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.zeros import ZeroTracker, all_nonzero, all_zero
 from slimfast.graph.recording.calls import Call, Ref, refs_in
 from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.number_origins import LengthRead, TracedInt, reads_of
 from slimfast.graph.recording.op_registry import op
 
 
@@ -27,7 +29,7 @@ def _dropped(a: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
     source = a["input"]
     if not plain(source):
         return None
-    return empty(source, source.shape), torch.empty(source.shape, dtype=torch.bool, device="meta")
+    return empty(source, source.shape), empty(source, source.shape, torch.bool)
 
 
 @op("zero_", "zeros_like", zeros=all_zero)
@@ -67,9 +69,22 @@ def noise(flow: Propagation, call: Call) -> list[Axes]:
     return same(flow, call) if refs_in(call.arguments) else constant(flow, call)
 
 
+@op("arange", "linspace", "eye", "randperm", "hann_window", zeros=all_nonzero)
+def numbers(flow: Propagation, call: Call) -> list[Axes]:
+    """Fix all axes, and freeze an axis whose length was passed on: there are as many numbers as it has
+    indices."""
+    asked = {value for value in call.arguments.values() if type(value) is int}
+    for number in call.numbers:
+        if isinstance(number, TracedInt) and int(number) in asked:
+            for read in reads_of(number.origin):
+                if isinstance(read, LengthRead) and flow.knows(read.tensor):
+                    flow.freeze(flow.axis_at(read.tensor, read.dim), Reason.NUMBERS)
+    whole = fixed_axis(flow.cause(Reason.NUMBERS))
+    return [[whole] * len(out.shape) for out in call.outputs]
+
+
 @op("scalar_tensor", zeros=_filled)
-@op("arange", "linspace", "eye", "tril_indices", "triu_indices", "hann_window", zeros=all_nonzero)
-@op("randint", "randperm", zeros=all_nonzero)
+@op("tril_indices", "triu_indices", "randint", zeros=all_nonzero)
 def positions(flow: Propagation, call: Call) -> list[Axes]:
     """Fix all axes, for the values depend on the index or on chance."""
     return [[FIXED] * len(out.shape) for out in call.outputs]

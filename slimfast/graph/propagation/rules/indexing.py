@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -60,9 +60,14 @@ def slice_(flow: Propagation, call: Call) -> list[Axes]:
         axes[dim], place = flow.split(axis, length // step)
         flow.freeze(place, Reason.EVERY, str(step))
         return [axes]
-    if start:
+    # A number that counts from the end is right as long as what is behind it stays.
+    if call.arguments["start"] and call.arguments["start"] < 0:
+        flow.freeze(axis[start:], Reason.FROM_END)
+    elif start:
         flow.constant("start", start, axis[:start])
-    if end < length:
+    if call.arguments["end"] is not None and call.arguments["end"] < 0:
+        flow.freeze(axis[end:], Reason.FROM_END)
+    elif end < length:
         flow.constant("end", end, axis[:end])
     axes[dim] = axis[start:end]
     return [axes]
@@ -95,7 +100,10 @@ def roll(flow: Propagation, call: Call) -> list[Axes]:
 
 @op("index", "_unsafe_index", selects=True, masks=True)
 def index(flow: Propagation, call: Call) -> list[Axes]:
-    """Follow ``self[indices]``: the axes that are indexed stay whole, those of the index tensors pass on."""
+    """Follow ``self[indices]``: the axes that are indexed stay whole, those of the index tensors pass on.
+
+    Of an axis of which Python says the positions, these stay, and what they are counted over.
+    """
     axes, out = chosen(flow, call), call.outputs[0]
     if len(axes) != len(out.shape):
         masked = behind_mask(flow, call)
@@ -114,7 +122,8 @@ def chosen(flow: Propagation, call: Call) -> Axes:
     axes = flow.axes(source)
     given = [*given, *[None] * (len(axes) - len(given))]
     at = [dim for dim, ref in enumerate(given) if ref is not None]
-    frozen = [flow.freeze(axes[dim], Reason.BY_VALUE) for dim in at]
+    said = call.arguments.get("positions") or []
+    frozen = [_taken(flow, axes[dim], said[dim] if dim < len(said) else None) for dim in at]
     tensors = [given[dim] for dim in at]
     kept = [axis for axis, ref in zip(axes, given, strict=True) if ref is None]
     # adjacent index tensors put their axes where they stand, others in front
@@ -128,6 +137,17 @@ def chosen(flow: Propagation, call: Call) -> Axes:
             for axis in flow.axes(ref):
                 flow.freeze(axis, Reason.INDEXES)
     return [*kept[:first], *own, *kept[first:]]
+
+
+def _taken(flow: Propagation, axis: AxisLabels, positions: Sequence[int] | None) -> AxisLabels:
+    """Freeze what must stay of an axis of which some indices are taken, at positions that Python has said or
+    (None) at any; return a fixed axis."""
+    if not positions:
+        return flow.freeze(axis, Reason.BY_VALUE)
+    first, last = min(0, *positions), max(-1, *positions)
+    fixed = [flow.freeze(axis[: last + 1], Reason.ONE_INDEX)] if last >= 0 else []
+    fixed += [flow.freeze(axis[len(axis) + first :], Reason.ONE_INDEX)] if first < 0 else []
+    return _latest(fixed)
 
 
 def _latest(fixed: Axes) -> AxisLabels:

@@ -14,7 +14,7 @@ from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.products import layer_operands
 from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
 from slimfast.graph.recording.calls import Call, Ref
-from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.meta_shortcuts import empty, plain, without_data
 from slimfast.graph.recording.op_registry import op
 
 
@@ -73,16 +73,10 @@ def _layer_norm_shape(a: Mapping[str, Any]) -> Tensor | None:
     source, weight, bias = a["input"], a["weight"], a.get("bias")
     shape = tuple(a["normalized_shape"])
     # the result is contiguous, whatever the layout of the input
-    if (
-        not source.is_meta
-        or not source.dtype.is_floating_point
-        or tuple(source.shape[-len(shape) :]) != shape
-    ):
+    if not without_data(source, weight, bias) or tuple(source.shape[-len(shape) :]) != shape:
         return None
-    for own in (weight, bias):
-        if own is not None and not (own.is_meta and own.dtype == source.dtype and tuple(own.shape) == shape):
-            return None
-    return empty(source, source.shape)
+    fit = all(own is None or tuple(own.shape) == shape for own in (weight, bias))
+    return empty(source, source.shape) if fit else None
 
 
 @op("layer_norm", zeros=_zeros, meta_shape=_layer_norm_shape, whole=True, certain=True)

@@ -14,7 +14,7 @@ from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules.pointwise import align
 from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
 from slimfast.graph.recording.calls import Call, Ref
-from slimfast.graph.recording.meta_shortcuts import broadcast, empty, plain
+from slimfast.graph.recording.meta_shortcuts import broadcast, empty, plain, without_data
 from slimfast.graph.recording.op_registry import op
 
 
@@ -169,14 +169,9 @@ def _attention_shape(a: Mapping[str, Any]) -> Tensor | None:
     """Know the shape of an attention over four axes."""
     query, key, value, mask = (a[name] for name in ("query", "key", "value", "attn_mask"))
     q, k, v = (list(t.shape) for t in (query, key, value))
-    like = (query.device, query.dtype)
-    same = all((t.device, t.dtype) == like for t in (key, value)) and query.dtype.is_floating_point
-    if (
-        not (same and query.is_meta)
-        or not len(q) == len(k) == len(v) == 4
-        or q[-1] != k[-1]
-        or k[-2] != v[-2]
-    ):
+    if not without_data(query, key, value) or not len(q) == len(k) == len(v) == 4:
+        return None
+    if q[-1] != k[-1] or k[-2] != v[-2]:
         return None
     grouped = bool(a["enable_gqa"]) and k[1] > 0 and q[1] % k[1] == 0
     if k[:2] != v[:2] or q[0] != k[0] or not (q[1] == k[1] or grouped):
@@ -214,7 +209,8 @@ def attention(flow: Propagation, call: Call) -> list[Axes]:
     if isinstance(mask, Ref):
         shape = tuple(map(len, scores))
         for axis, other, size in zip(scores, align(flow, shape, [mask]), shape, strict=True):
-            if size > 1 and not other.fixed:
+            if size > 1 and len(other) == size:
+                # also with a bias that is computed for each head, or for each position
                 flow.unify(axis, other)
     # L S (E + V) multiply-adds per head: the axis E + V is q's and v's one after the other
     both = flow.concatenate([q[-1], v[-1]])

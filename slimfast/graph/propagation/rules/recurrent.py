@@ -20,7 +20,7 @@ from slimfast.graph.propagation.rules.frozen import unknown
 from slimfast.graph.propagation.rules.products import sum_along
 from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
 from slimfast.graph.recording.calls import Call, refs_in
-from slimfast.graph.recording.meta_shortcuts import empty, plain
+from slimfast.graph.recording.meta_shortcuts import empty, plain, without_data
 from slimfast.graph.recording.op_registry import op
 
 # Rows that a unit has in the weights of each kind.
@@ -114,7 +114,7 @@ def _layers_shape(a: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
     if "input" not in a or not weights or not plain(*states, *a["params"]):
         return None
     source, like, directions = a["input"], a["params"][0], _directions(a)
-    if not source.is_meta or source.dtype != like.dtype or source.dim() != 3 or 0 in source.shape:
+    if not without_data(source, like) or source.dim() != 3 or 0 in source.shape:
         return None
     steps, batch = (1, 0) if a["batch_first"] else (0, 1)
     if any(t.dim() != 2 for own in weights for t in own.matrices()):

@@ -14,8 +14,8 @@ from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
 from slimfast.graph.recording.attributes import integers_of
 from slimfast.graph.recording.calls import Call
-from slimfast.graph.recording.meta_shortcuts import empty, plain
-from slimfast.graph.recording.op_registry import op
+from slimfast.graph.recording.meta_shortcuts import empty, plain, without_data
+from slimfast.graph.recording.op_registry import OpEntry, op, put_entry
 
 
 def _upsample_shape(a: Mapping[str, Any]) -> Tensor | None:
@@ -52,10 +52,10 @@ def _dims_in(op: str) -> int:
 
 
 def _sampled_shape(a: Mapping[str, Any]) -> Tensor | None:
-    """Know the shape of a contiguous image that is read at the places of a grid."""
+    """Know the shape of an image that is read at the places of a grid: contiguous, whatever the two are."""
     source, grid = a["input"], a["grid"]
     fits = source.dim() == grid.dim() == 4 and len(source) == len(grid) and grid.shape[-1] == 2
-    if not fits or not plain(source, grid) or min(*source.shape, *grid.shape) < 1:
+    if not fits or not without_data(source, grid) or min(*source.shape, *grid.shape) < 1:
         return None
     return empty(source, [*source.shape[:2], *grid.shape[1:3]])
 
@@ -68,6 +68,19 @@ def grid_sampler(flow: Propagation, call: Call) -> list[Axes]:
     for axis in (*axes[2:], *flow.axes(call.arguments["grid"])):
         flow.freeze(axis, Reason.SAMPLES)
     return [[*axes[:2], *[FIXED] * (len(axes) - 2)]]
+
+
+def regions(flow: Propagation, call: Call) -> list[Axes]:
+    """Follow an image (N, C, H, W) of which parts are sampled, one for each region (image, corners)."""
+    axes, regions = flow.axes(call.arguments["input"]), flow.axes(call.arguments["rois"])
+    for axis in (axes[0], *axes[2:], regions[1]):
+        flow.freeze(axis, Reason.SAMPLES)
+    return [[regions[0], axes[1], FIXED, FIXED] for _ in call.outputs]
+
+
+# torchvision's own, where they are loaded
+for _name in ("roi_align", "roi_pool"):
+    put_entry(f"torchvision.{_name}", OpEntry(rule=regions))
 
 
 @op("max_unpool2d", "max_unpool3d")
