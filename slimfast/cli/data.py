@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from slimfast.cli.image_folders import Images, open_folder
+from slimfast.cli.saved_datasets import open_saved
 from slimfast.cli.specs import Spec, call_foreign, import_object, parse_spec
 from slimfast.errors import SlimfastError
 
@@ -76,7 +77,8 @@ def load_data(text: str, model: nn.Module, loading: Loading = _USUAL, side: int 
         data = _arrays(spec, loading)
     elif path.is_dir():
         saved = any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))
-        data = _saved(spec, loading) if saved else _images(spec, model, loading, side)
+        how = _preparation(spec, model, side)
+        data = _saved(spec, loading, how) if saved else _images(spec, loading, how)
     elif ":" in spec.name:
         data = _called(spec)
     else:
@@ -99,9 +101,13 @@ def _called(spec: Spec) -> Data:
     return Data(*loaders)
 
 
-def _images(spec: Spec, model: nn.Module, loading: Loading, side: int | None) -> Data:
+def _preparation(spec: Spec, model: nn.Module, side: int | None) -> dict[str, Any]:
+    """Say how images are prepared: as asked for, and else as the model states it."""
     stated = getattr(model, "pretrained_cfg", None) or {}
-    how = {"size": side, "mean": stated.get("mean"), "std": stated.get("std")} | dict(spec.arguments)
+    return {"size": side, "mean": stated.get("mean"), "std": stated.get("std")} | dict(spec.arguments)
+
+
+def _images(spec: Spec, loading: Loading, how: Mapping[str, Any]) -> Data:
     train, evaluate = open_folder(Path(spec.name), how, _TRAIN, _EVALUATE)
     held: Images | None = evaluate
     return Data(_loader(train, loading, shuffled=True), None if held is None else _loader(held, loading))
@@ -158,24 +164,13 @@ def _number(value: Tensor, *, label: bool) -> Tensor:
     return value.float() if value.dtype == torch.float64 else value
 
 
-def _saved(spec: Spec, loading: Loading) -> Data:
+def _saved(spec: Spec, loading: Loading, how: Mapping[str, Any]) -> Data:
     """Open a data set that Hugging Face's ``datasets`` saved to a folder."""
-    what = f"data {spec.name}"
-    _no_arguments(spec, what)
     if importlib.util.find_spec("datasets") is None:
-        raise SlimfastError(f"{what}: datasets is not installed (pip install datasets)")
-    import datasets
-
-    found = call_foreign(what, datasets.load_from_disk, spec.name)
-    splits = found if isinstance(found, Mapping) else {"train": found}
-    train = next((splits[name] for name in (*_TRAIN, *splits) if name in splits), None)
-    if train is None:
-        raise SlimfastError(f"{what}: expected a split to train on, got none")
-    evaluate = next((splits[name] for name in _EVALUATE if name in splits), None)
-    return Data(
-        _loader(train.with_format("torch"), loading, shuffled=True),
-        None if evaluate is None else _loader(evaluate.with_format("torch"), loading),
-    )
+        raise SlimfastError(f"data {spec.name}: datasets is not installed (pip install datasets)")
+    train, evaluate = open_saved(spec.name, how, _TRAIN, _EVALUATE, _TARGETS)
+    held = None if evaluate is None else _loader(evaluate, loading, collate=evaluate.batch)
+    return Data(_loader(train, loading, shuffled=True, collate=train.batch), held)
 
 
 def _no_arguments(spec: Spec, what: str) -> None:
@@ -183,7 +178,9 @@ def _no_arguments(spec: Spec, what: str) -> None:
         raise SlimfastError(f"{what}: expected no arguments, got {', '.join(spec.arguments)}")
 
 
-def _loader(samples: Any, loading: Loading, *, shuffled: bool = False) -> DataLoader[Any]:
+def _loader(
+    samples: Any, loading: Loading, *, shuffled: bool = False, collate: Callable[[Any], Any] | None = None
+) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(loading.seed)
     # Batch norms cannot be trained on a last batch of one sample.
     ragged = shuffled and len(samples) > loading.batch_size
@@ -194,6 +191,7 @@ def _loader(samples: Any, loading: Loading, *, shuffled: bool = False) -> DataLo
         generator=generator,
         num_workers=loading.workers,
         drop_last=ragged,
+        collate_fn=collate,
     )
 
 

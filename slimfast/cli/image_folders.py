@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,52 +19,82 @@ _ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 _SIZE = 224
 # The statistics of ImageNet's training images, which the libraries' weights expect.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ARGUMENTS = ("size", "mean", "std", "flip", "channels")
 
 
-class Images(Dataset[Any]):
-    """Images as normalised tensors (channels, size, size), with their class where they have one.
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """How an image becomes a normalised tensor (channels, size, size).
 
     The shorter side is resized to ``size`` and the middle cut out; with ``flip`` each is mirrored by chance.
     """
 
-    def __init__(self, files: Sequence[tuple[Path, int | None]], how: Mapping[str, Any]) -> None:
+    size: int = _SIZE
+    mean: Sequence[float] = _MEAN
+    std: Sequence[float] = _STD
+    flip: bool = False
+    channels: int = 3
+
+    def apply(self, image: Any) -> Tensor:
+        """Prepare an image of Pillow."""
+        from PIL import Image
+
+        image = image.convert("RGB" if self.channels == 3 else "L")
+        scale = self.size / min(image.size)
+        wide, high = (max(self.size, round(length * scale)) for length in image.size)
+        left, top = (wide - self.size) // 2, (high - self.size) // 2
+        # What is outside the middle is not resized.
+        box = (left / scale, top / scale, (left + self.size) / scale, (top + self.size) / scale)
+        image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=_inside(box, image.size))
+        pixels = torch.from_numpy(np.array(image, dtype=np.float32))
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device="cpu")[: self.channels, None, None]
+            for values in (self.mean, self.std)
+        )
+        made = (pixels / 255 - mean) / std
+        return made.flip(-1) if self.flip and torch.rand((), device="cpu") < 0.5 else made
+
+
+def preparation_of(what: str, arguments: Mapping[str, Any]) -> Preparation:
+    """Make the preparation that arguments describe, None for the usual; errors begin with ``what``."""
+    known = [field.name for field in fields(Preparation)]
+    for name in arguments:
+        if name not in known:
+            raise SlimfastError(f"{what}: expected {', '.join(known)}, got {name}{did_you_mean(name, known)}")
+    if importlib.util.find_spec("PIL") is None:
+        raise SlimfastError(f"{what}: images need pillow (pip install pillow)")
+    how = Preparation(**{key: value for key, value in arguments.items() if value is not None})
+    if type(how.size) is not int or how.size < 1 or how.channels not in (1, 3):
+        raise SlimfastError(
+            f"{what}: expected size of at least 1 and 1 or 3 channels, got {how.size} and {how.channels}"
+        )
+    for name, values in (("mean", how.mean), ("std", how.std)):
+        listed = isinstance(values, (list, tuple)) and len(values) >= how.channels
+        if not listed or not all(isinstance(value, (int, float)) for value in values):
+            raise SlimfastError(f"{what}: expected {name} as [r, g, b], got {values!r}")
+    return how
+
+
+class Images(Dataset[Any]):
+    """Images of files as they are prepared, with their class where they have one."""
+
+    def __init__(self, files: Sequence[tuple[Path, int | None]], how: Preparation) -> None:
         self.files = list(files)
-        self._size, self._flip, self._channels = how["size"], how["flip"], how["channels"]
-        self._mean = torch.tensor(how["mean"], dtype=torch.float32, device="cpu")[
-            : how["channels"], None, None
-        ]
-        self._std = torch.tensor(how["std"], dtype=torch.float32, device="cpu")[: how["channels"], None, None]
+        self._how = how
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, i: int) -> Any:
         path, label = self.files[i]
-        image = self._read(path)
-        if self._flip and torch.rand((), device="cpu") < 0.5:
-            image = image.flip(-1)
-        return image if label is None else (image, label)
-
-    def _read(self, path: Path) -> Tensor:
         from PIL import Image, UnidentifiedImageError
 
         try:
             with Image.open(path) as opened:
-                image = opened.convert("RGB" if self._channels == 3 else "L")
+                image = self._how.apply(opened)
         except (OSError, UnidentifiedImageError) as error:
             raise SlimfastError(f"data: cannot read the image {path}: {error}") from None
-        scale = self._size / min(image.size)
-        wide, high = (max(self._size, round(length * scale)) for length in image.size)
-        left, top = (wide - self._size) // 2, (high - self._size) // 2
-        # What is outside the middle is not resized.
-        box = (left / scale, top / scale, (left + self._size) / scale, (top + self._size) / scale)
-        image = image.resize(
-            (self._size, self._size), Image.Resampling.BILINEAR, box=_inside(box, image.size)
-        )
-        pixels = torch.from_numpy(np.array(image, dtype=np.float32))
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-        return (pixels / 255 - self._mean) / self._std
+        return image if label is None else (image, label)
 
 
 def open_folder(
@@ -73,18 +105,7 @@ def open_folder(
     Its own folders are splits, which hold one folder a class each, or the classes; images right inside have
     no class.
     """
-    for name in arguments:
-        if name not in _ARGUMENTS:
-            raise SlimfastError(
-                f"data {folder}: expected {', '.join(_ARGUMENTS)}, got {name}{did_you_mean(name, _ARGUMENTS)}"
-            )
-    try:
-        import PIL  # noqa: F401
-    except ImportError as error:
-        raise SlimfastError(f"data {folder}: images need pillow (pip install pillow)") from error
-    given = {key: value for key, value in arguments.items() if value is not None}
-    how = {"size": _SIZE, "mean": _MEAN, "std": _STD, "flip": False, "channels": 3} | given
-    _check(folder, how)
+    how = preparation_of(f"data {folder}", arguments)
     inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     first = next((inside[name] for name in train if name in inside), folder)
     files, classes = _files(first)
@@ -103,7 +124,7 @@ def open_folder(
             f"data {folder}: expected the same classes in {first.name} and {held.name}, only one has "
             f"{', '.join(differing)}"
         )
-    return Images(files, how), Images(others, {**how, "flip": False})
+    return Images(files, how), Images(others, replace(how, flip=False))
 
 
 def _files(folder: Path) -> tuple[list[tuple[Path, int | None]], list[str]]:
@@ -116,19 +137,6 @@ def _files(folder: Path) -> tuple[list[tuple[Path, int | None]], list[str]]:
 
 def _images(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
-
-
-def _check(folder: Path, how: Mapping[str, Any]) -> None:
-    if type(how["size"]) is not int or how["size"] < 1 or how["channels"] not in (1, 3):
-        raise SlimfastError(
-            f"data {folder}: expected size of at least 1 and 1 or 3 channels, got {how['size']} and "
-            f"{how['channels']}"
-        )
-    for name in ("mean", "std"):
-        values = how[name]
-        listed = isinstance(values, (list, tuple)) and len(values) >= how["channels"]
-        if not listed or not all(isinstance(value, (int, float)) for value in values):
-            raise SlimfastError(f"data {folder}: expected {name} as [r, g, b], got {values!r}")
 
 
 def _inside(

@@ -6,7 +6,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from slimfast.errors import SlimfastError, did_you_mean
 
 _INPUT = re.compile(
-    r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?(?::(?P<high>\d+))?"
+    r"(?:(?P<name>[A-Za-z_]\w*)(?:\.(?P<key>[A-Za-z_]\w*))?=)?(?P<shape>\d+(?:x\d+)*)(?::(?P<dtype>[a-z]+\d*))?(?::(?P<high>\d+))?"
 )
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -24,17 +24,22 @@ _DTYPES = {
     )
 }
 
+# The arguments in order, or by name; one may be a dict.
+Example: TypeAlias = tuple[Tensor, ...] | dict[str, Tensor | dict[str, Tensor]]
+
 
 def example_of(
     texts: Sequence[str] | None, model: nn.Module, name: str, *, seed: int = 0, device: str = "cpu"
-) -> tuple[Tensor, ...] | dict[str, Tensor]:
+) -> Example:
     """Make the example that ``--input`` describes for a model, or the one that the model states for itself.
 
-    A tuple in the order of the arguments; where some are named a dict of them all.
+    A tuple in the order of the arguments; where some are named a dict of them all. ``batch.image=3x8x8`` is
+    the entry ``image`` of the dict that the argument ``batch`` is.
     """
     given = texts or default_inputs(model, name)
     tensors = parse_inputs(given, seed=seed, device=device)
-    names = [_match(text)["name"] for text in given]
+    matches = [_match(text) for text in given]
+    names = [match["name"] for match in matches]
     if not any(names):
         return tensors
     positions = [
@@ -44,21 +49,29 @@ def example_of(
     ]
     if names.count(None) > len(positions):
         raise SlimfastError(f"model {name}: expected a name for each --input NAME=SHAPE, got one without")
-    full = [given_name or positions[i] for i, given_name in enumerate(names)]
-    if len(set(full)) < len(full):
-        raise SlimfastError(f"model {name}: expected one --input for each argument, got {', '.join(full)}")
-    return dict(zip(full, tensors, strict=True))
+    example: dict[str, Tensor | dict[str, Tensor]] = {}
+    for i, (match, tensor) in enumerate(zip(matches, tensors, strict=True)):
+        argument, key = names[i] or positions[i], match["key"]
+        held = example.setdefault(argument, {} if key else tensor)
+        if key and isinstance(held, dict) and key not in held:
+            held[key] = tensor
+        elif held is not tensor:
+            raise SlimfastError(
+                f"model {name}: expected one --input for each argument, or for each entry of one that is a "
+                f"dict, got {match[0]!r} beside another for {argument!r}"
+            )
+    return example
 
 
 def other_calls(
     texts: Sequence[str] | None, model: nn.Module, name: str, *, seed: int = 0, device: str = "cpu"
-) -> list[tuple[Tensor, ...] | dict[str, Tensor]]:
+) -> list[Example]:
     """Make the examples of other calls that ``--also`` describes, the inputs of one call in one text."""
     return [example_of(text.split(","), model, name, seed=seed, device=device) for text in texts or []]
 
 
 def parse_inputs(texts: Sequence[str], *, seed: int = 0, device: str = "cpu") -> tuple[Tensor, ...]:
-    """Make the example inputs that ``--input`` describes, one text each: ``[NAME=]SHAPE[:DTYPE[:HIGH]]``.
+    """Make the example inputs that ``--input`` describes: ``[NAME[.KEY]=]SHAPE[:DTYPE[:HIGH]]`` each.
 
     ``3x224x224`` is one float32 image: a batch dimension of 1 comes in front of floating inputs. Integer
     inputs, such as token ids, are taken as written (``1x128:int64``) and hold values below HIGH (2 unless
@@ -69,11 +82,10 @@ def parse_inputs(texts: Sequence[str], *, seed: int = 0, device: str = "cpu") ->
 
 
 def default_inputs(model: nn.Module, name: str) -> tuple[str, ...]:
-    """Find the input that a model states for itself: timm's ``input_size``, or what the configuration of a
-    transformer says; an error asks for ``--input``.
+    """Find the input that a model states for itself: timm's ``input_size``, ultralytics' ``imgsz``, or what
+    the configuration of a transformer says; an error asks for ``--input``.
     """
-    stated = getattr(model, "pretrained_cfg", None) or {}
-    size = stated.get("input_size") if isinstance(stated, Mapping) else None
+    size = _mapping(model, "pretrained_cfg").get("input_size")
     if size:
         return ("x".join(map(str, size)),)
     main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
@@ -84,14 +96,23 @@ def default_inputs(model: nn.Module, name: str) -> tuple[str, ...]:
     side = getattr(config, "image_size", None)
     if main == "pixel_values" and isinstance(side, int):
         return (f"pixel_values={getattr(config, 'num_channels', 3)}x{side}x{side}",)
+    side = _mapping(model, "args").get("imgsz")
+    if isinstance(side, int):
+        return (f"{_mapping(model, 'yaml').get('channels', 3)}x{side}x{side}",)
     raise SlimfastError(f"model {name}: expected an input, for example --input 3x224x224, got none")
+
+
+def _mapping(model: nn.Module, name: str) -> Mapping[str, Any]:
+    """Get a mapping that a model holds under a name, or an empty one."""
+    held = getattr(model, name, None)
+    return held if isinstance(held, Mapping) else {}
 
 
 def _match(text: str) -> re.Match[str]:
     match = _INPUT.fullmatch(text)
     if match is None:
         raise SlimfastError(
-            f"input: expected [NAME=]SHAPE[:DTYPE[:HIGH]], as in 3x224x224 or 1x128:int64, got {text!r}"
+            f"input: expected [NAME[.KEY]=]SHAPE[:DTYPE[:HIGH]], as in 3x224x224 or 1x128:int64, got {text!r}"
         )
     return match
 

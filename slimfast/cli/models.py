@@ -23,7 +23,7 @@ from slimfast.cli.specs import Spec, call_foreign, import_object, parse_spec
 from slimfast.cli.stored import in_float32, is_weight_file, load_weights
 from slimfast.errors import SlimfastError, did_you_mean, one_line
 
-_FORMS = "package.module:factory, timm:NAME, torchvision:NAME or hf:FOLDER"
+_FORMS = "package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER or ultralytics:FILE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,9 @@ def build(
     """Build the model of that name in eval mode, on a device.
 
     A name is ``package.module:factory`` (a class or function, or a module itself; the current folder is
-    searched too), ``timm:NAME``, ``torchvision:NAME``, or ``hf:FOLDER``, a folder or cached name of Hugging
-    Face; ``?key=value`` behind it passes arguments. Nothing is downloaded. Without ``weights`` a model whose
+    searched too), ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``, a folder or cached name of Hugging
+    Face, or ``ultralytics:FILE``, a description (``yolov8n.yaml``) or, with ``?trust=true``, a ``.pt``;
+    ``?key=value`` behind it passes arguments. Nothing is downloaded. Without ``weights`` a model whose
     parameters are random is refused, unless ``random_weights`` says that they may be. Half-precision weights
     are held in float32, which they fit exactly.
     """
@@ -121,6 +122,8 @@ def _maker(spec: Spec, *, stored: bool) -> Callable[[], Any]:
     elif library == "hf":
         transformers = _library(spec.name, "transformers")
         return functools.partial(_from_hub, transformers, what, rest, arguments, stored=stored)
+    elif library == "ultralytics":
+        return functools.partial(_from_ultralytics, _library(spec.name, "ultralytics"), what, rest, arguments)
     else:
         factory = import_object(spec.name, "model")
         if isinstance(factory, nn.Module):
@@ -163,6 +166,24 @@ def _from_hub(
         model = call_foreign(what, made, config)
     loaded: nn.Module = model
     return loaded
+
+
+def _from_ultralytics(ultralytics: Any, what: str, file: str, arguments: dict[str, Any]) -> nn.Module:
+    """Make the network of a description, or read one from a ``.pt`` file, whose pickle that package runs."""
+    given = dict(arguments)
+    trusted = given.pop("trust", False)
+    suffix = Path(file).suffix
+    if suffix not in (".yaml", ".yml", ".pt"):
+        raise SlimfastError(f"{what}: expected NAME.yaml or FILE.pt, got {file!r}")
+    if suffix == ".pt" and not Path(file).is_file():
+        raise SlimfastError(f"{what}: no such file is here, and nothing is downloaded")
+    if suffix == ".pt" and trusted is not True:
+        raise SlimfastError(
+            f"{what}: ultralytics reads such a file with pickle, which runs the code in it; "
+            "add ?trust=true where you know who wrote it"
+        )
+    network: nn.Module = call_foreign(what, ultralytics.YOLO, file, **given).model
+    return network
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from slimfast.cli.console import tell
 from slimfast.cli.data import Data, Loading, load_data
 from slimfast.distillation import DistillationLoss
 from slimfast.errors import SlimfastError
+from slimfast.graph.recording.nests import tensors_in
 from slimfast.plans import Plan
 from slimfast.plans.request import WidthOptions
 from slimfast.pruning.prune import prune_channels
@@ -136,8 +137,7 @@ class Batches:
 
     def load(self, text: str, model: nn.Module, example: Any, *, seed: int) -> Data:
         """Load the data of that name, images in the size of the model's example."""
-        tensors = example.values() if isinstance(example, dict) else example or ()
-        sides = [tensor.shape[-1] for tensor in tensors if tensor.ndim == 4]
+        sides = [tensor.shape[-1] for tensor in tensors_in(example) if tensor.ndim == 4]
         return load_data(
             text, model, Loading(self.batch_size, self.workers, seed), sides[0] if sides else None
         )

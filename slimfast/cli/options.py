@@ -66,18 +66,19 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="package.module:factory (the current folder is searched too), timm:NAME, torchvision:NAME or "
-        "hf:FOLDER; ?key=value&key=value behind it are arguments (timm:resnet18?num_classes=10).",
+        help="package.module:factory (the current folder is searched too), timm:NAME, torchvision:NAME, "
+        "hf:FOLDER or ultralytics:FILE (.yaml; .pt?trust=true runs its pickle); ?key=value&key=value behind "
+        "it are arguments (timm:resnet18?num_classes=10).",
     ),
 ]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input",
-        metavar="[NAME=]SHAPE[:DTYPE[:HIGH]]",
-        help="An input of the model; repeat it for more, in the order of its arguments or by name. A batch "
-        "of 1 comes in front of floating inputs (3x224x224); integer ones are taken as written, with values "
-        "below HIGH (1x128:int64:30522).",
+        metavar="[NAME[.KEY]=]SHAPE[:DTYPE[:HIGH]]",
+        help="An input of the model; repeat it for more, in the order of its arguments or by name "
+        "(batch.image=3x8x8 is an entry of a dict). A batch of 1 comes in front of floating inputs "
+        "(3x224x224); integer ones are taken as written, with values below HIGH (1x128:int64:30522).",
     ),
 ]
 Weights = Annotated[

@@ -19,7 +19,6 @@ from slimfast.cli.models import build
 from slimfast.cli.option_groups import Widths, takes_groups
 from slimfast.cli.stored import is_weight_file
 from slimfast.distributed.team import launched
-from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.huggingface.uniform import plan_uniform
 from slimfast.plans import plan as make_plan
@@ -56,6 +55,7 @@ def spectra(
     ],
     input: options.Inputs = None,
     weights: options.Weights = None,
+    random_weights: options.RandomWeights = False,
     explained_variance: Annotated[
         list[float] | None, typer.Option(help="A share to show the widths for; repeat it for more.")
     ] = None,
@@ -77,10 +77,12 @@ def spectra(
     source: Any = model
     graph = None
     if is_weight_file(model):
-        if input or weights:
-            raise SlimfastError(f"{model}: a file of weights takes neither --input nor --weights")
+        console.refuse(
+            f"{model}: a file of weights stands alone",
+            {"input": input, "weights": weights, "random-weights": random_weights},
+        )
     else:
-        network, source = _network(model, weights, seed, device, stream=stream, random_weights=True)
+        network, source = _network(model, weights, seed, device, stream=stream, random_weights=random_weights)
         example = example_of(input, network, model, seed=seed, device=device) if input else None
         graph = trace_channels(network, example) if input else None
     with console.progress("measuring spectra") as advance, options.team_if_launched() as team:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from slimfast.errors import ArgumentTypeError, SlimfastError
-from slimfast.graph.recording.inputs import cloned
+from slimfast.graph.recording.nests import cloned, holds_tensors
 
 
 def split_batch(batch: Any) -> tuple[Any, Any]:
@@ -39,9 +39,8 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 
 def _checked(inputs: Any, targets: Any) -> tuple[Any, Any]:
-    leaves = inputs.values() if isinstance(inputs, Mapping) else inputs if _is_sequence(inputs) else (inputs,)
     # A tokenizer's dict may also carry plain values, but somewhere there is a tensor.
-    if not any(isinstance(leaf, Tensor) for leaf in leaves):
+    if not holds_tensors(inputs):
         raise ArgumentTypeError(
             f"a batch's inputs must be a tensor, or a tuple or dict of them, got {_type_name(inputs)}"
         )

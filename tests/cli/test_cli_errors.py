@@ -60,7 +60,7 @@ PLAN = ["plan", NET, "--random-weights", "--input", "3x6x6"]
         ),
         (
             ["plan", NET, "--macs", "0.5", "--random-weights", "--input", "3,6"],
-            "expected [NAME=]SHAPE[:DTYPE",
+            "expected [NAME[.KEY]=]SHAPE[:DTYPE",
         ),
         (["plan", NET, "--macs", "0.5", "--random-weights", "--input", "1x6x6"], "conv1"),
         (
@@ -96,7 +96,7 @@ PLAN = ["plan", NET, "--random-weights", "--input", "3x6x6"]
             "expected a file ending in .onnx or .pt2, got t.onx",
         ),
         (["spectra", "no.pth"], "no.pth: no such file"),
-        (["spectra", "w.pth", "--input", "3x6x6"], "takes neither --input nor --weights"),
+        (["spectra", "w.pth", "--input", "3x6x6"], "w.pth: a file of weights stands alone, got --input"),
         (["bench", "--repeats", "0"], "at least one repeat, got 0"),
     ],
 )

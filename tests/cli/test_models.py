@@ -83,7 +83,7 @@ def test_the_seed_decides_random_weights():
     [
         (
             "resnet",
-            r"^model: expected package\.module:factory, timm:NAME, .*hf:FOLDER, got 'resnet'$",
+            r"^model: expected package\.module:factory, timm:NAME, .* or ultralytics:FILE, got 'resnet'$",
         ),
         ("a.safetensors", "a file of weights has no forward"),
         (
@@ -203,9 +203,9 @@ def test_inputs():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("3,224,224", r"expected \[NAME=\]SHAPE"),
-        ("", r"expected \[NAME=\]SHAPE"),
-        ("-1x3", r"expected \[NAME=\]SHAPE"),
+        ("3,224,224", r"expected \[NAME\[.KEY\]=\]SHAPE"),
+        ("", r"expected \[NAME\[.KEY\]=\]SHAPE"),
+        ("-1x3", r"expected \[NAME\[.KEY\]=\]SHAPE"),
         ("3x0x2", "expected lengths of at least 1, got 3x0x2"),
         ("3x4:complex64", "got complex64"),
         ("3x4:float32:7", "for integer inputs"),
