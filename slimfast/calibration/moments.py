@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from slimfast.calibration.spilling import MEMORY, check_memory
 from slimfast.errors import ArgumentError, NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
-from slimfast.kernels.moments import grouped_moments
+from slimfast.kernels.moments import add_moments_unseen, all_finite, grouped_moments
 from slimfast.kernels.results import Moments
 from slimfast.wrappers import unwrapped
 
@@ -148,6 +148,8 @@ class _Measured:
 
     def __init__(self, consumers: Sequence[Consumer], dtype: torch.dtype | None, backend: str) -> None:
         self._consumers, self._dtype, self._backend = consumers, dtype, backend
+        # Nothing waits for the device at a layer: a look at all of them follows a slice.
+        self._add: Callable[..., list[Moments]] = add_moments_unseen
         # Whose moments a layer shares, of those known to read the same; and those that share nobody's.
         self._as: dict[str, str] = {}
         self._alone: set[str] = set()
@@ -167,11 +169,21 @@ class _Measured:
                     with watched(network, self._consumers, self._see):
                         run(network, one.args, "calibrate")
                     self._check()
+                    if not all_finite(self._moments.values()):
+                        self._find_what_is_not_finite(network, one, place)
                 waiting = []
             except _Apart as apart:
                 # What was taken for one is two: all over again, for there are no moments of the second.
                 self._alone.add(apart.weight)
                 self._as, self._moments, waiting = {}, {}, list(self._slices)
+
+    def _find_what_is_not_finite(self, network: nn.Module, part: Slice, where: str) -> NoReturn:
+        """Run a slice once more, with a look at every layer, and name the first that reads such a value."""
+        self._as, self._moments, self._add = {}, {}, grouped_moments
+        self._begin(part, where)
+        with watched(network, self._consumers, self._see):
+            run(network, part.args, "calibrate")
+        raise SlimfastError(f"calibrate: expected finite activations, got others once ({where})")
 
     def _begin(self, part: Slice, where: str) -> None:
         self._part, self._where = part, where
@@ -196,7 +208,7 @@ class _Measured:
         if before is None:
             self._fresh.add(weight)
         try:
-            (self._moments[weight],) = grouped_moments(
+            (self._moments[weight],) = self._add(
                 [view],
                 dims=-1,
                 masks=[positions_that_count(view.shape[:-1], self._part.mask)],

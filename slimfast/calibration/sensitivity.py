@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -78,10 +78,20 @@ class _Measured:
                 probes = self._forward(network, part)
             probes.slope.backward()  # type: ignore[no-untyped-call]
         for weight, felt in probes.felt.items():
-            if not bool(felt.isfinite().all()):
-                module = next(c.module for c in self._consumers if c.weight == weight)
-                raise NonFinite(f"plan: expected finite derivatives, got others at what {module} reads")
             self._totals[weight] = self._totals[weight] + felt if weight in self._totals else felt
+        self._check_finite(probes.felt)
+
+    def _check_finite(self, felt: Mapping[str, Tensor]) -> None:
+        """Refuse derivatives that are not finite, in one wait for each device."""
+        by_device: dict[torch.device, list[str]] = {}
+        for weight, values in felt.items():
+            by_device.setdefault(values.device, []).append(weight)
+        for weights in by_device.values():
+            finite = torch.stack([felt[weight].sum() for weight in weights]).isfinite()
+            for weight, fine in zip(weights, finite.tolist(), strict=True):
+                if not fine:
+                    module = next(c.module for c in self._consumers if c.weight == weight)
+                    raise NonFinite(f"plan: expected finite derivatives, got others at what {module} reads")
 
     def totals(self) -> dict[str, Tensor]:
         """Give the sums, zero for what no output feels."""

@@ -7,7 +7,7 @@ summed in float64. Parts and batches join as Chan, Golub and LeVeque do it (*The
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -75,13 +75,54 @@ def grouped_moments(
     named = names_of("moments", xs, names)
     views = with_variables_first("moments", xs, dims, named)
     kept = checked_masks("moments", views, masks, named)
-    dtypes = product_dtypes("moments", [[x] for x in xs], dtype)
-    moments = moments_to_add_to("moments", xs, [(len(x),) for x in views], into, named)
-    for module, mine in _backends_of("moments", xs, dtypes, backend):
-        module.moments(*_parts_of(mine, views, kept, moments, dtypes))
+    moments = _added(xs, views, kept, into, dtype, named, backend)
     found = [(m.mean, m.squares.diagonal()) for m in moments]
     check_finite("moments", found, [[x] for x in views], kept, named)
     return moments
+
+
+def add_moments_unseen(
+    xs: Sequence[Tensor],
+    *,
+    dims: int | Sequence[int] = 0,
+    masks: Sequence[Tensor | None] | None = None,
+    into: Sequence[Moments] | None = None,
+    dtype: torch.dtype | None = None,
+    names: Sequence[str] | None = None,
+    backend: str = "auto",
+) -> list[Moments]:
+    """Add up as :func:`grouped_moments` does, without a look at whether all is finite.
+
+    On a GPU that look waits for the device. Who adds layer after layer asks :func:`all_finite` once instead.
+    """
+    named = names_of("moments", xs, names)
+    views = with_variables_first("moments", xs, dims, named)
+    return _added(xs, views, checked_masks("moments", views, masks, named), into, dtype, named, backend)
+
+
+def _added(
+    xs: Sequence[Tensor],
+    views: Sequence[Tensor],
+    masks: Sequence[Tensor | None],
+    into: Sequence[Moments] | None,
+    dtype: torch.dtype | None,
+    names: Sequence[str],
+    backend: str,
+) -> list[Moments]:
+    dtypes = product_dtypes("moments", [[x] for x in xs], dtype)
+    moments = moments_to_add_to("moments", xs, [(len(x),) for x in views], into, names)
+    for module, mine in _backends_of("moments", xs, dtypes, backend):
+        module.moments(*_parts_of(mine, views, masks, moments, dtypes))
+    return moments
+
+
+def all_finite(moments: Iterable[Moments]) -> bool:
+    """Say whether all sums are finite, in one wait for each device."""
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for each in moments:
+        sums = by_device.setdefault(each.mean.device, [])
+        sums += [each.mean.sum(), each.squares.diagonal().sum()]
+    return all(bool(torch.stack(sums).isfinite().all()) for sums in by_device.values())
 
 
 def grouped_cross_covariance(
