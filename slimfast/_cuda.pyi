@@ -9,6 +9,9 @@ COVARIANCE_LARGE_TILE: int
 COVARIANCE_CHUNK: int
 COVARIANCE_FINISH_ROWS: int
 MOMENT_ROWS: int
+MEAN_VARIABLES: int
+JOIN_VARIABLES: int
+MOMENT_FINISH_ROWS: int
 WARP_MATRIX: int
 MAX_CLUSTER: int
 STURM_VALUES: int
@@ -78,3 +81,42 @@ def sturm_eigenvalues(
 def pivoted_cholesky(
     device: int, stream: int, layers: int, count: int, shared: int, cluster: int, /
 ) -> None: ...
+def moment_sums(device: int, stream: int, table: int, count: int, blocks: int, sums: int, /) -> None: ...
+def moment_means(
+    device: int, stream: int, table: int, count: int, blocks: int, sums: int, means: int, apart: int, /
+) -> None: ...
+def moment_tiles(
+    device: int,
+    stream: int,
+    table: int,
+    count: int,
+    blocks: int,
+    in_double: bool,
+    tile: int,
+    means: int,
+    workspace: int,
+    /,
+) -> None: ...
+def moment_finish(
+    device: int,
+    stream: int,
+    table: int,
+    count: int,
+    blocks: int,
+    tile: int,
+    apart: int,
+    workspace: int,
+    /,
+) -> None: ...
+def moment_shared_bytes(tile: int, /) -> int: ...
+def solve_load(device: int, stream: int, systems: int, starts: int, count: int, blocks: int, /) -> None: ...
+def solve_panel(
+    device: int, stream: int, systems: int, starts: int, count: int, blocks: int, step: int, /
+) -> None: ...
+def solve_update(
+    device: int, stream: int, systems: int, starts: int, count: int, blocks: int, step: int, /
+) -> None: ...
+def solve_backward(
+    device: int, stream: int, systems: int, starts: int, count: int, blocks: int, step: int, /
+) -> None: ...
+def solve_store(device: int, stream: int, systems: int, starts: int, count: int, blocks: int, /) -> None: ...

@@ -1,33 +1,13 @@
 // The products of covariance: tiles of the lower triangle, summed in chunks of the samples.
 #include "covariance.hpp"
 #include "elements.cuh"
-#include "mma_instructions.cuh"
-#include "reduce.cuh"
+#include "product_tile.cuh"
 #include "triangle.cuh"
 
 namespace slimfast::cuda {
 namespace {
 
-// Traits.
-
-constexpr unsigned kThreads = 256;
-
-template <class T, int kTile>
-struct Tiling {
-    static constexpr int kDepth = kTile == kCovarianceLargeTile || sizeof(T) == 8 ? 16 : 32;
-    // Four more keep 16-byte rows, and spread over the banks what a warp reads and writes at a time.
-    static constexpr int kPitch = kTile + 4;
-    static constexpr int kLoads = kTile * kDepth / static_cast<int>(kThreads);
-    static constexpr int kSums = kTile * kTile / static_cast<int>(kThreads);
-    // Samples summed in one go; the sums of the chunks are added up on their own, so that the rounding error
-    // grows with the root of their number, not of d.
-    static constexpr int kChunk = sizeof(T) == 8 ? 512 : kCovarianceChunk;
-    // Two stages and the sums of the chunks; in the end, in their place, the tile.
-    static constexpr int kStages = 2 * kDepth * kPitch;
-    static constexpr std::size_t kSharedBytes = sizeof(T) * (kStages + kTile * kTile);
-    static_assert(kStages >= kTile, "the tile with its padding fits");
-    static_assert(kCovarianceChunk % kDepth == 0, "a chunk is whole stages");
-};
+constexpr unsigned kThreads = kTileThreads;
 
 // For find_place: as many parts as the layer has splits.
 constexpr i64 kSplits = 0;
@@ -53,121 +33,22 @@ __device__ inline Place find_place(const i64* table, int count, i64 parts) {
     return place;
 }
 
-// A thread's sums of one tile in float32: a 4 x 4 patch of every 64 x 64 quarter, 16 x 16 threads to each.
-template <class T, int kTile>
-struct Sums {
-    static constexpr int kPatch = 4;
-    static constexpr int kSpan = 16 * kPatch;
-    static constexpr int kSide = kTile / kSpan * kPatch;
-    T sum[kSide][kSide];
-
-    __device__ T& at(int i) { return sum[i / kSide][i % kSide]; }
-    __device__ static int row_of(int i) {
-        return static_cast<int>(threadIdx.x) / 16 * kPatch + i / kSide / kPatch * kSpan + i / kSide % kPatch;
-    }
-    __device__ static int column_of(int i) {
-        return static_cast<int>(threadIdx.x) % 16 * kPatch + i % kSide / kPatch * kSpan + i % kPatch;
-    }
-
-    __device__ void multiply(const T* left, const T* right) {
-        using Sizes = Tiling<T, kTile>;
-#pragma unroll 4
-        for (int k = 0; k < Sizes::kDepth; ++k) {
-            T a[kSide], b[kSide];
-#pragma unroll
-            for (int i = 0; i < kSide; ++i) {
-                a[i] = left[k * Sizes::kPitch + row_of(i * kSide)];
-                b[i] = right[k * Sizes::kPitch + column_of(i)];
-            }
-#pragma unroll
-            for (int i = 0; i < kSide; ++i) {
-#pragma unroll
-                for (int j = 0; j < kSide; ++j) sum[i][j] += a[i] * b[j];
-            }
-        }
-    }
-};
-
-// In float64: the tensor cores' fragments, 2 x 4 warps to a tile.
-template <int kTile>
-struct Sums<double, kTile> {
-    static constexpr int kRowTiles = kTile / 2 / 16;
-    static constexpr int kColumnTiles = kTile / 4 / 8;
-    double sum[kRowTiles][kColumnTiles][4];
-
-    __device__ double& at(int i) { return sum[i / 4 / kColumnTiles][i / 4 % kColumnTiles][i % 4]; }
-    __device__ static int first_row() { return warp_index() / 4 * (kTile / 2) + lane_index() / 4; }
-    __device__ static int first_column() { return warp_index() % 4 * (kTile / 4); }
-    __device__ static int row_of(int i) { return first_row() + i / 4 / kColumnTiles * 16 + i % 4 / 2 * 8; }
-    __device__ static int column_of(int i) {
-        return first_column() + i / 4 % kColumnTiles * 8 + lane_index() % 4 * 2 + i % 2;
-    }
-
-    __device__ void multiply(const double* left, const double* right) {
-        using Sizes = Tiling<double, kTile>;
-        const int depth = lane_index() % 4;
-        left += depth * Sizes::kPitch + first_row();
-        right += depth * Sizes::kPitch + first_column() + lane_index() / 4;
-#pragma unroll
-        for (int k = 0; k < Sizes::kDepth; k += 8) {
-            double a[kRowTiles][4], b[kColumnTiles][2];
-#pragma unroll
-            for (int i = 0; i < kRowTiles * 4; ++i)
-                a[i / 4][i % 4] = left[(k + i % 4 / 2 * 4) * Sizes::kPitch + i / 4 * 16 + i % 2 * 8];
-#pragma unroll
-            for (int j = 0; j < kColumnTiles * 2; ++j)
-                b[j / 2][j % 2] = right[(k + j % 2 * 4) * Sizes::kPitch + j / 2 * 8];
-#pragma unroll
-            for (int i = 0; i < kRowTiles; ++i) {
-#pragma unroll
-                for (int j = 0; j < kColumnTiles; ++j) multiply_add(sum[i][j], a[i], b[j]);
-            }
-        }
-    }
-};
-
-// Operands on their way: a stage of 32 bytes' worth of samples, then of variables, to a thread's neighbours
-// where samples follow each other in memory, so that sectors are read whole and no two lanes write one bank.
-template <class T, int kTile>
-struct Stage {
-    using Sizes = Tiling<T, kTile>;
-    static constexpr int kRun = 32 / static_cast<int>(sizeof(T));
-    T values[Sizes::kLoads];
-
-    __device__ static int variable_of(int i, bool along_samples) {
-        const int element = static_cast<int>(threadIdx.x) + i * static_cast<int>(kThreads);
-        return along_samples ? element / kRun % kTile : element % kTile;
-    }
-    __device__ static int depth_of(int i, bool along_samples) {
-        const int element = static_cast<int>(threadIdx.x) + i * static_cast<int>(kThreads);
-        return along_samples ? element % kRun + element / (kRun * kTile) * kRun : element / kTile;
-    }
-
-    // Variables first .. first + kTile of the layer, samples from `sample` on; zero beyond the end.
-    template <class X>
-    __device__ void fetch(const X* x, const i64* layer, const double* means, i64 first, i64 sample,
-                          i64 sample_end) {
-        const bool by_rows = layer[kCovByRows] != 0;
-        const i64 variables = by_rows ? layer[kCovRows] : layer[kCovColumns];
-        const i64 variable_stride = layer[by_rows ? kCovRowStride : kCovColumnStride];
-        const i64 sample_stride = layer[by_rows ? kCovColumnStride : kCovRowStride];
-        const bool along_samples = sample_stride <= variable_stride;
-#pragma unroll
-        for (int i = 0; i < Sizes::kLoads; ++i) {
-            const i64 v = first + variable_of(i, along_samples);
-            const i64 s = sample + depth_of(i, along_samples);
-            values[i] = v < variables && s < sample_end ? centred(x[v * variable_stride + s * sample_stride],
-                                                                  __ldg(means + (by_rows ? v : s)), T{})
-                                                        : T{0};
-        }
-    }
-
-    __device__ void put(T* shared, bool along_samples) const {
-#pragma unroll
-        for (int i = 0; i < Sizes::kLoads; ++i)
-            shared[depth_of(i, along_samples) * Sizes::kPitch + variable_of(i, along_samples)] = values[i];
-    }
-};
+// Reads variables first .. first + kTile of the layer, samples from `sample` on; zero beyond the end.
+template <class T, int kTile, class X>
+__device__ inline void fetch_layer(Stage<T, kTile>& stage, const X* x, const i64* layer, const double* means,
+                                   i64 first, i64 sample, i64 sample_end) {
+    const bool by_rows = layer[kCovByRows] != 0;
+    const i64 variables = by_rows ? layer[kCovRows] : layer[kCovColumns];
+    const i64 variable_stride = layer[by_rows ? kCovRowStride : kCovColumnStride];
+    const i64 sample_stride = layer[by_rows ? kCovColumnStride : kCovRowStride];
+    stage.fetch(sample_stride <= variable_stride, [&](int variable, int depth) {
+        const i64 v = first + variable;
+        const i64 s = sample + depth;
+        return v < variables && s < sample_end ? centred(x[v * variable_stride + s * sample_stride],
+                                                         __ldg(means + (by_rows ? v : s)), T{})
+                                               : T{0};
+    });
+}
 
 // The sums of a tile into shared memory (kTile, kTile + 1).
 template <class T, int kTile>
@@ -232,38 +113,20 @@ __global__ void __launch_bounds__(kThreads, 1)
     const i64 begin = chunks * place.part / splits * kCovarianceChunk;
     const i64 end = min(samples, chunks * (place.part + 1) / splits * kCovarianceChunk);
     const bool diagonal = place.tile_row == place.tile_column;
-    T* const left = shared;
-    T* const right = diagonal ? shared : shared + Sizes::kDepth * Sizes::kPitch;
     // Each thread's own.
     T* const total = shared + Sizes::kStages + threadIdx.x;
 
     Stage<T, kTile> next[2];
     Sums<T, kTile> sums;
-#pragma unroll
-    for (int i = 0; i < Sizes::kSums; ++i) total[i * kThreads] = sums.at(i) = 0;
     const auto fetch = [&](i64 sample) {
         with_elements(layer, [&](auto* x) {
             const double* mean = means + layer[kCovFirstRow];
-            next[0].fetch(x, layer, mean, place.tile_row * kTile, sample, end);
-            if (!diagonal) next[1].fetch(x, layer, mean, place.tile_column * kTile, sample, end);
+            fetch_layer(next[0], x, layer, mean, place.tile_row * kTile, sample, end);
+            if (!diagonal) fetch_layer(next[1], x, layer, mean, place.tile_column * kTile, sample, end);
         });
     };
-    fetch(begin);
-    for (i64 sample = begin; sample < end; sample += Sizes::kDepth) {
-        next[0].put(left, along_samples);
-        if (!diagonal) next[1].put(right, along_samples);
-        __syncthreads();
-        if (sample + Sizes::kDepth < end) fetch(sample + Sizes::kDepth);
-        sums.multiply(left, right);
-        if ((sample + Sizes::kDepth - begin) % Sizes::kChunk == 0) {
-#pragma unroll
-            for (int i = 0; i < Sizes::kSums; ++i) {
-                total[i * kThreads] += sums.at(i);
-                sums.at(i) = 0;
-            }
-        }
-        __syncthreads();
-    }
+    sum_stages<Sizes::kChunk>(sums, next, {along_samples, along_samples}, diagonal, begin, end, shared, total,
+                              fetch, [](i64) {});
 #pragma unroll
     for (int i = 0; i < Sizes::kSums; ++i) sums.at(i) += total[i * kThreads];
     __syncthreads();

@@ -27,20 +27,22 @@ __device__ inline double centred(X x, double mean, double) {
     return to_double(x) - mean;
 }
 
-// Calls action(pointer) with the layer's data in its own type.
+// Calls action(pointer) with data in its own type: an address and the Dtype behind it, as a layer's row
+// begins.
 template <class Action>
-__device__ inline void with_elements(const i64* layer, Action action) {
-    switch (static_cast<Dtype>(layer[kCovXType])) {
+__device__ inline void with_elements(const i64* data, Action action) {
+    switch (static_cast<Dtype>(data[1])) {
         case Dtype::kFloat32:
-            return action(reinterpret_cast<const float*>(layer[kCovX]));
+            return action(reinterpret_cast<const float*>(data[0]));
         case Dtype::kFloat64:
-            return action(reinterpret_cast<const double*>(layer[kCovX]));
+            return action(reinterpret_cast<const double*>(data[0]));
         case Dtype::kBfloat16:
-            return action(reinterpret_cast<const __nv_bfloat16*>(layer[kCovX]));
+            return action(reinterpret_cast<const __nv_bfloat16*>(data[0]));
         default:
-            return action(reinterpret_cast<const __half*>(layer[kCovX]));
+            return action(reinterpret_cast<const __half*>(data[0]));
     }
 }
+static_assert(kCovX == 0 && kCovXType == 1, "a layer's row begins with its data");
 
 __device__ inline double scale_of(const i64* layer) {
     return 1.0 / static_cast<double>(max(layer[kCovColumns] - 1, i64{1}));

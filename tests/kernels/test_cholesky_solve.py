@@ -9,7 +9,6 @@ from torch import Tensor
 
 from slimfast.kernels import grouped_cholesky_solve
 
-BACKENDS = ("reference", "cpu")
 SIZES = (1, 2, 3, 5, 8, 17, 31, 32, 33, 63, 64, 65, 100, 129, 200, 257)
 DAMPINGS = [0.5, 0.0, 1e-3]
 
@@ -29,7 +28,6 @@ def assert_solves(x: Tensor, a: Tensor, b: Tensor) -> None:
     assert residual <= 2 * max(own, unit / len(a) ** 0.5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("m", SIZES)
 def test_accuracy(m: int, dtype: torch.dtype, backend: str) -> None:
@@ -45,7 +43,6 @@ def test_accuracy(m: int, dtype: torch.dtype, backend: str) -> None:
                 assert_solves(x, damped(a, damping), b)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_float64_solution_is_as_good_as_torchs(backend: str) -> None:
     for m in (40, 150, 300):
         a, b = cases.wishart(m), cases.normal(m, 7)
@@ -58,7 +55,6 @@ def test_a_float64_solution_is_as_good_as_torchs(backend: str) -> None:
         assert (x - exact).abs().max() <= 2 * max(own, torch.finfo(torch.float64).eps * exact.abs().max())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "spaced", "offset"])
 def test_every_layout_and_the_lower_triangle_alone(layout: str, backend: str) -> None:
     a, b = cases.wishart(70), cases.normal(70, 9)
@@ -70,7 +66,6 @@ def test_every_layout_and_the_lower_triangle_alone(layout: str, backend: str) ->
     assert torch.allclose(found[0], expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("m", [1, 4, 33, 70, 200])
 def test_what_is_not_positive_definite_is_told(m: int, backend: str) -> None:
     a, b = cases.wishart(m), cases.normal(m, 2)
@@ -83,7 +78,6 @@ def test_what_is_not_positive_definite_is_told(m: int, backend: str) -> None:
         assert_solves(found[1], damped(broken, 200.0), b)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_matrix_of_zeros_needs_damping(backend: str) -> None:
     a, b = torch.zeros(5, 5), torch.ones(5, 2)
     (found,), (failed,) = grouped_cholesky_solve([a], [b], [[0.0, 2.0]], backend=backend)
@@ -92,7 +86,6 @@ def test_a_matrix_of_zeros_needs_damping(backend: str) -> None:
     assert torch.equal(found[1], torch.full((5, 2), 0.5))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_value_that_is_not_finite_names_its_layer(backend: str) -> None:
     a, b = cases.wishart(6), cases.normal(6, 2)
     bad = a.clone()

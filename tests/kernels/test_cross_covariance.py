@@ -10,7 +10,6 @@ from torch import Tensor
 
 from slimfast.kernels import CrossMoments, grouped_cross_covariance
 
-BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 # (positions' shape, dim, variables of x, variables of y)
 SHAPES = (
@@ -40,7 +39,6 @@ def assert_accurate(found: CrossMoments, x: Tensor, y: Tensor) -> None:
     assert (found.mean_y - both.mean[k:]).abs().max() <= size
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("positions", "dim", "k", "length"), SHAPES)
 def test_accuracy(
@@ -51,7 +49,6 @@ def test_accuracy(
     assert_accurate(found, columns_of(x, dim), columns_of(y, dim))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mean", [0.0, 3e4])
 def test_batches_and_masks(mean: float, backend: str) -> None:
     moments, xs, ys = None, [], []
@@ -68,7 +65,6 @@ def test_batches_and_masks(mean: float, backend: str) -> None:
     assert_accurate(moments[0], torch.cat(xs, 1), torch.cat(ys, 1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_layouts_of_the_two_may_differ(backend: str) -> None:
     x, y = pair_of((6, 30), 0, 11, 20, torch.float32)
     for other in (
@@ -79,7 +75,6 @@ def test_layouts_of_the_two_may_differ(backend: str) -> None:
         assert_accurate(found, columns_of(x, 0), columns_of(y, 0))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_dtypes_of_the_two_may_differ(backend: str) -> None:
     x, y = pair_of((300,), 0, 11, 20, torch.float32)
     x = x.bfloat16()
@@ -89,7 +84,6 @@ def test_dtypes_of_the_two_may_differ(backend: str) -> None:
     assert_accurate(found, x.double(), y.double())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_value_that_is_not_finite_names_its_pair(backend: str) -> None:
     x, y = pair_of((50,), 0, 3, 4, torch.float32)
     y[2, 7] = float("inf")

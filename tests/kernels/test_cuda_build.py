@@ -35,6 +35,15 @@ THREADS = {
     "warp_per_matrix": 128,
     "gather_tiles": 256,
     "factorise_all": 512,
+    "sums_of": 256,
+    "join_means": 256,
+    "products_of": 256,
+    "finish_moments": 256,
+    "load_systems": 256,
+    "eliminate_columns": 256,
+    "update_tiles": 256,
+    "substitute_back": 256,
+    "store_solutions": 256,
 }
 # What nvcc compiles, and what that includes.
 LANGUAGE = (".cu", ".cuh", ".hpp")

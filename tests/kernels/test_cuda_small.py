@@ -7,9 +7,14 @@ import torch
 from support import kernels_cases as cases
 
 from slimfast.kernels import (
+    Convolution,
+    grouped_cholesky_solve,
     grouped_covariance,
+    grouped_cross_covariance,
     grouped_eigvalsh,
     grouped_gather,
+    grouped_moments,
+    grouped_patch_moments,
     grouped_pivoted_cholesky,
     grouped_spectra,
 )
@@ -47,6 +52,42 @@ def test_pivoted_cholesky(device: str) -> None:
         assert torch.isclose(left, found.residual[-1].double(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [*BOTH, torch.bfloat16, torch.float16])
+def test_moments(device: str, dtype: torch.dtype) -> None:
+    # Small tiles, large ones, positions in parts, either way in memory, a mask, and a second operand.
+    mask = torch.arange(40, device=device) % 3 > 0
+    xs = [cases.normal(*shape, dtype=dtype).to(device) for shape in ((20, 33), (260, 40), (30, 1100))]
+    xs.append(cases.normal(40, 90, dtype=dtype).to(device).T)
+    found = grouped_moments(xs, masks=[None, mask, None, mask], backend="cuda")
+    for x, kept, moments in zip(xs, (None, mask, None, mask), found, strict=True):
+        columns = x.double() if kept is None else x.double()[:, kept]
+        assert torch.allclose(moments.covariance(), torch.cov(columns), atol=1e-4)
+    (cross,) = grouped_cross_covariance([xs[1]], [xs[3]], backend="cuda")
+    both = torch.cov(torch.cat([xs[1], xs[3]]).double())
+    assert torch.allclose(cross.covariance(), both[:260, 260:], atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_patch_moments(device: str, groups: int) -> None:
+    x = cases.normal(2, 4, 9, 8, dtype=torch.float32).to(device)
+    conv = Convolution((3, 3), (2, 1), (1, 1), (1, 1), groups)
+    (found,) = grouped_patch_moments([x], [conv], backend="cuda")
+    columns = torch.nn.functional.unfold(x.double(), 3, padding=1, stride=(2, 1)).movedim(0, 1).flatten(1)
+    for own, squares in zip(columns.chunk(groups), found.squares, strict=True):
+        assert torch.allclose(squares / (found.count - 1), torch.cov(own), atol=1e-4)
+
+
+def test_cholesky_solve(device: str) -> None:
+    # One block and several, of both types.
+    sizes = [(30, 3), (130, 70)]
+    mats = [cases.wishart(m).to(device, dtype) for m, _ in sizes for dtype in BOTH]
+    rhs = [cases.normal(m, k, dtype=dtype).to(device) for m, k in sizes for dtype in BOTH]
+    solutions, _ = grouped_cholesky_solve(mats, rhs, [[0.1, 1.0]] * 4, backend="cuda")
+    for a, b, found in zip(mats, rhs, solutions, strict=True):
+        for x, damping in zip(found.double(), (0.1, 1.0), strict=True):
+            assert torch.allclose(a.double() @ x + damping * x, b.double(), atol=1e-4)
+
+
 def test_addresses_of_more_than_32_bits(device: str, tmp_path) -> None:
     # Two rows more than 2^32 elements apart: on a CPU in a sparse file, of which few pages are touched.
     stride, n = (1 << 32) + 24, 8
@@ -60,6 +101,16 @@ def test_addresses_of_more_than_32_bits(device: str, tmp_path) -> None:
     found, _ = grouped_covariance([rows, rows.T], side="rows", backend="cuda")
     for x, matrix in zip((rows, rows.T), found, strict=True):
         assert torch.allclose(matrix.double(), torch.cov(x.double()), atol=1e-5)
+    (moments,) = grouped_moments([rows], backend="cuda")
+    assert torch.allclose(moments.covariance(), torch.cov(rows.double()), atol=1e-5)
+    (moments,) = grouped_moments([rows], dims=1, backend="cuda")
+    assert torch.allclose(moments.covariance(), torch.cov(rows.T.double()), atol=1e-5)
+    # Two images of one channel and one row.
+    images = far.as_strided((2, 1, 1, n), (stride, n, n, 1))
+    conv = Convolution((1, 3), (1, 1), (0, 1), (1, 1))
+    (patches,) = grouped_patch_moments([images], [conv], backend="cuda")
+    columns = torch.nn.functional.unfold(images.double(), (1, 3), padding=(0, 1)).movedim(0, 1).flatten(1)
+    assert torch.allclose(patches.squares[0] / (2 * n - 1), torch.cov(columns), atol=1e-5)
     thin = grouped_gather(
         [rows, rows], [{0: torch.tensor([1])}, {1: torch.tensor([0, 3, 7])}], backend="cuda"
     )

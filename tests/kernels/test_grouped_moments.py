@@ -12,12 +12,10 @@ from support.moments_cases import SHAPES, assert_accurate, columns_of, exact_mom
 
 from slimfast.kernels import Moments, grouped_moments
 
-BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 Threads = Callable[[int], AbstractContextManager[None]]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)
 def test_accuracy(shape: tuple[int, ...], dim: int, dtype: torch.dtype, backend: str) -> None:
@@ -26,7 +24,6 @@ def test_accuracy(shape: tuple[int, ...], dim: int, dtype: torch.dtype, backend:
     assert_accurate(found, columns_of(x, dim))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 1), (7, 30), (65, 129), (24, 700)])
 def test_every_layout(shape: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
@@ -36,7 +33,6 @@ def test_every_layout(shape: tuple[int, int], dtype: torch.dtype, backend: str) 
             assert_accurate(found, columns_of(x, dims))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dim", [0, 1, 2, 3])
 def test_permuted_and_spaced_positions(dim: int, backend: str) -> None:
     dense = cases.normal(6, 10, 14, 9)
@@ -49,7 +45,6 @@ def test_permuted_and_spaced_positions(dim: int, backend: str) -> None:
         assert_accurate(found, columns_of(x, dim))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mean", [0.0, 3e4])
 def test_batches_join_to_what_all_of_them_have(mean: float, dtype: torch.dtype, backend: str) -> None:
@@ -65,7 +60,6 @@ def test_batches_join_to_what_all_of_them_have(mean: float, dtype: torch.dtype, 
     assert_accurate(moments[0], columns_of(torch.cat(batches), -1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(40, 300), (12, 30000), (700, 60)])
 def test_mean_far_above_deviation(shape: tuple[int, int], dtype: torch.dtype, backend: str) -> None:
@@ -80,7 +74,6 @@ def test_mean_far_above_deviation(shape: tuple[int, int], dtype: torch.dtype, ba
             assert error <= 100 * torch.finfo(dtype).eps * exact.squares.abs().max()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_constant_variables_have_no_squares(backend: str) -> None:
     x = torch.arange(1.0, 6.0)[:, None].expand(5, 3000) * 1e3
     (found,) = grouped_moments([x], backend=backend)
@@ -89,7 +82,6 @@ def test_constant_variables_have_no_squares(backend: str) -> None:
     assert torch.equal(found.mean, x[:, 0].double())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("shape", "dim"), [((3, 5), 0), ((64, 576), 1), ((5, 130, 33), 1), ((17, 4000), 0)])
 def test_sixteen_bit_inputs_are_read_exactly(
@@ -102,7 +94,6 @@ def test_sixteen_bit_inputs_are_read_exactly(
         assert_accurate(found, columns_of(x, dim).to(products))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_float64_input_with_float32_products_is_centred_in_float64(backend: str) -> None:
     x = cases.normal(20, 200) + 1e9
     (found,) = grouped_moments([x], dtype=torch.float32, backend=backend)
@@ -129,7 +120,6 @@ def masks_of(shape: tuple[int, ...]) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["padded", "scattered", "one", "all", "none"])
 @pytest.mark.parametrize(
     ("shape", "dim"), [((5, 60, 24), -1), ((7, 33, 40), 1), ((3, 70, 9, 11), 1), ((8, 2000), 0)]
@@ -149,7 +139,6 @@ def test_positions_that_do_not_count(shape: tuple[int, ...], dim: int, kind: str
         assert not found.mean.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_empty_mask_leaves_earlier_moments(backend: str) -> None:
     x = cases.normal(6, 50, dtype=torch.float32)
     (found,) = grouped_moments([x], backend=backend)
@@ -160,7 +149,6 @@ def test_an_empty_mask_leaves_earlier_moments(backend: str) -> None:
     assert torch.equal(found.squares, squares)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_a_value_that_is_not_finite_names_its_layer(dtype: torch.dtype, bad: float, backend: str) -> None:
@@ -173,7 +161,6 @@ def test_a_value_that_is_not_finite_names_its_layer(dtype: torch.dtype, bad: flo
         grouped_moments([cases.normal(8, 8), x], dims=[0, -1], names=["fc1", "fc2"], backend=backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_an_overflow_names_its_layer(backend: str) -> None:
     with pytest.raises(ValueError, match=r"expected values whose squares are finite, got an overflow \(fc\)"):
         grouped_moments([cases.normal(3, 9) * 1e300], names=["fc"], backend=backend)
@@ -206,7 +193,6 @@ def test_wrong_arguments_are_refused() -> None:
         grouped_moments([torch.zeros(0, 3)])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_positions_and_no_layers(backend: str) -> None:
     assert grouped_moments([], backend=backend) == []
     (found,) = grouped_moments([torch.zeros(3, 0)], backend=backend)
@@ -214,7 +200,6 @@ def test_no_positions_and_no_layers(backend: str) -> None:
     assert not found.squares.any()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_stay_as_they_are(backend: str) -> None:
     x = cases.normal(30, 50, dtype=torch.float32).requires_grad_()
     before = x.detach().clone()

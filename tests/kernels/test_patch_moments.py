@@ -9,12 +9,10 @@ from support.moments_cases import CONVOLUTIONS, assert_accurate, patches_of
 
 from slimfast.kernels import Convolution, grouped_patch_moments
 
-BACKENDS = ("reference", "cpu")
 DTYPES = (torch.float32, torch.float64)
 PLAIN = Convolution((3, 3), (1, 1), (1, 1), (1, 1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("shape", "conv"), CONVOLUTIONS)
 def test_accuracy(shape: tuple[int, ...], conv: Convolution, dtype: torch.dtype, backend: str) -> None:
@@ -23,7 +21,6 @@ def test_accuracy(shape: tuple[int, ...], conv: Convolution, dtype: torch.dtype,
     assert_accurate(found, patches_of(x, conv))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_variables_are_in_the_order_of_the_weight(backend: str) -> None:
     layer = torch.nn.Conv2d(6, 8, (3, 2), stride=2, padding=1, groups=2, bias=False).double()
     x = cases.normal(3, 6, 9, 8)
@@ -37,7 +34,6 @@ def test_the_variables_are_in_the_order_of_the_weight(backend: str) -> None:
     assert torch.allclose((weight @ found.mean[..., None])[..., 0], outputs.mean(-1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_batches_strides_and_sixteen_bits(dtype: torch.dtype, backend: str) -> None:
     dense = (cases.normal(5, 9, 12, 11) * 2 + 7).to(dtype)
@@ -54,7 +50,6 @@ def test_batches_strides_and_sixteen_bits(dtype: torch.dtype, backend: str) -> N
     assert_accurate(moments[0], torch.cat(seen, -1))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_value_that_is_not_finite_names_its_layer(backend: str) -> None:
     x = cases.normal(2, 3, 6, 6, dtype=torch.float32)
     x[1, 2, 3, 4] = float("nan")
@@ -84,7 +79,6 @@ def test_wrong_arguments_are_refused() -> None:
     assert grouped_patch_moments([], []) == []
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_samples(backend: str) -> None:
     (found,) = grouped_patch_moments([torch.zeros(0, 4, 6, 6)], [PLAIN], backend=backend)
     assert found.count == 0

@@ -29,6 +29,21 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     native.cuda.cache_clear()
 
 
+@pytest.fixture(params=["reference", "cpu", "cuda"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Every backend that runs the ops of moments and solves on CPU tensors, "cuda" in the emulation."""
+    if request.param != "cuda":
+        yield request.param
+        return
+    monkeypatch.setenv("SLIMFAST_CUDA_EMULATE", "1")
+    native.cuda.cache_clear()
+    loaded = native.cuda()
+    if loaded.module is None:
+        pytest.skip(f"{loaded.reason} (build with -DSLIMFAST_CUDA_EMULATION=ON)")
+    yield "cuda"
+    native.cuda.cache_clear()
+
+
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The emulated module with its controls, which are put back afterwards."""

@@ -13,24 +13,22 @@ import torch
 from torch import Tensor
 
 from slimfast.kernels import native
-from slimfast.kernels.backends.contract import Prepared, PreparedOps, absent, member_by_member, why_absent
+from slimfast.kernels.backends.contract import Prepared, PreparedOps, member_by_member
 from slimfast.kernels.backends.cuda import eigvalsh_stages
 from slimfast.kernels.backends.cuda.device import device_of
+from slimfast.kernels.backends.cuda.moment_launches import cross_covariance as cross_covariance
+from slimfast.kernels.backends.cuda.moment_launches import moments as moments
+from slimfast.kernels.backends.cuda.moment_launches import patch_moments as patch_moments
+from slimfast.kernels.backends.cuda.solve_launches import cholesky_solve as cholesky_solve
 from slimfast.kernels.backends.cuda.tables import Tables, covariance_bins
-from slimfast.kernels.backends.moments_by_covariance import moments_by_covariance
 from slimfast.kernels.dtypes import ELEMENT_BYTES
-from slimfast.kernels.results import Moments
 
 # Above so many rows a step of a pivoted Cholesky takes longer than the barrier of a cluster.
 _PIVOT_ROWS_OF_ONE_BLOCK = 512
-# A GPU multiplies in float64 as fast as in float32: these are the reference's there.
-_ABSENT = ("cross_covariance", "patch_moments", "cholesky_solve")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     """List the saved import error, a missing or too old device, and tensors that the kernels do not read."""
-    if op in _ABSENT:
-        return [why_absent("CUDA", op)]
     loaded = native.cuda()
     reasons = [] if loaded.reason is None else [loaded.reason]
     emulated = native.cuda_is_emulated()
@@ -59,13 +57,6 @@ def covariance(xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]) ->
     call = prepare_covariance(xs, rows, dtypes)
     call.launch()
     return call.results
-
-
-def moments(
-    xs: list[Tensor], masks: list[Tensor | None], into: list[Moments], dtypes: list[torch.dtype]
-) -> None:
-    """See :func:`slimfast.kernels.moments.grouped_moments`: xs are (variables, positions ...)."""
-    moments_by_covariance(covariance, xs, masks, into, dtypes)
 
 
 def joint_covariance(
@@ -239,10 +230,6 @@ def _with_few_dims(tensor: Tensor) -> Tensor:
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
 
-
-cross_covariance = absent("cuda", "CUDA", "cross_covariance")
-patch_moments = absent("cuda", "CUDA", "patch_moments")
-cholesky_solve = absent("cuda", "CUDA", "cholesky_solve")
 
 PREPARE: PreparedOps = {
     "covariance": prepare_covariance,

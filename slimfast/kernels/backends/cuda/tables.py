@@ -22,7 +22,7 @@ from slimfast.kernels.dtypes import CODES
 _BLOCKS_PER_LAYER = 64
 _SAMPLES_PER_SPLIT = 512
 # From this size on the large tile wastes less than it saves.
-_LARGE_TILE_FROM = 256
+LARGE_TILE_FROM = 256
 
 
 @dataclass(slots=True)
@@ -106,7 +106,7 @@ def covariance_bins(
         size = out.shape[0]
         samples = x.shape[1] if rows[i] else x.shape[0]
         fits = module.covariance_shared_bytes(in_double, module.COVARIANCE_LARGE_TILE) <= shared_bytes
-        large = fits and size >= _LARGE_TILE_FROM
+        large = fits and size >= LARGE_TILE_FROM
         tile = module.COVARIANCE_LARGE_TILE if large else module.COVARIANCE_SMALL_TILE
         batch = bins.setdefault((in_double, tile), CovarianceBin(in_double, tile))
         side = -(-size // tile)
