@@ -11,10 +11,15 @@ from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.forward import Slice, count_of, elements_of, slices_of
 from slimfast.errors import SlimfastError
+from slimfast.graph.recording.inputs import tensors_in
 from slimfast.graph.recording.module_copies import named_tensors
 
 # So far may the norms of a layer's weights be from those that were calibrated: more than rounding does.
 _SAME_WEIGHTS = 0.02
+# What a processor's forward holds at most. Activations beyond its caches cost memory traffic, and tensors
+# beyond 32 MiB are new pages at every operation, because the C library gives them back: of a forward of 16
+# images that is a fifth, of its backward pass a third.
+_AT_ONCE = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,22 +67,28 @@ class Calibration:
         """Give the samples in slices whose forwards hold up to ``memory`` bytes each, of neighbours of one
         shape; one sample at least.
         """
-        return slices_of(self._masked(), at_most(self.bytes_held, memory))
+        return slices_of(self._masked(), at_most(memory, held=self.bytes_held))
 
     def slices_for_backward(self, memory: int) -> Iterator[Slice]:
         """Give the samples in slices whose forward and backward passes hold up to ``memory`` bytes each."""
-        return slices_of(self._masked(), at_most(self.bytes_made, memory))
+        return slices_of(self._masked(), at_most(memory, held=self.bytes_held, made=self.bytes_made))
 
     def _masked(self) -> Iterator[tuple[Arguments, Tensor | None]]:
         return zip(self.batches, self.masks or (None,) * len(self.batches), strict=True)
 
 
-def at_most(bytes_for_each: float, memory: int) -> Callable[[Arguments], int]:
-    """Make the function that says how many samples of a batch run at once within ``memory`` bytes."""
+def at_most(memory: int, *, held: float, made: float = 0.0) -> Callable[[Arguments], int]:
+    """Make the function that says how many samples of a batch run at once within ``memory`` bytes.
+
+    ``held``: what a forward holds for each number of its input; ``made``: what it makes, where all of that is
+    kept for a backward pass. A processor gets no more at once than is good for it.
+    """
 
     def most(batch: Arguments) -> int:
-        size = bytes_for_each * elements_of(batch)
-        return max(1, int(memory / size)) if size else max(1, count_of(batch))
+        here = any(tensor.device.type == "cpu" for tensor in tensors_in(batch))
+        bounds = ((held, min(memory, _AT_ONCE) if here else memory), (made, memory))
+        sizes = [int(bound / (each * elements_of(batch))) for each, bound in bounds if each]
+        return max(1, min(sizes, default=count_of(batch)))
 
     return most
 

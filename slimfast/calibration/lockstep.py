@@ -22,7 +22,7 @@ Stop: TypeAlias = tuple[Place, Tensor]
 Hooks: TypeAlias = Callable[[nn.Module, Callable[[Stop], None]], None]
 # Each thread that computes has helpers of its own, as many as PyTorch is told: so many of them in all.
 _THREADS = 1024
-# Free memory that threads may keep to themselves: a share of what may be held.
+# Free memory that threads may keep to themselves: what is left of the memory that may be held, or this share.
 _KEPT = 8
 
 
@@ -67,7 +67,7 @@ class _Forward:
     def sleep(self) -> None:
         if self.activations is not None and self._store is not None:
             self.activations.sleep(self._store)
-            give_back(self._store.memory // _KEPT)
+            give_back(max(self._store.memory // _KEPT, self._store.memory - self._store.held))
 
 
 def advance_together(

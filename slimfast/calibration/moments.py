@@ -92,7 +92,7 @@ def calibrate(
             masks.append(mask_of(args, mask, where))
             if not number:
                 held, made = weigh(network, args)
-            for part in slices_of([(args, masks[-1])], at_most(held, memory)):
+            for part in slices_of([(args, masks[-1])], at_most(memory, held=held)):
                 measured.measure(network, part, where)
             done += count
             if progress is not None:

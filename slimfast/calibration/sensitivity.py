@@ -76,7 +76,7 @@ class _Measured:
                 self._changed |= changed
                 self._signs.go_back(drawn)
                 probes = self._forward(network, part)
-            probes.slope.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(probes.outputs, probes.slopes)
         for weight, felt in probes.felt.items():
             self._totals[weight] = self._totals[weight] + felt if weight in self._totals else felt
         self._check_finite(probes.felt)
@@ -110,14 +110,16 @@ class _Measured:
                 hook = functools.partial(probes.look, consumer, mean, consumer.weight in self._changed)
                 module = network.get_submodule(consumer.module)
                 hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            probes.slope = self._signs.slope(_outputs(network, part), part.mask)
+            probes.outputs = _outputs(network, part)
+            probes.slopes = [self._signs.of(place, z, part.mask) for place, z in enumerate(probes.outputs)]
         return probes
 
 
 class _Probes:
     """What consumers read in one forward, and what the output felt of it when the derivatives came."""
 
-    slope: Tensor
+    outputs: list[Tensor]
+    slopes: list[Tensor]
 
     def __init__(self, part: Slice) -> None:
         self._part = part
@@ -179,17 +181,19 @@ class _Signs:
     def __init__(self) -> None:
         self._generators: list[torch.Generator] = []
 
-    def slope(self, outputs: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-        """Sum the outputs with random signs, but for those of padding."""
-        for place in range(len(self._generators), len(outputs)):
-            self._generators.append(torch.Generator().manual_seed(place))
-        sums = []
-        for z, generator in zip(outputs, self._generators, strict=False):
-            counting = positions_that_count(z.shape, mask)
-            values = z if counting is None else z[counting]
-            signs = torch.randint(2, values.shape, generator=generator, dtype=torch.int8, device="cpu")
-            sums.append((values * signs.mul_(2).sub_(1).to(values)).sum().float())
-        return torch.stack(sums).sum()
+    def of(self, place: int, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Draw the signs of the output of this number, 0 for padding."""
+        for number in range(len(self._generators), place + 1):
+            self._generators.append(torch.Generator().manual_seed(number))
+        generator, counting = self._generators[place], positions_that_count(z.shape, mask)
+        shape = z.shape if counting is None else (int(counting.sum()),)
+        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8, device="cpu")
+        signs = signs.mul_(2).sub_(1).to(z)
+        if counting is None:
+            return signs
+        slopes = torch.zeros_like(z, requires_grad=False)
+        slopes[counting] = signs
+        return slopes
 
     def state(self) -> list[Tensor]:
         """Note how many were drawn."""

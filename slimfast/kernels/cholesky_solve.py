@@ -69,11 +69,11 @@ def grouped_cholesky_solve(
         return CholeskySolutions([], [])
     every = [*mats, *rhs]
     check_one_device(op, every)
-    # Of a matrix only the lower triangle counts: what is above it may be anything.
-    sums = torch.stack([x.sum(dtype=torch.float64) for x in (*(a.tril() for a in mats), *rhs)])
-    for finite, x, name in zip(sums.isfinite().tolist(), every, [*named, *named], strict=True):
-        if not finite:
-            raise NonFinite(non_finite(op, name, x))
+    sums = torch.stack([x.sum(dtype=torch.float64) for x in every])
+    for i, finite in enumerate(sums.isfinite().tolist()):
+        # Of a matrix only the lower triangle counts: what is above it may be anything.
+        if not finite and (i >= len(mats) or not mats[i].tril().sum(dtype=torch.float64).isfinite()):
+            raise NonFinite(non_finite(op, [*named, *named][i], every[i]))
     lists = [[float(damping) for damping in each] for each in dampings]
     module = select_backend(op, every, backend)
     solved = module.cholesky_solve([a.detach() for a in mats], [b.detach() for b in rhs], lists)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import slimfast
 from slimfast.arrays import Arguments
+from slimfast.calibration.data import at_most
 from slimfast.calibration.forward import slices_of
 from slimfast.calibration.heap import give_back
 from slimfast.storage.tensor_documents import write_tensor_document
@@ -75,6 +76,18 @@ def test_a_batch_that_is_part_of_a_larger_tensor_holds_no_more_than_its_own(mode
     alone = slimfast.calibrate(model, graph, [whole[:4].clone()])
     for part in (slimfast.calibrate(model, graph, [own]) for own in (whole[:4], whole[4:8])):
         assert (part.bytes_held, part.bytes_made) == (alone.bytes_held, alone.bytes_made)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", (16, 4)), ("meta", (100, 4))])
+def test_a_processor_gets_no_more_at_once_than_its_memory_is_good_for(
+    device: str, expected: tuple[int, int]
+) -> None:
+    batch = (torch.empty(200, 1 << 20, device=device),), {}
+    memory = 400 << 20
+    assert at_most(memory, held=4.0)(batch) == expected[0]
+    assert at_most(memory, held=4.0, made=100.0)(batch) == expected[1]
+    assert at_most(0, held=4.0)(batch) == 1
+    assert at_most(memory, held=0.0)(batch) == 200
 
 
 def test_a_batch_that_does_not_fit_the_example() -> None:

@@ -102,16 +102,16 @@ class LeastSquares:
         found, before, best = math.inf, 0.0, 0.0
         change = self._rows.new_zeros(len(self._rows) if self._by_output else length, len(self._kept))
         mean_a, mean_missing = self._means()
-        if len(self._parts) == 2:
-            fit, held = (self._about(self._parts[which], mean_a, mean_missing) for which in (False, True))
-            found, before, best = self._chosen(fit, held, damping, first)
+        each = {which: self._about(part, mean_a, mean_missing) for which, part in self._parts.items()}
+        if len(each) == 2:
+            found, before, best = self._chosen(each[False], each[True], damping, first)
         if found < math.inf:
-            whole = self._whole(mean_a, mean_missing)
-            solved = self._solved(whole, found)
+            whole = self._whole(each[False], each[True])
+            (solved,) = self._solved(whole, [found])
             while solved is None:
                 # To rounding no better than singular: what is known of it does not allow as little damping.
                 found *= 10.0
-                solved = self._solved(whole, found)
+                (solved,) = self._solved(whole, [found])
             change = solved.T
         shift = mean_missing - change @ mean_a
         if not self._by_output:
@@ -135,24 +135,28 @@ class LeastSquares:
         if not tried:
             return math.inf, before, before
 
-        def error(place: int) -> float:
-            change = self._solved(fit, tried[place])
+        def error(change: Tensor | None) -> float:
             if change is None:
                 return math.inf
-            return before + float((change * (held.gram @ change - 2.0 * held.cross)).sum())
+            missed = torch.addmm(held.cross, held.gram, change, beta=-2.0)
+            return before + float(torch.dot(change.flatten(), missed.flatten()))
 
-        place, best = _lowest(error, len(tried), sum(share < first for share in tried))
+        def errors(places: Sequence[int]) -> list[float]:
+            return [error(change) for change in self._solved(fit, [tried[place] for place in places])]
+
+        place, best = _lowest(errors, len(tried), sum(share < first for share in tried))
         return (tried[place], before, best) if best < before else (math.inf, before, before)
 
-    def _solved(self, means: _Means, damping: float) -> Tensor | None:
-        """Solve (gram + damping m I) x = cross; None where that is not definite, or nothing varies."""
+    def _solved(self, means: _Means, dampings: Sequence[float]) -> list[Tensor | None]:
+        """Solve (gram + damping m I) x = cross for each; None where it is not definite, or nothing varies."""
         scale = float(means.gram.diagonal().mean())
         if not scale > 0.0:
-            return None
+            return [None] * len(dampings)
         found = grouped_cholesky_solve(
-            [means.gram], [means.cross], [[damping * scale]], backend=self._backend
+            [means.gram], [means.cross], [[damping * scale for damping in dampings]], backend=self._backend
         )
-        return None if int(found.failures[0][0]) else found.solutions[0][0]
+        each = zip(found.solutions[0], found.failures[0].tolist(), strict=True)
+        return [None if failed else solution for solution, failed in each]
 
     def _means(self) -> tuple[Tensor, Tensor]:
         """Compute the means of the variables and of what is missing; zeros where both sides keep theirs."""
@@ -167,38 +171,36 @@ class LeastSquares:
         ]
         return both[0].sum(0), both[1].sum(0)
 
-    def _whole(self, mean_a: Tensor, mean_missing: Tensor) -> _Means:
-        parts = list(self._parts.values())
-        total = sum(part.cross.count for part in parts)
-        each = [self._about(part, mean_a, mean_missing) for part in parts]
-        shares = [part.cross.count / total for part in parts]
-        gram = torch.stack([m.gram * share for m, share in zip(each, shares, strict=True)]).sum(0)
-        cross = torch.stack([m.cross * share for m, share in zip(each, shares, strict=True)]).sum(0)
-        return _Means(gram, cross)
+    def _whole(self, fit: _Means, held: _Means) -> _Means:
+        counts = [self._parts[which].cross.count for which in (False, True)]
+        share = counts[1] / sum(counts)
+        return _Means(torch.lerp(fit.gram, held.gram, share), torch.lerp(fit.cross, held.cross, share))
 
     def _about(self, part: _Part, mean_a: Tensor, mean_missing: Tensor) -> _Means:
         """Bring the moments of a part, about its own means, to mean products about those of all."""
         gram, cross, missing = part
         off, off_missing = cross.mean_x - mean_a, cross.mean_y - mean_missing
         return _Means(
-            gram.squares / gram.count + torch.outer(off, off),
-            cross.products / cross.count + torch.outer(off, off_missing),
-            *(alone.squares / alone.count + torch.outer(off_missing, off_missing) for alone in missing),
+            torch.addr(gram.squares, off, off, beta=1.0 / gram.count),
+            torch.addr(cross.products, off, off_missing, beta=1.0 / cross.count),
+            *(
+                torch.addr(alone.squares, off_missing, off_missing, beta=1.0 / alone.count)
+                for alone in missing
+            ),
         )
 
 
-def _lowest(error: Callable[[int], float], count: int, start: int) -> tuple[int, float]:
+def _lowest(errors: Callable[[Sequence[int]], list[float]], count: int, start: int) -> tuple[int, float]:
     """Go down from ``start`` to the place whose error is below its neighbours', and give both.
 
     Too little damping fits noise and too much of it nothing: there is one such place.
     """
     place = min(start, count - 1)
-    known = {place: error(place)}
+    known: dict[int, float] = {}
     while True:
         nearby = [near for near in (place, place + 1, place - 1) if 0 <= near < count]
-        for near in nearby:
-            if near not in known:
-                known[near] = error(near)
+        fresh = [near for near in nearby if near not in known]
+        known |= zip(fresh, errors(fresh) if fresh else [], strict=True)
         best = min(nearby, key=known.__getitem__)
         if best == place:
             return place, known[place]
