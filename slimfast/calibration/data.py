@@ -18,8 +18,8 @@ from slimfast.graph.recording.module_copies import named_tensors
 _SAME_WEIGHTS = 0.02
 # What a processor's forward holds at most. Activations beyond its caches cost memory traffic, and tensors
 # beyond 32 MiB are new pages at every operation, because the C library gives them back: of a forward of 16
-# images that is a fifth, of its backward pass a third.
-_AT_ONCE = 64 << 20
+# images that is a tenth to a fifth, of its backward pass a third. Much less makes products too short.
+_AT_ONCE = 96 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)

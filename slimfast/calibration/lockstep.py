@@ -37,14 +37,29 @@ def _threads_kept() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+def _tidier(store: Store | None) -> Callable[[int], None]:
+    """Make what is told how many bytes a forward has made since, and now and then gives free memory back."""
+    fresh = 0
+
+    def tidy(made: int) -> None:
+        nonlocal fresh
+        fresh += made
+        # To look costs milliseconds; there is no more to give back than was made.
+        if store is not None and fresh > store.memory // _KEPT:
+            fresh = 0
+            give_back(max(store.memory // _KEPT, store.memory - store.held))
+
+    return tidy
+
+
 class _Forward:
     """The forward of one slice, and what it holds while it waits."""
 
     def __init__(
         self, network: nn.Module, part: Slice, hooks: Hooks, store: Store | None,
-        wake: Callable[[int], None], threads: int,
+        wake: Callable[[int], None], tidy: Callable[[int], None], threads: int,
     ) -> None:  # fmt: skip
-        self._store = store
+        self._store, self._tidy, self._told = store, tidy, 0
         self.activations = None if store is None else Activations(wake)
 
         def work() -> None:
@@ -67,7 +82,8 @@ class _Forward:
     def sleep(self) -> None:
         if self.activations is not None and self._store is not None:
             self.activations.sleep(self._store)
-            give_back(max(self._store.memory // _KEPT, self._store.memory - self._store.held))
+            self._tidy(self.activations.made - self._told)
+            self._told = self.activations.made
 
 
 def advance_together(
@@ -92,6 +108,7 @@ def advance_together(
         store: Where forwards that wait are put away; None lets them keep what they hold.
     """
     forwards: list[_Forward] = []
+    tidy = _tidier(store)
 
     def wake(address: int) -> None:
         for forward in forwards:
@@ -100,7 +117,7 @@ def advance_together(
 
     threads = max(1, _THREADS // max(1, len(slices)))
     for network, part in zip(networks, slices, strict=True):
-        forwards.append(_Forward(network, part, hooks, store, wake, threads))
+        forwards.append(_Forward(network, part, hooks, store, wake, tidy, threads))
     with _threads_kept(), closing([forward.turns for forward in forwards]):
         waiting: dict[int, Place] = {}
         going, awake = list(range(len(forwards))), -1

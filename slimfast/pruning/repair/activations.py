@@ -180,7 +180,10 @@ class _Run:
         if self._wide.pieces[weight]:
             self.left[weight] = f"{path} reads other positions in the thin network than in the wide one"
         elif layer is not None and weight not in self.left:
-            fit = self.fits[weight] = layer.write(self._first)
+            try:
+                fit = self.fits[weight] = layer.write(self._first)
+            except NonFinite as error:
+                raise SlimfastError(f"repair: {error} (what {path} reads in the thin network)") from None
             # Layers of a network end near each other.
             self._first = fit.damping if fit.damping < math.inf else self._first
         self._advance()

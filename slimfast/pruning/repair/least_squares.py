@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from slimfast.errors import NonFinite
 from slimfast.kernels.cholesky_solve import grouped_cholesky_solve
 from slimfast.kernels.moments import grouped_cross_covariance, grouped_moments
 from slimfast.kernels.results import CrossMoments, Moments
@@ -24,6 +25,8 @@ from slimfast.pruning.repair.report import Fit
 DAMPINGS = tuple(10.0**power for power in range(-8, 2))
 # Where the search begins at the first layer, and at the others where the one before ended.
 FIRST = 1e-3
+# Positions that are taken in together, at least.
+_TOGETHER = 2048
 # Share of the mean variance that makes a matrix of weights' products definite; far below what is reported.
 _JITTER = 1e-13
 
@@ -74,14 +77,32 @@ class LeastSquares:
         self._rows = weight.movedim(1, 2).reshape(outputs * taps, length)
         self._by_output = outputs * taps < length
         self._parts: dict[bool, _Part] = {}
+        self._waiting: dict[bool, list[tuple[Tensor, Tensor]]] = {False: [], True: []}
 
     def add(self, a: Tensor, b: Tensor, *, held: bool) -> None:
-        """Take in positions: a (k, s) and b (L, s), to fit to or ``held`` out."""
+        """Take in positions: a (k, s) and b (L, s), to fit to or ``held`` out; nobody is to write to them.
+
+        Raises :class:`NonFinite` for values that are not finite.
+        """
         if not a.shape[1]:
             return
         missing = _without(b, self._kept, a)
         if self._by_output:
             missing = self._rows.to(missing.dtype) @ missing
+        if not bool(missing.sum().isfinite()) and not bool(missing.isfinite().all()):
+            # Said now, while it is known where they come from, and not when they are taken in.
+            raise NonFinite("expected finite activations, got others")
+        waiting = self._waiting[held]
+        waiting.append((a, missing))
+        if sum(known.shape[1] for known, _ in waiting) >= _TOGETHER:
+            self._take_in(held)
+
+    def _take_in(self, held: bool) -> None:
+        """Add what waits to the moments in one call, for products of few positions are slow."""
+        waiting, self._waiting[held] = self._waiting[held], []
+        if not waiting:
+            return
+        a, missing = (_joined(each) for each in zip(*waiting, strict=True))
         part = self._parts.get(held)
         into = ([part.gram], [part.cross], part.missing) if part is not None else (None, None, [])
         (gram,) = grouped_moments([a], into=into[0], backend=self._backend)
@@ -96,6 +117,8 @@ class LeastSquares:
         ``spread`` (L, L) is the mean square of b, about its mean where it is centred: errors are reported in
         shares of it.
         """
+        for held in (False, True):
+            self._take_in(held)
         outputs, length, taps = self._weight.shape
         rows = self._rows.float()
         size = float(((rows @ spread.float()) * rows).sum()) or 1.0
@@ -205,6 +228,15 @@ def _lowest(errors: Callable[[Sequence[int]], list[float]], count: int, start: i
         if best == place:
             return place, known[place]
         place = best
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """Join pieces (variables, positions) along their positions, in their memory layout."""
+    if len(pieces) == 1:
+        return pieces[0]
+    if all(piece.stride(0) == 1 for piece in pieces):
+        return torch.cat([piece.T for piece in pieces]).T
+    return torch.cat(list(pieces), 1)
 
 
 def _without(b: Tensor, kept: Tensor, a: Tensor) -> Tensor:

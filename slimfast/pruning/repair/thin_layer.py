@@ -56,6 +56,9 @@ class ThinLayer:
         if self._consumer.laid_out(x).shape[:-1] != piece.shape:
             return False
         a = self._consumer.columns(x, piece.index)
+        if a.untyped_storage()._cdata == x.untyped_storage()._cdata:
+            # It waits until there are more; the forward goes on, and may write to what it has.
+            a = a.clone()
         if a.dtype != torch.float64:
             a, b = a.float(), b.float()
         inner, length = len(a) // len(self._blocks), len(b) // self._consumer.blocks
