@@ -24,7 +24,7 @@ from slimfast.checkpoints import (
     prune_checkpoint,
     save,
 )
-from slimfast.distillation import DistillationLoss, aligned_hints, distill
+from slimfast.distillation import DistillationLoss, aligned_hints, distill, perplexity
 from slimfast.distributed import join_team
 from slimfast.errors import BackendUnavailable, Cancelled, SlimfastError, UnsupportedGraph
 from slimfast.graph import ChannelGraph, ChannelGroup, RegisteredRule, register_rule, trace_channels
@@ -109,6 +109,7 @@ __all__ = [
     "load_spectra",
     "manifest",
     "measure_spectra",
+    "perplexity",
     "plan",
     "plan_checkpoint",
     "plan_figure",

@@ -3,6 +3,7 @@
 from slimfast.distillation.distill_loop import distill
 from slimfast.distillation.hints import Hint, aligned_hints, hint_loss
 from slimfast.distillation.losses import DistillationLoss
+from slimfast.distillation.next_tokens import perplexity
 from slimfast.distillation.output_kinds import Output
 from slimfast.distillation.output_losses import (
     attention_loss,
@@ -29,6 +30,7 @@ __all__ = [
     "decoupled_loss",
     "distill",
     "hint_loss",
+    "perplexity",
     "relational_loss",
     "soft_target_loss",
 ]
