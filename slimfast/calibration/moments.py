@@ -14,9 +14,11 @@ from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.data import Calibration, Reading, at_most, norms_of_variables
 from slimfast.calibration.forward import Slice, cut_batch, run, running, slices_of, watched
 from slimfast.calibration.masks import MaskOption, mask_of, positions_that_count
+from slimfast.calibration.massive import shrinking
 from slimfast.calibration.reads import Seen
 from slimfast.calibration.sleeping import weigh
 from slimfast.calibration.spilling import MEMORY, check_memory
+from slimfast.calibration.tokens import TOKENS, check_tokens, tokens_in
 from slimfast.errors import ArgumentError, NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
@@ -88,6 +90,7 @@ def calibrate(
         for number, batch in enumerate(batches):
             where = f"batch {number}"
             args, count = cut_batch(batch, graph.inputs, samples - done, device, where)
+            check_tokens(network, args[1].get(TOKENS, tokens_in(args[0])), "calibrate", where)
             kept.append(args)
             masks.append(mask_of(args, mask, where))
             if not number:
@@ -204,6 +207,10 @@ class _Measured:
         if weight in self._as:
             return
         view = consumer.laid_out(x)
+        counting = positions_that_count(view.shape[:-1], self._part.mask)
+        factors = shrinking(consumer, x, self._part.samples, counting)
+        if factors is not None:
+            view = view * factors[..., None].to(view)
         before = self._moments.get(weight)
         if before is None:
             self._fresh.add(weight)
@@ -211,7 +218,7 @@ class _Measured:
             (self._moments[weight],) = self._add(
                 [view],
                 dims=-1,
-                masks=[positions_that_count(view.shape[:-1], self._part.mask)],
+                masks=[counting],
                 into=None if before is None else [before],
                 dtype=self._dtype,
                 names=[f"read by {consumer.module}, {self._where}"],

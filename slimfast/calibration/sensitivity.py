@@ -15,6 +15,7 @@ from slimfast.calibration.consumers import Consumer, input_of
 from slimfast.calibration.data import Calibration
 from slimfast.calibration.forward import Slice, running
 from slimfast.calibration.masks import positions_that_count
+from slimfast.calibration.massive import shrinking
 from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import NonFinite, SlimfastError, one_line
 from slimfast.graph.recording.inputs import cloned, tensors_in
@@ -146,8 +147,11 @@ class _Probes:
         with torch.no_grad():
             view, slope = consumer.laid_out(x), consumer.laid_out(gradient)
             wide = view if view.dtype == torch.float64 else view.float()
-            change = (wide - mean.to(wide)).mul_(slope)
             counting = positions_that_count(view.shape[:-1], self._part.mask)
+            factors = shrinking(consumer, x, self._part.samples, counting)
+            if factors is not None:
+                wide = wide * factors[..., None].to(wide)
+            change = (wide - mean.to(wide)).mul_(slope)
             if counting is not None:
                 change = change * counting[..., None]
             count = self._part.samples

@@ -16,6 +16,7 @@ from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import LONGEST, Consumer, consumers_of
 from slimfast.calibration.data import Calibration, norms_of_variables
 from slimfast.calibration.forward import Slice, run, running, watched
+from slimfast.calibration.massive import shrinking
 from slimfast.calibration.masks import positions_that_count
 from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import SlimfastError
@@ -98,6 +99,9 @@ class _Reads:
         """Keep this slice's share of the positions."""
         view = consumer.laid_out(x)
         counting = positions_that_count(view.shape[:-1], self._part.mask)
+        factors = shrinking(consumer, x, self._part.samples, counting)
+        if factors is not None:
+            view = view * factors[..., None].to(view)
         rows = view.reshape(-1, view.shape[-1]) if counting is None else view[counting]
         most = max(2, min(_POSITIONS, _BYTES // (8 * rows.shape[-1])))
         share = min(len(rows), math.ceil(most * self._part.samples / self._samples))

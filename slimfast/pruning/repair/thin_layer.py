@@ -61,6 +61,9 @@ class ThinLayer:
             a = a.clone()
         if a.dtype != torch.float64:
             a, b = a.float(), b.float()
+        if piece.factors is not None:
+            # A token counts alike on both sides.
+            a = a * piece.factors.to(a)
         inner, length = len(a) // len(self._blocks), len(b) // self._consumer.blocks
         cut = min(max(self._split - piece.first, 0), a.shape[1])
         for held, span in ((False, slice(0, cut)), (True, slice(cut, None))):

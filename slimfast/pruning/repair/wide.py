@@ -15,6 +15,7 @@ from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.data import Calibration
 from slimfast.calibration.forward import Slice, run, running, watched
 from slimfast.calibration.masks import positions_that_count
+from slimfast.calibration.massive import shrinking
 from slimfast.calibration.reads import Seen
 from slimfast.calibration.spilling import Held, Store
 
@@ -28,13 +29,15 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 class Piece:
     """What a layer reads of one slice: ``rows`` (L, s) at the positions ``index`` of ``shape``, None for all.
 
-    ``first``: how many of the layer's positions that the least squares see come before.
+    ``first``: how many of the layer's positions that the least squares see come before; ``factors`` (s,):
+    what brings massive tokens down to their bound, in ``rows`` already, None where there are none.
     """
 
     rows: Held
     index: Tensor | None
     shape: torch.Size
     first: int
+    factors: Tensor | None = None
 
 
 # A piece, and what was asked for: of how many positions how many, and from which on.
@@ -120,7 +123,11 @@ def _hold(
     rows = consumer.columns(x, index)
     if rows.untyped_storage()._cdata == x.untyped_storage()._cdata:
         rows = rows.clone()
-    piece = Piece(store.put(rows), index, shape, first)
+    factors = shrinking(consumer, x, part.samples, counting)
+    if factors is not None:
+        factors = factors.reshape(-1) if index is None else factors.reshape(-1)[index]
+        rows = rows * factors.to(rows)
+    piece = Piece(store.put(rows), index, shape, first, factors)
     seen.note(consumer, x, (piece, (ask, start)))
     found.pieces[weight][number] = piece
 
