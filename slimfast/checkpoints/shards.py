@@ -26,6 +26,7 @@ from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.fingerprint import check_weights, fingerprint_of
+from slimfast.plans.language_models import warn_without_data
 from slimfast.plans.request import WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan
 from slimfast.pruning.gathering import gather_slices
@@ -93,6 +94,7 @@ def plan_checkpoint(
         # Widths by gain need no spectra; those that are given are shown.
         gained = plan_widths(graph, spectra or {}, curves=curves, **options)
         return dataclasses.replace(gained, weights=_fingerprint(open_weights(source), model))
+    warn_without_data(model, "plan: widths are chosen")
     if spectra is None:
         spectra = measure_spectra(
             source,

@@ -18,6 +18,7 @@ from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.fingerprint import fingerprint
+from slimfast.plans.language_models import warn_without_data
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, Plan
 from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan, solved_plan
@@ -51,7 +52,11 @@ def plan_widths(
         explained_variance: The share of its variance that every group keeps, instead of a budget.
         params: Budget of parameters: a share of the original in (0, 1], or above 1 an absolute number; as a
             text "50%", "2e9" or "1.5G".
+            Or a mapping from globs of layers and tensors to such amounts, each of what its glob means:
+            ``{"model.layers.*": 0.7}``.
         macs: Budget of multiply-adds, likewise; both may be given.
+        within: The budget counts these layers and tensors alone, a glob or several; groups that have no say
+            in them are left alone.
         multiple_of: Rounds widths up to multiples, or to the whole group, which a group of fewer units is;
             for heads and blocks of channels, which are cut whole, it is the number of channels that is a
             multiple. A mapping has a multiple for each glob of group names or kinds; the first that matches
@@ -145,6 +150,7 @@ def plan(
         curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
         gained = solved_plan(graph, {}, request, curves)
         return replace(gained, weights=fingerprint(model))
+    warn_without_data(model, "plan: widths are chosen")
     if spectra is None:
         spectra = measure_spectra(
             model,

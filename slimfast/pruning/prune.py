@@ -22,7 +22,7 @@ from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import check_thin
 from slimfast.graph.recording.inputs import arguments
 from slimfast.graph.recording.network import Network
-from slimfast.plans import Allocation, GroupPlan, Plan
+from slimfast.plans import Allocation, GroupPlan, Plan, warn_of_units
 from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import count_kept
 from slimfast.plans.fingerprint import check_weights, fingerprint
@@ -270,6 +270,8 @@ def _keeps(
     """Find the kept units of every group: the plan's, or chosen now."""
     keeps = {g.name: np.array(g.keep, dtype=np.int64) for g in groups if g.keep is not None}
     open_groups = [g for g in groups if g.keep is None]
+    if any(g.width < g.n for g in open_groups):
+        warn_of_units(model, method, "prune")
     return keeps | select_units(
         model, graph, open_groups, method=method, calibration=calibration, backend=backend
     )

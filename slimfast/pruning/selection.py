@@ -21,7 +21,7 @@ from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
-from slimfast.plans import GroupPlan, Plan, check_plan
+from slimfast.plans import GroupPlan, Plan, check_plan, warn_of_units
 from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
 from slimfast.pruning.wide_reads import wide_rows
 from slimfast.pruning.wide_units import pivoted_rows
@@ -84,6 +84,7 @@ def select(
     model = unwrapped(model)
     plan = Plan.of(plan)
     graph = graph_of(model, plan)
+    warn_of_units(model, method, "select")
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
     return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))
 
