@@ -32,6 +32,7 @@ class Widths:
 
     macs: options.Macs = None
     params: options.Params = None
+    within: options.Within = None
     explained_variance: options.ExplainedVariance = None
     multiple_of: options.MultipleOf = 1
     min_width: options.MinWidth = 1
@@ -47,6 +48,7 @@ class Widths:
         return {
             "macs": self.macs,
             "params": self.params,
+            "within": self.within or None,
             "explained_variance": self.explained_variance,
             "multiple_of": self.multiple_of,
             "min_width": self.min_width,

@@ -150,6 +150,10 @@ ExplainedVariance = Annotated[
 ]
 MultipleOf = Annotated[int, typer.Option(help="Widths are multiples of this, or whole.")]
 MinWidth = Annotated[int, typer.Option(help="The smallest width.")]
+Within = Annotated[
+    list[str] | None,
+    typer.Option(help="The budget counts the layers and tensors that this pattern matches alone."),
+]
 Include = Annotated[list[str] | None, typer.Option(help="Only groups whose name matches this pattern.")]
 Exclude = Annotated[
     list[str] | None, typer.Option(help="Leave groups whose name matches this pattern alone.")

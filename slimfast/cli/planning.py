@@ -193,12 +193,13 @@ def _check_uniform(widths: Widths, **others: Any) -> None:
     """Refuse what a uniform plan cannot heed."""
     others |= {"min-width": widths.min_width > 1, "include": widths.include, "exclude": widths.exclude}
     others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
+    others |= {"within": widths.within}
     console.refuse("--uniform: expected --macs, --params or --multiple-of", others)
 
 
 def _check_from_masks(widths: Widths, **others: Any) -> None:
     """Refuse what a plan of masks cannot heed: they say which units stay, and so how many."""
-    others |= {"macs": widths.macs, "params": widths.params, "width": widths.width}
+    others |= {"macs": widths.macs, "params": widths.params, "within": widths.within, "width": widths.width}
     others |= {"explained-variance": widths.explained_variance is not None}
     others |= {"multiple-of": widths.multiple_of > 1, "min-width": widths.min_width > 1}
     console.refuse("--from-masks: expected --include or --exclude", others)

@@ -25,10 +25,10 @@ import numpy as np
 
 from slimfast.arrays import BoolArray, FloatArray, IntArray
 from slimfast.errors import SlimfastError
-from slimfast.plans.costs import Cost
 from slimfast.spectra.spectrum import Spectrum
 
-Price = Callable[[IntArray], Cost]
+# What widths cost under each limit, by its name.
+Price = Callable[[IntArray], Mapping[str, float]]
 
 
 class Solution(NamedTuple):
@@ -84,7 +84,7 @@ def widths_within(
     price: Price,
     rounding: Rounding,
     *,
-    whole: Cost,
+    whole: Mapping[str, float],
 ) -> Solution:
     """Find the widths at the largest tau whose ``price(widths)`` is within every limit, ``params`` and
     ``macs``, and spend what is left of the limits on further units.
@@ -103,7 +103,12 @@ def widths_within(
 
 
 def longest_prefix(
-    ladder: Ladder, limits: Mapping[str, float], price: Price, rounding: Rounding, *, whole: Cost
+    ladder: Ladder,
+    limits: Mapping[str, float],
+    price: Price,
+    rounding: Rounding,
+    *,
+    whole: Mapping[str, float],
 ) -> tuple[IntArray, int]:
     """Find the longest prefix of a ladder that is within every limit: its units (g,), not yet rounded to
     widths, and its length.
@@ -154,7 +159,7 @@ def _added(units: IntArray, groups: IntArray) -> IntArray:
 
 def _fits(units: IntArray, limits: Mapping[str, float], price: Price, rounding: Rounding) -> bool:
     cost = price(rounding.apply(units))
-    return all(getattr(cost, name) <= limit for name, limit in limits.items())
+    return all(cost[name] <= limit for name, limit in limits.items())
 
 
 def settled(spectra: Sequence[Spectrum], tau: float, rounding: Rounding) -> BoolArray:
@@ -188,10 +193,12 @@ class BudgetUnreachable(SlimfastError):
     """The smallest widths are above a limit."""
 
 
-def _unreachable(least: Cost, limits: Mapping[str, float], whole: Cost) -> BudgetUnreachable:
+def _unreachable(
+    least: Mapping[str, float], limits: Mapping[str, float], whole: Mapping[str, float]
+) -> BudgetUnreachable:
     def told(name: str, count: float) -> str:
-        return f"{count:,.0f} {name} ({count / max(getattr(whole, name), 1):.4f} of the original)"
+        return f"{count:,.0f} {name} ({count / max(whole[name], 1):.4f} of the original)"
 
     wanted = " and ".join(told(name, limit) for name, limit in limits.items())
-    nearest = " and ".join(told(name, getattr(least, name)) for name in limits)
+    nearest = " and ".join(told(name, least[name]) for name in limits)
     return BudgetUnreachable(f"budget: {wanted} cannot be reached; the nearest that can is {nearest}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,18 +108,23 @@ class CostModel:
     order.
 
     An axis's length is the sum over its terms of count * prod(w_g / n_g) (:meth:`Axis.terms`); a parameter's
-    size and an operation's MACs are products of lengths and constants.
+    size and an operation's MACs are products of lengths and constants. ``within`` says of the path of a
+    tensor or a layer whether it counts.
     """
 
-    def __init__(self, graph: ChannelGraph) -> None:
+    def __init__(self, graph: ChannelGraph, within: Callable[[str], bool] = lambda path: True) -> None:
         self.names = tuple(group.name for group in graph.groups)
         self.full: IntArray = np.array([group.n for group in graph.groups], dtype=np.int64)
         self._index = {name: i for i, name in enumerate(self.names)}
         axes = _Axes(self._index)
-        parameters = [name for name in graph.axes if name in graph.parameters and name not in graph.tied]
+        parameters = [
+            name
+            for name in graph.axes
+            if name in graph.parameters and name not in graph.tied and within(name)
+        ]
         self._sizes = _Products(axes, [graph.axes[name] for name in parameters])
         self._itemsize = np.array([graph.itemsize.get(name, 4) for name in parameters], dtype=np.float64)
-        self._macs = _Products(axes, [op.macs for op in graph.operations if op.macs])
+        self._macs = _Products(axes, [op.macs for op in graph.operations if op.macs and within(op.module)])
         self._lengths = axes.compiled()
 
     def vector(self, widths: Mapping[str, int]) -> IntArray:
@@ -141,6 +146,10 @@ class CostModel:
         """Count the cost at these widths (g,)."""
         sizes, macs = self._items(widths)
         return Cost(params=int(sizes.sum()), macs=int(macs.sum()), bytes=int(sizes @ self._itemsize))
+
+    def takes_part(self, group: int) -> bool:
+        """Whether a group, by its number, has a say in anything that counts."""
+        return bool(len(self._sizes.of_group(group)) or len(self._macs.of_group(group)))
 
     def group_costs(self, widths: IntArray) -> list[Cost]:
         """Count for each group the cost of the tensors and operations it takes part in; groups share them."""

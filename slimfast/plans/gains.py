@@ -9,7 +9,6 @@ import numpy as np
 from slimfast.arrays import FloatArray, IntArray
 from slimfast.calibration.curves import ErrorCurve
 from slimfast.plans.budget import Ladder, Price, Rounding, Solution, longest_prefix
-from slimfast.plans.costs import Cost
 
 # The price of a unit depends on the other widths; it is taken anew at each solution, this many times.
 _ROUNDS = 8
@@ -22,7 +21,7 @@ def widths_by_gain(
     price: Price,
     rounding: Rounding,
     *,
-    whole: Cost,
+    whole: Mapping[str, float],
 ) -> Solution:
     """Find the widths that leave the smallest summed error within every limit, ``params`` and ``macs``.
 
@@ -66,7 +65,7 @@ def _filled(
             wider[i] += 1
             wider = rounding.apply(wider)
             cost = price(wider)
-            if all(getattr(cost, name) <= limit for name, limit in limits.items()):
+            if all(cost[name] <= limit for name, limit in limits.items()):
                 widths = wider
                 break
             left.discard(i)
@@ -76,8 +75,8 @@ def _filled(
 def _unit_prices(widths: IntArray, limits: Mapping[str, float], price: Price) -> FloatArray:
     """Price one unit of each group (g,) at these widths, each limit being worth 1."""
 
-    def worth(cost: Cost) -> float:
-        return sum(float(getattr(cost, name)) / limit for name, limit in limits.items())
+    def worth(cost: Mapping[str, float]) -> float:
+        return sum(cost[name] / limit for name, limit in limits.items())
 
     prices = np.empty(len(widths))
     for i in range(len(widths)):

@@ -32,8 +32,8 @@ from slimfast.storage.documents import Fields, first_repeated, parse_object, rea
 
 KIND = "slimfast.plan"
 # 2: ``allocation``, and groups chosen by "gain". 3: ``weights``, and groups chosen by
-# "mask". Documents of all of them are read.
-SCHEMA = 3
+# "mask". 4: budgets of a part. Documents of all of them are read.
+SCHEMA = 4
 
 Chosen = Literal["tau", "gain", "override", "mask", "excluded"]
 Allocation = Literal["explained_variance", "marginal_gain"]
@@ -182,7 +182,7 @@ class Plan:
             weights=weights_from_json(fields) if version > 2 else None,
             groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
             explained_variance=share_from_json(fields, "explained_variance"),
-            budget=budget_from_json(fields.object("budget")),
+            budget=budget_from_json(fields.object("budget"), version),
             multiple_of=multiple_from_json(fields, version),
             cost_before=cost_from_json(fields.object("cost_before")),
             cost_after=cost_from_json(fields.object("cost_after")),

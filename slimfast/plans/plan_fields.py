@@ -8,6 +8,7 @@ from slimfast.errors import ArgumentError, SlimfastError, shown
 from slimfast.graph import InputSpec
 from slimfast.plans.costs import Cost
 from slimfast.plans.fingerprint import PATTERN
+from slimfast.plans.limits import is_budget
 from slimfast.storage.documents import Fields
 
 
@@ -46,11 +47,12 @@ def share_from_json(fields: Fields, name: str) -> float | None:
     return None if fields.is_null(name) else fields.number(name, 0.0, 1.0)
 
 
-def budget_from_json(fields: Fields) -> dict[str, float]:
-    """Read what was asked for."""
+def budget_from_json(fields: Fields, version: int) -> dict[str, float]:
+    """Read what was asked for, since version 4 of parts too."""
     budget: dict[str, float] = {}
     for name in fields.names():
-        if name not in ("explained_variance", "params", "macs"):
+        known = name in ("explained_variance", "params", "macs") or (version > 3 and is_budget(name))
+        if not known:
             raise SlimfastError(f"{fields.where}: unknown budget {shown(name)}")
         budget[name] = fields.number(name, 0.0, float(2**63))
     return budget

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from slimfast.errors import printable
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.propagation.reasons import Reason
+from slimfast.plans.limits import Limits
 
 if TYPE_CHECKING:
     from slimfast.plans.plan_data import GroupPlan, Plan
@@ -102,6 +105,16 @@ def _change(before: int, after: int) -> tuple[str, str, str]:
     return quantity(before), "->", quantity(after)
 
 
+def _reached(plan: Plan, name: str) -> str:
+    """Say what a part of the network costs now, where the graph is at hand that says which it is."""
+    if plan.graph is None:
+        return ""
+    limits = Limits(plan.graph, {name: plan.budget[name]})
+    widths = np.array([group.width for group in plan.groups], dtype=np.int64)
+    old, new = limits.whole[name], limits.price(widths)[name]
+    return f", reached {new:,.0f} of {old:,.0f} ({new / max(old, 1.0):.4f} of the part)"
+
+
 def _notes(plan: Plan) -> list[str]:
     before, after = plan.cost_before, plan.cost_after
     notes = []
@@ -114,6 +127,8 @@ def _notes(plan: Plan) -> list[str]:
             old, new = getattr(before, name), getattr(after, name)
             share = f"{new / old:.4f} of the original" if old else "of none"
             notes.append(f"{name}: asked for {asked:g}, reached {new:,} of {old:,} ({share})")
+        elif name != "explained_variance":
+            notes.append(f"{name}: asked for {asked:g}{_reached(plan, name)}")
     if isinstance(plan.multiple_of, int):
         if plan.multiple_of > 1:
             notes.append(f"widths are multiples of {plan.multiple_of}, or whole")

@@ -14,9 +14,9 @@ import numpy as np
 from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
-from slimfast.plans.amounts import amount_of, share_of
+from slimfast.plans.amounts import share_of
 from slimfast.plans.budget import Rounding
-from slimfast.plans.costs import Cost
+from slimfast.plans.limits import budget_of
 from slimfast.plans.plan_data import Chosen
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import positions
@@ -36,8 +36,9 @@ class WidthOptions(TypedDict, total=False):
     """
 
     explained_variance: float | str | None
-    params: float | str | None
-    macs: float | str | None
+    params: float | str | Mapping[str, float | str] | None
+    macs: float | str | Mapping[str, float | str] | None
+    within: str | Iterable[str] | None
     multiple_of: int | Mapping[str, int]
     min_width: int
     overrides: Mapping[str, int | float] | None
@@ -84,7 +85,9 @@ def takes_width_options(verb: Callable[P, R]) -> Callable[P, R]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Width options that were checked; ``budget`` has the given ones of ``params`` and ``macs``."""
+    """Width options that were checked; ``budget`` has the given ones of ``params`` and ``macs``, by the names
+    of :func:`slimfast.plans.limits.budget_of`.
+    """
 
     explained_variance: float | None
     budget: Mapping[str, float]
@@ -99,10 +102,6 @@ class Request:
         if self.explained_variance is not None:
             return {"explained_variance": self.explained_variance}
         return dict(self.budget)
-
-    def limits(self, whole: Cost) -> dict[str, float]:
-        """Make absolute numbers of the budget: one in (0, 1] is a share of the whole."""
-        return {k: v * getattr(whole, k) if v <= 1 else v for k, v in self.budget.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +119,7 @@ def check_request(options: WidthOptions) -> Request:
     multiple_of = options.get("multiple_of", _DEFAULTS["multiple_of"])
     min_width = options.get("min_width", _DEFAULTS["min_width"])
     include, exclude = options.get("include"), options.get("exclude")
-    given = {"params": options.get("params"), "macs": options.get("macs")}
-    budget = {name: amount_of(name, value) for name, value in given.items() if value is not None}
+    budget = budget_of(options)
     if explained_variance is not None:
         check_tau("plan", explained_variance)
         if budget:

@@ -12,8 +12,9 @@ from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph
 from slimfast.plans.budget import BudgetUnreachable, Rounding, Solution, settled, widths_at, widths_within
-from slimfast.plans.costs import Cost, CostModel
+from slimfast.plans.costs import CostModel
 from slimfast.plans.gains import widths_by_gain
+from slimfast.plans.limits import Limits
 from slimfast.plans.plan_data import GroupPlan, Plan
 from slimfast.plans.request import Choice, Request, choose, rounding_of
 from slimfast.plans.unreachable import remedies, why_unreachable
@@ -58,6 +59,7 @@ class _Problem:
     graph: ChannelGraph
     request: Request
     costs: CostModel
+    limits: Limits
     choices: list[Choice]
     fixed: IntArray
     free: IntArray
@@ -86,12 +88,20 @@ def _problem(
         told = [f": {'; '.join(reasons[:3])}"] if reasons else []
         help_for = [f"; {remedy}" for remedy in remedies(reasons, request)]
         raise SlimfastError(f"plan: the model has no channel group that can be cut{''.join(told + help_for)}")
-    choices = choose(graph, spectra, request, curves)
+    limits = Limits(graph, request.budget)
+    choices = [
+        # What no budget counts is left alone.
+        Choice("excluded", choice.width)
+        if request.budget and choice.chosen in ("tau", "gain") and not limits.told_of(i)
+        else choice
+        for i, choice in enumerate(choose(graph, spectra, request, curves))
+    ]
     free = [i for i, choice in enumerate(choices) if choice.chosen in ("tau", "gain")]
     return _Problem(
         graph=graph,
         request=request,
         costs=CostModel(graph),
+        limits=limits,
         choices=choices,
         fixed=np.array([choice.width for choice in choices], dtype=np.int64),
         free=np.array(free, dtype=np.int64),
@@ -107,11 +117,10 @@ def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | Non
         return widths_at(problem.spectra(spectra), request.explained_variance, problem.rounding)
     if not request.budget:
         return None
-    whole = problem.costs.cost(problem.costs.full)
-    limits = request.limits(whole)
+    limits, whole = problem.limits.most, problem.limits.whole
 
-    def price(widths: IntArray) -> Cost:
-        return problem.costs.cost(problem.widths(widths))
+    def price(widths: IntArray) -> Mapping[str, float]:
+        return problem.limits.price(problem.widths(widths))
 
     try:
         if problem.curves is not None:

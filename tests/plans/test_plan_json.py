@@ -96,8 +96,8 @@ def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 4, "expected schema 1 to 3 of slimfast.plan, got 4"),
-        (("schema",), True, "expected schema 1 to 3 of slimfast.plan, got True"),
+        (("schema",), 5, "expected schema 1 to 4 of slimfast.plan, got 5"),
+        (("schema",), True, "expected schema 1 to 4 of slimfast.plan, got True"),
         (("schema",), 1, "unknown field 'allocation'"),
         (("allocation",), "other", "allocation: expected one of .*explained_variance.* got 'other'"),
         (("schema",), ..., "field 'schema' is missing"),
