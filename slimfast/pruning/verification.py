@@ -19,6 +19,7 @@ from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.other_sizes import other_inputs
 from slimfast.pruning.comparison import Comparison, OriginalFails, Pair, shaken
+from slimfast.pruning.padded_inputs import padded
 from slimfast.pruning.training_attributes import training_patches
 from slimfast.pruning.training_forward import TrainingBreaks, compare_training
 from slimfast.wrappers import unwrapped
@@ -36,6 +37,7 @@ class Verification:
     reason. ``training``: why the shapes of the training forward were not compared; None where they were.
     ``other``: the shapes of the inputs of another size and batch that were compared as well; none where the
     original takes no others. ``notes``: what else has to be known of the comparison, one line each.
+    ``padded``: a batch with padding was compared too, where the network takes tokens with a mask.
 
     Example:
         print(slimfast.verify(model, thin, graph, keeps).max_error)
@@ -49,6 +51,7 @@ class Verification:
     training: str | None = None
     other: tuple[Shape, ...] = ()
     notes: tuple[str, ...] = ()
+    padded: bool = False
 
     def __str__(self) -> str:
         return "\n".join(self._lines())
@@ -58,6 +61,8 @@ class Verification:
         yield f"compared with the masked original: {error}"
         if self.other:
             yield f"compared at another size or batch too: {', '.join(map(str, self.other))}"
+        if self.padded:
+            yield "compared with padding too"
         yield from self.notes
         for name, reason in self.inexact.items():
             yield f"left whole while comparing: {name}: {reason}"
@@ -75,9 +80,10 @@ def verify(
     another size and batch, if the original takes any. In the masked original the removed units' slices of
     every parameter are zero, in the weights that make them and in those that read them (next to zero where
     that is no number). Parameters that are all 0 and multiply are small random numbers in both. Random
-    numbers of the forward are drawn once, and the thin network gets what is left of them. In training mode
-    both must return the same shapes, as recordings on tensors without data have them. Modules and random
-    number generators stay as they are.
+    numbers of the forward are drawn once, and the thin network gets what is left of them. A network that
+    takes tokens with an ``attention_mask`` runs once more with padding, for which attentions go another way.
+    In training mode both must return the same shapes, as recordings on tensors without data have them.
+    Modules and random number generators stay as they are.
 
     Args:
         model: The original.
@@ -114,6 +120,8 @@ def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None)
     found = [first, *(pair.compare(call.example()) for call in cut.graph.also)]
     second, other, notes = _compare_others(pair, inputs)
     found.append(second)
+    third = _compare_padded(pair, inputs)
+    found += [third] if third is not None else []
     if cut.graph.outputs is not None:
         notes.append(f"of the outputs {', '.join(map(str, cut.graph.outputs))} alone were compared")
     if hiding:
@@ -127,6 +135,7 @@ def verify_cut(network: Network, thin: nn.Module, cut: Cut, example: Any = None)
         training=compare_training(network, whole_thin, inputs, cut.graph.outputs),
         other=other,
         notes=tuple(dict.fromkeys([*(note for one in found for note in one.notes), *notes])),
+        padded=third is not None,
     )
 
 
@@ -176,6 +185,19 @@ def _compare_others(pair: Pair, inputs: Arguments) -> tuple[Comparison, tuple[Sh
         found.shapes,
         [f"the original takes one {one} only: no other was compared"] if one else [],
     )
+
+
+def _compare_padded(pair: Pair, inputs: Arguments) -> Comparison | None:
+    """Compare both with padding, if the original takes any."""
+    hidden = padded(pair.network, inputs)
+    if hidden is None:
+        return None
+    try:
+        return pair.compare(hidden)
+    except OriginalFails:
+        return None
+    except SlimfastError as error:
+        raise SlimfastError(f"{error}, with padding") from error
 
 
 def _check_tensors(network: Network, thin: nn.Module, cut: Cut) -> None:

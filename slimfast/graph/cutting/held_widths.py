@@ -17,6 +17,7 @@ from slimfast.arrays import Arguments
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, HeldWidth
 from slimfast.graph.cutting.integer_attributes import HeldInteger, held_integers
 from slimfast.graph.cutting.patches import Patch, apply_patches, read_attribute
+from slimfast.graph.cutting.shared_heads import SharedHeads
 from slimfast.graph.cutting.width_scopes import Scopes
 from slimfast.graph.recording.attributes import AttributeKey
 from slimfast.graph.recording.calls import Call
@@ -81,13 +82,17 @@ def decide(
     stay = {
         (attribute.module, _place_of(attribute)) for attribute in (Attribute(*key, Axis(1)) for key in read)
     }
-    scopes = Scopes(graph)
+    scopes, shared = Scopes(graph), SharedHeads(graph)
     decided, undecided = list[Attribute](), list[HeldWidth]()
     for held in held_integers(network):
-        if (held.module, held.place) in known or not _may_be_a_width(held):
+        if (held.module, held.place) in known:
             continue
-        axes = _possible(held, scopes, graph)
-        meant = _meant(held, axes, scopes, graph)
+        meant, axes = shared.axis(held), list[Axis]()
+        if meant is None:
+            if not _may_be_a_width(held):
+                continue
+            axes = _possible(held, scopes, graph)
+            meant = _meant(held, axes, scopes, graph)
         if meant is not None:
             places = [(held.module, held.place), *held.elsewhere]
             free = [place for place in places if place not in known and place not in stay]

@@ -1,0 +1,50 @@
+"""How many query heads share one head of keys and values: a number that not every road of an attention reads.
+
+A kernel that is told of grouped queries does not ask for it, and the same attention with a mask, or another
+kernel, repeats keys and values so many times.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from slimfast.graph.channel_graph import Axis, ChannelGraph, ChannelGroup, Places
+from slimfast.graph.cutting.integer_attributes import HeldInteger
+
+# Words in the names of such numbers: num_key_value_groups, n_rep, num_queries_per_kv.
+_WORDS = frozenset(["group", "groups", "queries", "query", "rep", "repeat", "repeats", "reps"])
+
+
+class SharedHeads:
+    """The groups of query heads that share heads of keys and values, by the module around both."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        heads = [(group, _produced_by(group)) for group in graph if group.kind == "head"]
+        # The whole heads are made by queries, keys and values, those that share one by the queries alone.
+        self._found = [
+            (group, own, whole)
+            for group, own in heads
+            for other, whole in heads
+            if other is not group and own < whole
+        ]
+
+    def axis(self, held: HeldInteger) -> Axis | None:
+        """Find what an integer counts: the query heads of each head of keys and values of one attention;
+        None where it is something else, or may be several.
+        """
+        if held.value < 2 or not held.words & _WORDS or held.of_the_hub:
+            return None
+        inside = f"{held.module}." if held.module else ""
+        meant = {
+            group.name
+            for group, own, whole in self._found
+            if group.n == held.value and all(name.startswith(inside) for name in own | whole)
+        }
+        if len(meant) != 1:
+            return None
+        units = np.arange(held.value, dtype=np.int64)
+        return Axis(held.value, ((meant.pop(), Places.of(units)),))
+
+
+def _produced_by(group: ChannelGroup) -> frozenset[str]:
+    return frozenset(member.tensor for member in group.producers())
