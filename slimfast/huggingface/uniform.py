@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
+from slimfast.calibration import Calibration, error_curves
+from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, UnsupportedGraph
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.network import Network
-from slimfast.huggingface.knobs import Knob, Knobs
+from slimfast.huggingface.knobs import Knobs
 from slimfast.huggingface.stock import built_without_data
+from slimfast.huggingface.turning import Turned, by_gain, by_variance
 from slimfast.plans import Plan, plan_widths
-from slimfast.plans.amounts import amount_of
-from slimfast.plans.costs import Cost, CostModel
+from slimfast.plans.costs import CostModel
 from slimfast.plans.fingerprint import fingerprint
-from slimfast.plans.request import Choice, check_request
+from slimfast.plans.language_models import warn_without_data
+from slimfast.plans.limits import Limits
+from slimfast.plans.request import Choice, Request, check_request
 from slimfast.plans.unreachable import why_unreachable
+from slimfast.pruning import select
 from slimfast.spectra import Spectrum, measure_spectra
 from slimfast.wrappers import unwrapped
 
@@ -34,32 +39,41 @@ def plan_uniform(
     model: nn.Module,
     example: Any,
     *,
-    params: float | str | None = None,
-    macs: float | str | None = None,
+    params: float | str | Mapping[str, float | str] | None = None,
+    macs: float | str | Mapping[str, float | str] | None = None,
+    within: str | Iterable[str] | None = None,
+    calibration: Calibration | None = None,
     multiple_of: int = 1,
     outputs: Iterable[str | int] | str | int | None = None,
     also: Iterable[Any] = (),
+    memory: int = MEMORY,
     backend: str = "auto",
 ) -> Plan:
     """Plan a Hugging Face transformer so that its stock class still describes it.
 
     Layers of the same kind keep the same number of units (attention heads, hidden units of the MLP, channels
-    of the residual stream), each kind the share that the spectra of its groups give on average. What the
-    configuration of the class cannot say stays whole: positions inside heads, and heads without the residual
-    stream where the class takes the size of a head for a share of it, or computes a scale from a width. With
-    few, large steps (heads) a plan stays further below the budget. What the class cannot hold is found before
-    any weight is read.
+    of the residual stream), each kind the share that the spectra of its groups give on average. With a
+    calibration, which a language model needs, the shares are those that lower the output's error most for
+    their cost (:func:`slimfast.error_curves`), and the units that stay are chosen by activations.
+
+    What the configuration of the class cannot say stays whole: positions inside heads, and heads without the
+    residual stream where the class takes the size of a head for a share of it, or computes a scale from a
+    width. With few, large steps (heads) a plan stays further below the budget. What the class cannot hold is
+    found before any weight is read.
 
     Args:
         model: A ``transformers.PreTrainedModel``.
         example: A tensor, a tuple or a dict of its arguments.
         params: Budget of parameters, as for :func:`slimfast.plan_widths`.
         macs: Budget of multiply-adds, likewise.
+        within: The budget counts these layers alone, likewise.
+        calibration: From :func:`slimfast.calibrate`; pass it to :func:`slimfast.prune_channels` for a repair.
         multiple_of: What widths are multiples of; those of a mixture of experts are multiples of 16 bytes
             besides, where the class runs all experts by one grouped product.
         outputs: Which outputs stay as they are, as for :func:`slimfast.trace_channels`: an encoder's states,
             which a model for sequences to sequences returns as well, keep its residual stream whole.
         also: Examples of other calls, likewise.
+        memory: Bytes of activations held at once for error curves.
         backend: The kernels to use.
 
     Returns:
@@ -74,31 +88,44 @@ def plan_uniform(
         plan = slimfast.plan_uniform(model, example, params=0.6)
         thin = slimfast.prune_channels(model, plan)
         slimfast.save_pretrained(thin, "thin", example)   # AutoModel.from_pretrained("thin") from now on
+
+        plan = slimfast.plan_uniform(model, example, params=0.6, calibration=calibration)
+        thin = slimfast.prune_channels(model, plan, repair="activations", calibration=calibration)
     """
     model = unwrapped(model)
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
         raise ArgumentTypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
-    given = (("params", params), ("macs", macs))
-    budget = {name: amount_of(name, value) for name, value in given if value is not None}
-    if not budget:
+    if params is None and macs is None:
         raise ArgumentError("plan_uniform: expected params or macs, got none of them")
+    request = check_request({"params": params, "macs": macs, "within": within})
     graph = trace_channels(model, example, exclude=["head_dim"], outputs=outputs, also=also)
     knobs = Knobs(model, graph, multiple_of)
     if not knobs.chosen:
         raise SlimfastError(
             f"plan_uniform: no attribute of {type(model.config).__name__} narrows the layers of "
-            f"{type(model).__name__}{_told(graph, knobs, budget)}"
+            f"{type(model).__name__}{_told(graph, knobs, request)}"
         )
-    problem = _Problem(graph, knobs, budget)
-    spectra = measure_spectra(model, graph, backend=backend)
-    widths = problem.solved(spectra)
+    problem = _Problem(graph, knobs, request)
+    spectra: dict[str, Spectrum] = {}
+    if calibration is None:
+        warn_without_data(model, "plan_uniform: widths are chosen")
+        spectra = measure_spectra(model, graph, backend=backend)
+        turned = by_variance(knobs.chosen, spectra)
+    else:
+        curves = error_curves(model, graph, calibration, memory=memory, backend=backend)
+        turned = by_gain(knobs.chosen, curves, graph, problem.limits)
+    widths = problem.solved(turned)
     found = knobs.config_of_cut(widths)
     if found.config is None:
         raise SlimfastError(
             f"plan_uniform: no {type(model.config).__name__} describes the widths of the budget: {found.why}"
         )
     _check_stock(model, found.config, graph)
-    return replace(plan_widths(graph, spectra, overrides=widths), weights=fingerprint(model))
+    overrides = {glob.escape(name): width for name, width in widths.items()}
+    plan = replace(plan_widths(graph, spectra, overrides=overrides), weights=fingerprint(model))
+    if calibration is None:
+        return plan
+    return select(model, plan, method="activations", calibration=calibration, backend=backend)
 
 
 def _check_stock(model: nn.Module, config: Any, graph: ChannelGraph) -> None:
@@ -122,50 +149,52 @@ class _Problem:
         SlimfastError: Where the least of them are above it.
     """
 
-    def __init__(self, graph: ChannelGraph, knobs: Knobs, budget: Mapping[str, float]) -> None:
+    def __init__(self, graph: ChannelGraph, knobs: Knobs, request: Request) -> None:
         self._costs = CostModel(graph)
         self._knobs = knobs.chosen
-        whole = self._costs.cost(self._costs.full)
-        self._limits = {n: value * getattr(whole, n) if value <= 1 else value for n, value in budget.items()}
+        self.limits = Limits(graph, request.budget)
         least = [0] * len(self._knobs)
         if not self._fits(least):
             raise SlimfastError(
                 f"plan_uniform: no widths that the configuration can say have "
-                f"{self._missed(self._cost(least), whole)}{_told(graph, knobs, budget)}"
+                f"{self._missed(self._cost(least))}{_told(graph, knobs, request)}"
             )
 
     def _widths(self, steps: Sequence[int]) -> dict[str, int]:
         turned = zip(self._knobs, steps, strict=True)
         return {name: width for knob, step in turned for name, width in knob.widths(step).items()}
 
-    def _cost(self, steps: Sequence[int]) -> Cost:
-        return self._costs.cost(self._costs.vector(self._widths(steps)))
+    def _cost(self, steps: Sequence[int]) -> dict[str, float]:
+        return self.limits.price(self._costs.vector(self._widths(steps)))
 
     def _fits(self, steps: Sequence[int]) -> bool:
         cost = self._cost(steps)
-        return all(getattr(cost, name) <= limit for name, limit in self._limits.items())
+        return all(cost[name] <= limit for name, limit in self.limits.most.items())
 
-    def _missed(self, least: Cost, whole: Cost) -> str:
+    def _missed(self, least: Mapping[str, float]) -> str:
         return ", ".join(
-            f"{name} <= {limit:,.0f} (at least {getattr(least, name):,} of {getattr(whole, name):,})"
-            for name, limit in self._limits.items()
+            f"{name} <= {limit:,.0f} (at least {least[name]:,.0f} of {self.limits.whole[name]:,.0f})"
+            for name, limit in self.limits.most.items()
         )
 
-    def solved(self, spectra: Mapping[str, Spectrum]) -> dict[str, int]:
-        """Solve the widths at the largest tau that fits, then turn up any knob that still fits."""
+    def solved(self, turned: Turned) -> dict[str, int]:
+        """Solve the widths with the knobs turned up as far as fits, then turn up any knob that still fits."""
         knobs = self._knobs
         low, high = 0.0, 1.0
-        steps = [0] * len(knobs)
+        # Of a knob that nothing is known of all stays; where that is too much it is turned with the others.
+        steps = turned(low)
+        if not self._fits(steps):
+            steps = [0] * len(knobs)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
-            found = [_step_at(knob, spectra, middle) for knob in knobs]
+            found = turned(middle)
             if self._fits(found):
                 low, steps = middle, found
             else:
                 high = middle
-        # Knobs take their steps at other taus; those that come next are taken as long as they fit.
-        order = sorted(range(len(knobs)), key=lambda k: _step_at(knobs[k], spectra, high) == steps[k])
-        for k in order:
+        # Knobs take their steps at other places; those that come next are taken as long as they fit.
+        further_up = turned(high)
+        for k in sorted(range(len(knobs)), key=lambda k: further_up[k] == steps[k]):
             while steps[k] + 1 < len(knobs[k].steps):
                 further = [step + (i == k) for i, step in enumerate(steps)]
                 if not self._fits(further):
@@ -174,19 +203,12 @@ class _Problem:
         return self._widths(steps)
 
 
-def _step_at(knob: Knob, spectra: Mapping[str, Spectrum], tau: float) -> int:
-    """Find the first step that keeps the mean share of the groups' units at tau; one unit where tau is 0."""
-    shares = [spectra[g.name].width(explained_variance=tau) / g.n if tau else 0.0 for g in knob.groups]
-    wanted = float(np.mean(shares))
-    return next((i for i, share in enumerate(knob.steps) if share >= wanted), len(knob.steps) - 1)
-
-
-def _told(graph: ChannelGraph, knobs: Knobs, budget: Mapping[str, float]) -> str:
+def _told(graph: ChannelGraph, knobs: Knobs, request: Request) -> str:
     """Say what stays whole, in the class and in the network, and what may help."""
     kept: dict[str, list[str]] = {}
     for name, why in knobs.whole.items():
         kept.setdefault(why, []).append(name)
     parts = [f"{', '.join(names[:_TOLD])} stay whole: {why}" for why, names in kept.items()]
     choices = [Choice("tau", group.n) for group in graph]
-    parts.append(why_unreachable(graph, choices, check_request({**budget})))  # type: ignore[typeddict-item]
+    parts.append(why_unreachable(graph, choices, request))
     return "".join(f"; {part}" for part in parts if part)
