@@ -15,6 +15,7 @@ from pathlib import Path
 
 from benchmarks.accuracy.studies import (
     cifar10_tables,
+    decoder_tables,
     minilm_tables,
     oneshot_tables,
     recovery_tables,
@@ -40,6 +41,7 @@ DECLARING = (
     oneshot_tables,
     recovery_tables,
     minilm_tables,
+    decoder_tables,
     summary_tables,
     zoo,
     traces,

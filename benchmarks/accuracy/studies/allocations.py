@@ -141,7 +141,7 @@ def random(study: Study, share: float, *, seed: int = 0) -> Plan:
     for _ in range(50):
         middle = (low + high) / 2
         low, high = (middle, high) if within(widths(middle)) else (low, middle)
-    return _by_hand(study, dict(zip(names, widths(low).tolist(), strict=True)))
+    return by_hand(study, dict(zip(names, widths(low).tolist(), strict=True)))
 
 
 def group_magnitude(study: Study, share: float) -> Plan:
@@ -162,7 +162,7 @@ def group_magnitude(study: Study, share: float) -> Plan:
             break
         if len(keep[g]) > 1:
             keep[g].discard(index)
-    return _kept(study, {g.name: sorted(k) for g, k in zip(study.graph, keep, strict=True)})
+    return kept(study, {g.name: sorted(k) for g, k in zip(study.graph, keep, strict=True)})
 
 
 def by_magnitude(allocation: Allocation) -> Allocation:
@@ -179,12 +179,12 @@ def by_magnitude(allocation: Allocation) -> Allocation:
 def torch_pruning(study: Study, share: float) -> Plan:
     """Control: the widths of torch-pruning and the units it keeps."""
     example = torch.zeros(1, 3, 32, 32)
-    return _kept(study, kept_units(study.graph, study.model, torch_pruned(study.model, example, share)))
+    return kept(study, kept_units(study.graph, study.model, torch_pruned(study.model, example, share)))
 
 
 def torch_pruning_widths(study: Study, share: float) -> Plan:
     """Control: the widths of torch-pruning; another rule says which units are kept."""
-    return _by_hand(study, {group.name: group.width for group in torch_pruning(study, share).groups})
+    return by_hand(study, {group.name: group.width for group in torch_pruning(study, share).groups})
 
 
 def _magnitudes(study: Study) -> dict[str, np.ndarray]:
@@ -230,9 +230,9 @@ def _squares(study: Study) -> dict[str, ErrorCurve]:
     return curves
 
 
-def _kept(study: Study, keep: Mapping[str, Sequence[int]]) -> Plan:
+def kept(study: Study, keep: Mapping[str, Sequence[int]]) -> Plan:
     """The plan that keeps these units of each group."""
-    return _with_units(_by_hand(study, {name: len(units) for name, units in keep.items()}), keep)
+    return _with_units(by_hand(study, {name: len(units) for name, units in keep.items()}), keep)
 
 
 def _with_units(plan: Plan, keep: Mapping[str, Sequence[int]]) -> Plan:
@@ -240,7 +240,7 @@ def _with_units(plan: Plan, keep: Mapping[str, Sequence[int]]) -> Plan:
     return dataclasses.replace(plan, groups=groups)
 
 
-def _by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
+def by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
     overrides = {glob.escape(name): width for name, width in widths.items()}
     return plan_widths(study.graph, study.spectra, overrides=overrides)
 
