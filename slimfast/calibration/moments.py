@@ -47,6 +47,8 @@ def calibrate(
     bytes for each tensor of L channels that layers read, whatever the number of samples and of the layers
     that read it, and the inputs. Products are float32 and sums of them float64 (Chan, Golub and LeVeque, *The
     American Statistician* 37, 1983). Batches may have any lengths; positions that a mask hides do not count.
+    A token with far more energy than others of its sample counts for no more than a bound
+    (:func:`slimfast.calibration.massive.shrinking`).
 
     Args:
         model: The network that was traced.
