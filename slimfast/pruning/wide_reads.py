@@ -16,8 +16,8 @@ from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import LONGEST, Consumer, consumers_of
 from slimfast.calibration.data import Calibration, norms_of_variables
 from slimfast.calibration.forward import Slice, run, running, watched
-from slimfast.calibration.massive import shrinking
 from slimfast.calibration.masks import positions_that_count
+from slimfast.calibration.massive import shrinking
 from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
