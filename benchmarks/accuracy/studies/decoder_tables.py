@@ -35,8 +35,8 @@ def table(result: Result) -> str:
     return (
         f"{rows_of(lines)}\n\nPerplexity (and times the original's) of SmolLM2-135M-Instruct, dequantised, "
         f"on WikiText-2: {test} of {settings['length']} tokens without overlap, {dense['tokens']:,} "
-        f"predictions{', so rough' if dense['tokens'] < 100_000 else ''}; {settings['calibration']} windows of "
-        f"{settings['calibration_length']} tokens of the validation articles calibrate, {draws} "
+        f"predictions{', so rough' if dense['tokens'] < 100_000 else ''}; {settings['calibration']} windows "
+        f"of {settings['calibration_length']} tokens of the validation articles calibrate, {draws} "
         f"draw{'s' * (draws != 1)} of them. Kept is the share of the parameters of the decoder's layers; MLP "
         f"alone, or MLP and heads, are cut. Before any training. Seconds of the plan, the cut and repair; "
         f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}.\n"
