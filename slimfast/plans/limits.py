@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+import numpy as np
+
 from slimfast.arrays import IntArray
 from slimfast.errors import ArgumentError, ArgumentTypeError, did_you_mean
 from slimfast.graph import ChannelGraph
 from slimfast.graph.recording.attributes import stack_of
 from slimfast.plans.amounts import amount_of
-from slimfast.plans.costs import Cost, CostModel
+from slimfast.plans.costs import CostModel
 
 COSTS = ("params", "macs")
 # Stands between what is limited and the globs of the part in a budget's name.
@@ -56,27 +58,28 @@ class Limits:
     """The limits of a budget on a traced network, and what widths cost under each of them."""
 
     def __init__(self, graph: ChannelGraph, budget: Mapping[str, float]) -> None:
-        self._parts = {name: _part(graph, name) for name in budget}
-        self.whole = {name: self._cost(name, costs.full) for name, costs in self._parts.items()}
+        # What is limited and of which part; a part that has several limits is counted once.
+        self._limited = {name: name.partition(_OF)[::2] for name in budget}
+        self._parts = {globs: _part(graph, globs) for _, globs in self._limited.values()}
+        full = np.array([group.n for group in graph.groups], dtype=np.int64)
+        self.whole = self.price(full)
         self.most = {k: v * self.whole[k] if v <= 1 else v for k, v in budget.items()}
 
     def price(self, widths: IntArray) -> dict[str, float]:
         """Count what these widths (g,) cost under each limit."""
-        return {name: self._cost(name, widths) for name in self._parts}
+        costs = {globs: part.cost(widths) for globs, part in self._parts.items()}
+        return {name: float(getattr(costs[globs], cost)) for name, (cost, globs) in self._limited.items()}
 
     def told_of(self, group: int) -> bool:
         """Whether a group has a say in what is limited."""
-        return any(costs.takes_part(group) for costs in self._parts.values())
-
-    def _cost(self, name: str, widths: IntArray) -> float:
-        found: Cost = self._parts[name].cost(widths)
-        return float(getattr(found, name.partition(_OF)[0]))
+        return any(part.takes_part(group) for part in self._parts.values())
 
 
-def _part(graph: ChannelGraph, name: str) -> CostModel:
-    """Make the costs of what a budget counts; ``ValueError`` for a glob that means nothing of the network."""
-    _, of, text = name.partition(_OF)
-    if not of:
+def _part(graph: ChannelGraph, text: str) -> CostModel:
+    """Make the costs of the part that globs name, of all where there are none; ``ValueError`` for a glob that
+    means nothing of the network.
+    """
+    if not text:
         return CostModel(graph)
     globs = text.split(", ")
     paths = {path for tensor in graph.axes for path in _around(tensor)}
