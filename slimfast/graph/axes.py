@@ -11,13 +11,12 @@ from slimfast.arrays import BoolArray, IntArray
 
 
 def alive_units(keep: IntArray) -> BoolArray:
-    """Tabulate which of a group's units are kept, by their number + 1.
+    """Tabulate which of a group's units are kept, by their number; the last entry stands for all beyond.
 
-    Number -1 (no unit) is kept, the last entry stands for all units beyond. ``keep``: the kept units, sorted.
+    ``keep``: the kept units, sorted.
     """
-    table = np.zeros(int(keep[-1]) + 3 if len(keep) else 2, dtype=bool)
-    table[0] = True
-    table[np.asarray(keep) + 1] = True
+    table = np.zeros(int(keep[-1]) + 2 if len(keep) else 1, dtype=bool)
+    table[np.asarray(keep)] = True
     return table
 
 
@@ -86,7 +85,7 @@ class Axis:
         alive = np.ones(self.length, dtype=bool)
         for group, places in self.places:
             if (mask := masks.get(group)) is not None:
-                alive[places.indices] &= mask[np.minimum(places.units + 1, len(mask) - 1)]
+                alive[places.indices] &= mask[np.minimum(places.units, len(mask) - 1)]
         return np.flatnonzero(alive)
 
     def terms(self) -> dict[tuple[str, ...], int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from slimfast.graph import trace_channels
+from slimfast.graph.computed_weights import ComputedWeight, Slot, Step
 from slimfast.graph.recording.module_copies import named_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated in favor of:FutureWarning")
@@ -201,3 +202,39 @@ def test_nothing_is_behind_a_weight_that_another_call_uses_otherwise():
     graph = trace_channels(net, X, also=[(X, X)])
     assert graph.behind == {}
     assert list(graph.computed) == ["first.weight"]
+
+
+def test_making_a_weight_leaves_what_it_is_made_of_as_it_is():
+    """A step may write to what it is given, as observers of quantisation-aware training do."""
+    doubled = Step("aten.mul_", {"self": Slot(0), "other": 2.0}, (1,))
+    tensors = {"made_of": torch.ones(2)}
+    assert ComputedWeight("w", (2,), {0: "made_of"}, (doubled,), 1, {}).compute(tensors).tolist() == [2, 2]
+    assert tensors["made_of"].tolist() == [1, 1]
+
+
+def test_nothing_is_behind_a_weight_whose_axis_is_not_all_that_its_layer_makes():
+    """The weight of a grouped transposed convolution has the channels of one group."""
+    first, norm = nn.ConvTranspose1d(8, 12, 1, groups=2), nn.BatchNorm1d(12)
+    net = Net(lambda net, x: net.last(net.norm(net.first(x)).relu()), first=first, norm=norm,
+              last=nn.Conv1d(12, 4, 1))  # fmt: skip
+    assert "first.weight" not in trace_example(net.eval(), X).behind
+
+
+def test_a_parameter_of_two_computed_weights_is_measured_by_one_of_them():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kept = nn.Parameter(torch.randn(6, 8))
+            self.register_buffer("one", torch.rand(6, 8))
+            self.register_buffer("two", torch.rand(6, 8))
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x):
+            x = x.transpose(1, 2)
+            first = nn.functional.linear(x, self.kept * self.one)
+            return self.last(first + nn.functional.linear(x, self.kept * self.two))
+
+    graph = trace_example(Twice().eval(), X)
+    stands = [key for weight in graph.computed.values() for key in weight.stands_for]
+    assert ("kept", 0) in stands
+    assert len(stands) == len(set(stands))

@@ -114,7 +114,8 @@ def _layers_shape(a: Mapping[str, Any]) -> tuple[Tensor, ...] | None:
     if "input" not in a or not weights or not plain(*states, *a["params"]):
         return None
     source, like, directions = a["input"], a["params"][0], _directions(a)
-    if not without_data(source, like) or source.dim() != 3 or 0 in source.shape:
+    # for fake tensors PyTorch has the layout that the device's own kernel gives
+    if not source.is_meta or not without_data(source, like) or source.dim() != 3 or 0 in source.shape:
         return None
     steps, batch = (1, 0) if a["batch_first"] else (0, 1)
     if any(t.dim() != 2 for own in weights for t in own.matrices()):
