@@ -124,7 +124,11 @@ class _Run:
         except SlimfastError:
             raise
         except Exception as error:
-            raise SlimfastError(f"verify: the thin network's forward fails: {one_line(error)}") from error
+            # kernels that want sizes in multiples say so in their errors
+            advice = "; a plan with multiple_of=16 may help" if "multiple" in str(error) else ""
+            raise SlimfastError(
+                f"verify: the thin network's forward fails: {one_line(error)}{advice}"
+            ) from error
 
     def notes(self, precision: Precision) -> list[str]:
         """Say what was done to compare them."""

@@ -86,25 +86,27 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except (RuntimeError, NotImplementedError):
             if self.dtype != torch.float64 or func._schema.is_mutable:
                 raise
-            for dtype in _COARSER:
+        failures = []
+        for dtype in _COARSER:
+            try:
                 output = _coarser(func, args, kwargs, dtype)
-                if output is not None:
-                    self.coarse[name] = dtype
-                    return output
-            raise
+            except (RuntimeError, NotImplementedError) as error:
+                failures.append(error)
+            else:
+                self.coarse[name] = dtype
+                return output
+        # The finest one's is about the sizes, where that of float64 may speak of the dtype alone.
+        raise failures[0]
 
 
 def _coarser(func: Any, args: Any, kwargs: dict[str, Any], dtype: torch.dtype) -> Any:
-    """Run an operation in a coarser precision; None where that fails as well."""
+    """Run an operation in a coarser precision."""
 
     def lower(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, Tensor) and value.dtype == torch.float64 else value
 
     asked = {"dtype": dtype} if kwargs.get("dtype") == torch.float64 else {}
-    try:
-        return func(*map_leaves(tuple(args), lower), **{**map_leaves(kwargs, lower), **asked})
-    except (RuntimeError, NotImplementedError):
-        return None
+    return func(*map_leaves(tuple(args), lower), **{**map_leaves(kwargs, lower), **asked})
 
 
 def run_copy(

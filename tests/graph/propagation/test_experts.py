@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from support.graph_helpers import random_keeps, reasons, summary
 from torch import Tensor, nn
 
+import slimfast
+from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import check_thin
@@ -179,3 +183,38 @@ def test_complex_weights_make_no_units_and_say_so():
     graph = trace_channels(Complex(), torch.randn(2, 4))
     assert summary(graph) == {"a": ("channel", 8)}
     assert reasons(graph)["w", 1] == {"its elements are torch.complex64, of which no spectrum is made"}
+
+
+def grouped_product(m: Mixture, x: Tensor, expert: Tensor) -> Tensor:
+    """Rows sorted by expert, and where those of each end, as transformers' experts have them."""
+    order = expert.argsort()
+    ends = torch.histc(expert.float(), EXPERTS, 0, EXPERTS - 1).cumsum(0, dtype=torch.int32)
+    hidden = F.grouped_mm(x[order], m.up, offs=ends).relu()
+    made = F.grouped_mm(hidden, m.down, offs=ends)
+    return made[order.argsort()]
+
+
+def test_a_grouped_product_is_cut_in_the_multiples_that_it_wants():
+    """It has no kernel for float64, and wants rows of 16 bytes."""
+    torch.manual_seed(2)
+    model, x = Mixture(grouped_product).eval(), torch.randn(6, 5)
+    graph = trace_channels(model, x)
+    assert summary(graph) == {"inp[residual]": ("residual", 8), "up": ("channel", 12)}
+    # 6 rows, each times 8 x 12 and 12 x 8
+    macs = sum(math.prod(map(_length, op.macs)) for op in graph.operations if "_grouped_mm" in op.name)
+    assert macs == 2 * 6 * 8 * 12
+    plan = slimfast.plan_widths(graph, {}, overrides={"inp*": 4, "up": 8})
+    thin = slimfast.prune_channels(model, plan, example=x)
+    report = slimfast.verification_report(thin)
+    assert report.compared == ("inp[residual]", "up")
+    assert "aten._grouped_mm has no kernel for float64 here and ran in float32" in str(report)
+    assert thin(x).shape == (6, 4)
+    odd = slimfast.plan_widths(graph, {}, overrides={"inp*": 4, "up": 7})
+    with pytest.raises(
+        SlimfastError, match=r"the thin network's forward fails: .*16.*multiple_of=16 may help"
+    ):
+        slimfast.prune_channels(model, odd, example=x)
+
+
+def _length(factor) -> int:
+    return getattr(factor, "length", factor)

@@ -15,6 +15,7 @@ from slimfast.graph.propagation.rules import (  # noqa: F401
     bilinear,
     convolutions,
     creation,
+    experts,
     indexing,
     norms,
     products,

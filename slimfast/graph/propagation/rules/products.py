@@ -115,7 +115,9 @@ def product(flow: Propagation, call: Call) -> list[Axes]:
     flow.unify(summed_a, summed_b)
     sum_along(flow, summed_a, (a, -1), (b, -1 if vector_b else -2))
     batch = _batch(flow, a, b)
-    if flow.value(a).data and flow.value(b).data and any(not axis.fixed for axis in batch):
+    # weights that the input chooses are no heads
+    made = all(flow.value(ref).data and not flow.value(ref).sources for ref in (a, b))
+    if made and any(not axis.fixed for axis in batch):
         for axis in batch:
             flow.mark(axis, Mark.HEAD)
         for axis in (summed_a, *rows, *columns):
