@@ -23,6 +23,7 @@ from slimfast.graph.recording.number_origins import NumbersUpset
 from slimfast.graph.recording.output_places import Outputs, as_outputs, check_outputs
 from slimfast.graph.recording.shared_functions import refusing_hooks_that_write
 from slimfast.graph.recording.unfit import refuse_unfit
+from slimfast.graph.recording.unreached import note_of_unreached
 from slimfast.graph.trial import trial_cut
 from slimfast.graph.trial.rewrite import GroupRewrite
 from slimfast.wrappers import unwrapped
@@ -123,7 +124,7 @@ def _traced(
         itemsize={name: tensor.element_size() for name, tensor in network.tensors.items()},
         outputs=calls.outputs,
         also=tuple(map(InputSpec.of, calls.others)),
-        notes=tuple(flow.labels.notes),
+        notes=(*flow.labels.notes, *note_of_unreached(network)),
         decisions=recording.decisions,
         computed=origins.computed,
         behind=origins.behind,

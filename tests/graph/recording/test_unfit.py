@@ -64,7 +64,31 @@ def _buffer():
     return model
 
 
+def _static():
+    from torch.ao import quantization
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(quantization.QuantStub(), *_network(), quantization.DeQuantStub()).eval()
+        model.qconfig = quantization.default_qconfig
+        quantization.prepare(model, inplace=True)(X)
+        return quantization.convert(model)
+
+
+def _static_fx():
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        prepared = prepare_fx(_network(), get_default_qconfig_mapping("x86"), (X,))
+        prepared(X)
+        return convert_fx(prepared)
+
+
 NETWORKS = [
+    (_static, r"0 is quantised \(torch\.ao\.nn\.quantized\..*Quantize\)"),
+    (_static_fx, r"0 is quantised \(torch\.ao\.nn\.intrinsic\.quantized\..*LinearReLU\)"),
     (_packed, r"0\.weight is no plain tensor but quantised or packed \(Packed\)"),
     (_dynamic, r"0 is quantised \(torch\.ao\.nn\.quantized\.dynamic\..*Linear\)"),
     (_buffer, r"table is quantised \(torch\.qint8\)"),
