@@ -21,6 +21,9 @@ Changes: TypeAlias = Mapping[Place, int]
 
 # What makes tensors that hold nothing yet, as weights are before they are initialised or loaded.
 _UNSET = {torch.empty, torch.rand, torch.randn, torch.empty_strided}
+# What makes tensors of one value; of so many elements they are weights, which no process may hold twice.
+_FILLED = {torch.zeros, torch.ones, torch.full}
+_LARGE = 1 << 20
 # What a grouped product of experts wants of the lengths it sums over, in bytes.
 _ALIGNED = 16
 
@@ -129,8 +132,10 @@ class _WithoutWeights(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func in _UNSET:
-            kwargs["device"] = "meta"
+        if func in _UNSET or func in _FILLED:
+            made = func(*args, **{**kwargs, "device": "meta"})
+            if func in _UNSET or made.numel() > _LARGE:
+                return made
         return func(*args, **kwargs)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.errors import SlimfastError
@@ -172,3 +173,17 @@ def test_building_with_buffers_makes_no_weights_and_leaves_the_random_numbers_al
     assert built.model.embed_tokens.weight.is_meta
     assert float(built.model.embed_tokens.embed_scale) == pytest.approx(32**0.5)
     assert torch.empty(1).device.type == "cpu"
+
+
+def test_weights_that_a_class_fills_with_zeros_take_no_memory_either(monkeypatch):
+    class Filled(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.experts = nn.Parameter(torch.zeros(8, 8))
+            self.scale = nn.Parameter(torch.ones(2))
+            self.register_buffer("table", torch.full((2,), 3.0), persistent=False)
+
+    monkeypatch.setattr(stock, "_LARGE", 10)
+    built = stock.built_with_buffers(Filled(None), None)
+    assert [tensor.is_meta for tensor in (built.experts, built.scale, built.table)] == [True, False, False]
+    assert stock.unsaved_buffers(built).keys() == {"table"}
