@@ -22,6 +22,7 @@ from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.cli.specs import Spec, call_foreign, import_object, parse_spec
 from slimfast.cli.stored import in_float32, is_weight_file, load_weights
 from slimfast.errors import SlimfastError, did_you_mean, one_line
+from slimfast.wrappers import modules_held
 
 _FORMS = "package.module:factory, timm:NAME, torchvision:NAME, hf:FOLDER or ultralytics:FILE"
 
@@ -86,7 +87,9 @@ def _made(name: str, make: Callable[[], Any], seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = make()
     if not isinstance(model, nn.Module):
-        raise SlimfastError(f"model {name}: expected a torch.nn.Module, got {type(model).__name__}")
+        raise SlimfastError(
+            f"model {name}: expected a torch.nn.Module, got {type(model).__name__}{modules_held(model)}"
+        )
     return model
 
 

@@ -174,3 +174,13 @@ def test_other_calls_are_traced_too(weights, capsys):
     capsys.readouterr()
     assert main(["plan", *model[:4], "--from-masks", "--also", "y=4"]) == 2
     assert "--from-masks: expected --include or --exclude, got --also" in capsys.readouterr().err
+
+
+def test_a_factory_of_what_holds_networks_is_told_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("pipes_of_a_test.py").write_text(
+        "from torch import nn\n\nclass Pipe:\n    def __init__(self):\n        self.unet = nn.Linear(2, 2)\n"
+    )
+    assert main(["plan", "pipes_of_a_test:Pipe", "--input", "2", "--random-weights", "--macs", "0.5"]) == 2
+    said = capsys.readouterr().err
+    assert "expected a torch.nn.Module, got Pipe, which holds .unet (Linear): give it" in said

@@ -63,6 +63,23 @@ def test_the_remedy_works():
     assert plan.cost_after.params <= 0.3 * plan.cost_before.params
 
 
+def test_the_advice_for_a_plain_tensor_works():
+    """Tables of positions that a class keeps as plain tensors hold its stream."""
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x) + self.table))
+
+    model = Net(forward, a=nn.Linear(12, 40), b=nn.Linear(40, 3)).eval()
+    object.__setattr__(model, "table", torch.rand(1, 40))
+    said = _said(model, params=0.5)
+    assert "table is a plain tensor of the model: make it a buffer (register_buffer)" in said
+    table = model.__dict__.pop("table")
+    model.register_buffer("table", table, persistent=False)
+    thin = slimfast.slim(model, X, params=0.5)
+    assert thin.table.shape == (1, thin.a.out_features)
+    assert thin.a.out_features < 40
+
+
 def _two_calls():
     def forward(self, x, mask=None):
         h = self.a(x)
