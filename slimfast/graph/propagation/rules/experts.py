@@ -14,7 +14,7 @@ from slimfast.graph.propagation.rules.frozen import unknown
 from slimfast.graph.propagation.rules.products import sum_along
 from slimfast.graph.propagation.zeros import NonzeroByAxis, ZeroTracker
 from slimfast.graph.recording.calls import Call
-from slimfast.graph.recording.meta_shortcuts import empty
+from slimfast.graph.recording.meta_shortcuts import empty, without_data
 from slimfast.graph.recording.op_registry import op
 
 
@@ -29,7 +29,7 @@ def _grouped_shape(a: Mapping[str, Any]) -> Tensor | None:
     rows, experts = a["self"], a["mat2"]
     if rows.dim() != 2 or experts.dim() != 3 or a.get("offs") is None or a.get("out_dtype") is not None:
         return None
-    if not (rows.is_meta and experts.is_meta and rows.dtype == experts.dtype):
+    if not without_data(rows, experts):
         return None
     if rows.shape[1] != experts.shape[1] or len(a["offs"]) != len(experts):
         return None
