@@ -133,13 +133,16 @@ def test_the_class_is_built_a_few_times_only(monkeypatch):
     assert len(built) < 300
 
 
-def test_experts_keep_the_multiples_that_their_kernel_wants(tmp_path):
+@pytest.mark.parametrize("implementation", ["grouped_mm", "batched_mm"])
+def test_experts_keep_the_multiples_that_their_kernel_wants(implementation, tmp_path):
     """Saved, they run the grouped product, whichever the caller has chosen here."""
-    model, inputs = experts("batched_mm")
+    model, inputs = experts(implementation)
     plan = plan_uniform(model, inputs, params=0.6)
     again = loaded_alike(model, plan, inputs, tmp_path / "thin")
     assert again.config._experts_implementation == "grouped_mm"
     assert again.config.hidden_size % 4 == 0
+    assert again.config.moe_intermediate_size % 4 == 0
+    assert again.config.moe_intermediate_size < 32
     halves = experts("batched_mm")[0].to(torch.bfloat16)
     assert stock.multiple_for_experts(halves) == 8
     assert stock.multiple_for_experts(gemma2()[0]) == 1
