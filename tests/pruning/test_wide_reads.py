@@ -60,10 +60,24 @@ def _padded():
     return {"input_ids": torch.randint(0, 40, (16, 9)), "attention_mask": mask}
 
 
+def _with_a_massive_token():
+    ids = torch.randint(1, 40, (16, 9))
+    ids[:, 0] = 0
+    return {"input_ids": ids}
+
+
+def _tokens_of_which_one_is_massive():
+    model = _tokens()
+    with torch.no_grad():
+        model.embed.weight[0] *= 100.0
+    return model
+
+
 CASES = {
     "linear": (lambda: _mlp(30), lambda: torch.randn(64, 12)),
     "convolutions, one of them in groups": (_conv, lambda: torch.randn(6, 3, 8, 8)),
     "tokens of which some are padding": (_tokens, _padded),
+    "tokens of which one is massive": (_tokens_of_which_one_is_massive, _with_a_massive_token),
 }
 
 
