@@ -10,7 +10,7 @@ from benchmarks.timing import BOUND, OURS, Case, Row, Run, Target, backend_of
 from slimfast.kernels import CholeskySolutions, grouped_cholesky_solve
 
 OP = "cholesky_solve"
-COLUMNS = {"cpu": ("torch", "best", "eigh", BOUND), "gpu": ("torch", "best", "eigh", BOUND)}
+COLUMNS = {"cpu": ("torch", "best", "eigh", BOUND), "gpu": ("torch", "best", "eigh", "cuda", "triton", BOUND)}
 LIMIT = 1e-8
 
 # (m, right-hand sides, systems, dampings)
@@ -84,6 +84,11 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
         "best": best,
         "eigh": shared,
     }
+    if device == "cuda":
+        variants |= {
+            backend: lambda backend=backend: grouped_cholesky_solve(mats, rhs, lists, backend=backend)
+            for backend in ("cuda", "triton")
+        }
     flops = count * dampings * (m**3 / 3.0 + 2.0 * m * m * k)
     return Case(
         variants,

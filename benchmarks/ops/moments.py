@@ -18,7 +18,7 @@ from slimfast.kernels import (
 )
 
 OP = "moments"
-COLUMNS = {"cpu": ("torch", "best", BOUND), "gpu": ("torch", "best", BOUND)}
+COLUMNS = {"cpu": ("torch", "best", BOUND), "gpu": ("torch", "best", "cuda", "triton", BOUND)}
 LIMIT = 1e-5
 
 # What reads, the shape of a batch of its activations, and what the layer stands for.
@@ -38,7 +38,9 @@ _GPU: tuple[tuple[str, tuple[int, ...], str], ...] = (
     ("linear", (64, 2048, 576), "135M decoder, hidden"),
     ("linear", (16, 2048, 4096), "8B decoder, hidden"),
     ("channels", (256, 256, 56, 56), "1 x 1 convolution"),
+    ("cross", (64, 2048, 576), "half the variables against all"),
     ("patches", (64, 256, 14, 14), "3 x 3 convolution"),
+    ("depthwise", (64, 512, 28, 28), "3 x 3 depthwise"),
 )
 _QUICK = ("channels", (56, 56))
 
@@ -78,13 +80,15 @@ def case(row: Row, device: str, roofline: Roofline) -> Case:
             one.sum(-1).double()[..., None] * other.mean(-1).double()[..., None, :]
         )
 
-    variants: dict[str, Run | str] = {OURS: ours, "torch": plain, "best": raw}
+    variants: dict[str, Run | str] = {OURS: lambda: ours("auto"), "torch": plain, "best": raw}
+    if device == "cuda":
+        variants |= {"cuda": lambda: ours("cuda"), "triton": lambda: ours("triton")}
     return Case(
         variants,
         error=lambda found: float((found - exact).abs().max() / exact.abs().max()),
         limit=LIMIT,
         bound=roofline.product_seconds(flops, torch.float32),
-        facts=backend_of("moments", [x]),
+        facts=backend_of(_OPS.get(kind, "moments"), [x]),
     )
 
 
@@ -93,8 +97,10 @@ def _centred(columns: Tensor) -> Tensor:
 
 
 # Of an input: its columns (..., variables, positions) and those that they are multiplied with, a call of ours
-# that gives the products, and the multiplications and additions of them.
-Parts: TypeAlias = tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Run, float]
+# by a backend that gives the products, and the multiplications and additions of them.
+Parts: TypeAlias = tuple[Callable[[Tensor], tuple[Tensor, Tensor]], Callable[[str], Tensor], float]
+# What is not grouped_moments.
+_OPS = {"cross": "cross_covariance", "patches": "patch_moments", "depthwise": "patch_moments"}
 
 
 def _linear(x: Tensor) -> Parts:
@@ -105,7 +111,7 @@ def _linear(x: Tensor) -> Parts:
         return each, each
 
     flops = covariance_flops([(variables, x.numel() // variables)])
-    return columns, lambda: grouped_moments([x], dims=-1)[0].squares, flops
+    return columns, lambda backend: grouped_moments([x], dims=-1, backend=backend)[0].squares, flops
 
 
 def _channels(x: Tensor) -> Parts:
@@ -116,7 +122,7 @@ def _channels(x: Tensor) -> Parts:
         return each, each
 
     flops = covariance_flops([(variables, x.numel() // variables)])
-    return columns, lambda: grouped_moments([x], dims=1)[0].squares, flops
+    return columns, lambda backend: grouped_moments([x], dims=1, backend=backend)[0].squares, flops
 
 
 def _cross(x: Tensor) -> Parts:
@@ -126,8 +132,8 @@ def _cross(x: Tensor) -> Parts:
         each = x.reshape(-1, variables).mT
         return each[::2], each
 
-    def ours() -> Tensor:
-        return grouped_cross_covariance([x[..., ::2]], [x], dims=-1)[0].products
+    def ours(backend: str) -> Tensor:
+        return grouped_cross_covariance([x[..., ::2]], [x], dims=-1, backend=backend)[0].products
 
     return columns, ours, 2.0 * (variables // 2) * x.numel()
 
@@ -142,7 +148,11 @@ def _patches(x: Tensor, groups: int = 1) -> Parts:
 
     conv = Convolution((3, 3), (1, 1), (1, 1), (1, 1), groups)
     flops = groups * covariance_flops([(channels // groups * 9, x.numel() // channels)])
-    return columns, lambda: grouped_patch_moments([x], [conv])[0].squares, flops
+
+    def ours(backend: str) -> Tensor:
+        return grouped_patch_moments([x], [conv], backend=backend)[0].squares
+
+    return columns, ours, flops
 
 
 _KINDS: dict[str, Callable[[Tensor], Parts]] = {

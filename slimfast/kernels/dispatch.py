@@ -24,12 +24,14 @@ _PREFERENCE = {
     "pivoted_cholesky": ("cpu", "cuda", "reference"),
     "gather": ("cpu", "cuda", "triton", "reference"),
     "moments": ("cpu", "triton", "cuda", "reference"),
-    "cross_covariance": ("cpu", "cuda", "reference"),
-    "patch_moments": ("cpu", "cuda", "reference"),
-    "cholesky_solve": ("cpu", "cuda", "reference"),
+    "cross_covariance": ("cpu", "triton", "cuda", "reference"),
+    "patch_moments": ("cpu", "cuda", "triton", "reference"),
+    "cholesky_solve": ("cpu", "cuda", "triton", "reference"),
 }
 # In float64 Triton's compiler has fewer registers than its products need.
-_PREFERENCE_FLOAT64 = dict.fromkeys(("covariance", "moments"), ("cpu", "cuda", "triton", "reference"))
+_PREFERENCE_FLOAT64 = dict.fromkeys(
+    ("covariance", "moments", "cross_covariance"), ("cpu", "cuda", "triton", "reference")
+)
 OPS = tuple(_PREFERENCE)
 
 

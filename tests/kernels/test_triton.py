@@ -1,8 +1,4 @@
-"""The Triton backend: run on a GPU or under Triton's interpreter, and compiled for sm_90 without a GPU.
-
-The interpreter has to be asked for before Triton is first imported. Where something in this process imported
-Triton without it, the tests that run kernels do so in a process of their own.
-"""
+"""The Triton backend: run on a GPU or under Triton's interpreter, and compiled for sm_90 without a GPU."""
 
 from __future__ import annotations
 
@@ -16,43 +12,24 @@ import pytest
 import torch
 from support import kernels_cases as cases
 from support.paths import ROOT, TESTS
+from support.triton_process import FLAG, run_where_triton_is_not_loaded, triton_device
 
 from slimfast.kernels import grouped_covariance, grouped_gather
 
 # ``-m gpu`` is what an NVIDIA GPU is needed for.
 pytestmark = [pytest.mark.gpu] if torch.cuda.is_available() else []
-FLAG = "TRITON_INTERPRET"
 # More than one tile each way, a cut along k, both sides, sizes that divide nothing, and degenerate ones.
 SHAPES = ((1, 1), (1, 7), (7, 1), (3, 2), (70, 131), (131, 70), (48, 64), (64, 48), (5, 1500))
-
-
-def plain_triton_is_loaded() -> bool:
-    """Whether Triton's own device functions, decorated when it is imported, are not the interpreter's."""
-    return "triton" in sys.modules and not hasattr(sys.modules["triton.language"].cdiv, "rewrite")
 
 
 @pytest.fixture(scope="module")
 def device():
     """Where kernels run in this process."""
-    if torch.cuda.is_available():
-        yield "cuda"
-        return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FLAG, "1")
-        pytest.importorskip("triton")
-        if plain_triton_is_loaded():
-            pytest.skip("triton is loaded without its interpreter: these tests run in a process of their own")
-        yield "cpu"
+    yield from triton_device()
 
 
 def test_kernels_in_a_process_of_their_own_where_triton_is_loaded():
-    if torch.cuda.is_available() or not plain_triton_is_loaded():
-        pytest.skip("the kernels run in this process")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "not process"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {FLAG: "1"}, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    run_where_triton_is_not_loaded(__file__)
 
 
 def gram_as_torch(x, dtype):
@@ -242,8 +219,12 @@ def test_compiled_for_sm_90_in_a_process():
     assert kernels["gram bf16"]["spilled_in_products"] == [0.0] * 3
     assert len(kernels["gram f32"]["spilled_in_products"]) == 3
     assert max(kernels["gram f32"]["spilled_in_products"]) < 0.01
-    for name in ("moments", "summary", "sum", "gather"):
+    for name in ("moments", "summary", "sum", "gather", "sums", "means", "finish"):
         assert kernels[name]["stack"] == 0, name
+    assert kernels["update"]["mma"] == ["f64.f64.f64.f64"]
+    assert kernels["products f32"]["wgmma"] == ["f32.tf32.tf32"]
+    assert kernels["products f64"]["mma"] == ["f64.f64.f64.f64"]
+    assert kernels["products f32"]["starts"] == ["cst", "tile", "tile"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

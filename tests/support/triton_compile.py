@@ -13,9 +13,21 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from slimfast.kernels.backends.triton import covariance_kernels, gather_kernels, moment_kernels, schedule
+from slimfast.kernels import Moments
+from slimfast.kernels.backends import damped_systems, moment_layers
+from slimfast.kernels.backends.triton import (
+    covariance_kernels,
+    gather_kernels,
+    moment_kernels,
+    moment_launches,
+    operand_kernels,
+    product_kernels,
+    schedule,
+    solve_kernels,
+)
 
 POINTERS = {"vectors": "*fp64", "summary": "*fp64", "sums": "*fp64", "edge_parts": "*fp64", "count": "i32"}
+POINTERS |= {"means": "*fp64", "apart": "*fp64", "squares": "*fp64", "one": "fp32", "step": "i32"}
 
 
 def compiled(kernel, constants, *, partial="*fp32", warps=4, stages=3):
@@ -91,11 +103,43 @@ def gram(source, *, centre, big):
     )
 
 
+def products(dtype, *, centre=True):
+    """The products of streaming moments as the backend launches them, on the largest tiles."""
+    layer = moment_layers.moment_layers(
+        [torch.zeros(512, 8, dtype=dtype)],
+        [None],
+        [Moments(0, torch.zeros(512), torch.zeros(1))],
+        [torch.float64 if dtype == torch.float64 else torch.float32],
+    )[0]
+    tiles = moment_launches._tiles_of(layer)
+    element = moment_kernels.ELEMENT
+    constants = {"ELEMENT_X": element[dtype], "ELEMENT_Y": element[dtype], "BLOCK": tiles.block}
+    constants |= {"COMPUTE": tl.float64 if dtype == torch.float64 else tl.float32, "DEPTH": tiles.depth}
+    constants |= {"LENGTH": product_kernels.PART, "PRECISION": product_kernels.PRECISION, "WIDEN": False}
+    constants |= {"EXACT": dtype == torch.bfloat16, "CENTRE": centre}
+    return compiled(
+        product_kernels.products_kernel, constants, partial="*fp64", warps=tiles.warps, stages=tiles.stages
+    )
+
+
 def main():
     moments = {"ELEMENT": tl.bfloat16, "BLOCK": moment_kernels.MOMENT_POSITIONS}
     summary = {"BLOCKS": moment_kernels.SUMMARY_BLOCKS, "COLUMNS": schedule.SUMMARY_COLUMNS}
     added = {"OUT": tl.float32, "BLOCK": 128, "ROWS": covariance_kernels.SUM_ROWS, "EXACT": True}
+    sums = {"ELEMENT": tl.bfloat16, "VARS": operand_kernels.SUM_VARIABLES}
+    sums |= {"BLOCK": operand_kernels.SUM_POSITIONS}
+    finish = {"BLOCK": 128, "ROWS": product_kernels.FINISH_ROWS, "EXACT": True}
     told = {
+        "products bf16": products(torch.bfloat16, centre=False),
+        "products f32": products(torch.float32),
+        "products f64": products(torch.float64),
+        **{
+            name: compiled(getattr(solve_kernels, f"{name}_kernel"), {"BLOCK": damped_systems.BLOCK}, warps=8)
+            for name in ("panel", "update", "backward")
+        },
+        "sums": compiled(operand_kernels.sums_kernel, sums),
+        "means": compiled(operand_kernels.means_kernel, {"VARS": operand_kernels.MEAN_VARIABLES}),
+        "finish": compiled(product_kernels.finish_kernel, finish, partial="*fp64"),
         "gram bf16": gram(torch.bfloat16, centre=False, big=True),
         "gram f32": gram(torch.float32, centre=True, big=True),
         "gram f64": gram(torch.float64, centre=True, big=True),

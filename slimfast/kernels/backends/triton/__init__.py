@@ -1,4 +1,4 @@
-"""Triton kernels for NVIDIA GPUs: covariance and gather; Triton is imported when the first of them runs.
+"""Triton kernels for NVIDIA GPUs; Triton is imported when the first of them runs.
 
 With ``TRITON_INTERPRET=1``, set before Triton is imported, the same kernels run on CPU tensors, for tests.
 """
@@ -7,25 +7,23 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from slimfast.kernels.backends.contract import Prepared, PreparedOps, absent, member_by_member, why_absent
-from slimfast.kernels.backends.moments_by_covariance import moments_by_covariance
-from slimfast.kernels.backends.triton import schedule
+from slimfast.kernels.backends.triton import moment_launches, solve_launches
+from slimfast.kernels.backends.triton.covariance_launches import prepare_covariance
+from slimfast.kernels.backends.triton.where import interpreted, on_device
+from slimfast.kernels.convolutions import Convolution
 from slimfast.kernels.dtypes import ELEMENT_BYTES
-from slimfast.kernels.results import Moments
+from slimfast.kernels.results import CrossMoments, Moments
 
 OLDEST_TRITON = (3, 4)
 # bfloat16 and TF32 tensor cores begin here.
 OLDEST_CAPABILITY = (8, 0)
-_KERNELS = ("covariance", "moments", "gather")
+_KERNELS = ("covariance", "moments", "cross_covariance", "patch_moments", "cholesky_solve", "gather")
 
 
 def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
@@ -53,11 +51,6 @@ def why_not(op: str, inputs: Sequence[Tensor]) -> list[str]:
     return reasons
 
 
-def interpreted() -> bool:
-    """Whether ``TRITON_INTERPRET=1`` asks for kernels that run on the CPU."""
-    return os.environ.get("TRITON_INTERPRET", "") == "1"
-
-
 @functools.cache
 def _why_no_triton() -> str | None:
     try:
@@ -80,7 +73,36 @@ def moments(
     xs: list[Tensor], masks: list[Tensor | None], into: list[Moments], dtypes: list[torch.dtype]
 ) -> None:
     """See :func:`slimfast.kernels.moments.grouped_moments`: xs are (variables, positions ...)."""
-    moments_by_covariance(covariance, xs, masks, into, dtypes)
+    with on_device(xs[0].device):
+        moment_launches.add_moments(xs, masks, into, dtypes)
+
+
+def cross_covariance(
+    xs: list[Tensor],
+    ys: list[Tensor],
+    masks: list[Tensor | None],
+    into: list[CrossMoments],
+    dtypes: list[torch.dtype],
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_cross_covariance`."""
+    with on_device(xs[0].device):
+        moment_launches.add_cross_covariance(xs, ys, masks, into, dtypes)
+
+
+def patch_moments(
+    xs: list[Tensor], convolutions: list[Convolution], into: list[Moments], dtypes: list[torch.dtype]
+) -> None:
+    """See :func:`slimfast.kernels.moments.grouped_patch_moments`: patches are never stored."""
+    with on_device(xs[0].device):
+        moment_launches.add_patch_moments(xs, convolutions, into, dtypes)
+
+
+def cholesky_solve(
+    mats: list[Tensor], rhs: list[Tensor], dampings: list[list[float]]
+) -> list[tuple[Tensor, Tensor]]:
+    """See :func:`slimfast.kernels.cholesky_solve.grouped_cholesky_solve`; waits for the device once."""
+    with on_device(mats[0].device):
+        return solve_launches.solve_systems(mats, rhs, dampings)
 
 
 def joint_covariance(
@@ -90,178 +112,10 @@ def joint_covariance(
     return member_by_member(covariance, layers, rows, dtypes)
 
 
-def prepare_covariance(
-    xs: list[Tensor], rows: list[bool], dtypes: list[torch.dtype]
-) -> Prepared[tuple[list[Tensor], Tensor]]:
-    """Make a call of :func:`covariance` ready to be launched; the first launch compiles, so it is no
-    capture's.
-    """
-    device = xs[0].device
-    kinds = defaultdict(list)
-    matrices = []
-    for i, (x, by_rows, dtype) in enumerate(zip(xs, rows, dtypes, strict=True)):
-        m = x.shape[0] if by_rows else x.shape[1]
-        matrices.append(torch.empty(m, m, dtype=dtype, device=device))
-        tiles = schedule.choose_tiles(m, _computed_in(x.dtype, dtype), exact=_is_exact(x.dtype, dtype))
-        kinds[x.dtype, dtype, tiles].append(i)
-    # Trace and sum of squared means of every layer.
-    summary = torch.empty(len(xs), 2, dtype=torch.float64, device=device)
-    with _on(device):
-        launches = [
-            _prepare_alike(xs, rows, matrices, members, summary, tiles)
-            for (_, _, tiles), members in kinds.items()
-        ]
-
-    def launch() -> None:
-        with _on(device):
-            for one in launches:
-                one()
-
-    return Prepared((matrices, summary[:, 0]), launch)
-
-
-def _is_exact(source: torch.dtype, dtype: torch.dtype) -> bool:
-    """Say whether products are exact: those of 16-bit numbers are in float32, as long as nothing is
-    subtracted first.
-    """
-    return source in (torch.bfloat16, torch.float16) and dtype == torch.float32
-
-
-def _computed_in(source: torch.dtype, dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if torch.float64 in (source, dtype) else torch.float32
-
-
-class _Buffers(NamedTuple):
-    """What the kernels of layers of one dtype read and write on the device, ``summary`` for all layers of the
-    call.
-    """
-
-    layers: Tensor
-    vectors: Tensor
-    summary: Tensor
-    sums: Tensor
-    edge_parts: Tensor
-    partial: Tensor
-
-
-def _prepare_alike(
-    xs: list[Tensor],
-    rows: list[bool],
-    matrices: list[Tensor],
-    members: list[int],
-    summary: Tensor,
-    tiles: schedule.Tiles,
-) -> Callable[[], None]:
-    """Prepare what fills the matrices of these members, which are of one dtype, from layers of one dtype, in
-    these tiles.
-    """
-    xs, rows = [xs[i] for i in members], [rows[i] for i in members]
-    matrices = [matrices[i] for i in members]
-    source, dtype, device = xs[0].dtype, matrices[0].dtype, xs[0].device
-    sizes = [x.shape if by_rows else x.shape[::-1] for x, by_rows in zip(xs, rows, strict=True)]
-    layers = schedule.layer_table(xs, rows, matrices, members, centred_later=_is_exact(source, dtype))
-    work = schedule.gram_work(sizes, tiles)
-    moments, summaries = schedule.moment_items(layers), schedule.summary_items(layers)
-    tables = schedule.to_device([layers.table, moments, summaries, work.items, work.cut], device)
-    layer_table, moment_items, summary_items, gram_items, cut_tiles = tables
-    compute = _computed_in(source, dtype)
-    buffers = _Buffers(
-        layer_table,
-        torch.empty(layers.vectors, dtype=torch.float64, device=device),
-        summary,
-        torch.empty(layers.blocks, 2, dtype=torch.float64, device=device),
-        torch.empty(layers.edge_parts, dtype=torch.float64, device=device),
-        torch.empty(work.slots, tiles.block, tiles.block, dtype=compute, device=device),
-    )
-
-    def launch() -> None:
-        _launch_moments(source, buffers, moment_items, summary_items)
-        _launch_products(source, dtype, buffers, gram_items, cut_tiles, tiles)
-
-    return launch
-
-
-def _launch_moments(source: torch.dtype, buffers: _Buffers, moments: Tensor, summaries: Tensor) -> None:
-    """Find the means of the layers and their traces."""
-    from slimfast.kernels.backends.triton import moment_kernels
-
-    layers, vectors, summary, sums, edge_parts, _ = buffers
-    moment_kernels.moments_kernel[(len(moments),)](
-        *(layers, moments, vectors, sums, edge_parts),
-        ELEMENT=moment_kernels.ELEMENT[source],
-        BLOCK=moment_kernels.MOMENT_POSITIONS,
-        enable_fp_fusion=True,
-    )
-    moment_kernels.summary_kernel[(len(summaries),)](
-        *(layers, summaries, sums, edge_parts, vectors, summary),
-        BLOCKS=moment_kernels.SUMMARY_BLOCKS,
-        COLUMNS=schedule.SUMMARY_COLUMNS,
-        enable_fp_fusion=True,
-    )
-
-
-def _launch_products(
-    source: torch.dtype,
-    dtype: torch.dtype,
-    buffers: _Buffers,
-    items: Tensor,
-    cut_tiles: Tensor,
-    tiles: schedule.Tiles,
-) -> None:
-    """Find the products of the centred layers, and add up those that are cut along k."""
-    from slimfast.kernels.backends.triton import covariance_kernels, moment_kernels
-
-    layers, vectors, summary, _, _, partial = buffers
-    exact, element = _is_exact(source, dtype), moment_kernels.ELEMENT
-    for centre in (False, True) if exact else (True,):
-        covariance_kernels.gram_kernel[(min(len(items), 2 * _processors(layers.device)),)](
-            *(layers, items, len(items), vectors, summary, partial),
-            ELEMENT=element[source],
-            COMPUTE=element[_computed_in(source, dtype)],
-            OUT=element[dtype],
-            BLOCK=tiles.block,
-            DEPTH=tiles.depth,
-            PRODUCTS=covariance_kernels.PRODUCTS,
-            EXACT=exact,
-            CENTRE=centre,
-            # The interpreter's bfloat16 product is wrong; float32 holds the same numbers.
-            WIDEN=exact and interpreted(),
-            num_warps=tiles.warps,
-            num_stages=tiles.stages,
-            enable_fp_fusion=True,
-        )
-    if len(cut_tiles):
-        covariance_kernels.sum_kernel[(len(cut_tiles), tiles.block // covariance_kernels.SUM_ROWS)](
-            *(layers, cut_tiles, vectors, summary, partial),
-            OUT=element[dtype],
-            BLOCK=tiles.block,
-            ROWS=covariance_kernels.SUM_ROWS,
-            EXACT=exact,
-            enable_fp_fusion=True,
-        )
-
-
-def _processors(device: torch.device) -> int:
-    """Count the multiprocessors of the GPU; under the interpreter a few, so that programs have several tiles
-    each.
-    """
-    if device.type != "cuda":
-        return 4
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _on(device: torch.device) -> AbstractContextManager[object]:
-    """Launch on this device, on its current stream."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
 # Tridiagonalisation, picks and factors are chains of small steps with barriers: not for Triton.
 eigvalsh = absent("triton", "Triton", "eigvalsh")
 eigvalsh_stacked = absent("triton", "Triton", "eigvalsh")
 pivoted_cholesky = absent("triton", "Triton", "pivoted_cholesky")
-cholesky_solve = absent("triton", "Triton", "cholesky_solve")
-cross_covariance = absent("triton", "Triton", "cross_covariance")
-patch_moments = absent("triton", "Triton", "patch_moments")
 
 
 def gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> list[Tensor]:
@@ -278,11 +132,11 @@ def prepare_gather(tensors: list[Tensor], keeps: list[Mapping[int, Tensor]]) -> 
     from slimfast.kernels.backends.triton.gather_kernels import prepare_gather as prepare
 
     device = tensors[0].device
-    with _on(device):
+    with on_device(device):
         thin, start = prepare(tensors, keeps)
 
     def launch() -> None:
-        with _on(device):
+        with on_device(device):
             start()
 
     return Prepared(thin, launch)
