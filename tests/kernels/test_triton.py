@@ -224,7 +224,13 @@ def test_compiled_for_sm_90_in_a_process():
     assert kernels["update"]["mma"] == ["f64.f64.f64.f64"]
     assert kernels["products f32"]["wgmma"] == ["f32.tf32.tf32"]
     assert kernels["products f64"]["mma"] == ["f64.f64.f64.f64"]
-    assert kernels["products f32"]["starts"] == ["cst", "tile", "tile"]
+    assert kernels["products bf16"]["wgmma"] == ["f32.bf16.bf16"]
+    # Here too each chunk starts from zero.
+    assert kernels["products bf16"]["starts"] == ["cst"]
+    assert kernels["products f32"]["starts"] == ["cst", "product", "product"]
+    assert max(kernels["products f32"]["spilled_in_products"]) < 0.03
+    for name in ("products bf16", "products f64"):
+        assert kernels[name]["spilled_in_products"] == [0.0], name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -31,11 +31,13 @@ def test_kernels_in_a_process_of_their_own_where_triton_is_loaded() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_all_systems_of_a_call(dtype: torch.dtype, on: str) -> None:
-    mats = [cases.wishart(m).to(dtype) for m, _ in SIZES]
-    rhs = [cases.normal(m, k, dtype=dtype) for m, k in SIZES]
+    sizes = SIZES if dtype == torch.float64 else SIZES[:2]
+    mats = [cases.wishart(m).to(dtype) for m, _ in sizes]
+    rhs = [cases.normal(m, k, dtype=dtype) for m, k in sizes]
     given = [a.to(on) for a in mats], [b.T.contiguous().T.to(on) for b in rhs]
-    solutions, failures = grouped_cholesky_solve(*given, DAMPINGS, backend="triton")
-    for a, b, each, found, failed in zip(mats, rhs, DAMPINGS, solutions, failures, strict=True):
+    dampings = DAMPINGS[: len(sizes)]
+    solutions, failures = grouped_cholesky_solve(*given, dampings, backend="triton")
+    for a, b, each, found, failed in zip(mats, rhs, dampings, solutions, failures, strict=True):
         assert failed.tolist() == [0] * len(each)
         assert failed.device.type == "cpu"
         for damping, x in zip(each, found.cpu(), strict=True):
@@ -76,11 +78,11 @@ def test_what_is_not_positive_definite_is_told(m: int, on: str) -> None:
 
 
 def test_a_system_does_not_depend_on_the_others(on: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    mats = [cases.wishart(m).to(on) for m, _ in SIZES]
-    rhs = [cases.normal(m, k).to(on) for m, k in SIZES]
-    together, _ = grouped_cholesky_solve(mats, rhs, DAMPINGS, backend="triton")
+    mats = [cases.wishart(m).to(on) for m, _ in SIZES[:3]]
+    rhs = [cases.normal(m, k).to(on) for m, k in SIZES[:3]]
+    together, _ = grouped_cholesky_solve(mats, rhs, DAMPINGS[:3], backend="triton")
     # Memory for one system at a time.
     monkeypatch.setattr(damped_systems, "call_bytes", lambda *_: 1)
-    parted, _ = grouped_cholesky_solve(mats, rhs, DAMPINGS, backend="triton")
+    parted, _ = grouped_cholesky_solve(mats, rhs, DAMPINGS[:3], backend="triton")
     for one, other in zip(together, parted, strict=True):
         assert torch.equal(one, other)

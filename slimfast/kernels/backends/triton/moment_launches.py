@@ -66,12 +66,11 @@ def _add(layers: list[MomentLayer]) -> None:
 
 def _tiles_of(layer: MomentLayer) -> schedule.Tiles:
     widest = layer.group if layer.y is None else max(layer.x.variables, layer.y.variables)
-    if _is_exact(layer):
-        return schedule.choose_tiles(widest, torch.float32, exact=True)
-    if layer.in_double:
-        return schedule.choose_tiles(widest, torch.float64, exact=False)
-    # Centred and looked up element by element, more are more than the registers hold.
-    return schedule.choose_tiles(widest, torch.float32, exact=False)._replace(depth=16)
+    # Elements are looked up one by one: more of them than this, or of two steps at a time, are more than the
+    # registers hold.
+    if layer.in_double or _is_exact(layer) or widest < schedule.LARGE_TILE_FROM:
+        return schedule.Tiles(block=64, depth=32 if _is_exact(layer) else 16, warps=8, stages=1)
+    return schedule.Tiles(block=128, depth=16, warps=8, stages=1)
 
 
 def _is_exact(layer: MomentLayer) -> bool:
