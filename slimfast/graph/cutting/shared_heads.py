@@ -19,7 +19,7 @@ class SharedHeads:
     """The groups of query heads that share heads of keys and values, by the module around both."""
 
     def __init__(self, graph: ChannelGraph) -> None:
-        heads = [(group, _produced_by(group)) for group in graph if group.kind == "head"]
+        self._heads = heads = [(group, _produced_by(group)) for group in graph if group.kind == "head"]
         # The whole heads are made by queries, keys and values, those that share one by the queries alone.
         self._found = [
             (group, own, whole)
@@ -40,6 +40,10 @@ class SharedHeads:
             for group, own, whole in self._found
             if group.n == held.value and all(name.startswith(inside) for name in own | whole)
         }
+        if not meant:
+            # One head of keys and values is no group: queries alone, one layer, make the only heads there.
+            there = [(group, own) for group, own in self._heads if all(n.startswith(inside) for n in own)]
+            meant = {g.name for g, own in there if g.n == held.value and len(there) == 1 and _one_layer(own)}
         if len(meant) != 1:
             return None
         units = np.arange(held.value, dtype=np.int64)
@@ -48,3 +52,7 @@ class SharedHeads:
 
 def _produced_by(group: ChannelGroup) -> frozenset[str]:
     return frozenset(member.tensor for member in group.producers())
+
+
+def _one_layer(tensors: frozenset[str]) -> bool:
+    return len({name.rpartition(".")[0] for name in tensors}) == 1
