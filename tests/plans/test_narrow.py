@@ -5,7 +5,10 @@ from __future__ import annotations
 import warnings
 
 import pytest
+import torch
+from torch import nn
 
+import slimfast
 from slimfast import GroupPlan
 from slimfast.plans.narrow import warn_of_few
 
@@ -29,3 +32,17 @@ def test_others_are_not(one: GroupPlan) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_few([one])
+
+
+def test_a_plan_of_a_layer_that_reads_one_thing_says_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(1, 512), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    x = torch.randn(200, 1)
+    graph = slimfast.trace_channels(model, x)
+    calibration = slimfast.calibrate(model, graph, [x])
+    with pytest.warns(UserWarning, match=r"^plan: 0 keeps \d+ of 512 units: "):
+        slimfast.plan(model, x, params=0.02, calibration=calibration)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        floored = slimfast.plan(model, x, params=0.3, calibration=calibration, min_width=32)
+    assert floored.widths()["0"] >= 32
