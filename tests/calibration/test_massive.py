@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import slimfast
-from slimfast.calibration import massive, moments, sensitivity
+from slimfast.calibration import moments, sensitivity
 from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.massive import BOUND, shrinking
 from slimfast.graph import trace_channels
@@ -194,7 +194,3 @@ def test_one_massive_channel_neither_owns_the_curve_nor_hides_the_error() -> Non
     wanted, got = model(typical).detach(), thin(typical).detach()
     real = float((wanted - got).square().sum() / (wanted - wanted.mean((0, 1))).square().sum())
     assert real / 4 < fit.after < real * 4
-
-
-def test_the_bound_is_far_above_what_is_usual() -> None:
-    assert massive.BOUND >= 16
