@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import slimfast
+from slimfast.calibration import lockstep
 from slimfast.calibration.sleeping import Activations
 from slimfast.calibration.spilling import Store
 
@@ -141,3 +142,18 @@ def test_memory_is_a_number_of_bytes(memory: Any) -> None:
     plan = slimfast.plan(model, x, explained_variance=0.9)
     with pytest.raises(ValueError, match=f"prune: expected memory in bytes, 0 or more, got {memory}"):
         slimfast.prune_channels(model, plan, memory=memory)
+
+
+def test_free_memory_is_looked_for_when_enough_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(lockstep, "give_back", asked.append)
+    with Store("test", 800) as store:
+        tidy = lockstep._tidier(store)
+        store.held = 300
+        for made in (60, 40, 1, 99, 2):
+            tidy(made)
+        # What is free may stay where the memory allows it, and an eighth of that at least.
+        assert asked == [500, 500]
+        store.held = 800
+        tidy(101)
+    assert asked == [500, 500, 100]

@@ -57,7 +57,7 @@ class ThinLayer:
             return False
         a = self._consumer.columns(x, piece.index)
         if a.untyped_storage()._cdata == x.untyped_storage()._cdata:
-            # It waits until there are more; the forward goes on, and may write to what it has.
+            # It waits until there are more, and the forward may be put away meanwhile.
             a = a.clone()
         if a.dtype != torch.float64:
             a, b = a.float(), b.float()
