@@ -21,7 +21,7 @@ from benchmarks.accuracy.studies import (
     recovery_tables,
     summary_tables,
 )
-from benchmarks.large import backbone, calibrated, scaling
+from benchmarks.large import backbone, calibrated, scaling, streamed
 from benchmarks.markdown import Table
 from benchmarks.ops import tables as ops
 from benchmarks.ops import widths
@@ -35,6 +35,7 @@ DECLARING = (
     ops,
     widths,
     backbone,
+    streamed,
     scaling,
     calibrated,
     cifar10_tables,

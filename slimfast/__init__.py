@@ -16,6 +16,7 @@ from slimfast.calibration import (
     save_calibration,
 )
 from slimfast.checkpoints import (
+    calibrate_checkpoint,
     export,
     export_dcp,
     load,
@@ -23,6 +24,7 @@ from slimfast.checkpoints import (
     plan_checkpoint,
     prune_checkpoint,
     save,
+    without_weights,
 )
 from slimfast.distillation import DistillationLoss, aligned_hints, distill, perplexity
 from slimfast.distributed import join_team
@@ -88,6 +90,7 @@ __all__ = [
     "Verification",
     "aligned_hints",
     "calibrate",
+    "calibrate_checkpoint",
     "count_module",
     "distill",
     "error_curves",
@@ -131,4 +134,5 @@ __all__ = [
     "trace_channels",
     "verification_report",
     "verify",
+    "without_weights",
 ]

@@ -28,7 +28,8 @@ import torch
 from benchmarks.large.decoder import FITS, Decoder, generate
 from benchmarks.markdown import Table
 from benchmarks.stamp import ROOT, stamp
-from slimfast.checkpoints.shards import plan_checkpoint
+from slimfast.checkpoints.shard_plans import plan_checkpoint
+from slimfast.checkpoints.streamed import without_weights
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.distributed.team import join_team
 from slimfast.errors import SlimfastError
@@ -49,7 +50,7 @@ _HEAD = 32
 
 
 def model_of(decoder: Decoder) -> torch.nn.Module:
-    """The stock decoder of these sizes, on the meta device."""
+    """The stock decoder of these sizes, without values of its parameters."""
     prepare_torchvision()
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -63,7 +64,7 @@ def model_of(decoder: Decoder) -> torch.nn.Module:
         tie_word_embeddings=decoder.tied,
         use_cache=False,
     )
-    with torch.device("meta"):
+    with without_weights():
         return LlamaForCausalLM(config).eval()
 
 

@@ -2,7 +2,8 @@
 
 from slimfast.calibration.curves import ErrorCurve, error_curves
 from slimfast.calibration.data import Calibration
-from slimfast.calibration.files import load_calibration, save_calibration
+from slimfast.calibration.files import save_calibration
+from slimfast.calibration.folders import load_calibration
 from slimfast.calibration.moments import calibrate
 
 __all__ = [

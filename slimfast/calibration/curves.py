@@ -16,6 +16,7 @@ from slimfast.calibration.data import Calibration, check_calibration
 from slimfast.calibration.moments import unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.calibration.spilling import MEMORY, check_memory
+from slimfast.calibration.sums_file import SumsFile
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.kernels.ops import grouped_pivoted_cholesky
@@ -105,11 +106,27 @@ def error_curves(
         curves = slimfast.error_curves(model, graph, calibration)
         plan = slimfast.plan_widths(graph, {}, macs=0.5, curves=curves)
     """
+    return resumed_curves(model, graph, calibration, memory=memory, backend=backend, progress=progress)
+
+
+def resumed_curves(
+    model: nn.Module,
+    graph: ChannelGraph,
+    calibration: Calibration,
+    *,
+    memory: int,
+    backend: str,
+    progress: Progress | None,
+    resume: SumsFile | None = None,
+) -> dict[str, ErrorCurve]:
+    """Find error curves as :func:`error_curves` does, from where an earlier run has stopped."""
     check_memory("plan", memory)
     model = unwrapped(model)
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     check_calibration(calibration, model, consumers.values())
-    felt = sensitivities(model, consumers.values(), calibration, memory=memory, progress=progress)
+    felt = sensitivities(
+        model, consumers.values(), calibration, memory=memory, progress=progress, resume=resume
+    )
     curves = {}
     for group in graph:
         covariance = unit_covariance(group, consumers, calibration)

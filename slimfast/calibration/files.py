@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, map_leaves
 from slimfast.kernels.dtypes import FLOATING
 from slimfast.storage.documents import Fields, parse_object
+from slimfast.storage.safetensors_writer import bytes_of
 from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
 
 KIND = "slimfast.calibration.moments"
@@ -49,14 +51,8 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
         entries.append({"weight": name, "count": reading.count, "moments": owner})
         for part in _PARTS if owner == name else ("norms",):
             tensors[f"{part}:{name}"] = getattr(reading, part).contiguous()
-    inputs = []
-    for i, (args, kwargs) in enumerate(calibration.batches):
-        inputs.append(InputSpec.of(kwargs or args).to_json())
-        leaves = list(tensors_in((args, kwargs)))
-        tensors |= {f"input:{i}:{j}": leaf.detach().cpu().clone() for j, leaf in enumerate(leaves)}
-    for i, mask in enumerate(calibration.masks):
-        if mask is not None:
-            tensors[f"mask:{i}"] = mask.detach().cpu().contiguous()
+    inputs, of_samples = write_samples(calibration.batches, calibration.masks)
+    tensors |= of_samples
     document = {
         "kind": KIND,
         "schema": SCHEMA,
@@ -70,22 +66,8 @@ def save_calibration(calibration: Calibration, path: str | os.PathLike[str]) -> 
     write_tensor_document(path, json.dumps(document, allow_nan=False), tensors)
 
 
-def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Calibration:
-    """Load the calibration in a file of :func:`save_calibration`.
-
-    Args:
-        path: The file.
-        device: Where its inputs are to be.
-
-    Returns:
-        The calibration that was saved.
-
-    Raises:
-        SlimfastError: For another file.
-
-    Example:
-        calibration = slimfast.load_calibration("calibration.safetensors", device="cuda")
-    """
+def load_file(path: str | os.PathLike[str], device: str) -> Calibration:
+    """Load the calibration in a file of :func:`save_calibration`; its inputs are to be on this device."""
     shown = os.fspath(path)
     with open_tensor_document(path, "a calibration") as file:
         fields = parse_object(file.document, shown)
@@ -96,20 +78,54 @@ def load_calibration(path: str | os.PathLike[str], *, device: str = "cpu") -> Ca
     whole = {name: tensor.double() for name, tensor in tensors.items() if name.partition(":")[0] in _PARTS}
     readings = [_reading(item, whole, tensors, schema) for item in fields.objects("readings")]
     left = fields.object("left")
-    inputs = fields.raw("inputs")
-    batches = _batches(inputs, tensors, shown, device)
-    masks = [_mask(tensors.get(f"mask:{i}"), batch, shown, device) for i, batch in enumerate(batches)]
+    batches, masks = read_samples(fields.raw("inputs"), tensors, shown, device)
     found = Calibration(
         readings={reading.weight: reading for reading in readings},
         left={name: left.string(name) for name in left.names()},
         batches=batches,
         samples=fields.integer("samples", 1),
-        masks=tuple(masks),
+        masks=masks,
         bytes_held=fields.number("bytes_held", 0.0, _MOST_BYTES) if schema > 1 else 0.0,
         bytes_made=fields.number("bytes_made", 0.0, _MOST_BYTES) if schema > 1 else 0.0,
     )
     fields.done()
     return found
+
+
+def write_samples(
+    batches: Iterable[Arguments], masks: Iterable[Tensor | None]
+) -> tuple[list[Any], dict[str, Tensor]]:
+    """Put samples into JSON that describes them, and tensors by name."""
+    inputs: list[Any] = []
+    tensors: dict[str, Tensor] = {}
+    for i, (args, kwargs) in enumerate(batches):
+        inputs.append(InputSpec.of(kwargs or args).to_json())
+        leaves = list(tensors_in((args, kwargs)))
+        tensors |= {f"input:{i}:{j}": leaf.detach().cpu().clone() for j, leaf in enumerate(leaves)}
+    for i, mask in enumerate(masks):
+        if mask is not None:
+            tensors[f"mask:{i}"] = mask.detach().cpu().contiguous()
+    return inputs, tensors
+
+
+def hash_samples(batches: Iterable[Arguments], masks: Iterable[Tensor | None]) -> str:
+    """Hash samples, with what describes them."""
+    inputs, tensors = write_samples(batches, masks)
+    digest = hashlib.sha256(repr(inputs).encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        for part in bytes_of(tensor):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def read_samples(
+    inputs: Any, tensors: Mapping[str, Tensor], shown: str, device: str
+) -> tuple[tuple[Arguments, ...], tuple[Tensor | None, ...]]:
+    """Take samples and their masks out of what :func:`write_samples` made of them."""
+    batches = _batches(inputs, tensors, shown, device)
+    masks = [_mask(tensors.get(f"mask:{i}"), batch, shown, device) for i, batch in enumerate(batches)]
+    return batches, tuple(masks)
 
 
 def _reading(

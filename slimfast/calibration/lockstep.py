@@ -57,7 +57,7 @@ class _Forward:
 
     def __init__(
         self, network: nn.Module, part: Slice, hooks: Hooks, store: Store | None,
-        wake: Callable[[int], None], tidy: Callable[[int], None], threads: int,
+        wake: Callable[[int], None], tidy: Callable[[int], None], threads: int, what: str,
     ) -> None:  # fmt: skip
         self._store, self._tidy, self._told = store, tidy, 0
         self.activations = None if store is None else Activations(wake)
@@ -67,10 +67,10 @@ class _Forward:
                 torch.set_num_threads(threads)
             hooks(network, self.turns.pause)
             if self.activations is None:
-                run(network, part.args, "repair")
+                run(network, part.args, what)
             else:
                 with self.activations:
-                    run(network, part.args, "repair")
+                    run(network, part.args, what)
 
         self.turns: Pausable[Stop] = Pausable(work)
 
@@ -95,6 +95,8 @@ def advance_together(
     meet: Callable[[Place, int, Tensor], None],
     settle: Callable[[Place], None],
     store: Store | None,
+    what: str = "repair",
+    in_order: bool = False,
 ) -> None:
     """Run every slice on its own copy of a network, all of them up to the same stop before any goes on.
 
@@ -106,6 +108,9 @@ def advance_together(
         meet: Called with the place, the number of the slice, and what is read there.
         settle: Called with the place when all that come to it have.
         store: Where forwards that wait are put away; None lets them keep what they hold.
+        what: The verb that a forward which fails is said to fail in.
+        in_order: At each place the slices come in the order of their numbers, which costs to put one more of
+            them away there.
     """
     forwards: list[_Forward] = []
     tidy = _tidier(store)
@@ -117,7 +122,7 @@ def advance_together(
 
     threads = max(1, _THREADS // max(1, len(slices)))
     for network, part in zip(networks, slices, strict=True):
-        forwards.append(_Forward(network, part, hooks, store, wake, tidy, threads))
+        forwards.append(_Forward(network, part, hooks, store, wake, tidy, threads, what))
     with _threads_kept(), closing([forward.turns for forward in forwards]):
         waiting: dict[int, Place] = {}
         going, awake = list(range(len(forwards))), -1
@@ -136,6 +141,8 @@ def advance_together(
             first = min(set(waiting.values()), key=lambda place: (order.get(place[0], len(order)), place[1]))
             settle(first)
             # The last to come is in memory still: it is the first to go on.
-            going = sorted((i for i, at in waiting.items() if at == first), reverse=going == sorted(going))
-            going.sort(key=lambda i: i != awake)
+            back = not in_order and going == sorted(going)
+            going = sorted((i for i, at in waiting.items() if at == first), reverse=back)
+            if not in_order:
+                going.sort(key=lambda i: i != awake)
             waiting = {i: at for i, at in waiting.items() if at != first}

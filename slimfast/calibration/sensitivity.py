@@ -17,8 +17,11 @@ from slimfast.calibration.forward import Slice, running
 from slimfast.calibration.masks import positions_that_count
 from slimfast.calibration.massive import shrinking
 from slimfast.calibration.spilling import MEMORY
+from slimfast.calibration.sums_file import SumsFile
 from slimfast.errors import NonFinite, SlimfastError, one_line
 from slimfast.graph.recording.inputs import cloned, tensors_in
+from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.storage.stored_tensors import left_on_shelves, shelves_of
 
 
 def sensitivities(
@@ -28,6 +31,7 @@ def sensitivities(
     *,
     memory: int = MEMORY,
     progress: Progress | None = None,
+    resume: SumsFile | None = None,
 ) -> dict[str, Tensor]:
     """Measure what the output loses where a variable is held at its mean: (L,) float64 for each consumer, by
     weight.
@@ -40,17 +44,20 @@ def sensitivities(
     positions count neither in the sum nor in the outputs.
 
     So many samples run at once as hold ``memory`` bytes for their backward pass; ``progress`` is told of
-    them. Raises :class:`SlimfastError` where the output has no values, or none that can be differentiated.
+    them, and ``resume`` is where the sums are after each slice. Raises :class:`SlimfastError` where the
+    output has no values, or none that can be differentiated.
     """
     wanted = [consumer for consumer in consumers if consumer.weight in calibration.readings]
     if not wanted:
         return {}
     measured = _Measured(wanted, calibration)
-    done = 0
-    with running(model) as (network, _):
+    done, before = 0, measured.go_on(resume)
+    with running(model) as (network, _), left_on_shelves(shelves_of(named_tensors(model).values())):
         network.requires_grad_(False)
-        for part in calibration.slices_for_backward(memory):
-            measured.run(network, part)
+        for number, part in enumerate(calibration.slices_for_backward(memory)):
+            if number >= before:
+                measured.run(network, part, number)
+                measured.keep(number + 1)
             done += part.samples
             if progress is not None:
                 progress(done, calibration.samples)
@@ -64,11 +71,26 @@ class _Measured:
         self._consumers, self._readings = consumers, calibration.readings
         self._signs = _Signs()
         self._totals: dict[str, Tensor] = {}
+        self._file: SumsFile | None = None
         # Layers whose input the network changes in place after they have read it.
         self._changed: set[str] = set()
 
-    def run(self, network: nn.Module, part: Slice) -> None:
-        """Add up one slice."""
+    def go_on(self, resume: SumsFile | None) -> int:
+        """Take the sums of an earlier run; how many slices they are of."""
+        self._file = resume
+        if resume is None:
+            return 0
+        slices, self._totals, drawn = resume.read()
+        self._signs.go_on(drawn)
+        return slices
+
+    def keep(self, slices: int) -> None:
+        """Write down the sums of so many slices."""
+        if self._file is not None:
+            self._file.write(slices, self._totals, self._signs.state())
+
+    def run(self, network: nn.Module, part: Slice, number: int) -> None:
+        """Add up one slice, of this number."""
         drawn = self._signs.state()
         with torch.enable_grad():
             probes = self._forward(network, part)
@@ -80,9 +102,9 @@ class _Measured:
             torch.autograd.backward(probes.outputs, probes.slopes)
         for weight, felt in probes.felt.items():
             self._totals[weight] = self._totals[weight] + felt if weight in self._totals else felt
-        self._check_finite(probes.felt)
+        self._check_finite(probes.felt, number)
 
-    def _check_finite(self, felt: Mapping[str, Tensor]) -> None:
+    def _check_finite(self, felt: Mapping[str, Tensor], number: int) -> None:
         """Refuse derivatives that are not finite, in one wait for each device."""
         by_device: dict[torch.device, list[str]] = {}
         for weight, values in felt.items():
@@ -92,7 +114,10 @@ class _Measured:
             for weight, fine in zip(weights, finite.tolist(), strict=True):
                 if not fine:
                     module = next(c.module for c in self._consumers if c.weight == weight)
-                    raise NonFinite(f"plan: expected finite derivatives, got others at what {module} reads")
+                    raise NonFinite(
+                        f"plan: expected finite derivatives, got others at what {module} reads, "
+                        f"slice {number}"
+                    )
 
     def totals(self) -> dict[str, Tensor]:
         """Give the sums, zero for what no output feels."""
@@ -202,6 +227,12 @@ class _Signs:
     def state(self) -> list[Tensor]:
         """Note how many were drawn."""
         return [generator.get_state() for generator in self._generators]
+
+    def go_on(self, state: list[Tensor]) -> None:
+        """Draw from where others have stopped."""
+        self._generators = [torch.Generator() for _ in state]
+        for generator, before in zip(self._generators, state, strict=True):
+            generator.set_state(before)
 
     def go_back(self, state: list[Tensor]) -> None:
         """Draw again what was drawn since."""

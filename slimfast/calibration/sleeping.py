@@ -16,6 +16,7 @@ from slimfast.calibration.forward import elements_of, part_of, run
 from slimfast.calibration.spilling import Store, bytes_of
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.inputs import map_leaves
+from slimfast.storage.stored_tensors import Shelf, StoredTensor
 
 # What tensors have that are no wrappers around others.
 _PLAIN = Tensor.__torch_dispatch__
@@ -33,6 +34,8 @@ class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, wake: Callable[[int], None] | None = None, *, measure: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._wake, self._measure = wake, measure
+        # They bring weights from files, of which an operation may return a view too.
+        self._shelves: set[Shelf] = set()
         self._made: dict[int, StorageWeakRef] = {}
         # Each with its blocks in the store's file, none where it stayed in memory, and its bytes.
         self._away: dict[int, tuple[torch.UntypedStorage, list[int], int]] = {}
@@ -53,7 +56,9 @@ class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _look_at(self, given: set[int], leaf: Any) -> None:
-        if isinstance(leaf, Tensor) and _has_memory(leaf):
+        if isinstance(leaf, StoredTensor):
+            self._shelves.add(leaf.shelf)
+        elif isinstance(leaf, Tensor) and _has_memory(leaf):
             storage = leaf.untyped_storage()
             given.add(storage._cdata)
             if self._wake is not None and leaf.numel() and not storage.nbytes():
@@ -63,6 +68,8 @@ class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(leaf, Tensor) and _has_memory(leaf):
             storage = leaf.untyped_storage()
             address = storage._cdata
+            if any(shelf.entry_at(address) for shelf in self._shelves):
+                return
             if address not in given and address not in self._made:
                 self._made[address] = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
                 self.made += storage.nbytes()

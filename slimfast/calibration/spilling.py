@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from typing import IO, Any
 
 import torch
@@ -27,14 +28,15 @@ def check_memory(what: str, memory: int) -> int:
 class Store:
     """Tensors held, in memory up to ``memory`` bytes in all, and beyond that in a temporary file.
 
-    The file has no name that others see, is in the folder of :mod:`tempfile` (``TMPDIR``) and goes with the
-    store. A full disk is a :class:`SlimfastError`, and nothing that was held before is lost by it.
+    The file has no name that others see, is in ``folder``, by default that of :mod:`tempfile` (``TMPDIR``),
+    and goes with the store. A full disk is a :class:`SlimfastError`, and nothing that was held before is lost
+    by it.
     """
 
-    def __init__(self, what: str, memory: int) -> None:
+    def __init__(self, what: str, memory: int, folder: Path | None = None) -> None:
         # ``reserved``: of the memory, what is not to be used yet.
         self.memory, self.held, self.reserved = memory, 0, 0
-        self._what = what
+        self._what, self._folder = what, folder
         self._file: IO[bytes] | None = None
         self._free: list[int] = []
         self._blocks = 0
@@ -53,16 +55,17 @@ class Store:
     def told(self) -> str:
         """Say what is held, and where."""
         away = (self._blocks - len(self._free)) * _BLOCK
-        file = f", {away:,} in a file in {tempfile.gettempdir()}" if self._blocks else ""
+        file = f", {away:,} in a file in {self._where()}" if self._blocks else ""
         return f"{self.held:,} bytes in memory{file}"
 
     def put(self, tensor: Tensor) -> Held:
-        """Hold a tensor that nobody else changes."""
+        """Hold a tensor that nobody else changes; it comes back with the layout that it has here."""
+        tensor, order = _dense(tensor)
         if self.room_for(tensor.nbytes):
             self.held += tensor.nbytes
             return Held(self, tensor, None)
-        here = tensor.contiguous().cpu()
-        like = (tensor.dtype, tensor.shape, tensor.device)
+        here = tensor.permute(order).cpu()
+        like = (tensor.dtype, here.shape, order, tensor.device)
         return Held(self, None, (self.write(bytes_of(here)), like))
 
     def write(self, data: memoryview) -> list[int]:
@@ -83,8 +86,8 @@ class Store:
             self._free += blocks
             raise SlimfastError(
                 f"{self._what}: {one_line(error)}, after {self._blocks * _BLOCK:,} bytes of activations "
-                f"in {tempfile.gettempdir()}; nothing was changed: free space there, set TMPDIR to another "
-                f"disk, or allow more memory than {self.memory:,} bytes (memory=)"
+                f"in {self._where()}; nothing was changed: free space there, {self._elsewhere()}, or allow "
+                f"more memory than {self.memory:,} bytes (memory=)"
             ) from None
         return blocks
 
@@ -105,9 +108,15 @@ class Store:
         """Let others have these blocks."""
         self._free += blocks
 
+    def _where(self) -> str:
+        return str(self._folder or tempfile.gettempdir())
+
+    def _elsewhere(self) -> str:
+        return "set TMPDIR to another disk" if self._folder is None else "name a folder on another disk"
+
     def _opened(self) -> IO[bytes]:
         if self._file is None:
-            made = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 (closed with the store)
+            made = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115 (closed with the store)
             self._file = self._open.enter_context(made)
         return self._file
 
@@ -132,14 +141,27 @@ class Held:
     def take(self) -> Tensor:
         """Give the tensor out; to its last user for good."""
         if self._tensor is None:
-            blocks, (dtype, shape, device) = self._away
+            blocks, (dtype, shape, order, device) = self._away
             found = torch.empty(shape, dtype=dtype, device="cpu")
             self._store.read(blocks, bytes_of(found))
-            self._tensor, self._away = found.to(device), None
+            places = [order.index(dim) for dim in range(len(order))]
+            self._tensor, self._away = found.to(device).permute(places), None
             self._store.held += self._tensor.nbytes
         tensor = self._tensor
         self.drop()
         return tensor
+
+
+def _dense(tensor: Tensor) -> tuple[Tensor, list[int]]:
+    """Give a tensor, or a copy of it, without gaps in its memory, and its dims in the order of that memory.
+
+    Sums over it depend on that order, to rounding, and are not to depend on where it was held.
+    """
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: -strides[dim])
+    if tensor.permute(order).is_contiguous():
+        return tensor, order
+    return tensor.contiguous(), list(range(tensor.dim()))
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from slimfast.plans.fingerprint import fingerprint_of
 from slimfast.pruning.manifests import Manifest
 from slimfast.storage.atomic import cannot_write, check_file, lock
 from slimfast.storage.documents import parse_object
@@ -18,22 +20,32 @@ from slimfast.storage.weights import Weights
 INDEX = "model.safetensors.index.json"
 # Under this name the metadata of shards and of their index say which job has written them.
 JOB = "slimfast.job"
+# And here the index has the report of a repair.
+REPAIR = "slimfast.repair"
 
 
-def job_of(weights: Weights, described: Manifest) -> str:
-    """Hash what a folder is the result of: the manifest, and the files as they are now."""
+def job_of(weights: Weights, described: Manifest, how: str = "") -> str:
+    """Hash what a folder is the result of: the manifest, the files as they are now, and ``how``."""
+    return hashlib.sha256((described.to_json() + as_they_are(weights) + how).encode()).hexdigest()
+
+
+def as_they_are(weights: Weights) -> str:
+    """Describe the files of weights as they are now, so that others, and later ones, differ.
+
+    Of weights that are in no files it is the values.
+    """
     files = sorted({extent.path for extent in weights.extents.values()} or {Path(weights.source)})
-    digest = hashlib.sha256(described.to_json().encode())
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+    if not files[0].exists():
+        return str(fingerprint_of((name, weights.load(name)) for name in weights.infos))
+    states = ((file.name, file.stat()) for file in files)
+    return "".join(f"{name} {status.st_size} {status.st_mtime_ns}\n" for name, status in states)
 
 
-def clear(folder: Path, files: Iterable[str], job: str) -> None:
+def clear(folder: Path, files: Collection[str], job: str) -> Any:
     """Make way for a job: remove the index of an earlier one, and refuse to write over what is not ours.
 
-    Without the index no reader finds the new shards among the old.
+    Without the index no reader finds the new shards among the old. Returns the report of the repair, where
+    the job had come to its end; None where there is none.
     """
     for file in files:
         if (folder / file).exists() and job_of_shard(folder / file) is None:
@@ -46,6 +58,9 @@ def clear(folder: Path, files: Iterable[str], job: str) -> None:
             raise cannot_write(index, "another checkpoint is there")
         if held.string(JOB) != job:
             index.unlink()
+        elif held.has(REPAIR) and all(job_of_shard(folder / file) == job for file in files):
+            return held.raw(REPAIR)
+    return None
 
 
 def job_of_shard(path: Path) -> str | None:
@@ -63,7 +78,7 @@ def alone(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         lock(descriptor, folder)
-        for part in folder.glob(".model*.part.*"):
+        for part in folder.glob(".*.part.*"):
             part.unlink()
         yield
     finally:

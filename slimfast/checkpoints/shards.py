@@ -1,4 +1,4 @@
-"""Checkpoints that do not fit in memory: planned and pruned tensor by tensor, from shards to shards.
+"""Checkpoints that do not fit in memory: pruned tensor by tensor, from shards to shards.
 
 The model is needed for its code alone, and may be on the meta device; its weights stay on the disk.
 """
@@ -8,111 +8,42 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
-from typing_extensions import Unpack
+from torch import Tensor, nn
 
-from slimfast.arrays import Progress
-from slimfast.calibration import ErrorCurve
-from slimfast.checkpoints.shard_folder import INDEX, JOB, alone, clear, job_of, job_of_shard
-from slimfast.distributed.team import Team
+from slimfast.arrays import IntArray, Progress
+from slimfast.calibration import Calibration
+from slimfast.calibration.spilling import check_memory
+from slimfast.checkpoints.repairing import RepairFolder, digest_of, repair_in_folder, report_to_json
+from slimfast.checkpoints.shard_folder import INDEX, JOB, REPAIR, alone, clear, job_of, job_of_shard
+from slimfast.checkpoints.shard_plans import stored_fingerprint
+from slimfast.checkpoints.streamed import MEMORY, WEIGHTS, streamed_copy
 from slimfast.errors import ArgumentError, SlimfastError
-from slimfast.graph import trace_channels
+from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
-from slimfast.plans import Plan, plan_widths
-from slimfast.plans.fingerprint import check_weights, fingerprint_of
-from slimfast.plans.language_models import warn_without_data
-from slimfast.plans.request import WidthOptions, check_request, takes_width_options
-from slimfast.plans.solving import settled_plan
+from slimfast.plans import Plan
+from slimfast.plans.fingerprint import check_weights
 from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest, manifest
 from slimfast.pruning.mask_folding import is_of_masks
 from slimfast.pruning.prune import prune_channels
+from slimfast.pruning.repair import RepairKind, check_kind
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
-from slimfast.spectra import Spectrum, measure_again, measure_spectra
-from slimfast.spectra.eigenvalues import Scaling
 from slimfast.storage.atomic import atomic_path, output_folder
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors
+from slimfast.storage.stored_tensors import Shelf
 from slimfast.storage.tensor_documents import KEY
-from slimfast.storage.weights import Source, TensorInfo, Weights, open_weights
+from slimfast.storage.weights import TensorInfo, Weights, open_weights
 
-
-@takes_width_options
-def plan_checkpoint(
-    source: Source,
-    model: nn.Module,
-    example: Any,
-    *,
-    outputs: Iterable[str | int] | str | int | None = None,
-    also: Iterable[Any] = (),
-    curves: Mapping[str, ErrorCurve] | None = None,
-    spectra: Mapping[str, Spectrum] | None = None,
-    dtype: torch.dtype | None = None,
-    scaling: Scaling = "raw",
-    member_scaling: bool = False,
-    backend: str = "auto",
-    progress: Progress | None = None,
-    resume: str | os.PathLike[str] | None = None,
-    team: Team | None = None,
-    **options: Unpack[WidthOptions],
-) -> Plan:
-    """Plan a model whose weights stay in ``source`` and are read a few layers at a time.
-
-    The plan is that of :func:`slimfast.plan`. The other keywords are those of :func:`slimfast.plan_widths`
-    and :func:`slimfast.measure_spectra`.
-
-    Args:
-        source: A file or folder of weights, a mapping of tensors or a module.
-        model: The network, for the tracing; it may be on the meta device.
-        example: Its input, for the tracing; likewise.
-        outputs: Which outputs stay as they are, as for :func:`slimfast.trace_channels`.
-        also: Examples of other calls, likewise.
-        curves: Error curves by which a budget is spent, without spectra.
-        spectra: Saved ones, which save the measurement.
-
-    Returns:
-        One width for each channel group.
-
-    Raises:
-        ValueError: For wrong arguments.
-        SlimfastError: For weights that are not the model's, and for a budget that cannot be reached.
-
-    Example:
-        with torch.device("meta"):
-            model = build()
-        plan = slimfast.plan_checkpoint("model.safetensors.index.json", model, tokens, params=0.6)
-    """
-    request = check_request(options)
-    graph = trace_channels(model, example, outputs=outputs, also=also)
-    if curves is not None:
-        # Widths by gain need no spectra; those that are given are shown.
-        gained = plan_widths(graph, spectra or {}, curves=curves, **options)
-        return dataclasses.replace(gained, weights=_fingerprint(open_weights(source), model))
-    warn_without_data(model, "plan: widths are chosen")
-    if spectra is None:
-        spectra = measure_spectra(
-            source,
-            graph,
-            dtype=dtype,
-            scaling=scaling,
-            member_scaling=member_scaling,
-            backend=backend,
-            progress=progress,
-            resume=resume,
-            team=team,
-        )
-
-    def again(measured: Mapping[str, Spectrum], names: Sequence[str]) -> dict[str, Spectrum]:
-        return measure_again(source, measured, names, graph, backend=backend, resume=resume, team=team)
-
-    settled = settled_plan(graph, spectra, request, again)
-    return dataclasses.replace(settled, weights=_fingerprint(open_weights(source), model))
+# Of the progress of a pruning, what a repair is.
+_REPAIR_STAGES = 100
 
 
 def prune_checkpoint(
@@ -122,6 +53,10 @@ def prune_checkpoint(
     *,
     model: nn.Module | None = None,
     select: Method = DEFAULT_METHOD,
+    repair: RepairKind | None = None,
+    repair_damping: float = 0.0,
+    calibration: Calibration | None = None,
+    memory: int = MEMORY,
     strict: bool = False,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -139,9 +74,16 @@ def prune_checkpoint(
         folder: Where to write.
         model: The wide network, on the meta device or not.
         select: How units are chosen that a plan has not chosen.
+        repair: As for :func:`slimfast.prune_channels`; the report stays with what :func:`load_checkpoint`
+            gives. Both networks run from their files, all samples side by side from layer to layer; what is
+            repaired is in ``folder/repair`` until all is done, from which a run that was stopped goes on.
+        repair_damping: The least damping from activations, likewise.
+        calibration: From :func:`slimfast.calibrate_checkpoint` or :func:`slimfast.calibrate`.
+        memory: Bytes of activations that a repair holds in memory; the rest goes to a temporary file.
         strict: Refuses a plan that was made from other weights of the same shapes, which is else a warning.
         backend: The kernels to use.
-        progress: Called with the number of tensors done and of all.
+        progress: Called with the number of tensors done and of all, a hundred of which are a repair; what it
+            raises (:class:`slimfast.Cancelled`) ends the work, which can be gone on with.
 
     Returns:
         What was kept.
@@ -159,41 +101,84 @@ def prune_checkpoint(
             "prune_checkpoint: expected a plan that cuts weights alone, got one of masks, whose dead units "
             "leave constants to the biases; load the network and use slimfast.prune_channels"
         )
+    if repair is not None and isinstance(plan, Manifest):
+        raise ArgumentError("prune_checkpoint: expected a plan and its model for a repair, got a manifest")
+    check_kind(repair, calibration, repair_damping)
+    check_memory("prune", memory)
     weights = open_weights(path)
-    described, first = _manifest(weights, plan, model, select, backend)
+    choice = _choice(weights, plan, model, select, calibration, backend)
+    described, first = choice.described, choice.first
     _check_stored(weights, described, first)
     if isinstance(plan, Plan) and model is not None:
-        check_weights(plan.weights, _fingerprint(weights, model), strict=strict)
+        check_weights(plan.weights, stored_fingerprint(weights, model), strict=strict)
     target = output_folder(folder)
-    job = job_of(weights, described)
+    how = "" if repair is None else f"{repair} {repair_damping} {memory} {backend}"
+    job = job_of(weights, described, f"{how} {digest_of(calibration)}" if calibration and repair else how)
     shards = _shards_of(weights)
+    done, total = 0, len(weights.infos) + (_REPAIR_STAGES if repair is not None else 0)
+
+    def reached(parts: int, of: int) -> None:
+        if progress is not None:
+            progress(done + parts * _REPAIR_STAGES // max(1, of), total)
+
     with alone(target):
-        clear(target, shards, job)
-        done, total = 0, 0
+        report = clear(target, shards, job)
+        repaired: RepairFolder | None = None
+        if repair is not None and report is None:
+            assert model is not None, "there is one with every plan"
+            assert choice.graph is not None, "a plan has one"
+            repaired = RepairFolder(target / "repair", job)
+            found = repair_in_folder(
+                model, weights, described, choice.graph, choice.keeps, repaired,
+                kind=repair, calibration=calibration, damping=repair_damping, memory=memory, backend=backend,
+                tick=reached,
+            )  # fmt: skip
+            report = report_to_json(found)
+        done, size = total - len(weights.infos), 0
         for file, names in shards.items():
             # Files get their names when they are whole.
             if job_of_shard(target / file) != job:
-                _write_shard(target / file, names, weights, described, first, job, backend)
+                _write_shard(target / file, names, weights, choice, repaired, job, backend)
             infos = open_weights(target / file).infos
-            total += sum(_bytes(info) for info in infos.values())
+            size += sum(_bytes(info) for info in infos.values())
             done += len(names)
             if progress is not None:
-                progress(done, len(weights.infos))
+                progress(done, total)
+        metadata = {"total_size": size, JOB: job, KEY: described.to_json()}
         index = {
-            "metadata": {"total_size": total, JOB: job, KEY: described.to_json()},
+            "metadata": metadata if report is None else {**metadata, REPAIR: report},
             "weight_map": {name: file for file, names in shards.items() for name in names},
         }
         with atomic_path(target / INDEX) as temporary:
             temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
+        if repaired is not None:
+            repaired.remove()
     return described
 
 
-def _manifest(
-    weights: Weights, plan: Plan | Manifest, model: nn.Module | None, select: Method, backend: str
-) -> tuple[Manifest, Mapping[str, str]]:
-    """Decide what is to be kept, and find the first name of tensors that are stored under a further one."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Choice:
+    """What is to be kept, and the first name of tensors that are stored under a further one; for a plan also
+    its graph and the units.
+    """
+
+    described: Manifest
+    first: Mapping[str, str]
+    graph: ChannelGraph | None = None
+    keeps: Mapping[str, IntArray] = field(default_factory=dict)
+
+
+def _choice(
+    weights: Weights,
+    plan: Plan | Manifest,
+    model: nn.Module | None,
+    select: Method,
+    calibration: Calibration | None,
+    backend: str,
+) -> _Choice:
+    """Decide what is to be kept."""
     if isinstance(plan, Manifest):
-        return plan, aliases(model) if model is not None else {}
+        return _Choice(plan, aliases(model) if model is not None else {})
     if model is None:
         raise ArgumentError("prune_checkpoint: expected the model of the plan, on the meta device or not")
     if manifest(model).keeps:
@@ -203,6 +188,12 @@ def _manifest(
     graph = graph_of(empty, plan)
     stored = {first.get(name, name): name for name in weights.infos}
     groups = list(plan.groups)
+    if select == "activations" and calibration is not None:
+        # What has no moments is read in a forward, and so needs all of the network.
+        network = streamed_copy(model, weights, Shelf(WEIGHTS))
+        still = [group for group in groups if group.keep is None]
+        keeps = select_units(network, graph, still, method=select, calibration=calibration, backend=backend)
+        groups = list(with_keeps(groups, keeps))
     for i, group in enumerate(groups):
         if group.keep is None:
             names = {name for name in graph.needed(graph[group.name]) if name in stored}
@@ -211,17 +202,9 @@ def _manifest(
             keeps = select_units(held, graph, [group], method=select, backend=backend)
             (groups[i],) = with_keeps([group], keeps)
     chosen = dataclasses.replace(plan, groups=tuple(groups), graph=graph)
-    return manifest(prune_channels(empty, chosen, verify=False)), first
-
-
-def _fingerprint(weights: Weights, model: nn.Module) -> str | None:
-    """Compute the fingerprint of the model's parameters as they are stored; None where some are not."""
-    first = aliases(model)
-    stored = {first.get(name, name): name for name in weights.infos}
-    names = [name for name, _ in model.named_parameters()]
-    if not stored.keys() >= set(names):
-        return None
-    return fingerprint_of((name, weights.load(stored[name])) for name in names)
+    described = manifest(prune_channels(empty, chosen, verify=False))
+    kept = {group.name: np.array(group.keep, dtype=np.int64) for group in groups}
+    return _Choice(described, first, graph, kept)
 
 
 def _check_stored(weights: Weights, described: Manifest, first: Mapping[str, str]) -> None:
@@ -250,21 +233,25 @@ def _write_shard(
     path: Path,
     names: list[str],
     weights: Weights,
-    described: Manifest,
-    first: Mapping[str, str],
+    choice: _Choice,
+    repaired: RepairFolder | None,
     job: str,
     backend: str,
 ) -> None:
-    cuts = {name: described.keeps.get(first.get(name, name), {}) for name in names}
+    cuts = {name: choice.described.keeps.get(choice.first.get(name, name), {}) for name in names}
     # The format wants each tensor at a multiple of its element's size.
     dtypes = {name: weights.load(name).dtype for name in names}
     in_order = sorted(names, key=lambda name: -dtypes[name].itemsize)
     shapes = {name: (thin_shape(weights.infos[name].shape, cuts[name]), dtypes[name]) for name in in_order}
-    thin = (
-        (name, gather_slices({name: weights.load(name)}, {name: cuts[name]}, backend)[name])
-        for name in read_ahead(in_order, weights, lambda name: [name])
-    )
-    write_tensors(path, shapes, thin, metadata={"format": "pt", JOB: job})
+
+    def thin(name: str) -> Tensor:
+        found = None if repaired is None else repaired.read(choice.first.get(name, name))
+        if found is not None:
+            return found.to(dtypes[name])
+        return gather_slices({name: weights.load(name)}, {name: cuts[name]}, backend)[name]
+
+    tensors = ((name, thin(name)) for name in read_ahead(in_order, weights, lambda name: [name]))
+    write_tensors(path, shapes, tensors, metadata={"format": "pt", JOB: job})
 
 
 def _bytes(info: TensorInfo) -> int:

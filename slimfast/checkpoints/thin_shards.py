@@ -8,11 +8,13 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from slimfast.checkpoints.shard_folder import INDEX, alone
+from slimfast.checkpoints.repairing import report_from_json
+from slimfast.checkpoints.shard_folder import INDEX, REPAIR, alone
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, named_tensors
 from slimfast.pruning.manifests import Manifest
+from slimfast.pruning.repair.report import RepairReport, attach_report
 from slimfast.storage.atomic import cannot_write, check_file, output_folder, reason_of
 from slimfast.storage.documents import parse_object
 from slimfast.storage.tensor_documents import KEY
@@ -31,7 +33,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
             checkpoint holds, which are cut from its own.
 
     Returns:
-        The thin network.
+        The thin network, with the report of its repair where there was one.
 
     Raises:
         SlimfastError: For whatever does not match.
@@ -59,7 +61,18 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
         else:
             device = "cpu" if wide[name].is_meta else wide[name].device
             tensors[name] = weights.load(stored[name]).to(device)
-    return described.thin_copy(model, tensors, what=str(index))
+    thin = described.thin_copy(model, tensors, what=str(index))
+    report = stored_report(folder)
+    if report is not None:
+        attach_report(thin, report)
+    return thin
+
+
+def stored_report(folder: str | os.PathLike[str]) -> RepairReport | None:
+    """Read the report of the repair in a folder of :func:`slimfast.prune_checkpoint`; None without one."""
+    index = check_file(Path(folder) / INDEX)
+    fields = parse_object(index.read_bytes(), str(index)).object("metadata")
+    return report_from_json(fields.object(REPAIR)) if fields.has(REPAIR) else None
 
 
 def is_thin_folder(folder: str | os.PathLike[str]) -> bool:

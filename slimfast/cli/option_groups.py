@@ -12,7 +12,7 @@ import typer
 from torch import nn
 
 from slimfast.calibration import Calibration
-from slimfast.calibration.files import load_calibration
+from slimfast.calibration.folders import load_calibration
 from slimfast.cli import options
 from slimfast.cli.console import tell
 from slimfast.cli.data import Data, Loading, load_data

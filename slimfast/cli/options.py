@@ -9,14 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from torch import nn
 
 from slimfast.checkpoints.exporting import SUFFIXES as EXPORTS
+from slimfast.checkpoints.streamed import without_weights
 from slimfast.cli.console import check_outputs
 from slimfast.cli.models import build
-from slimfast.cli.stored import stored_weights
+from slimfast.cli.stored import in_float32, stored_weights
 from slimfast.distributed.team import Team, join_team, launched
 from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.plans.amounts import amount_of
@@ -216,11 +216,15 @@ Stream = Annotated[
 def on_meta_device(
     model: str, weights: Path | None, seed: int, device: str
 ) -> tuple[nn.Module, StoredWeights]:
-    """Build the model on the meta device, for weights that stay in their file: what ``--stream`` asks for."""
+    """Build the model without weights, which stay in their file: what ``--stream`` asks for.
+
+    Half precision is computed with in float32, as it is for a model in memory.
+    """
     if weights is None or device != "cpu":
         raise SlimfastError(f"--stream: expected --weights and --device cpu, got {weights} and {device}")
-    with torch.device("meta"):
+    with without_weights():
         network = build(model, seed=seed, device="meta", random_weights=True).model
+    in_float32(network)
     return network, stored_weights(network, weights)
 
 

@@ -11,8 +11,8 @@ import typer
 from torch import nn
 
 from slimfast.calibration.curves import ErrorCurve, error_curves
-from slimfast.calibration.files import load_calibration
-from slimfast.checkpoints.shards import plan_checkpoint
+from slimfast.calibration.folders import load_calibration
+from slimfast.checkpoints.shard_plans import plan_checkpoint
 from slimfast.cli import console, options
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
@@ -139,6 +139,8 @@ def plan(
     wanted = WidthOptions() if from_masks else widths.request_options()
     if uniform:
         _check_uniform(widths, **others)
+    if stream and calibration is not None:
+        console.refuse("--stream --calibration: expected a table", {"plot": plot})
     console.check_outputs(output, suffixes=(".json",))
     check_figure(plot)
     measured = None if spectra is None else load_spectra(spectra)
@@ -168,8 +170,11 @@ def plan(
                 backend=backend,
                 **calls,
             )
-        elif calibration is None:
-            found = plan_checkpoint(source, network, example, spectra=measured, **calls, **how, **wanted)
+        elif calibration is None or stream:
+            stored = None if calibration is None else load_calibration(calibration)
+            found = plan_checkpoint(
+                source, network, example, spectra=measured, calibration=stored, **calls, **how, **wanted
+            )
         else:
             data = load_calibration(calibration, device=device)
             found = make_plan(network, example, calibration=data, backend=backend, **calls, **wanted)

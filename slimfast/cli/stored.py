@@ -82,7 +82,7 @@ def in_float32(model: nn.Module) -> dict[str, torch.dtype]:
     """Hold half-precision tensors of a model in float32; returns the dtypes they had."""
     had = {name: tensor.dtype for name, tensor in _tensors(model).items() if tensor.dtype in _HALF}
     for tensor in _tensors(model).values():
-        if tensor.dtype in _HALF and not tensor.is_meta:
+        if tensor.dtype in _HALF:
             tensor.data = tensor.data.float()
     return had
 

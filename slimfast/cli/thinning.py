@@ -13,13 +13,13 @@ from slimfast.checkpoints.exporting import export as export_network
 from slimfast.checkpoints.shard_folder import INDEX
 from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_files import save
+from slimfast.checkpoints.thin_shards import stored_report
 from slimfast.cli import console, options
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Batches, Cut, Training, Widths, takes_groups
 from slimfast.cli.stored import in_dtypes
 from slimfast.cli.training import Lesson, show_score, train
-from slimfast.errors import SlimfastError
 from slimfast.huggingface.pretrained import save_pretrained
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
@@ -30,9 +30,7 @@ from slimfast.storage.weights import Weights
 
 Stream = Annotated[
     bool,
-    typer.Option(
-        "--stream", help="Cut --weights a tensor at a time into shards in the folder OUTPUT; nothing is run."
-    ),
+    typer.Option("--stream", help="Cut --weights a tensor at a time into shards in the folder OUTPUT."),
 ]
 Thin = Annotated[
     Path | None,
@@ -62,16 +60,11 @@ def prune(
 ) -> None:
     """Cut a model to the widths of a plan."""
     if stream:
-        others = {
-            "repair": cut.repair,
-            "repair-damping": cut.repair_damping,
-            "calibration": cut.calibration,
-            "export": export,
-            "pretrained": pretrained,
-        }
-        console.refuse("--stream: expected --select, --strict, --backend or --output", others)
+        others = {"export": export, "pretrained": pretrained}
+        expected = "--select, --repair, --calibration, --strict, --backend or --output"
+        console.refuse(f"--stream: expected {expected}", others)
         network, source = options.on_meta_device(model, weights, seed, device)
-        _prune_streamed(network, source, plan, cut.select, backend, output, strict=strict, as_json=as_json)
+        _prune_streamed(network, source, plan, cut, backend, output, strict=strict, as_json=as_json)
         return
     output = output or Path("thin.safetensors")
     console.check_outputs(output, suffixes=(".safetensors",))
@@ -98,7 +91,7 @@ def _prune_streamed(
     network: nn.Module,
     source: Weights,
     plan: Path,
-    select: options.Method,
+    cut: Cut,
     backend: str,
     output: Path | None,
     *,
@@ -106,9 +99,8 @@ def _prune_streamed(
     as_json: bool,
 ) -> None:
     """Prune from shards to shards, one tensor in memory at a time."""
-    if select is options.Method.activations:
-        raise SlimfastError("--stream: expected a --select that goes by weights, got activations")
     found = Plan.load(plan)
+    calibration = cut.load_calibration("cpu")
     folder = output or Path("thin")
     with console.progress("cutting") as advance:
         prune_checkpoint(
@@ -116,12 +108,18 @@ def _prune_streamed(
             found,
             folder,
             model=network,
-            select=select.value,
+            select=cut.select.value,
+            repair=cut.repair.value if cut.repair else None,
+            repair_damping=cut.repair_damping,
+            calibration=calibration,
             strict=strict,
             backend=backend,
             progress=advance,
         )
     console.tell_written(folder / INDEX)
+    report = stored_report(folder)
+    for name, reason in report.left.items() if report is not None else ():
+        console.tell(f"not repaired: {name}: {reason}")
     _show_costs(found.cost_before, found.cost_after, as_json=as_json)
 
 

@@ -144,7 +144,7 @@ def plan(
     """
     request = check_request(options)
     model = unwrapped(model)
-    by_gain = _by_gain(allocation, calibration, request)
+    by_gain = calibration_for_gain(allocation, calibration, request)
     graph = _traced(model, example, graph, outputs, also)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
     if by_gain is not None:
@@ -192,7 +192,7 @@ def _traced(
     return graph
 
 
-def _by_gain(
+def calibration_for_gain(
     allocation: Allocation | None, calibration: Calibration | None, request: Request
 ) -> Calibration | None:
     """Choose the calibration to spend the budget by; None where one explained variance does."""

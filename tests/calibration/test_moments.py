@@ -214,7 +214,7 @@ def test_a_fault_inside_is_not_blamed_on_the_activations(
         raise ValueError("a fault")
 
     graph = slimfast.trace_channels(model, images(1))
-    monkeypatch.setattr("slimfast.calibration.moments.add_moments_unseen", fail)
+    monkeypatch.setattr("slimfast.calibration.measuring.add_moments_unseen", fail)
     with pytest.raises(ValueError, match=r"^a fault$"):
         slimfast.calibrate(model, graph, [images()])
 

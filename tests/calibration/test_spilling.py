@@ -21,13 +21,15 @@ def test_tensors_come_back_as_they_were(memory: int, dtype: torch.dtype) -> None
     generator = torch.Generator().manual_seed(0)
     shapes = [(1000,), (7, 300, 2), (), (0, 3), (700, 900)]
     tensors = [torch.randint(2, shape, generator=generator).to(dtype) for shape in shapes]
-    tensors.append(tensors[1].movedim(0, -1))
+    tensors += [tensors[1].movedim(0, -1), tensors[4].T]
     with Store("test", memory) as store:
-        held = [store.put(tensor.clone()) for tensor in tensors]
+        held = [store.put(tensor.clone(memory_format=torch.preserve_format)) for tensor in tensors]
         held[0].users += 1
         assert store.held <= memory
         for tensor, one in zip(tensors, held, strict=True):
-            assert torch.equal(one.take(), tensor)
+            back = one.take()
+            assert torch.equal(back, tensor)
+            assert back.stride() == tensor.stride() or tensor.numel() < 2
         assert torch.equal(held[0].take(), tensors[0])
         assert store.held == 0
 

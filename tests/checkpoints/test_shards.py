@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import slimfast
-from slimfast.checkpoints.shards import plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shard_plans import plan_checkpoint
+from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_shards import load_checkpoint
 from slimfast.errors import SlimfastError
 from slimfast.pruning.manifests import manifest

@@ -119,6 +119,24 @@ def test_shards_are_cut_to_shards_and_distilled_from(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.usefixtures("workshop")
+def test_shards_are_calibrated_planned_and_repaired(weights: str) -> None:
+    index = shards(weights)
+    calibrate = ["calibrate", *PLAN[1:4], "--data", f"{NETS}:data", "--samples", "40"]
+    prune = ["prune", NET, "plan.json", "--repair", "activations", "--select", "activations"]
+    assert main([*calibrate, "--weights", weights]) == 0
+    known = ["--calibration", "calibration.safetensors"]
+    assert main([*PLAN, "--weights", weights, *known, "-o", "wanted.json"]) == 0
+    assert main([*calibrate, "--weights", index, "--stream", "-o", "state"]) == 0
+    assert main([*PLAN, "--weights", index, "--stream", "--calibration", "state", "-o", "plan.json"]) == 0
+    assert Path("plan.json").read_text() == Path("wanted.json").read_text()
+    assert main([*prune, "--weights", weights, *known, "-o", "thin.safetensors"]) == 0
+    assert main([*prune, "--weights", index, "--stream", "--calibration", "state"]) == 0
+    expected, found = read_tensors("thin.safetensors"), read_tensors("thin/model.safetensors.index.json")
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def only_meta(name: str, **how: Any) -> Built:
     assert how["device"] == "meta"
     assert "weights" not in how
@@ -130,10 +148,10 @@ def only_meta(name: str, **how: Any) -> Built:
     [
         ([], "--stream: expected --weights and --device cpu, got None and cpu"),
         (["--weights", "w.safetensors", "--device", "meta"], "got w.safetensors and meta"),
-        (["--weights", "w.safetensors", "--repair", "weights"], "got --repair"),
-        (["--weights", "w.safetensors", "--repair-damping", "1"], "got --repair-damping"),
+        (["--weights", "w.safetensors", "--repair", "activations"], "expected a calibration for kind"),
+        (["--weights", "w.safetensors", "--repair-damping", "1"], "a damping is for repair from activations"),
         (["--weights", "w.safetensors", "--export", "t.onnx"], "--output, got --export"),
-        (["--weights", "w.safetensors", "--select", "activations"], "goes by weights, got activations"),
+        (["--weights", "w.safetensors", "--select", "activations"], "expected a calibration for method"),
         (["--weights", "w.safetensors", "-o", "plan.json"], "cannot make the folder plan.json"),
         (["--weights", "missing.safetensors"], "cannot read missing.safetensors: no such file"),
     ],

@@ -19,7 +19,8 @@ from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import slimfast
-from slimfast.checkpoints.shards import plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shard_plans import plan_checkpoint
+from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_shards import export_dcp
 from slimfast.errors import SlimfastError
 from slimfast.storage.weights import open_weights, read_tensors
@@ -73,7 +74,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 import slimfast
 from slimfast.errors import SlimfastError
-from slimfast.checkpoints.shards import plan_checkpoint, prune_checkpoint
+from slimfast.checkpoints.shard_plans import plan_checkpoint
+from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_shards import export_dcp, load_checkpoint
 
 folder = sys.argv[1]

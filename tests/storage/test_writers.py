@@ -22,7 +22,8 @@ from support.paths import TESTS
 from torch import nn
 
 import slimfast
-from slimfast.calibration.files import load_calibration, save_calibration
+from slimfast.calibration.files import save_calibration
+from slimfast.calibration.folders import load_calibration
 from slimfast.calibration.moments import calibrate
 from slimfast.checkpoints.shard_folder import INDEX
 from slimfast.checkpoints.shards import prune_checkpoint
@@ -129,6 +130,9 @@ ELSEWHERE = {
     "storage/atomic": "storage/test_atomic",
     "checkpoints/exporting": "checkpoints/test_thin_files_errors",
     "storage/tensor_documents": "storage/test_tensor_documents",
+    "calibration/sums_file": "checkpoints/test_repairing",
+    "calibration/folders": "checkpoints/test_calibrating",
+    "checkpoints/repairing": "checkpoints/test_repairing",
 }
 CALLS = {"atomic_path", "write_tensor_document", "write_text", "write_bytes", "save_file", "touch"}
 CALLS |= {"mkdir", "rename", "savefig", "write_tensors"}

@@ -64,7 +64,9 @@ def copy_network(network: Network, tensors: Mapping[str, Tensor], *, share: bool
             # What was made in inference mode cannot be trained.
             value = value.clone()
         if isinstance(old, nn.Parameter):
-            memo[id(old)] = type(old)(value, requires_grad=old.requires_grad)
+            # Tensors of a class of their own are parameters without being of a class of parameters.
+            kind = type(old) if issubclass(type(old), nn.Parameter) else nn.Parameter
+            memo[id(old)] = kind(value, requires_grad=old.requires_grad)
         else:
             memo[id(old)] = value.requires_grad_(old.requires_grad)
     return deep_copy(network, memo)

@@ -5,6 +5,7 @@ original.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import nn
 
@@ -14,10 +15,17 @@ from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.pruning.repair.activations import repair_from_activations
-from slimfast.pruning.repair.report import Fit, RepairKind, RepairReport, attach_report, repair_report
+from slimfast.pruning.repair.report import (
+    Finished,
+    Fit,
+    RepairKind,
+    RepairReport,
+    attach_report,
+    repair_report,
+)
 from slimfast.pruning.repair.weights import repair_from_weights
 
-__all__ = ["Fit", "RepairKind", "RepairReport", "check_kind", "repair_report", "repair_thin"]
+__all__ = ["Finished", "Fit", "RepairKind", "RepairReport", "check_kind", "repair_report", "repair_thin"]
 
 
 def repair_thin(
@@ -32,12 +40,15 @@ def repair_thin(
     memory: int = MEMORY,
     backend: str = "auto",
     tick: Progress | None = None,
+    finished: Finished | None = None,
+    folder: Path | None = None,
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place; the report also stays with it.
 
     ``kind``: from ``weights`` alone, or from the ``activations`` of a calibration, with at least ``damping``
     (:class:`slimfast.pruning.repair.least_squares.LeastSquares`), holding up to ``memory`` bytes of them in
-    memory and telling ``tick`` how much is done. ``ValueError`` as in :func:`check_kind`.
+    memory and telling ``tick`` how much is done; layers that are ``finished`` stay, and ``folder`` is
+    where the temporary file is. ``ValueError`` as in :func:`check_kind`.
     """
     check_kind(kind, calibration, damping)
     if kind == "weights":
@@ -54,6 +65,8 @@ def repair_thin(
             memory=memory,
             backend=backend,
             tick=tick,
+            finished=finished,
+            folder=folder,
         )
     attach_report(thin, report)
     return report

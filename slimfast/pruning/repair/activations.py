@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,10 @@ from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.repair.least_squares import FIRST
 from slimfast.pruning.repair.norms import NormMoments
-from slimfast.pruning.repair.report import Fit, RepairReport
+from slimfast.pruning.repair.report import Finished, Fit, RepairReport
 from slimfast.pruning.repair.thin_layer import ThinLayer
 from slimfast.pruning.repair.wide import WideReads, norms_of, read_wide
+from slimfast.storage.stored_tensors import shelves_of
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ def repair_from_activations(
     memory: int = MEMORY,
     backend: str = "auto",
     tick: Callable[[int, int], None] | None = None,
+    finished: Finished | None = None,
+    folder: Path | None = None,
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place from what both see of the calibration's inputs.
 
@@ -51,9 +55,14 @@ def repair_from_activations(
     positions.
 
     Held are what the wide network's layers read where the least squares look, and what the thin network's
-    forwards hold while they wait: up to ``memory`` bytes in memory, and the rest in a temporary file.
-    ``tick``: called with how many layers and slices are done, and of how many.
+    forwards hold while they wait: up to ``memory`` bytes in memory, and the rest in a temporary file, in
+    ``folder`` if one is named. ``tick``: called with how many layers and slices are done, and of how many.
+    ``finished``: layers that are not solved again.
+
+    Networks whose weights come from files (:mod:`slimfast.storage.stored_tensors`) run all slices side by
+    side, the wide one too, so that each weight is read once for all of them.
     """
+    finished = finished or Finished({}, lambda weight, fit: None)
     consumers, left = consumers_of(model, graph)
     check_calibration(calibration, model, consumers)
     slices = list(calibration.slices(memory // 4))
@@ -61,8 +70,10 @@ def repair_from_activations(
         if consumer.weight not in calibration.readings:
             was = f"{consumer.module} was not calibrated"
             left[consumer.weight] = calibration.left.get(consumer.weight, was)
-    known = [consumer for consumer in consumers if consumer.weight in calibration.readings]
-    done, total = 0, len(slices) + len(known)
+    known = [c for c in consumers if c.weight in calibration.readings and c.weight not in finished.fits]
+    # The wide network goes from layer to layer where its weights come from files, else from slice to slice.
+    stored = bool(shelves_of(named_tensors(model).values()))
+    done, total = 0, (len(known) if stored else len(slices)) + len(known)
 
     def advance() -> None:
         nonlocal done
@@ -70,12 +81,12 @@ def repair_from_activations(
         if tick is not None:
             tick(min(done, total), total)
 
-    with torch.inference_mode(False), torch.no_grad(), Store("repair", memory) as store:
+    with torch.inference_mode(False), torch.no_grad(), Store("repair", memory, folder) as store:
         each = (part.samples * elements_of(part.args) for part in slices)
         at_once = int(calibration.bytes_held * sum(each)) if len(slices) > 1 else 0
         # What waits is put away and brought back at every layer, what the wide network's layers read once.
         store.reserved = min(at_once, memory // 2)
-        wide = read_wide(model, known, slices, calibration, store, advance)
+        wide = read_wide(model, graph, known, slices, calibration, store, advance)
         store.reserved = 0
         _log.info("repair: what %d layers read at %d slices: %s", len(known), len(slices), store.told())
         usable = []
@@ -88,8 +99,11 @@ def repair_from_activations(
                 for piece in wide.pieces.pop(consumer.weight).values():
                     piece.rows.drop()
                 advance()
-        run = _Run(model, thin, Cut(graph, keeps), calibration, wide, slices, damping, backend, advance)
-        run.all(usable, graph, store if at_once > memory - store.held else None)
+        run = _Run(
+            model, thin, Cut(graph, keeps), calibration, wide, slices, damping, backend, advance, finished
+        )
+        repaired = [consumer for consumer in consumers if consumer.weight in finished.fits]
+        run.all(usable, repaired, graph, store if at_once > memory - store.held else None)
     return RepairReport("activations", run.fits, tuple(sorted(run.norms)), left | run.left)
 
 
@@ -118,22 +132,37 @@ class _Run:
         damping: float,
         backend: str,
         advance: Callable[[], None],
+        finished: Finished,
     ) -> None:
-        self.fits: dict[str, Fit] = {}
+        self.fits: dict[str, Fit] = dict(finished.fits)
         self.norms: set[str] = set()
         self.left: dict[str, str] = {}
         self._tensors, self._thin, self._kept = named_tensors(model), thin, cut.kept_indices
         self._calibration, self._wide, self._slices = calibration, wide, slices
         self._damping, self._backend, self._advance = damping, backend, advance
-        self._first = FIRST
+        self._note = finished.note
+        chosen = [fit.damping for fit in self.fits.values() if fit.damping < math.inf]
+        self._first = chosen[-1] if chosen else FIRST
         self._layers: dict[str, ThinLayer] = {}
         self._moments: dict[Place, NormMoments] = {}
         self._consumers: dict[str, Consumer] = {}
+        self._done: set[str] = set()
         self._norms = norms_of(thin)
 
-    def all(self, consumers: Sequence[Consumer], graph: ChannelGraph, store: Store | None) -> None:
-        """Run every slice to its end; what waits is put away into a store, where there is one."""
-        self._consumers = {consumer.module: consumer for consumer in consumers}
+    def all(
+        self,
+        consumers: Sequence[Consumer],
+        repaired: Sequence[Consumer],
+        graph: ChannelGraph,
+        store: Store | None,
+    ) -> None:
+        """Run every slice to its end; what waits is put away into a store, where there is one.
+
+        The slices stop at layers that are repaired too: they come to the others in the order in which they
+        would have come without.
+        """
+        self._done = {consumer.weight for consumer in repaired}
+        self._consumers = {consumer.module: consumer for consumer in (*consumers, *repaired)}
         statistics = {f"{path}.{name}" for path in self._norms for name in ("running_mean", "running_var")}
         networks = [copy_to_run(self._thin, shared=statistics) for _ in self._slices]
         order = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
@@ -157,7 +186,7 @@ class _Run:
             return
         consumer = self._consumers[path]
         weight = consumer.weight
-        if weight in self.left:
+        if weight in self.left or weight in self._done:
             return
         if path not in self._layers:
             self._layers[path] = self._layer(consumer)
@@ -177,6 +206,8 @@ class _Run:
                 self.norms.add(path)
             return
         weight, layer = self._consumers[path].weight, self._layers.pop(path, None)
+        if weight in self._done:
+            return
         if self._wide.pieces[weight]:
             self.left[weight] = f"{path} reads other positions in the thin network than in the wide one"
         elif layer is not None and weight not in self.left:
@@ -186,6 +217,7 @@ class _Run:
                 raise SlimfastError(f"repair: {error} (what {path} reads in the thin network)") from None
             # Layers of a network end near each other.
             self._first = fit.damping if fit.damping < math.inf else self._first
+            self._note(weight, fit)
         self._advance()
 
     def _layer(self, consumer: Consumer) -> ThinLayer:

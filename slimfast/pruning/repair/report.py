@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -47,6 +47,19 @@ class RepairReport:
     fits: Mapping[str, Fit] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finished:
+    """What a run that was stopped has repaired.
+
+    Attributes:
+        fits: The layers, in the order in which they were repaired; the thin network has their weights.
+        note: Called with each further layer and its fit, when its weights are written.
+    """
+
+    fits: Mapping[str, Fit]
+    note: Callable[[str, Fit], None]
 
 
 def attach_report(thin: nn.Module, report: RepairReport) -> None:

@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.data import Calibration
-from slimfast.calibration.forward import Slice, run, running, watched
+from slimfast.calibration.forward import Slice, copy_to_run, run, running, stop_before, watched
+from slimfast.calibration.lockstep import advance_together
 from slimfast.calibration.masks import positions_that_count
 from slimfast.calibration.massive import shrinking
 from slimfast.calibration.reads import Seen
 from slimfast.calibration.spilling import Held, Store
+from slimfast.graph.channel_graph import ChannelGraph
+from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.storage.stored_tensors import shelves_of
 
 # Positions of each layer's input that the least squares see: at least so many, and so many per variable.
 POSITIONS = 8192
@@ -61,24 +65,51 @@ class WideReads:
 
 def read_wide(
     model: nn.Module,
+    graph: ChannelGraph,
     consumers: Sequence[Consumer],
     slices: Sequence[Slice],
     calibration: Calibration,
     store: Store,
     tick: Callable[[], None],
 ) -> WideReads:
-    """Run the wide network on every slice, and hold what its layers read at the positions that are picked."""
+    """Run the wide network on every slice, and hold what its layers read at the positions that are picked.
+
+    Where its weights come from files, the slices run side by side.
+    """
     found = WideReads(pieces={consumer.weight: {} for consumer in consumers})
-    with running(model) as (network, _):
-        for number, part in enumerate(slices):
-            seen: Seen[_Held] = Seen()
-            calls: dict[str, int] = {}
-            see = functools.partial(_hold, found, calls, seen, number, part, calibration, store)
-            with watched(network, consumers, see), _followed(network, consumers, found.followed):
-                run(network, part.args, "repair")
-            for weight, times in calls.items():
-                found.calls[weight] = max(found.calls.get(weight, 0), times)
-            tick()
+    seen: list[Seen[_Held]] = [Seen() for _ in slices]
+    calls: list[dict[str, int]] = [{} for _ in slices]
+
+    def hold(number: int, consumer: Consumer, x: Tensor) -> None:
+        _hold(found, calls[number], seen[number], number, slices[number], calibration, store, consumer, x)
+
+    if shelves_of(named_tensors(model).values()):
+        by_path = {consumer.module: consumer for consumer in consumers}
+        with torch.inference_mode(False), torch.no_grad(), ExitStack() as hooks:
+            networks = [copy_to_run(model) for _ in slices]
+            for network in networks:
+                hooks.enter_context(_followed(network, consumers, found.followed))
+            advance_together(
+                networks,
+                slices,
+                lambda network, pause: stop_before(network, by_path, pause),
+                order={op.module: i for i, op in reversed(list(enumerate(graph.operations)))},
+                meet=lambda place, number, x: hold(number, by_path[place[0]], x),
+                settle=lambda place: tick(),
+                store=store,
+                in_order=True,
+            )
+    else:
+        with running(model) as (network, _):
+            for number, part in enumerate(slices):
+                see = functools.partial(hold, number)
+                with watched(network, consumers, see), _followed(network, consumers, found.followed):
+                    run(network, part.args, "repair")
+                seen[number] = Seen()
+                tick()
+    for each in calls:
+        for weight, times in each.items():
+            found.calls[weight] = max(found.calls.get(weight, 0), times)
     return found
 
 

@@ -1,0 +1,215 @@
+"""Tensors that stay in their files: what computes with one has it in memory for as long as there is room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+
+from slimfast.errors import SlimfastError
+from slimfast.storage.atomic import cannot_read
+from slimfast.storage.weights import Weights
+
+_CHUNK = 16 << 20
+_ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """Where a tensor's values come from, and where those go that are written to it.
+
+    Attributes:
+        name: What it is called in messages.
+        shape: Its shape.
+        dtype: Its dtype.
+        read: Gives the values, in memory of their own.
+        write: Takes other values; None where it may not be written to.
+    """
+
+    name: str
+    shape: torch.Size
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    write: Callable[[Tensor], None] | None = None
+
+
+class Shelf:
+    """The values of stored tensors that are in memory: up to ``memory`` bytes, and one tensor at least.
+
+    The one that was longest not asked for goes first.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory, self.held = memory, 0
+        self._held: OrderedDict[Entry, Tensor] = OrderedDict()
+        # By the address of their memory, for as long as anything refers to it.
+        self._known: dict[int, tuple[StorageWeakRef, Entry]] = {}
+
+    def take(self, entry: Entry) -> Tensor:
+        """Give the values of a tensor, which nobody may change."""
+        found = self._held.get(entry)
+        if found is None:
+            while self._held and self.held + entry.shape.numel() * entry.dtype.itemsize > self.memory:
+                self.drop(next(iter(self._held)))
+            found = self._held[entry] = entry.read()
+            self.held += found.nbytes
+            self._known = {at: known for at, known in self._known.items() if not _gone(known[0])}
+            storage = found.untyped_storage()
+            self._known[storage._cdata] = (StorageWeakRef(storage), entry)  # type: ignore[no-untyped-call]
+        self._held.move_to_end(entry)
+        return found
+
+    def check(self, entry: Entry) -> Callable[[Tensor], None]:
+        """Refuse a tensor that may not be written to, and find where its values go."""
+        if entry.write is None:
+            raise SlimfastError(f"{entry.name}: a forward writes to a weight that stays in its file")
+        return entry.write
+
+    def write(self, entry: Entry, values: Tensor) -> None:
+        """Give a tensor other values, which whoever reads it next gets."""
+        self.check(entry)(values.detach().to(entry.dtype))
+        self.drop(entry)
+
+    def drop(self, entry: Entry) -> None:
+        """Let the values of a tensor go."""
+        found = self._held.pop(entry, None)
+        if found is not None:
+            self.held -= found.nbytes
+
+    def entry_at(self, address: int) -> Entry | None:
+        """Find whose values are in the memory at this address; None where they are nobody's."""
+        ref, entry = self._known.get(address, (None, None))
+        return None if ref is None or _gone(ref) else entry
+
+
+def _gone(ref: StorageWeakRef) -> bool:
+    return bool(ref.expired())  # type: ignore[no-untyped-call]
+
+
+def shelves_of(tensors: Iterable[Tensor]) -> set[Shelf]:
+    """Collect the shelves that bring stored tensors; none where all are in memory."""
+    return {tensor.shelf for tensor in tensors if isinstance(tensor, StoredTensor)}
+
+
+@contextmanager
+def left_on_shelves(shelves: Collection[Shelf]) -> Iterator[None]:
+    """Let autograd keep no values of stored tensors for a backward pass: it takes them again when it comes to
+    them.
+    """
+
+    def pack(tensor: Tensor) -> Any:
+        if type(tensor) is Tensor and tensor.layout == torch.strided:
+            address = tensor.untyped_storage()._cdata
+            for shelf in shelves:
+                entry = shelf.entry_at(address)
+                if entry is not None:
+                    return shelf, entry, (tensor.size(), tensor.stride(), tensor.storage_offset())
+        return tensor, tensor._version
+
+    def unpack(packed: Any) -> Tensor:
+        if len(packed) == 2:
+            tensor, version = packed
+            # PyTorch does not look at what hooks have packed.
+            if tensor._version != version:
+                raise SlimfastError("the forward changes in place what its backward pass needs")
+            return cast(Tensor, tensor)
+        shelf, entry, place = packed
+        found: Tensor = shelf.take(entry).as_strided(*place)
+        return found
+
+    if not shelves:
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+class StoredTensor(Tensor):
+    """A tensor whose values a shelf brings when an operation asks for them.
+
+    To its users it is a tensor on the CPU. What is computed from it is plain; an operation that writes to it
+    writes to its entry. Autograd, which keeps what a backward pass needs, keeps no values of it.
+    """
+
+    entry: Entry
+    shelf: Shelf
+    # Without Python on the way an operation is taken apart as one on plain tensors is, to the same kernels.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, entry: Entry, shelf: Shelf) -> StoredTensor:
+        """Make a tensor of an entry and the shelf that brings it."""
+        made: StoredTensor = Tensor._make_wrapper_subclass(
+            cls, entry.shape, dtype=entry.dtype, device=torch.device("cpu")
+        )
+        made.entry, made.shelf = entry, shelf
+        return made
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        """Say what it is, without its values."""
+        return f"StoredTensor({self.entry.name}, {tuple(self.shape)}, {self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operation on the values."""
+        kwargs = kwargs or {}
+        if func in _ALIASES:
+            return cls(args[0].entry, args[0].shelf)
+        if func is torch.ops.aten.copy_.default and isinstance(args[0], cls):
+            args[0].shelf.write(args[0].entry, _values(args[1]).expand(args[0].shape))
+            return args[0]
+        own = [
+            place
+            for place, argument in enumerate(func._schema.arguments[: len(args)])
+            if argument.alias_info is not None and argument.alias_info.is_write
+            if isinstance(args[place], cls)
+        ]
+        for place in own:
+            args[place].shelf.check(args[place].entry)
+        inner, named = pytree.tree_map(_values, (list(args), kwargs))
+        for place in own:
+            inner[place] = inner[place].clone()
+        found = func(*inner, **named)
+        for place in own:
+            args[place].shelf.write(args[place].entry, inner[place])
+        return args[own[0]] if own else found
+
+
+def _values(leaf: Any) -> Any:
+    return leaf.shelf.take(leaf.entry) if isinstance(leaf, StoredTensor) else leaf
+
+
+def entry_of(weights: Weights, name: str, dtype: torch.dtype) -> Entry:
+    """Make the entry of a tensor of a file, read in this dtype."""
+    shape = torch.Size(weights.info(name).shape)
+    return Entry(name, shape, dtype, lambda: read_values(weights, name, dtype))
+
+
+def read_values(weights: Weights, name: str, dtype: torch.dtype) -> Tensor:
+    """Read a tensor into memory of its own, in this dtype, with no more than that and a few MiB in use."""
+    info, extent = weights.info(name), weights.extents.get(name)
+    if extent is None or info.dtype is None:
+        return weights.load(name).to(dtype, copy=True)
+    found = torch.empty(info.shape, dtype=dtype, device="cpu")
+    flat, size = found.view(-1), info.dtype.itemsize
+    try:
+        with extent.path.open("rb") as file:
+            file.seek(extent.start)
+            for start in range(0, flat.numel(), _CHUNK // size):
+                part = flat[start : start + _CHUNK // size]
+                read = torch.empty(part.numel() * size, dtype=torch.uint8, device="cpu")
+                if file.readinto(read.numpy().data) != read.numel():
+                    raise cannot_read(extent.path, f"{name}: it ends before the tensor does")
+                part.copy_(read.view(info.dtype))
+    except OSError as error:
+        raise cannot_read(extent.path, error) from error
+    return found
