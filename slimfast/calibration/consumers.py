@@ -82,9 +82,9 @@ class Consumer:
         return w
 
     def weight_of(self, matrix: Tensor, like: Tensor) -> Tensor:
-        """Lay a matrix of :meth:`matrix` out as a weight of the shape of ``like``."""
-        shape = like.movedim(self.dim, 1).shape
-        return matrix.reshape(shape).movedim(1, self.dim)
+        """Lay a matrix of :meth:`matrix` out as a weight with the taps of ``like``."""
+        taps = like.movedim(self.dim, 1).shape[2:]
+        return matrix.reshape(-1, matrix.shape[-2] * self.run, *taps).movedim(1, self.dim)
 
     def unit_index(self, units: IntArray, n: int) -> IntArray:
         """Find the variables that belong to each unit of a group, (n, positions); ``units`` as in its
@@ -106,9 +106,12 @@ def consumers_of(
     first_run = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
     consumers: list[Consumer] = []
     left: dict[str, str] = {}
-    for name in dict.fromkeys(m.tensor for group in graph for m in group.members if m.role == "consumer"):
+    read: dict[str, set[int]] = {}
+    for group in graph:
+        for member in graph.consumers(group):
+            read.setdefault(member.tensor, set()).add(member.dim)
+    for name, dims in read.items():
         path, _, attribute = name.rpartition(".")
-        dims = {m.dim for group in graph for m in group.members if m.tensor == name and m.role == "consumer"}
         consumer = _consumer(name, path, attribute, modules.get(path), graph, dims, longest)
         if isinstance(consumer, str):
             left[name] = consumer
@@ -127,7 +130,7 @@ def _consumer(
     longest: int | None,
 ) -> Consumer | str:
     """Find the consumer of a weight, or the reason why there is none."""
-    axes = graph.axes[name]
+    axes = graph.axes_of(name)
     where = f"{path} ({type(module).__name__})"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return f"{where} is recurrent: what it reads and what it says of the step before are one sum"
@@ -147,12 +150,14 @@ def _consumer(
         return f"{where} is not known to be linear in it"
     if dims != {dim}:
         return f"{where} does not sum over dim {sorted(dims)[0]}"
-    axis, run = axes[dim], 1
+    axis, outputs, run = axes[dim], axes[1 - dim], 1
+    if axis is None or outputs is None:
+        return f"{where} has a weight whose axes are not those of one parameter"
     if axis.length * blocks > LONGEST:
         run = _run(axis) if blocks == 1 else 1
         if run == 1 and longest is not None:
             return f"{where} reads {axis.length * blocks} variables, more than {LONGEST}"
-    return Consumer(name, path, dim, axis, axes[1 - dim], taps, blocks, run)
+    return Consumer(name, path, dim, axis, outputs, taps, blocks, run)
 
 
 def _plain(module: nn.Module, bases: Sequence[type[nn.Module]]) -> bool:

@@ -19,6 +19,7 @@ from slimfast.calibration.spilling import MEMORY, check_memory
 from slimfast.calibration.sums_file import SumsFile
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
+from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.ops import grouped_pivoted_cholesky
 from slimfast.wrappers import unwrapped
 
@@ -123,13 +124,13 @@ def resumed_curves(
     check_memory("plan", memory)
     model = unwrapped(model)
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
-    check_calibration(calibration, model, consumers.values())
+    check_calibration(calibration, graph.effective(named_tensors(model)), consumers.values())
     felt = sensitivities(
         model, consumers.values(), calibration, memory=memory, progress=progress, resume=resume
     )
     curves = {}
     for group in graph:
-        covariance = unit_covariance(group, consumers, calibration)
+        covariance = unit_covariance(graph, group, consumers, calibration)
         if covariance is None:
             continue
         picks = grouped_pivoted_cholesky([covariance], [group.n], names=[group.name], backend=backend)[0]
@@ -139,21 +140,21 @@ def resumed_curves(
         # With the rank used up what is left is rounding.
         residual[-1] = 0.0
         if residual[0] > 0.0:
-            deviations = [math.sqrt(variance) for variance in felt_by_consumer(group, consumers, felt)]
+            deviations = [math.sqrt(variance) for variance in felt_by_consumer(graph, group, consumers, felt)]
             residual *= sum(deviations) / residual[0]
         curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
     return curves
 
 
 def felt_by_consumer(
-    group: ChannelGroup, consumers: Mapping[str, Consumer], felt: Mapping[str, Tensor]
+    graph: ChannelGraph, group: ChannelGroup, consumers: Mapping[str, Consumer], felt: Mapping[str, Tensor]
 ) -> list[float]:
     """Compute the variance of the output that a group's units can make, through each measured layer that
     reads it.
     """
     variances = []
-    for member in group.members:
-        if member.role == "consumer" and member.tensor in felt:
+    for member in graph.consumers(group):
+        if member.tensor in felt:
             index = torch.from_numpy(consumers[member.tensor].unit_index(member.units, group.n))
             variances.append(float(felt[member.tensor][index].sum()))
     return variances

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.forward import Slice, count_of, elements_of, slices_of
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.inputs import tensors_in
-from slimfast.graph.recording.module_copies import named_tensors
 
 # So far may the norms of a layer's weights be from those that were calibrated: more than rounding does.
 _SAME_WEIGHTS = 0.02
@@ -106,10 +105,14 @@ def norms_of_variables(consumer: Consumer, weight: Tensor) -> Tensor:
     return total.sqrt().reshape(-1).cpu()
 
 
-def check_calibration(calibration: Calibration, model: nn.Module, consumers: Iterable[Consumer]) -> None:
-    """Refuse a calibration of another model: of other layers, other widths, or other weights."""
+def check_calibration(
+    calibration: Calibration, tensors: Mapping[str, Tensor], consumers: Iterable[Consumer]
+) -> None:
+    """Refuse a calibration of another model: of other layers, other widths, or other weights.
+
+    ``tensors``: the model's, as its layers compute with them.
+    """
     known = {consumer.weight: consumer for consumer in consumers}
-    tensors = named_tensors(model)
     for name, reading in calibration.readings.items():
         consumer = known.get(name)
         if consumer is None:

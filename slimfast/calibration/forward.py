@@ -94,7 +94,8 @@ def stop_before(
 ) -> None:
     """Call ``stop(((path, earlier calls), x))`` with what each of these layers is about to read.
 
-    The hooks stay: the network is to be one that nobody keeps.
+    The hooks stay: the network is to be one that nobody keeps. A layer that makes its weight in a hook of its
+    own does so after the call, which may change what it is made of.
     """
     calls: dict[str, int] = {}
 
@@ -106,7 +107,9 @@ def stop_before(
 
     for path in paths:
         hook = functools.partial(look, path)
-        network.get_submodule(path).register_forward_pre_hook(hook, with_kwargs=True)
+        module = network.get_submodule(path)
+        makes = "weight" not in module._parameters
+        module.register_forward_pre_hook(hook, with_kwargs=True, prepend=makes)
 
 
 def run(network: nn.Module, args: Arguments, what: str) -> None:

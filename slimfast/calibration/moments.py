@@ -98,7 +98,7 @@ def calibrate(
     if progress is not None and done < samples:
         # There were no more of them.
         progress(done, done)
-    found = measured.readings(named_tensors(model))
+    found = measured.readings(graph.effective(named_tensors(model)))
     for consumer in consumers:
         if consumer.weight not in found:
             left[consumer.weight] = f"{consumer.module} was not called as a module"
@@ -131,7 +131,7 @@ def taken_from(
 
 
 def unit_covariance(
-    group: ChannelGroup, consumers: Mapping[str, Consumer], calibration: Calibration
+    graph: ChannelGraph, group: ChannelGroup, consumers: Mapping[str, Consumer], calibration: Calibration
 ) -> Tensor | None:
     """Compute how a group's units vary together in what its consumers read, (n, n) float64; None where nobody
     reads.
@@ -143,9 +143,9 @@ def unit_covariance(
     """
     total = torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
     read = False
-    for member in group.members:
+    for member in graph.consumers(group):
         reading, consumer = calibration.readings.get(member.tensor), consumers.get(member.tensor)
-        if member.role != "consumer" or reading is None or consumer is None:
+        if reading is None or consumer is None:
             continue
         read = True
         index = torch.from_numpy(consumer.unit_index(member.units, group.n))

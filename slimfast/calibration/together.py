@@ -112,7 +112,7 @@ class _Run:
     ) -> None:
         self._network, self._graph, self._state, self._measured = network, graph, state, measured
         self._consumers = {consumer.module: consumer for consumer in consumers}
-        self._tensors, self._progress = named_tensors(network), progress
+        self._tensors, self._progress = graph.effective(named_tensors(network)), progress
         # Layers that are read again after others: they are written down at the end.
         self._late = set(state.repeated)
         self._passing: list[Passing] = []

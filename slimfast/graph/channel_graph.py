@@ -237,10 +237,30 @@ class ChannelGraph:
         """List the members whose weights compute the units of a group, as its layers compute with them."""
         return tuple(member for member in self.measured(group) if member.role == "producer")
 
+    def consumers(self, group: ChannelGroup) -> tuple[Member, ...]:
+        """List the members whose weights read the units of a group, as its layers compute with them."""
+        return tuple(member for member in self.measured(group) if member.role == "consumer")
+
     def shape_of(self, tensor: str) -> tuple[int, ...]:
         """Look up the wide shape of a parameter, a buffer or a computed weight."""
         made = self.computed.get(tensor)
         return tuple(axis.length for axis in self.axes[tensor]) if made is None else made.shape
+
+    def layer_steps(self) -> list[Operation]:
+        """List the operations without those that make computed weights."""
+        making = {step.place for weight in self.computed.values() for step in weight.steps}
+        return [operation for place, operation in enumerate(self.operations) if place not in making]
+
+    def axes_of(self, tensor: str) -> tuple[Axis | None, ...]:
+        """Find the axes of a parameter, a buffer or a computed weight; None for one that is not known."""
+        made = self.computed.get(tensor)
+        if made is None:
+            return self.axes[tensor]
+        same = {dim: self.axes[source][d] for (source, d), dim in made.stands_for.items()}
+        return tuple(
+            None if dim in made.unknown else same.get(dim, Axis(length))
+            for dim, length in enumerate(made.shape)
+        )
 
     def stored_name(self, tensor: str, names: Container[str]) -> str:
         """Find the name, of these, under which a tensor is held: files keep only one name of a tied one."""
@@ -250,3 +270,7 @@ class ChannelGraph:
     def effective(self, tensors: Mapping[str, Tensor]) -> EffectiveTensors:
         """See tensors by name as the layers compute with them: computed weights too, 0 where silenced."""
         return EffectiveTensors(tensors, self.computed, self.behind)
+
+    def made(self, tensors: Mapping[str, Tensor]) -> EffectiveTensors:
+        """See tensors by name, and the computed weights, whatever becomes of what they make."""
+        return EffectiveTensors(tensors, self.computed, {})

@@ -25,12 +25,13 @@ class Slot(NamedTuple):
 class Step:
     """One ATen operation on the way to a weight: ``arguments`` by schema name, tensors as :class:`Slot`.
 
-    ``outputs``: the numbers of what it makes.
+    ``outputs``: the numbers of what it makes. ``place``: its place among the forward's operations.
     """
 
     operation: str
     arguments: Mapping[str, Any]
     outputs: tuple[int, ...]
+    place: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +46,7 @@ class ComputedWeight:
         value: Its own number.
         stands_for: For each (tensor, dim) of a parameter that no layer takes itself, the dim of this weight
             that is the same axis.
+        unknown: The dims that may change and are no single axis of a parameter.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ComputedWeight:
     steps: tuple[Step, ...]
     value: int
     stands_for: Mapping[tuple[str, int], int]
+    unknown: frozenset[int] = frozenset()
 
     def compute(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Make the weight of these tensors, which stay as they are."""

@@ -66,7 +66,7 @@ class Masks:
         self._network, self._graph = network, graph
         self._tensors = graph.effective(network.tensors)
         self._zero = functools.cache(self._zero_slices)
-        self._layers = {m.tensor: m.dim for g in graph for m in graph.measured(g) if m.role == "consumer"}
+        self._layers = {m.tensor: m.dim for g in graph for m in graph.consumers(g)}
         given = graph.inputs.example() if example is None else arguments(example)
         inputs = [given, map_leaves(given, _varied)]
         self._read = _watch(network.model, {name.rpartition(".")[0] for name in self._layers}, inputs)

@@ -230,12 +230,12 @@ def _by_activations(
     Where those have no moments, because of their width, by a share of the positions that they read.
     """
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
-    check_calibration(calibration, model, consumers.values())
+    check_calibration(calibration, graph.effective(named_tensors(model)), consumers.values())
     measured = calibration.readings.keys() & consumers.keys()
     narrow = [
         (group, width)
         for group, width in chosen
-        if any(m.role == "consumer" and m.tensor in measured for m in group.members)
+        if any(member.tensor in measured for member in graph.consumers(group))
     ]
     names = {group.name for group, _ in narrow}
     wide = [(group, width) for group, width in chosen if group.name not in names]
@@ -249,7 +249,7 @@ def _by_activations(
         keeps[group.name] = _first(*pivoted_rows(rows[group.name], width), width)
 
     def read(group: ChannelGroup) -> Tensor:
-        covariance = unit_covariance(group, consumers, calibration)
+        covariance = unit_covariance(graph, group, consumers, calibration)
         assert covariance is not None, "a layer with moments reads it"
         return covariance
 

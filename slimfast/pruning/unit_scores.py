@@ -58,7 +58,7 @@ def unit_scores(
         elif method == "geometric_median":
             values = _geometric_median(weight_rows(graph, group, tensors), group.n)
         elif method == "lookahead":
-            consumers = [member for member in graph.measured(group) if member.role == "consumer"]
+            consumers = graph.consumers(group)
             # What no weights read is measured on what makes it alone.
             read = sums(consumers, group.n) if consumers else 1.0
             values = _snapped(np.sqrt(produced * read))

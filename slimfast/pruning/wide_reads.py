@@ -47,7 +47,7 @@ def wide_rows(
     Raises:
         SlimfastError: For a forward that fails and for what is not finite.
     """
-    wanted = {m.tensor for group in groups for m in group.members if m.role == "consumer"}
+    wanted = {m.tensor for group in groups for m in graph.consumers(group)}
     every, _ = consumers_of(model, graph, longest=None)
     consumers = {c.weight: c for c in every if c.weight in wanted and c.length > LONGEST}
     if not consumers:
@@ -58,13 +58,13 @@ def wide_rows(
             reads.begin(part)
             with watched(network, consumers.values(), reads.see):
                 run(network, part.args, "select")
-    tensors = named_tensors(model)
+    tensors = graph.effective(named_tensors(model))
     found: dict[str, list[Tensor]] = {}
     for group in groups:
         rows = [
             row
-            for member in group.members
-            if member.role == "consumer" and (seen := reads.of(member.tensor)) is not None
+            for member in graph.consumers(group)
+            if (seen := reads.of(member.tensor)) is not None
             for row in _of_units(
                 seen, consumers[member.tensor], member.units, group.n, tensors[member.tensor]
             )

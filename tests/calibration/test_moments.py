@@ -114,7 +114,7 @@ def test_units_of_several_positions(model: nn.Sequential) -> None:
     graph = slimfast.trace_channels(model, images(1))
     found = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     calibration = slimfast.calibrate(model, graph, [images()], dtype=torch.float64)
-    covariance = unit_covariance(graph["3"], found, calibration)
+    covariance = unit_covariance(graph, graph["3"], found, calibration)
     # The linear layer reads 16 positions of each of the 4 channels of layer 3.
     columns = read_by(model, 6, images())
     norms = model[6].weight.detach().double().norm(dim=0)

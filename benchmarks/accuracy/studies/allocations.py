@@ -61,7 +61,7 @@ def activation_spectra(study: Study, share: float) -> Plan:
     found = {consumer.weight: consumer for consumer in consumers_of(study.model, study.graph)[0]}
     spectra = {}
     for group in study.graph:
-        covariance = unit_covariance(group, found, study.calibration)
+        covariance = unit_covariance(study.graph, group, found, study.calibration)
         old = study.spectra[group.name]
         if covariance is None:
             continue
@@ -225,7 +225,9 @@ def _squares(study: Study) -> dict[str, ErrorCurve]:
     for group in study.graph:
         if group.name in study.curves:
             curve = study.curves[group.name]
-            scale = sum(felt_by_consumer(group, found, felt)) / max(float(curve.residual[0]), 1e-300)
+            scale = sum(felt_by_consumer(study.graph, group, found, felt)) / max(
+                float(curve.residual[0]), 1e-300
+            )
             curves[group.name] = dataclasses.replace(curve, residual=curve.residual * scale)
     return curves
 

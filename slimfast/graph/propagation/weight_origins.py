@@ -94,18 +94,24 @@ class WeightOrigins:
     ) -> ComputedWeight | None:
         """Collect the steps that make a weight; None where they cannot be taken again from named tensors."""
         needed, steps = {ref.value}, list[Step]()
-        for call in reversed(self._recording.calls[:last]):
+        for place in reversed(range(last)):
+            call = self._recording.calls[place]
             if any(out.value in needed for out in call.outputs):
                 needed.update(r.value for r in refs_in(call.arguments))
                 arguments = {key: _slotted(value) for key, value in call.arguments.items()}
-                steps.append(Step(call.op, arguments, tuple(out.value for out in call.outputs)))
+                steps.append(Step(call.op, arguments, tuple(out.value for out in call.outputs), place))
         names = self._recording.names
         made = {value for step in steps for value in step.outputs}
         sources = {value: names[value] for value in sorted(needed) if value in names}
         if not needed <= made | sources.keys():
             # a tensor that the model keeps elsewhere
             return None
-        weight = ComputedWeight(name, ref.shape, sources, tuple(reversed(steps)), ref.value, stands_for)
+        stood_for = set(stands_for.values())
+        unknown = frozenset(
+            dim for dim, axis in enumerate(self._flow.axes(ref)) if not axis.fixed and dim not in stood_for
+        )
+        order = tuple(reversed(steps))
+        weight = ComputedWeight(name, ref.shape, sources, order, ref.value, stands_for, unknown)
         return weight if self._can_be_made(weight) else None
 
     def _can_be_made(self, weight: ComputedWeight) -> bool:

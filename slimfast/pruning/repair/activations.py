@@ -64,7 +64,7 @@ def repair_from_activations(
     """
     finished = finished or Finished({}, lambda weight, fit: None)
     consumers, left = consumers_of(model, graph)
-    check_calibration(calibration, model, consumers)
+    check_calibration(calibration, graph.effective(named_tensors(model)), consumers)
     slices = list(calibration.slices(memory // 4))
     for consumer in consumers:
         if consumer.weight not in calibration.readings:
@@ -137,7 +137,8 @@ class _Run:
         self.fits: dict[str, Fit] = dict(finished.fits)
         self.norms: set[str] = set()
         self.left: dict[str, str] = {}
-        self._tensors, self._thin, self._kept = named_tensors(model), thin, cut.kept_indices
+        self._tensors, self._thin = cut.graph.made(named_tensors(model)), thin
+        self._kept = cut.kept_indices
         self._calibration, self._wide, self._slices = calibration, wide, slices
         self._damping, self._backend, self._advance = damping, backend, advance
         self._note = finished.note
@@ -212,12 +213,16 @@ class _Run:
             self.left[weight] = f"{path} reads other positions in the thin network than in the wide one"
         elif layer is not None and weight not in self.left:
             try:
-                fit = self.fits[weight] = layer.write(self._first)
+                fit = layer.write(self._first)
             except NonFinite as error:
                 raise SlimfastError(f"repair: {error} (what {path} reads in the thin network)") from None
-            # Layers of a network end near each other.
-            self._first = fit.damping if fit.damping < math.inf else self._first
-            self._note(weight, fit)
+            if isinstance(fit, str):
+                self.left[weight] = fit
+            else:
+                self.fits[weight] = fit
+                # Layers of a network end near each other.
+                self._first = fit.damping if fit.damping < math.inf else self._first
+                self._note(weight, fit)
         self._advance()
 
     def _layer(self, consumer: Consumer) -> ThinLayer:

@@ -64,10 +64,10 @@ def _makers(
     names = set(consumer.axis.groups)
     found = []
     for member in dict.fromkeys(
-        (m.tensor, m.dim) for g in graph if g.name in names for m in g.members if m.role == "producer"
+        (m.tensor, m.dim) for g in graph if g.name in names for m in graph.producers(g)
     ):
-        weight, axis = tensors[member[0]].detach(), graph.axes[member[0]][member[1]]
-        if weight.dim() != 2 or axis.length % consumer.length:
+        weight, axis = tensors[member[0]].detach(), graph.axes_of(member[0])[member[1]]
+        if axis is None or weight.dim() != 2 or axis.length % consumer.length:
             continue
         rows = weight.movedim(member[1], 0).double().cpu()
         for start in range(0, axis.length, consumer.length):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,25 +34,24 @@ def rectified_moments(
     """Compute the moments behind each linear layer between a layer norm and a rectifier, by its weight."""
     modules = dict(model.named_modules())
     found = {}
-    steps = graph.operations
+    steps = graph.layer_steps()
     for norm, made, bent in zip(steps, steps[1:], steps[2:], strict=False):
         before, layer = (modules.get(step.module) for step in (norm, made))
-        if not isinstance(before, nn.LayerNorm) or type(layer) is not nn.Linear or layer.bias is None:
+        if not isinstance(before, nn.LayerNorm) or not isinstance(layer, nn.Linear):
+            continue
+        if type(layer).forward is not nn.Linear.forward:
             continue
         if before.normalized_shape != (layer.in_features,) or not bent.name.startswith(_RECTIFIERS):
             continue
-        weight, bias = (
-            tensors[f"{made.module}.{name}"].detach().double().cpu() for name in ("weight", "bias")
-        )
-        scale, shift = (_or(t, value, layer) for t, value in ((before.weight, 1.0), (before.bias, 0.0)))
-        found[f"{made.module}.weight"] = moments_behind_relu(bias + weight @ shift, weight * scale)
-    return found
-
-
-def _or(tensor: Any, value: float, layer: nn.Linear) -> Tensor:
-    if tensor is None:
-        return torch.full((layer.in_features,), value, dtype=torch.float64, device="cpu")
-    found: Tensor = tensor.detach().double().cpu()
+        names = [f"{made.module}.weight", f"{made.module}.bias"]
+        names += [f"{norm.module}.{name}" for name in ("weight", "bias") if getattr(before, name) is not None]
+        if not all(name in tensors for name in names):
+            # a bias or a norm's scale that is made of something else
+            continue
+        weight, bias, *affine = (tensors[name].detach().double().cpu() for name in names)
+        scale = affine[0] if affine else torch.ones(layer.in_features, dtype=weight.dtype, device="cpu")
+        mean = bias + weight @ affine[1] if len(affine) > 1 else bias
+        found[names[0]] = moments_behind_relu(mean, weight * scale)
     return found
 
 

@@ -13,6 +13,7 @@ from slimfast.calibration.data import Reading
 from slimfast.pruning.repair.least_squares import FIRST, LeastSquares, worst
 from slimfast.pruning.repair.report import Fit
 from slimfast.pruning.repair.wide import Piece, wanted
+from slimfast.pruning.repair.writing import write_weight
 
 
 class ThinLayer:
@@ -33,7 +34,7 @@ class ThinLayer:
         backend: str,
     ) -> None:
         self._consumer, self._module = consumer, module
-        self._reading = reading
+        self._reading, self._weight = reading, weight
         self._bias = None if bias is None else bias.detach().double()
         self._blocks, self._outputs = alive[0].tolist(), torch.from_numpy(outputs).to(weight.device)
         self._centred, self._damping = centred or bias is not None, damping
@@ -76,8 +77,9 @@ class ThinLayer:
         return True
 
     @torch.no_grad()
-    def write(self, first: float = FIRST) -> Fit:
-        """Solve from what was taken in, and write the weights; how well they fit.
+    def write(self, first: float = FIRST) -> Fit | str:
+        """Solve from what was taken in, and write the weights; how well they fit, or why the layer cannot
+        have them.
 
         The search for the damping begins at ``first``.
         """
@@ -93,7 +95,9 @@ class ThinLayer:
         )
         matrix = torch.stack([s.weight[own] for s, own in zip(solutions, rows, strict=True)])
         module: Any = self._module
-        module.weight.copy_(self._consumer.weight_of(matrix, module.weight))
+        why = write_weight(module, self._consumer.weight_of(matrix, self._weight))
+        if why is not None:
+            return f"{self._consumer.module}: {why}"
         if self._bias is not None:
             moved = torch.cat([s.shift[own] for s, own in zip(solutions, rows, strict=True)])
             module.bias.copy_(self._bias[self._outputs] + moved)

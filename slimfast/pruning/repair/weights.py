@@ -9,6 +9,7 @@ for the MLPs of transformers :mod:`slimfast.pruning.repair.rectified`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ from slimfast.kernels.cholesky_solve import grouped_cholesky_solve
 from slimfast.pruning.repair.heads import head_covariances
 from slimfast.pruning.repair.rectified import Moments, rectified_moments
 from slimfast.pruning.repair.report import Fit, RepairReport
+from slimfast.pruning.repair.writing import write_weight
 from slimfast.spectra.unit_matrices import unit_matrix
 
 # Share of the mean variance added to the diagonal: with no data there is none to choose it by.
@@ -37,22 +39,25 @@ def repair_from_weights(
 ) -> RepairReport:
     """Repair ``thin`` in place: what reads cut units gives their weights to those that stay."""
     consumers, left = consumers_of(model, graph)
-    tensors = named_tensors(model)
+    own = named_tensors(model)
+    # what dead units are made by tells nothing, but it stays where it is
+    tensors, written = graph.effective(own), graph.made(own)
     kept = Cut(graph, keeps).kept_indices
     norms, rectified = _norms_behind(model, graph), rectified_moments(model, graph, tensors)
     cut = {group.name: group for group in graph if len(keeps.get(group.name, range(group.n))) < group.n}
     modules = dict(model.named_modules())
     combinations = {
-        name: _gates_behind(group, modules) or _combination(group, keeps[name], tensors, norms, rectified)
+        name: _gates_behind(group, modules)
+        or _combination(graph, group, keeps[name], tensors, norms, rectified)
         for name, group in cut.items()
         if group.kind in ("channel", "residual")
     }
     reading = [r for r in consumers if any(name in cut for name in r.axis.groups)]
     heads = head_covariances(model, graph, reading, tensors)
     means = {
-        name: rectified[group.producers()[0].tensor].mean
-        for name, group in cut.items()
-        if len(group.producers()) == 1 and group.producers()[0].tensor in rectified
+        name: rectified[made[0].tensor].mean
+        for name, made in ((name, graph.producers(group)) for name, group in cut.items())
+        if len(made) == 1 and made[0].tensor in rectified
     }
     fits = {}
     for consumer in reading:
@@ -66,18 +71,24 @@ def repair_from_weights(
         if isinstance(change, str):
             left[consumer.weight] = change
             continue
-        weight = consumer.matrix(tensors[consumer.weight].detach().double())
+        wide = written[consumer.weight]
+        weight = consumer.matrix(wide.detach().double())
         repaired = torch.einsum("bolt,lk->bokt", weight, change.to(weight.device))
         # Of a convolution in groups whole ones may be gone, and outputs of those that stay.
         rows = torch.from_numpy(kept(consumer.outputs)).to(weight.device)
         repaired = repaired.flatten(0, 1)[rows]
         target: Any = thin.get_submodule(consumer.module)
-        with torch.no_grad():
-            target.weight.copy_(consumer.weight_of(repaired, target.weight))
-            if target.bias is not None and consumer.blocks == 1:
-                mean = _mean(consumer, means)
-                shift = weight[0].sum(2) @ (mean - change @ mean[variables])
-                target.bias += shift[rows].to(target.bias)
+        why = write_weight(target, consumer.weight_of(repaired, wide))
+        if why is not None:
+            left[consumer.weight] = f"{consumer.module}: {why}"
+            continue
+        bias = target._parameters.get("bias")
+        if bias is not None and consumer.blocks == 1:
+            mean = _mean(consumer, means)
+            moved = mean - change @ mean[variables]
+            shift = weight[0].sum(2) @ moved.to(weight.device)
+            with torch.no_grad():
+                bias += shift[rows].to(bias)
         fits[consumer.weight] = Fit(DAMPING)
     return RepairReport("weights", fits, (), left)
 
@@ -94,6 +105,7 @@ def _gates_behind(group: ChannelGroup, modules: Mapping[str, nn.Module]) -> str 
 
 
 def _combination(
+    graph: ChannelGraph,
     group: ChannelGroup,
     keep: IntArray,
     tensors: Mapping[str, Tensor],
@@ -101,7 +113,7 @@ def _combination(
     rectified: Mapping[str, Moments],
 ) -> Tensor | str:
     """Express each unit as a combination of the kept ones, (n, k); or say why the weights do not tell."""
-    producers = group.producers()
+    producers = graph.producers(group)
     if len(producers) == 1 and producers[0].tensor in rectified:
         return _combined(rectified[producers[0].tensor].covariance, keep)
     gram = torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
@@ -185,7 +197,7 @@ def _norms_behind(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
     """
     modules = dict(model.named_modules())
     scales: dict[str, Tensor] = {}
-    for made, taken in zip(graph.operations, graph.operations[1:], strict=False):
+    for made, taken in itertools.pairwise(graph.layer_steps()):
         norm: Any = modules.get(taken.module)
         is_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
         if is_norm and "batch_norm" in taken.name:
