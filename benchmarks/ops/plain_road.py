@@ -92,7 +92,7 @@ def curves(
             (output * torch.randint(2, output.shape, dtype=output.dtype).mul_(2).sub_(1)).sum().backward()
     found = {}
     for group in graph:
-        covariance = unit_covariance(group, consumers, calibration)
+        covariance = unit_covariance(graph, group, consumers, calibration)
         if covariance is not None:
             factor, *_ = scipy.linalg.lapack.dpstrf(covariance.numpy(), lower=1)
             found[group.name] = torch.from_numpy(factor).tril().square().sum(0)

@@ -30,7 +30,7 @@ from slimfast.graph.recording.module_copies import aliases, copy_with, named_ten
 from slimfast.plans import Plan
 from slimfast.plans.fingerprint import check_weights
 from slimfast.pruning.gathering import gather_slices
-from slimfast.pruning.manifests import Manifest, manifest
+from slimfast.pruning.manifests import Manifest, check_values, manifest
 from slimfast.pruning.mask_folding import is_of_masks
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import RepairKind, check_kind
@@ -70,7 +70,7 @@ def prune_checkpoint(
     Args:
         path: The checkpoint.
         plan: A plan or the path of one, which needs the ``model``, or a manifest (``manifest(thin)``), which
-            does not.
+            does not. What a repair has solved for is not in a manifest: a warning says so.
         folder: Where to write.
         model: The wide network, on the meta device or not.
         select: How units are chosen that a plan has not chosen.
@@ -89,14 +89,17 @@ def prune_checkpoint(
         What was kept.
 
     Raises:
-        SlimfastError: For a checkpoint that is not of this plan, for a folder that cannot be written, and
-            where another run writes to it.
+        SlimfastError: For a checkpoint that is not of this plan, for a cut to masks, for a folder that cannot
+            be written, and where another run writes to it.
 
     Example:
         slimfast.prune_checkpoint("model.safetensors.index.json", plan, "thin", model=model)
     """
     plan = plan if isinstance(plan, Manifest) else Plan.of(plan)
-    if isinstance(plan, Plan) and is_of_masks(plan):
+    if isinstance(plan, Manifest):
+        check_values(plan.moved, "prune_checkpoint")
+        plan = dataclasses.replace(plan, moved={})
+    elif is_of_masks(plan):
         raise ArgumentError(
             "prune_checkpoint: expected a plan that cuts weights alone, got one of masks, whose dead units "
             "leave constants to the biases; load the network and use slimfast.prune_channels"

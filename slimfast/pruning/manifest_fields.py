@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -11,6 +12,10 @@ from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, shown
 from slimfast.graph.cutting.patches import Patch, plain
 from slimfast.storage.documents import LARGEST, Fields
+
+# What a cut, or a repair after it, does to values: it puts constants into biases, or solves for weights.
+Change: TypeAlias = Literal["masks", "repair"]
+_CHANGES: tuple[str, ...] = get_args(Change)
 
 
 def frozen(index: Any) -> IntArray:
@@ -95,6 +100,20 @@ def _value(value: object, where: str) -> Any:
 
 def _types(value: object) -> list[type]:
     return [tuple, *map(type, value)] if isinstance(value, tuple) else [type(value)]
+
+
+def moved_from_json(fields: Fields, shapes: Mapping[str, Shape]) -> dict[str, tuple[Change, ...]]:
+    """Read which tensors hold more than slices, and what has changed them."""
+    moved: dict[str, tuple[Change, ...]] = {}
+    for name in fields.names():
+        changes = fields.raw(name)
+        if name not in shapes:
+            raise SlimfastError(f"{fields.where}: expected the name of a tensor, got {shown(name)}")
+        if not isinstance(changes, list) or not changes or any(change not in _CHANGES for change in changes):
+            known = " or ".join(map(repr, _CHANGES))
+            raise SlimfastError(f"{fields.where}: {name}: expected a list of {known}, got {shown(changes)}")
+        moved[name] = tuple(changes)
+    return moved
 
 
 def widths_from_json(fields: Fields) -> dict[str, tuple[int, int]]:

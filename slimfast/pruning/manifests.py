@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,18 +17,22 @@ from slimfast.graph.cutting.patches import Patch, apply_patches
 from slimfast.graph.cutting.recurrent_layers import flatten_recurrent
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.pruning.manifest_fields import (
+    Change,
     frozen,
     index_from_json,
+    moved_from_json,
     patch_from_json,
     tensors_from_json,
     widths_from_json,
 )
 from slimfast.storage.documents import parse_object
 
-__all__ = ["Manifest", "attach", "compose", "frozen", "manifest"]
+__all__ = ["Manifest", "attach", "check_values", "compose", "frozen", "manifest"]
 
 KIND = "slimfast.thin"
-SCHEMA = 1
+# Of 2: which tensors hold more than slices.
+SCHEMA = 2
+_OLDEST = 1
 _ATTRIBUTE = "_slimfast_manifest"
 _PART = "_slimfast_part"
 
@@ -41,6 +46,9 @@ class Manifest:
         keeps: For each cut tensor and dim, the sorted indices of the wide tensor that it holds.
         patches: The Python attributes that changed.
         widths: Group name -> (wide, thin) number of units.
+        moved: The tensors that may hold other values than the slices of the wide ones, and what has changed
+            them, in order: ``"masks"``, whose dead units left constants to them, or ``"repair"``. What is cut
+            from other weights by this manifest has the slices alone.
         schema: The version of its JSON document.
 
     Example:
@@ -53,6 +61,7 @@ class Manifest:
     keeps: Mapping[str, Mapping[int, IntArray]] = field(default_factory=dict)
     patches: tuple[Patch, ...] = ()
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    moved: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
     schema: int = SCHEMA
 
     def shapes(self) -> dict[str, Shape]:
@@ -97,6 +106,7 @@ class Manifest:
                 if f"{p.module}.".startswith(start)
             ),
             {name[len(start) :]: pair for name, pair in self.widths.items() if name.startswith(start)},
+            {name: self.moved[whole] for name, whole in names.items() if whole in self.moved},
         )
 
     def around(self, path: str) -> Manifest:
@@ -106,6 +116,7 @@ class Manifest:
             {f"{path}.{name}": cut for name, cut in self.keeps.items()},
             tuple(replace(p, module=f"{path}.{p.module}" if p.module else path) for p in self.patches),
             {f"{path}.{name}": pair for name, pair in self.widths.items()},
+            {f"{path}.{name}": changes for name, changes in self.moved.items()},
         )
 
     def to_json(self) -> str:
@@ -126,6 +137,7 @@ class Manifest:
                 for p in self.patches
             ],
             "widths": {name: list(pair) for name, pair in self.widths.items()},
+            "moved": {name: list(changes) for name, changes in self.moved.items()},
         }
         return json.dumps(document, allow_nan=False, separators=(",", ":"))
 
@@ -133,7 +145,7 @@ class Manifest:
     def from_json(text: str, *, what: str = "manifest") -> Manifest:
         """Read the manifest in a JSON document; one line of :class:`SlimfastError` for what is wrong."""
         fields = parse_object(text, what)
-        fields.schema(KIND, SCHEMA)
+        version = fields.schema(KIND, SCHEMA, oldest=_OLDEST)
         lists = fields.raw("kept")
         if not isinstance(lists, list):
             raise SlimfastError(f"{what}: kept: expected a list, got {shown(lists)}")
@@ -148,8 +160,9 @@ class Manifest:
                 f"{what}: patches: expected one of each attribute, got two of {shown(twice[0])}"
             )
         widths = widths_from_json(fields.object("widths"))
+        moved = moved_from_json(fields.object("moved"), shapes) if version > 1 else {}
         fields.done()
-        return Manifest(shapes, keeps, patches, widths)
+        return Manifest(shapes, keeps, patches, widths, moved)
 
 
 def manifest(model: nn.Module) -> Manifest:
@@ -176,6 +189,7 @@ def manifest(model: nn.Module) -> Manifest:
         {tied.get(name, name): cut for part in parts for name, cut in part.keeps.items()},
         tuple(patch for part in parts for patch in part.patches),
         {name: pair for part in parts for name, pair in part.widths.items()},
+        {tied.get(name, name): changes for part in parts for name, changes in part.moved.items()},
     )
 
 
@@ -220,6 +234,27 @@ def attach(model: nn.Module, described: Manifest) -> None:
         object.__setattr__(module, *((_PART, part) if path else (_ATTRIBUTE, described)))
 
 
+def check_values(moved: Mapping[str, tuple[Change, ...]], what: str) -> None:
+    """Refuse the cut of other weights to which the constants of dead units are missing.
+
+    Where a repair is missing, it warns. ``moved``: which tensors are more than slices; ``what`` is cut.
+    """
+    folded = [name for name, changes in moved.items() if "masks" in changes]
+    if folded:
+        raise SlimfastError(
+            f"{what}: expected a cut of weights alone, got one of masks, whose dead units left constants to "
+            f"{len(folded)} tensors ({folded[0]}) that these weights have not; load them into the wide "
+            "network and make a plan of their own masks (slimfast.plan_from_masks)"
+        )
+    repaired = [name for name, changes in moved.items() if "repair" in changes]
+    if repaired:
+        warnings.warn(
+            f"{what}: {len(repaired)} tensors ({repaired[0]}) were solved for by a repair of other weights: "
+            "of these the slices are kept",
+            stacklevel=3,
+        )
+
+
 def compose(first: Manifest, second: Manifest) -> Manifest:
     """Compose the manifest of a network pruned by ``first`` and then, as it was, by ``second``."""
     keeps: dict[str, dict[int, IntArray]] = {name: dict(dims) for name, dims in first.keeps.items()}
@@ -234,4 +269,7 @@ def compose(first: Manifest, second: Manifest) -> Manifest:
     widths = dict(first.widths)
     for name, (wide, thin) in second.widths.items():
         widths[name] = (widths.get(name, (wide, thin))[0], thin)
-    return Manifest(first.shapes_before, keeps, tuple(patches[key] for key in sorted(patches)), widths)
+    moved = dict(first.moved)
+    for name, changes in second.moved.items():
+        moved[name] = moved.get(name, ()) + changes
+    return Manifest(first.shapes_before, keeps, tuple(patches[key] for key in sorted(patches)), widths, moved)

@@ -38,8 +38,9 @@ def check_repairable(plan: Plan, repair: str | None) -> None:
 
 def fold_masks(
     network: Network, graph: ChannelGraph, keeps: Mapping[str, IntArray], example: Any = None
-) -> Network:
-    """Copy a network with what the removed units emit in the biases of the layers that read them.
+) -> tuple[Network, tuple[str, ...]]:
+    """Copy a network with what the removed units emit in the biases of the layers that read them, and name
+    these.
 
     With the removed units masked the copy computes what the network does. Raises :class:`SlimfastError`
     where a unit is to go that is not dead, or not any more.
@@ -55,7 +56,8 @@ def fold_masks(
                 f"({group.name}); make the plan again"
             )
         removed[group.name] = gone
-    return Network.of(copy_network(network, masks.folded(removed), share=True))
+    folded = masks.folded(removed)
+    return Network.of(copy_network(network, folded, share=True)), tuple(folded)
 
 
 def check_same(model: nn.Module, thin: nn.Module, graph: ChannelGraph, example: Any = None) -> None:

@@ -28,6 +28,7 @@ from slimfast.plans.costs import count_kept
 from slimfast.plans.fingerprint import check_weights, fingerprint
 from slimfast.plans.request import WidthOptions, takes_width_options
 from slimfast.pruning.gathering import gather_slices
+from slimfast.pruning.manifest_fields import Change
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.mask_folding import check_repairable, check_same, fold_masks, is_of_masks
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
@@ -163,8 +164,9 @@ def prune_channels(
     reached("units selected")
     cut = Cut(graph, keeps)
     _check_cost(plan, cut)
+    folded: tuple[str, ...] = ()
     if is_of_masks(plan):
-        network = fold_masks(network, graph, keeps, example)
+        network, folded = fold_masks(network, graph, keeps, example)
     patches = cut.attribute_patches(network)
     gathered = gather_slices(network.tensors, cut.tensor_cuts, backend)
     thin = cut.thin_copy(network, tensors=gathered, patches=patches)
@@ -177,18 +179,22 @@ def prune_channels(
     indices = {name: {dim: frozen(index) for dim, index in dims.items()} for name, dims in cuts}
     widths = {name: (graph[name].n, len(keep)) for name, keep in keeps.items()}
     reached("shapes checked")
-    found = None
+    checked = None
     if verify:
-        found, read_in_training = verify_and_patch(network, thin, cut, example)
+        checked, read_in_training = verify_and_patch(network, thin, cut, example)
         patches = (*patches, *read_in_training)
         if is_of_masks(plan):
             check_same(model, thin, graph, example)
-    attach_verification(thin, found)
-    attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths)))
+    attach_verification(thin, checked)
+    moved: dict[str, tuple[Change, ...]] = dict.fromkeys(folded, ("masks",))
     if repair is not None:
         how: dict[str, Any] = {"damping": repair_damping, "memory": memory, "backend": backend}
-        repair_thin(model, thin, graph, keeps, kind=repair, calibration=calibration, tick=repaired, **how)
+        found = repair_thin(
+            model, thin, graph, keeps, kind=repair, calibration=calibration, tick=repaired, **how
+        )
+        moved = dict.fromkeys(found.tensors(thin), ("repair",))
         done = total - 1
+    attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths, moved)))
     reached("verified" if verify else "done")
     _log.info("pruned %s: %d tensors cut", type(model).__name__, len(cuts))
     return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))

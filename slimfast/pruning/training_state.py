@@ -16,7 +16,8 @@ from slimfast.arrays import IntArray
 from slimfast.errors import SlimfastError
 from slimfast.graph.cutting.cut import select_indices
 from slimfast.graph.recording.module_copies import aliases, named_tensors
-from slimfast.pruning.manifests import manifest
+from slimfast.pruning.manifest_fields import Change
+from slimfast.pruning.manifests import check_values, manifest
 from slimfast.wrappers import unwrapped
 
 Cuts = dict[str, dict[int, IntArray]]
@@ -69,7 +70,8 @@ def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) 
 def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> dict[str, Any]:
     """Cut the state dict of something that holds tensors of ``model`` under its names, to fit ``thin``.
 
-    For averaged weights (``torch.optim.swa_utils.AveragedModel``, timm's ``ModelEmaV3``).
+    For averaged weights (``torch.optim.swa_utils.AveragedModel``, timm's ``ModelEmaV3``). What a repair has
+    solved for is of ``thin`` alone: the state has the slices, and a warning says so.
 
     Args:
         state: The state dict. Names may have a prefix, such as ``module.``, and what is not named like a
@@ -81,8 +83,9 @@ def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> 
         The state dict for the same of ``thin``.
 
     Raises:
-        SlimfastError: Naming the tensor that does not have the shape it has in ``model``, and for networks of
-            which one was not pruned from the other.
+        SlimfastError: Naming the tensor that does not have the shape it has in ``model``, for networks of
+            which one was not pruned from the other, and where dead units have left constants to the biases of
+            ``thin``, which they would have to leave to those of the state.
 
     Example:
         average = AveragedModel(thin)
@@ -92,6 +95,7 @@ def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> 
     cuts, wide = cuts_between(model, thin), named_tensors(model)
     known = {name: name for name in wide} | aliases(model)
     found: dict[str, Any] = {}
+    check_values(_moved_between(model, thin), "state")
     for key, value in state.items():
         name = next((known[suffix] for suffix in _suffixes(key) if suffix in known), None)
         if name is None or not isinstance(value, Tensor):
@@ -125,6 +129,12 @@ def cuts_between(model: nn.Module, thin: nn.Module) -> Cuts:
             if len(after) < len(before):
                 cuts.setdefault(name, {})[dim] = np.searchsorted(before, after).astype(np.int64)
     return cuts
+
+
+def _moved_between(model: nn.Module, thin: nn.Module) -> dict[str, tuple[Change, ...]]:
+    """Find the tensors whose values were changed between a network and its descendant, and by what."""
+    before = manifest(model).moved
+    return {name: changes[len(before.get(name, ())) :] for name, changes in manifest(thin).moved.items()}
 
 
 def _optimizers_in(optimizer: AnyOptimizer) -> list[AnyOptimizer]:

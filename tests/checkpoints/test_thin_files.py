@@ -174,7 +174,9 @@ def manifests(draw, shapes: dict[str, tuple[int, ...]]) -> Manifest:
             kept = sorted(draw(st.sets(st.integers(0, length - 1), min_size=1)))
             if len(kept) < length:
                 keeps.setdefault(name, {})[dim] = np.array(kept)
-    return Manifest(shapes, keeps)
+    changed = st.lists(st.sampled_from(["masks", "repair"]), min_size=1, max_size=2).map(tuple)
+    moved = draw(st.dictionaries(st.sampled_from(sorted(shapes)), changed))
+    return Manifest(shapes, keeps, moved=moved)
 
 
 @given(data=st.data())
@@ -186,6 +188,8 @@ def test_manifests_survive_json_and_compose_like_indexing(data):
     both = compose(first, second)
     again = Manifest.from_json(both.to_json())
     assert again.to_json() == both.to_json()
+    for name in shapes:
+        assert again.moved.get(name, ()) == first.moved.get(name, ()) + second.moved.get(name, ())
     for name, shape in shapes.items():
         tensor = np.arange(int(np.prod(shape))).reshape(shape)
         step = tensor

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from slimfast.errors import SlimfastError
+from slimfast.graph.recording.module_copies import named_tensors
 
 RepairKind: TypeAlias = Literal["weights", "activations"]
 
@@ -47,6 +48,12 @@ class RepairReport:
     fits: Mapping[str, Fit] = field(default_factory=dict)
     norms: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
+
+    def tensors(self, thin: nn.Module) -> tuple[str, ...]:
+        """Name the tensors of the repaired layers and norms of ``thin``."""
+        layers = {weight.rpartition(".")[0] for weight in self.fits} | set(self.norms)
+        starts = tuple(f"{path}." if path else "" for path in sorted(layers))
+        return tuple(name for name in named_tensors(thin) if name.startswith(starts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

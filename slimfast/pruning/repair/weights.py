@@ -197,7 +197,7 @@ def _norms_behind(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
     """
     modules = dict(model.named_modules())
     scales: dict[str, Tensor] = {}
-    for made, taken in itertools.pairwise(graph.layer_steps()):
+    for made, taken in itertools.pairwise(graph.operations):
         norm: Any = modules.get(taken.module)
         is_norm = isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.running_var is not None
         if is_norm and "batch_norm" in taken.name:

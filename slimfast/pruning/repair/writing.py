@@ -74,7 +74,12 @@ def _made_of(module: Any) -> _MadeOf | None:
 
 def _masked(module: Any, hook: BasePruningMethod) -> _MadeOf:
     """Find that of a mask, which a weight has to be 0 behind."""
-    return "a mask", [module.weight_orig], lambda value: [value], lambda: hook.apply_mask(module)
+
+    def compute() -> Tensor:
+        made: Tensor = hook.apply_mask(module)  # type: ignore[no-untyped-call]
+        return made
+
+    return "a mask", [module.weight_orig], lambda value: [value], compute
 
 
 def _normed(module: Any, hook: WeightNorm) -> _MadeOf:
@@ -90,10 +95,12 @@ def _normed(module: Any, hook: WeightNorm) -> _MadeOf:
 
 def _parametrized(chain: ParametrizationList) -> _MadeOf:
     """Find that of parametrizations, which stand one behind the other."""
-    tensors = list(chain.parameters(recurse=False))
+    # what it inherits says that modules are iterated as tensors
+    steps: list[Any] = list(chain._modules.values())
+    tensors: list[Tensor] = list(chain.parameters(recurse=False))
 
     def sources(value: Any) -> Sequence[Tensor]:
-        for one in reversed(list(chain)):
+        for one in reversed(steps):
             if not hasattr(one, "right_inverse"):
                 raise SlimfastError(f"{type(one).__name__} has no right_inverse")
             value = one.right_inverse(value)
@@ -104,7 +111,7 @@ def _parametrized(chain: ParametrizationList) -> _MadeOf:
         made: Tensor = copy.deepcopy(chain).eval().forward()
         return made
 
-    return " and ".join(type(one).__name__ for one in chain), tensors, sources, compute
+    return " and ".join(type(one).__name__ for one in steps), tensors, sources, compute
 
 
 def _off(made: Tensor, value: Tensor) -> str | None:
