@@ -74,7 +74,7 @@ def test_files_that_are_no_thin_networks_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, t: d.update(schema=2), r"expected schema 1 of slimfast\.thin, got 2"),
+        (lambda d, t: d.update(schema=3), r"expected schema 1 to 2 of slimfast\.thin, got 3"),
         (lambda d, t: d.update(more=1), "unknown field 'more'"),
         (lambda d, t: d.pop("kept"), "field 'kept' is missing"),
         (lambda d, t: d["kept"].__setitem__(0, [0, 99]), r"expected indices below \d+, got 99"),
