@@ -190,3 +190,22 @@ def test_a_calibration_of_other_masks_is_refused():
         model[2].weight_mask.copy_(1 - model[2].weight_mask)
     with pytest.raises(slimfast.SlimfastError, match=r"2\.weight: expected the weights that were calibrated"):
         slimfast.error_curves(model, graph, calibration)
+
+
+def test_a_weight_norm_of_old_goes_on_with_the_repaired_weight():
+    """Its hook makes the weight before the layer runs: what comes behind has to see the repaired one."""
+    x = torch.randn(64, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+
+    kinds = [cw.nothing, cw.long_directions_of_old, cw.nothing]
+    fits = []
+    for model in cw.twins(build, lambda net: [net[0], net[2], net[4]], kinds, 0, x):
+        graph = slimfast.trace_channels(model, x[:2])
+        calibration = slimfast.calibrate(model, graph, [x])
+        plan = slimfast.plan_widths(graph, {}, overrides={"0": 4})
+        thin = slimfast.prune_channels(model, plan, repair="activations", calibration=calibration)
+        fits.append(slimfast.repair_report(thin).fits["4.weight"])
+    assert fits[0].damping == fits[1].damping
+    assert abs(fits[0].before - fits[1].before) < 1e-6
