@@ -22,42 +22,7 @@ def difference(wide: Any, thin: Any) -> float:
     pairs = list(zip(tensors_in(wide), tensors_in(thin), strict=False))
     if len(list(tensors_in(wide))) != len(list(tensors_in(thin))) or not pairs:
         return math.inf
-    return max(_relative(a, b) for a, b in pairs)
-
-
-def rows_in_common(wide: Any, thin: Any, tolerance: float) -> tuple[float, int, int]:
-    """Compare outputs whose length and order values decide, as sets of rows.
-
-    Returns the largest difference of the rows that are in both, how many are in one only, and how many there
-    are; nothing is in common where the outputs are of another form.
-    """
-    pairs = list(zip(tensors_in(wide), tensors_in(thin), strict=False))
-    if len(list(tensors_in(wide))) != len(list(tensors_in(thin))):
-        return math.inf, 1, 1
-    found = [_common_rows(a, b, tolerance) for a, b in pairs]
-    return max(e for e, _, _ in found), sum(n for _, n, _ in found), sum(n for _, _, n in found)
-
-
-def _common_rows(a: Tensor, b: Tensor, tolerance: float) -> tuple[float, int, int]:
-    error = _relative(a, b)
-    if error <= tolerance:
-        return error, 0, max(len(a), len(b)) if a.dim() else 1
-    if a.dim() == 0 or a.shape[1:] != b.shape[1:] or a.dtype != b.dtype or a.is_complex():
-        return math.inf, 1, 1
-    few, many = sorted(
-        (x.double().flatten(1) if x.dim() > 1 else x.double()[:, None] for x in (a, b)), key=len
-    )
-    size = max(float(many.abs().max()), 1e-300) if many.numel() else 1.0
-    left, worst, lost = torch.ones(len(many), dtype=torch.bool, device=many.device), 0.0, 0
-    for row in few:
-        apart = (many - row).abs().amax(1) / size
-        apart[~left] = math.inf
-        at = int(apart.argmin()) if len(apart) else 0
-        if len(apart) and float(apart[at]) <= tolerance:
-            worst, left[at] = max(worst, float(apart[at])), False
-        else:
-            lost += 1
-    return worst, lost + int(left.sum()), len(many)
+    return max(relative_difference(a, b) for a, b in pairs)
 
 
 def is_zero(output: Any) -> bool:
@@ -65,7 +30,8 @@ def is_zero(output: Any) -> bool:
     return not any(bool(tensor.any()) for tensor in tensors_in(output))
 
 
-def _relative(a: Tensor, b: Tensor) -> float:
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Measure the largest difference as a share of the first tensor's size; inf for other shapes."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return math.inf
     if a.is_complex():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,9 +17,10 @@ from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.module_copies import copy_network, copy_with
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.output_places import staying_tensors
-from slimfast.pruning.closeness import difference, is_zero, rounding, rows_in_common
+from slimfast.pruning.closeness import difference, is_zero, rounding
 from slimfast.pruning.precision import Precision, run_copy
 from slimfast.pruning.random_draws import Draws
+from slimfast.pruning.value_choices import Choices
 
 # Networks of more parameters than this are compared in float32, for float64 copies of them would not fit.
 _FLOAT64_ELEMENTS = 1 << 28
@@ -26,8 +28,8 @@ _FLOAT64_ELEMENTS = 1 << 28
 # Of no weight beside any other, and its square is a number in float32 yet.
 _NEARLY_ZERO = 1e-18
 
-# Where values decide what is returned, rounding may decide otherwise for one row in so many.
-_ROWS = 20
+# Where values decide, rounding may decide otherwise in one place in so many.
+_CHOSEN = 20
 
 
 class OriginalFails(SlimfastError):
@@ -65,7 +67,7 @@ class Pair:
             OriginalFails: For inputs that the original does not take.
             SlimfastError: Naming the first module whose output disagrees.
         """
-        run = _Run(self, self.masked, inputs, Draws(self.cut))
+        run = _Run(self, self.masked, inputs, Draws(self.cut), Choices())
         precision, wide = run.masked_output()
         if not _is_finite(wide):
             # A weight divided by its norm is 0 / 0 where it is masked.
@@ -75,15 +77,25 @@ class Pair:
                 run, (precision, wide) = nearly, again
         interface = self.cut.graph.outputs
         wide = staying_tensors(wide, interface)
-        thin = staying_tensors(run.thin_output(precision.dtype), interface)
         tolerance = rounding(self.network.model, precision.coarsest, precision.operations)
-        error, notes = difference(wide, thin), list(run.notes(precision))
-        if not error <= tolerance and precision.by_value:
-            error, lost, rows = rows_in_common(wide, thin, tolerance)
-            if lost and lost * _ROWS > rows:
-                error = float("inf")
-            names = ", ".join(precision.by_value)
-            notes.append(f"{lost} of {rows} rows are in one output only: how many there are is up to {names}")
+        notes = list(run.notes(precision))
+        try:
+            error = difference(wide, staying_tensors(run.thin_output(precision.dtype), interface))
+        except SlimfastError:
+            # rounding may have chosen otherwise, and what follows does not fit
+            if not run.choices.names:
+                raise
+            error = math.inf
+        if not error <= tolerance and run.choices.names:
+            thin = staying_tensors(run.thin_output(precision.dtype, taking=True), interface)
+            error = max(difference(wide, thin), run.choices.error)
+            if run.choices.flips * _CHOSEN > run.choices.made:
+                error = math.inf
+            names, some = ", ".join(run.choices.names), f"{run.choices.flips} of {run.choices.made}"
+            notes.append(
+                f"both got what the original chooses by values ({names}): of its own the thin network "
+                f"chooses {some} otherwise, or in another order, as rounding has it"
+            )
         if not error <= tolerance:
             raise SlimfastError(
                 f"verify: {run.blame(precision.dtype, tolerance)} (output off by {error:.2g} of its size)"
@@ -95,20 +107,22 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Both networks with the inputs they are called with, and the random numbers they draw."""
+    """Both networks with the inputs they are called with, what they draw, and what they choose by values."""
 
     pair: Pair
     masked: nn.Module
     inputs: Arguments
     draws: Draws
+    choices: Choices
 
     def masked_output(self) -> tuple[Precision, Any]:
         """Run the masked network in the precision that works, float64 first."""
         elements = sum(tensor.numel() for tensor in self.pair.network.tensors.values())
         failure = None
         for dtype in (torch.float64, torch.float32) if elements <= _FLOAT64_ELEMENTS else (torch.float32,):
-            precision = Precision(dtype, self.draws)
+            precision = Precision(dtype, self.draws, self.choices)
             self.draws.begin(wide=True)
+            self.choices.begin("note")
             try:
                 return precision, run_copy(self.masked, self.inputs, precision)
             except Exception as error:
@@ -116,11 +130,12 @@ class _Run:
         assert failure is not None, "at least one dtype was tried"
         raise OriginalFails(f"verify: the original's forward fails: {one_line(failure)}") from failure
 
-    def thin_output(self, dtype: torch.dtype) -> Any:
-        """Run the thin network in that precision."""
+    def thin_output(self, dtype: torch.dtype, *, taking: bool = False) -> Any:
+        """Run the thin network in that precision, ``taking`` what the original chose by values."""
         self.draws.begin(wide=False)
+        self.choices.begin("take" if taking else "own")
         try:
-            return run_copy(self.pair.thin, self.inputs, Precision(dtype, self.draws))
+            return run_copy(self.pair.thin, self.inputs, Precision(dtype, self.draws, self.choices))
         except SlimfastError:
             raise
         except Exception as error:
@@ -161,7 +176,8 @@ class _Run:
         found: list[str] = []
         for module, watch in ((self.masked, keep), (self.pair.thin, compare)):
             self.draws.begin(wide=module is self.masked)
-            run_copy(module, self.inputs, Precision(dtype, self.draws), watch)
+            self.choices.begin("own")
+            run_copy(module, self.inputs, Precision(dtype, self.draws, self.choices), watch)
         where = found[0] if found else "the network itself"
         return f"the thin network is not the masked original: the first output to disagree is {where}'s"
 

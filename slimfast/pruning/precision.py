@@ -17,6 +17,7 @@ from slimfast.graph.recording.module_copies import copy_network, named_tensors
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.shared_functions import a_copy_runs
 from slimfast.pruning.random_draws import Draws, is_random
+from slimfast.pruning.value_choices import Choices
 
 _DOUBLE = {
     torch.float16: torch.float64,
@@ -33,16 +34,15 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A precision: every operation runs in float64, whatever the code casts to, or for float32 as it is.
 
     ``operations`` counts them. ``coarse``: those that have no kernel in that precision, with the one they
-    were run in. ``by_value``: those whose results are as many as values decide.
+    were run in. ``choices``: what is chosen by values.
     """
 
-    def __init__(self, dtype: torch.dtype, draws: Draws) -> None:
+    def __init__(self, dtype: torch.dtype, draws: Draws, choices: Choices) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.dtype = dtype
-        self.draws = draws
+        self.draws, self.choices = draws, choices
         self.operations = 0
         self.coarse: dict[str, torch.dtype] = {}
-        self.by_value: dict[str, None] = {}
 
     def promote(self, value: Any) -> Any:
         """Bring a floating tensor to the precision of this run."""
@@ -66,8 +66,6 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.operations += 1
         kwargs = dict(kwargs or {})
         name = func._schema.name.replace("::", ".")
-        if torch.Tag.dynamic_output_shape in func.tags or name.endswith("nms"):
-            self.by_value[name] = None
         if self.dtype == torch.float64:
             if kwargs.get("dtype") in _DOUBLE:
                 kwargs["dtype"] = _DOUBLE[kwargs["dtype"]]
@@ -76,7 +74,7 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if is_random(func, args, kwargs):
             output = self.draws.run(func, args, kwargs)
         else:
-            output = self._computed(func, name, args, kwargs)
+            output = self.choices.run(func, name, args, kwargs, self._computed)
         return map_leaves(output, self.promote) if self.dtype == torch.float64 else output
 
     def _computed(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -34,7 +34,7 @@ def training_patches(network: Network, thin: nn.Module, cut: Cut, inputs: Argume
         The patches; none where no attribute, or more than one, would do.
     """
     forward = TrainingForward.of(network, inputs, cut.graph.outputs)
-    if forward is None:
+    if isinstance(forward, str):
         return ()
     modules = dict(Network.of(thin).modules)
     found: list[Patch] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,15 @@ from torch import nn
 from slimfast.arrays import Arguments
 from slimfast.errors import SlimfastError, UnsupportedGraph
 from slimfast.graph.cutting.patches import Patch
-from slimfast.graph.recording.forward import ForwardFailed, Recording, TensorMode, record_at
+from slimfast.graph.recording.data_copies import copied_with_data
+from slimfast.graph.recording.decisions import Decision, OtherDecision
+from slimfast.graph.recording.forward import (
+    ForwardFailed,
+    Recording,
+    TensorMode,
+    record,
+    record_at,
+)
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.output_places import Outputs, staying
 
@@ -26,24 +34,39 @@ class TrainingBreaks(SlimfastError):
 class TrainingForward:
     """A network's training forward, recorded: what the thin one's is compared with.
 
-    ``shapes``: of the outputs that stay as they are.
+    ``mode`` and ``decisions``: on which tensors, and what it decided by values, which the thin network's is
+    handed. ``shapes``: of the outputs that stay as they are.
     """
 
     inputs: Arguments
     mode: TensorMode
+    decisions: tuple[Decision, ...]
     outputs: Outputs | None
     shapes: list[tuple[int, ...]]
 
     @classmethod
-    def of(cls, network: Network, inputs: Arguments, outputs: Outputs | None) -> TrainingForward | None:
-        """Record it; None where it cannot be, without computing."""
+    def of(cls, network: Network, inputs: Arguments, outputs: Outputs | None) -> TrainingForward | str:
+        """Record it, on tensors without data if that goes; or say why it cannot be."""
         for mode in _MODES:
             try:
                 recording = _record(network, inputs, mode)
+                break
             except (ForwardFailed, UnsupportedGraph):
                 continue
-            return cls(inputs, mode, outputs, _shapes(recording, outputs))
-        return None
+        else:
+            try:
+                with copied_with_data(network) as copied:
+                    recording = record(copied, *inputs, training=list(copied.modules))
+            except UnsupportedGraph as failure:
+                return str(failure)
+        return cls(inputs, recording.tensor_mode, recording.decisions, outputs, _shapes(recording, outputs))
+
+    def of_thin(self, thin: Network) -> Recording:
+        """Record the thin network's on such tensors, with these decisions."""
+        if self.mode != "real":
+            return _record(thin, self.inputs, self.mode, self.decisions)
+        with copied_with_data(thin) as copied:
+            return _record(copied, self.inputs, self.mode, self.decisions)
 
     def reached(self, thin: nn.Module, patch: Patch) -> int | None:
         """Say after how many operations the thin network's fails with a patch; None where it does not, and
@@ -51,7 +74,7 @@ class TrainingForward:
         """
         with _patched(thin, patch):
             try:
-                recording = _record(Network.of(thin), self.inputs, self.mode)
+                recording = self.of_thin(Network.of(thin))
             except ForwardFailed as failure:
                 return len(failure.calls)
             except UnsupportedGraph:
@@ -66,7 +89,8 @@ def compare_training(
     """Compare the shapes of what both networks return in training mode.
 
     Eval mode shows nothing of a branch that is for training only: a width read there, a head returned there.
-    Both forwards are recorded on tensors without data.
+    Both forwards are recorded on tensors without data; where the original's decides by values, a copy of it
+    runs once with data, and the thin network's is handed its decisions.
 
     Args:
         network: The original.
@@ -81,38 +105,34 @@ def compare_training(
         TrainingBreaks: The thin network's training forward fails though the original's does not, or returns
             something of another shape.
     """
-    reason = ""
-    for mode in _MODES:
-        try:
-            wide = _record(network, inputs, mode)
-        except (ForwardFailed, UnsupportedGraph) as failure:
-            reason = str(failure)
-            continue
-        _compare(wide, thin, inputs, mode, outputs)
-        return None
-    return reason
+    wide = TrainingForward.of(network, inputs, outputs)
+    return wide if isinstance(wide, str) else _compare(wide, thin)
 
 
-def _record(network: Network, inputs: Arguments, mode: TensorMode) -> Recording:
-    return record_at(network, *inputs, mode, training=list(network.modules))
+def _record(
+    network: Network, inputs: Arguments, mode: TensorMode, decisions: Sequence[Decision] = ()
+) -> Recording:
+    return record_at(network, *inputs, mode, training=list(network.modules), decisions=decisions)
 
 
-def _compare(
-    wide: Recording, thin: Network, inputs: Arguments, mode: TensorMode, outputs: Outputs | None
-) -> None:
-    """Record the thin network and compare what it returns with what the original returned."""
+def _compare(wide: TrainingForward, thin: Network) -> str | None:
+    """Record the thin network and compare what it returns with what the original returned; say why it cannot
+    be."""
     advice = "leave the groups of those layers whole (exclude=...)"
     try:
-        narrow = _record(thin, inputs, mode)
+        narrow = wide.of_thin(thin)
     except ForwardFailed as failure:
+        if isinstance(failure.__cause__, OtherDecision):
+            return f"{type(thin.model).__name__}: {failure}"
         raise TrainingBreaks(
             f"verify: in training mode, in which the original runs, the thin network's {failure}; {advice}"
         ) from failure.__cause__
-    expected, got = (_shapes(recording, outputs) for recording in (wide, narrow))
+    expected, got = wide.shapes, _shapes(narrow, wide.outputs)
     if expected != got:
         raise TrainingBreaks(
             f"verify: in training mode expected outputs of shapes {expected}, got {got}; {advice}"
         )
+    return None
 
 
 def _shapes(recording: Recording, outputs: Outputs | None) -> list[tuple[int, ...]]:

@@ -16,6 +16,7 @@ from slimfast.graph.propagation.network_labels import NetworkLabels, module_of
 from slimfast.graph.propagation.reasons import Reason
 from slimfast.graph.propagation.rules import rule_of
 from slimfast.graph.recording.calls import Call, LengthOrigin, refs_in
+from slimfast.graph.recording.data_copies import copied_with_data
 from slimfast.graph.recording.forward import ForwardFailed, Recording, record_at
 from slimfast.graph.recording.network import Network
 from slimfast.graph.recording.output_places import Outputs, staying
@@ -159,7 +160,8 @@ class _Training:
             if not self.recording.decisions or on_meta:
                 raise
         args, kwargs = self.inputs
-        return record_at(self.network, args, kwargs, "real", training=training)
+        with copied_with_data(self.network) as network:
+            return record_at(network, args, kwargs, "real", training=training)
 
     def _recorded_whole(self) -> Recording | None:
         """Record the forward with every module in training mode; None where it cannot be, without

@@ -36,7 +36,8 @@ class OtherInputs:
 def other_inputs(network: Network, inputs: Arguments) -> OtherInputs | None:
     """Find inputs of another size (of images, sequences) and another batch that a network's forward takes.
 
-    They are tried on tensors without data: both at once, else each alone. What the example has is cut off, or
+    They are tried on tensors without data, or, where the forward asks for the values of what it computes, on
+    real ones: both at once, else each alone. What the example has is cut off, or
     is there once more, so that values stay in their range; further samples are shifted along their last dim.
 
     Args:
@@ -44,15 +45,18 @@ def other_inputs(network: Network, inputs: Arguments) -> OtherInputs | None:
         inputs: What it is called with.
 
     Returns:
-        The inputs, on the devices of the example; None where the network takes no others, and where its
-        forward asks for the values of what it computes.
+        The inputs, on the devices of the example; None where the network takes no others.
     """
     modes: tuple[TensorMode, ...] = ("meta", "fake")
     for mode in modes:
         found = _search(inputs, lambda tried, mode=mode: _takes(network, tried, mode))  # type: ignore[misc]
         if found is not None or _takes(network, inputs, mode):
             return found
-    return None
+    if any(tensor.is_meta for tensor in network.tensors.values()):
+        return None
+    devices = sorted({t.device.index for t in network.tensors.values() if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        return _search(inputs, lambda tried: _takes(network, tried, "real"))
 
 
 def _takes(network: Network, inputs: Arguments, mode: TensorMode) -> bool:
