@@ -100,7 +100,7 @@ def norms_of_variables(consumer: Consumer, weight: Tensor) -> Tensor:
     """Compute the norm of the weights that a layer has for each variable it reads, (L,) float64, CPU."""
     matrix = consumer.matrix(weight.detach())
     step = max(1, _CONVERTED // max(1, matrix[:, :1].numel()))
-    parts: Iterator[Tensor] = (part.double().square_().sum((1, 3)) for part in torch.split(matrix, step, 1))
+    parts: Iterator[Tensor] = (part.double().square().sum((1, 3)) for part in torch.split(matrix, step, 1))
     total: Tensor = functools.reduce(Tensor.add_, parts)
     return total.sqrt().reshape(-1).cpu()
 

@@ -34,6 +34,7 @@ from slimfast.pruning.manifests import Manifest, check_values, manifest
 from slimfast.pruning.mask_folding import is_of_masks
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import RepairKind, check_kind
+from slimfast.pruning.repair.report import repaired_tensors
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
 from slimfast.storage.atomic import atomic_path, output_folder
 from slimfast.storage.prefetch import read_ahead
@@ -147,6 +148,9 @@ def prune_checkpoint(
             done += len(names)
             if progress is not None:
                 progress(done, total)
+        if report is not None:
+            moved = repaired_tensors(report["fits"], report["norms"], described.shapes_before)
+            described = dataclasses.replace(described, moved=dict.fromkeys(moved, ("repair",)))
         metadata = {"total_size": size, JOB: job, KEY: described.to_json()}
         index = {
             "metadata": metadata if report is None else {**metadata, REPAIR: report},

@@ -32,6 +32,7 @@ from slimfast.pruning.manifest_fields import Change
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.mask_folding import check_repairable, check_same, fold_masks, is_of_masks
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
+from slimfast.pruning.repair.report import repaired_tensors
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
 from slimfast.pruning.verification import attach_verification, verify_and_patch
@@ -192,7 +193,7 @@ def prune_channels(
         found = repair_thin(
             model, thin, graph, keeps, kind=repair, calibration=calibration, tick=repaired, **how
         )
-        moved = dict.fromkeys(found.tensors(thin), ("repair",))
+        moved = dict.fromkeys(repaired_tensors(found.fits, found.norms, shapes), ("repair",))
         done = total - 1
     attach(thin, compose(manifest(model), Manifest(shapes, indices, patches, widths, moved)))
     reached("verified" if verify else "done")

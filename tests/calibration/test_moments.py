@@ -230,3 +230,13 @@ def test_a_fault_inside_is_not_blamed_on_the_file(
     monkeypatch.setattr("slimfast.graph.recording.inputs.InputSpec.from_json", fail)
     with pytest.raises(ValueError, match=r"^a fault$"):
         slimfast.load_calibration(tmp_path / "c.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_weights_stay_as_they_are(dtype):
+    """Their norms are of float64, in which a weight of that type is no copy."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).to(dtype).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(8, 4, dtype=dtype)
+    slimfast.calibrate(model, slimfast.trace_channels(model, x), [x])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

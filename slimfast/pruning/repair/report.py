@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from torch import nn
 
 from slimfast.errors import SlimfastError
-from slimfast.graph.recording.module_copies import named_tensors
 
 RepairKind: TypeAlias = Literal["weights", "activations"]
 
@@ -49,12 +48,6 @@ class RepairReport:
     norms: tuple[str, ...] = ()
     left: Mapping[str, str] = field(default_factory=dict)
 
-    def tensors(self, thin: nn.Module) -> tuple[str, ...]:
-        """Name the tensors of the repaired layers and norms of ``thin``."""
-        layers = {weight.rpartition(".")[0] for weight in self.fits} | set(self.norms)
-        starts = tuple(f"{path}." if path else "" for path in sorted(layers))
-        return tuple(name for name in named_tensors(thin) if name.startswith(starts))
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finished:
@@ -67,6 +60,13 @@ class Finished:
 
     fits: Mapping[str, Fit]
     note: Callable[[str, Fit], None]
+
+
+def repaired_tensors(weights: Iterable[str], norms: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
+    """Name those tensors, of these, that belong to layers of repaired weights and to norms measured again."""
+    layers = {weight.rpartition(".")[0] for weight in weights} | set(norms)
+    starts = tuple(f"{path}." if path else "" for path in sorted(layers))
+    return tuple(name for name in names if name.startswith(starts))
 
 
 def attach_report(thin: nn.Module, report: RepairReport) -> None:
