@@ -9,11 +9,20 @@ from typing import Any
 from benchmarks.markdown import NOT_MEASURED, NOT_YET, Result, Table, rows_of
 from benchmarks.zoo.tables import road_seconds
 
+_WHOLE_CUT = ": from network to thin network"
 _HEAD = ("", "original", "slimfast", "best control", "uniform widths, L1")
 
 
-def summary(before: Result, after: Result, untrained: Result, sentences: Result, zoo: Result) -> str:
-    """Write the rows of what was measured, and how often the tool was the faster one."""
+def summary(
+    before: Result,
+    after: Result,
+    untrained: Result,
+    sentences: Result,
+    decoder: Result,
+    zoo: Result,
+    pipeline: Result,
+) -> str:
+    """Write the rows of what was measured, how long the tool takes, and how long beside its peer."""
     lines = [list(_HEAD), ["---", *["--:"] * (len(_HEAD) - 1)]]
     if before:
         lines.append(_before(before))
@@ -21,6 +30,8 @@ def summary(before: Result, after: Result, untrained: Result, sentences: Result,
         lines.append(_after(after, untrained))
     if sentences:
         lines.append(_sentences(sentences))
+    if decoder:
+        lines.append(_decoder(decoder))
     spent = road_seconds(zoo)
     speed = (
         f"The tool itself, from trace to prune: {statistics.median(spent):.1f} s in the median of "
@@ -28,7 +39,7 @@ def summary(before: Result, after: Result, untrained: Result, sentences: Result,
         if spent
         else NOT_YET
     )
-    return f"{rows_of(lines)}\n\n{speed}\n"
+    return f"{rows_of(lines)}\n\n{speed}{_beside_peer(pipeline)}\n"
 
 
 def _before(result: Result) -> list[str]:
@@ -87,6 +98,47 @@ def _sentences(result: Result) -> list[str]:
     ]
 
 
+def _decoder(result: Result) -> list[str]:
+    settings, share = result["settings"], max(result["settings"]["shares"])
+    rows = [row for row in result["rows"] if row["share"] == share]
+
+    def least(name: str | None = None) -> str:
+        found = [
+            row["perplexity"] for row in rows if (row["control"] if name is None else row["name"] == name)
+        ]
+        return f"{min(found):.1f}" if found else NOT_MEASURED
+
+    return [
+        f"SmolLM2-135M, {share:g} of its layers' parameters, **no training**, {settings['calibration']} x "
+        f"{settings['calibration_length']} tokens (perplexity, lower is better; on "
+        f"{result['dense']['tokens']:,} predictions: rough)",
+        f"{result['dense']['perplexity']:.1f}",
+        least("marginal gain, activations"),
+        least(),
+        least("uniform, L1, activations"),
+    ]
+
+
+def _beside_peer(result: Result) -> str:
+    """Say how a whole cut, without the verification, compares with torch-pruning's of the same network."""
+    ratios = (
+        [
+            variants["slimfast"]["seconds"] / variants["torch_pruning"]["seconds"]
+            for variants in (row["variants"] for row in result["rows"] if row["name"].endswith(_WHOLE_CUT))
+            if "seconds" in variants["torch_pruning"]
+        ]
+        if result
+        else []
+    )
+    if not ratios:
+        return ""
+    faster = sum(ratio < 1 for ratio in ratios)
+    return (
+        f" From network to thin network it takes {statistics.median(ratios):.2f} of torch-pruning's time in "
+        f"the median of {len(ratios)} networks, and is faster on {faster}."
+    )
+
+
 def _percent(rows: list[Mapping[str, Any]], chosen: Callable[[Mapping[str, Any]], bool]) -> str:
     """Take the best of the chosen rows."""
     found = [row["test"] for row in rows if chosen(row)]
@@ -101,7 +153,9 @@ TABLES = (
             "recovery-resnet20.json",
             "oneshot-resnet20-telling.json",
             "minilm-short.json",
+            "decoder-short.json",
             "zoo.json",
+            "cpu-pipeline.json",
         ),
         summary,
     ),
