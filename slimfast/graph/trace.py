@@ -55,7 +55,7 @@ def trace_channels(
         outputs: Which outputs are the interface and stay as they are, by name (``"logits"``, ``"0.boxes"``,
             globs) or number; what else is returned may get narrower. By default all of them stay.
         also: Examples of other calls (other arguments, that use layers which ``example`` leaves out): what
-            they couple is coupled, and they are compared too when a cut is verified.
+            they couple is coupled, in training mode too, and they are compared when a cut is verified.
 
     Returns:
         The graph: a sequence of the groups, which also says what was left alone and why (``frozen``).
@@ -108,11 +108,11 @@ def _traced(
     with refusing_hooks_that_write(network):
         recording = record(network, *given, trace_numbers=trace_numbers)
     check_outputs(recording.places, calls.outputs)
-    also = [record(network, *arguments(other)) for other in calls.others]
+    also = [(record(network, *inputs), inputs) for inputs in map(arguments, calls.others)]
     flow = propagate(network, recording, *given, calls.outputs, also)
     freeze_size_dependent(network, flow, recording, given, calls.outputs, also)
     grouping = Grouping(flow.labels, *selected)
-    origins = WeightOrigins(network, recording, flow, also)
+    origins = WeightOrigins(network, recording, flow, [other for other, _ in also])
     graph = ChannelGraph(
         groups=grouping.groups(),
         axes=grouping.axes(),
@@ -131,8 +131,7 @@ def _traced(
     )
     if not settle:
         return graph
-    others = zip(also, map(arguments, calls.others), strict=True)
-    return _without_ranks(trial_cut.settle(network, graph, (recording, given), list(others)))
+    return _without_ranks(trial_cut.settle(network, graph, (recording, given), also))
 
 
 def _without_ranks(graph: ChannelGraph) -> ChannelGraph:

@@ -28,17 +28,17 @@ def propagate(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     outputs: Outputs | None = None,
-    also: Sequence[Recording] = (),
+    also: Sequence[tuple[Recording, Arguments]] = (),
 ) -> Propagation:
     """Follow the labels of every parameter and buffer through the recorded operations.
 
     ``args`` and ``kwargs`` are those of the recording: where it leaves parameters out, the training forward
     is recorded with them too. ``outputs``: those that stay as they are, all of them where it is None.
-    ``also``: recordings of other calls, which are followed on the same labels.
+    ``also``: recordings of other calls and their arguments, which are followed on the same labels.
     """
     labels = NetworkLabels(network)
     flow = _follow(Propagation(labels, recording), recording, outputs)
-    for other in also:
+    for other, _ in also:
         _follow(Propagation(labels, other), other, outputs)
     _leave_integers(labels, network)
     _Training(labels, network, recording, (args, kwargs), outputs, also).follow()
@@ -109,7 +109,7 @@ class _Training:
     recording: Recording
     inputs: Arguments
     outputs: Outputs | None
-    also: Sequence[Recording]
+    also: Sequence[tuple[Recording, Arguments]]
 
     def follow(self) -> None:
         """Couple what the forward leaves out in eval mode to the rest, as it is in training mode.
@@ -117,12 +117,14 @@ class _Training:
         Parameters that eval mode does not use (the auxiliary classifiers of GoogLeNet) are left whole
         themselves, for no eval mode shows what their cut does; what they read may be cut, and they follow.
         What the forward returns in training alone is an output as well. Where the training forward cannot be
-        recorded the frozen parameters say so.
+        recorded the frozen parameters say so. Other calls are made in training mode too.
         """
         idle = set(_idle(self.labels, self.recording))
-        for other in self.also:
+        for other, _ in self.also:
             idle &= set(_idle(self.labels, other))
         left = [name for name in self.labels.tensors if name in idle]
+        # One call may use a parameter for its shape alone, and another for what it holds.
+        others = self.also if left else ()
         known = self.recording
         parameters = [n for n, t in self.network.tensors.items() if isinstance(t, nn.Parameter)]
         if paths := _deciding(parameters, left):
@@ -137,7 +139,26 @@ class _Training:
             more = not set(_idle(self.labels, whole)).issuperset(left)
             if more or _shapes(whole) != _shapes(known):
                 left = self._followed(whole, left)
+        for other, inputs in others:
+            left = self._followed_other(other, inputs, left)
         self.labels.leave_alone(left, Reason.NOT_USED)
+
+    def _followed_other(self, other: Recording, inputs: Arguments, idle: list[str]) -> list[str]:
+        """Follow another call in training mode, as :meth:`_followed` does."""
+        mode, everything = other.tensor_mode, list(self.network.modules)
+        try:
+            found = record_at(self.network, *inputs, mode, training=everything, decisions=other.decisions)
+        except (ForwardFailed, UnsupportedGraph) as failure:
+            if any(tensor.is_meta for tensor in self.network.tensors.values()):
+                self.labels.notes.append(f"another call was not looked at in training mode: {failure}")
+                return idle
+            try:
+                with copied_with_data(self.network) as network:
+                    found = record_at(network, *inputs, "real", training=list(network.modules))
+            except (ForwardFailed, UnsupportedGraph) as again:
+                self.labels.notes.append(f"another call was not looked at in training mode: {again}")
+                return idle
+        return self._followed(found, idle)
 
     def _followed(self, recording: Recording, idle: list[str]) -> list[str]:
         """Follow a training forward; return which of the idle parameters it does not use either."""

@@ -23,7 +23,7 @@ def freeze_size_dependent(
     recording: Recording,
     inputs: Arguments,
     outputs: Outputs | None,
-    also: Sequence[Recording],
+    also: Sequence[tuple[Recording, Arguments]],
 ) -> None:
     """Freeze the units that belong together at the size of the example only.
 

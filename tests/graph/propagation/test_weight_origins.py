@@ -206,7 +206,7 @@ def test_nothing_is_behind_a_weight_that_another_call_uses_otherwise():
 
 def test_making_a_weight_leaves_what_it_is_made_of_as_it_is():
     """A step may write to what it is given, as observers of quantisation-aware training do."""
-    doubled = Step("aten.mul_", {"self": Slot(0), "other": 2.0}, (1,))
+    doubled = Step("aten.mul_", {"self": Slot(0), "other": 2.0}, (1,), 0)
     tensors = {"made_of": torch.ones(2)}
     assert ComputedWeight("w", (2,), {0: "made_of"}, (doubled,), 1, {}).compute(tensors).tolist() == [2, 2]
     assert tensors["made_of"].tolist() == [1, 1]
