@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import slimfast
-from slimfast.calibration import moments, sensitivity
+from slimfast.calibration import massive, measuring, sensitivity
 from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.massive import BOUND, shrinking
 from slimfast.graph import trace_channels
@@ -67,7 +67,10 @@ def test_moments_are_those_of_tokens_brought_down_to_the_bound(at: int) -> None:
     assert read.count == len(rows)
 
 
-def test_no_token_is_touched_where_none_is_massive(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("near", [True, False])
+def test_no_token_is_touched_where_none_is_massive(monkeypatch: pytest.MonkeyPatch, *, near: bool) -> None:
+    # On a GPU nobody looks, and all are multiplied by 1.
+    monkeypatch.setattr(massive, "is_near", lambda x: near)
     model, x = Mlp().eval(), tokens(factor=3.0)
     graph = trace_channels(model, x)
 
@@ -80,7 +83,7 @@ def test_no_token_is_touched_where_none_is_massive(monkeypatch: pytest.MonkeyPat
         return calibration.readings["second.weight"].covariance, torch.from_numpy(curve.residual), thin
 
     before = thin_and_curve()
-    for module in (moments, sensitivity, wide):
+    for module in (measuring, sensitivity, wide):
         monkeypatch.setattr(module, "shrinking", lambda *given: None)
     after = thin_and_curve()
     assert torch.equal(before[0], after[0])
