@@ -25,5 +25,5 @@ def warn_of_few(groups: Sequence[GroupPlan]) -> None:
             f"plan: {least.name} keeps {least.width} of {least.n} units{others}: hardly any explain what the "
             f"calibration saw; calibrate with more samples, or set a floor (min_width={least.n // 16})",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -19,7 +19,6 @@ from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.language_models import warn_without_data
-from slimfast.plans.narrow import warn_of_few
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, Plan
 from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan, solved_plan
@@ -150,7 +149,6 @@ def plan(
     if by_gain is not None:
         curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
         gained = solved_plan(graph, {}, request, curves)
-        warn_of_few(gained.groups)
         return replace(gained, weights=fingerprint(model))
     warn_without_data(model, "plan: widths are chosen")
     if spectra is None:

@@ -15,6 +15,7 @@ from slimfast.plans.budget import BudgetUnreachable, Rounding, Solution, settled
 from slimfast.plans.costs import CostModel
 from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.limits import Limits
+from slimfast.plans.narrow import warn_of_few
 from slimfast.plans.plan_data import GroupPlan, Plan
 from slimfast.plans.request import Choice, Request, choose, rounding_of
 from slimfast.plans.unreachable import remedies, why_unreachable
@@ -29,7 +30,9 @@ def solved_plan(
     curves: Mapping[str, ErrorCurve] | None = None,
 ) -> Plan:
     """Solve the widths from spectra, or where there are error curves by what each unit gains."""
-    return _plan(_problem(graph, spectra, request, curves), spectra)
+    plan = _plan(_problem(graph, spectra, request, curves), spectra)
+    warn_of_few(plan.groups)
+    return plan
 
 
 def settled_plan(

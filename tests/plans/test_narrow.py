@@ -42,6 +42,11 @@ def test_a_plan_of_a_layer_that_reads_one_thing_says_so() -> None:
     calibration = slimfast.calibrate(model, graph, [x])
     with pytest.warns(UserWarning, match=r"^plan: 0 keeps \d+ of 512 units: "):
         slimfast.plan(model, x, params=0.02, calibration=calibration)
+    curves = slimfast.error_curves(model, graph, calibration)
+    with pytest.warns(UserWarning, match=r"^plan: 0 keeps \d+ of 512 units: "):
+        slimfast.plan_widths(graph, {}, params=0.02, curves=curves)
+    with pytest.warns(UserWarning, match=r"^plan: 0 keeps \d+ of 512 units: "):
+        slimfast.plan_checkpoint(model, model, x, params=0.02, calibration=calibration)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         floored = slimfast.plan(model, x, params=0.3, calibration=calibration, min_width=32)
