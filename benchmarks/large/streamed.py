@@ -30,7 +30,7 @@ from benchmarks.large.scaling import model_of
 from benchmarks.markdown import Table
 from benchmarks.stamp import ROOT, stamp
 from slimfast.calibration import load_calibration
-from slimfast.calibration.consumers import LONGEST
+from slimfast.calibration.consumers import LARGEST
 from slimfast.checkpoints import calibrate_checkpoint, plan_checkpoint, prune_checkpoint
 from slimfast.graph import trace_channels
 from slimfast.storage.atomic import atomic_path
@@ -95,7 +95,7 @@ def digest(folder: Path) -> str:
 def bound(decoder: Decoder) -> int:
     """What the peak memory may be: the largest weight in float32, the largest moments, and 1 GiB."""
     largest = max(decoder.vocabulary, decoder.intermediate) * decoder.hidden * 4
-    read = max(length for length in (decoder.hidden, decoder.intermediate) if length <= LONGEST)
+    read = max(length for length in (decoder.hidden, decoder.intermediate) if 8 * length**2 <= LARGEST)
     return largest + 8 * read**2 + ALLOWANCE
 
 

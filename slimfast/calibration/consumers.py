@@ -16,6 +16,8 @@ from slimfast.graph.channel_graph import Axis, ChannelGraph
 # Beyond this length the positions of a flattened unit are samples of one variable, not variables of their
 # own.
 LONGEST = 8192
+# Bytes of float64 that the moments of all pairs of what one layer reads may take, where nobody allows more.
+LARGEST = 2 << 30
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -96,11 +98,9 @@ class Consumer:
         return index
 
 
-def consumers_of(
-    model: nn.Module, graph: ChannelGraph, *, longest: int | None = LONGEST
-) -> tuple[list[Consumer], dict[str, str]]:
+def consumers_of(model: nn.Module, graph: ChannelGraph) -> tuple[list[Consumer], dict[str, str]]:
     """Find the layers that read the graph's groups, in the order they run, and why other weights are not read
-    so; of more variables than ``longest`` none reads.
+    so.
     """
     modules = dict(model.named_modules())
     first_run = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
@@ -112,12 +112,36 @@ def consumers_of(
             read.setdefault(member.tensor, set()).add(member.dim)
     for name, dims in read.items():
         path, _, attribute = name.rpartition(".")
-        consumer = _consumer(name, path, attribute, modules.get(path), graph, dims, longest)
+        consumer = _consumer(name, path, attribute, modules.get(path), graph, dims)
         if isinstance(consumer, str):
             left[name] = consumer
         else:
             consumers.append(consumer)
     return sorted(consumers, key=lambda consumer: first_run.get(consumer.module, len(first_run))), left
+
+
+def with_moments(
+    consumers: Sequence[Consumer], *, memory: int | None = None
+) -> tuple[list[Consumer], dict[str, str]]:
+    """Pick the layers whose moments are not too large to be worked with, and say why of the others.
+
+    ``memory``: what the caller allows for activations; twice as much goes for one layer's moments, where that
+    is more than ``LARGEST``.
+    """
+    most = max(LARGEST, 2 * (memory or 0))
+    fitting, left = [], {}
+    for consumer in consumers:
+        size = 8 * consumer.length**2
+        if size <= most:
+            fitting.append(consumer)
+            continue
+        left[consumer.weight] = (
+            f"{consumer.module} reads {consumer.length} variables, whose moments take {size / 1e9:.1f} GB, "
+            f"more than {most / 1e9:.1f} GB"
+        )
+        if memory is not None:
+            left[consumer.weight] += f"; memory={-(-size // 2)} allows it"
+    return fitting, left
 
 
 def _consumer(
@@ -127,7 +151,6 @@ def _consumer(
     module: Any,
     graph: ChannelGraph,
     dims: set[int],
-    longest: int | None,
 ) -> Consumer | str:
     """Find the consumer of a weight, or the reason why there is none."""
     axes = graph.axes_of(name)
@@ -153,10 +176,8 @@ def _consumer(
     axis, outputs, run = axes[dim], axes[1 - dim], 1
     if axis is None or outputs is None:
         return f"{where} has a weight whose axes are not those of one parameter"
-    if axis.length * blocks > LONGEST:
-        run = _run(axis) if blocks == 1 else 1
-        if run == 1 and longest is not None:
-            return f"{where} reads {axis.length * blocks} variables, more than {LONGEST}"
+    if axis.length > LONGEST and blocks == 1:
+        run = _run(axis)
     return Consumer(name, path, dim, axis, outputs, taps, blocks, run)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, Progress
-from slimfast.calibration.consumers import Consumer, consumers_of
+from slimfast.calibration.consumers import Consumer, consumers_of, with_moments
 from slimfast.calibration.data import Calibration, Reading, at_most
 from slimfast.calibration.forward import cut_batch, running, slices_of
 from slimfast.calibration.masks import MaskOption, mask_of
@@ -59,7 +59,9 @@ def calibrate(
             the calibration to error curves and repair. Layers that do not read (samples, positions, ...),
             such as those behind pooling and routed experts, count all that they read.
         dtype: float32 or float64, of the products.
-        memory: Bytes of activations that a forward may hold: larger batches run a part at a time.
+        memory: Bytes of activations that a forward may hold: larger batches run a part at a time. A layer
+            whose moments take more than twice of that, and more than 2 GiB, is left out: its units can be
+            chosen by activations, from a share of the positions, but it has no error curve and no repair.
         backend: The kernels to use.
         progress: Called with the samples done and of all; what it raises (:class:`slimfast.Cancelled`) ends
             the work.
@@ -79,7 +81,9 @@ def calibrate(
     """
     check_memory("calibrate", memory)
     model = unwrapped(model)
-    consumers, left = consumers_of(model, graph)
+    every, left = consumers_of(model, graph)
+    consumers, large = with_moments(every, memory=memory)
+    left |= large
     measured = Measured(consumers, dtype, backend)
     kept: list[Arguments] = []
     masks: list[Tensor | None] = []
@@ -141,19 +145,17 @@ def unit_covariance(
     norm of the weights that read it, its part in the consumer's output. ``consumers`` are the
     graph's, by weight.
     """
-    total = torch.zeros(group.n, group.n, dtype=torch.float64, device="cpu")
-    read = False
+    total: Tensor | None = None
     for member in graph.consumers(group):
         reading, consumer = calibration.readings.get(member.tensor), consumers.get(member.tensor)
         if reading is None or consumer is None:
             continue
-        read = True
         index = torch.from_numpy(consumer.unit_index(member.units, group.n))
         own = functools.reduce(Tensor.add_, (_weighted(reading, column) for column in index.T))
         size = float(own.trace())
-        if size > 0.0:
-            total += own.div_(size)
-    return total if read else None
+        own = own.div_(size) if size > 0.0 else own.zero_()
+        total = own if total is None else total.add_(own)
+    return total
 
 
 def _weighted(reading: Reading, column: Tensor) -> Tensor:

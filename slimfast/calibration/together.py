@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, Progress
-from slimfast.calibration.consumers import Consumer, consumers_of
+from slimfast.calibration.consumers import Consumer, consumers_of, with_moments
 from slimfast.calibration.data import Calibration, at_most, norms_of_variables
 from slimfast.calibration.files import hash_samples
 from slimfast.calibration.folders import CalibrationFolder
@@ -72,7 +72,9 @@ def calibrate_together(
     the layers.
     """
     check_memory("calibrate", memory)
-    consumers, left = consumers_of(model, graph)
+    every, left = consumers_of(model, graph)
+    consumers, large = with_moments(every, memory=memory)
+    left |= large
     taken = _taken(model, batches, graph, samples, mask, device_of(model))
     options = f"{source} {dtype} {memory} {backend}"
     state = CalibrationFolder(folder, _job(options, consumers, taken), [c.weight for c in consumers])

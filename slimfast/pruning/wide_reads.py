@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
-from slimfast.calibration.consumers import LONGEST, Consumer, consumers_of
+from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.data import Calibration, norms_of_variables
 from slimfast.calibration.forward import Slice, run, running, watched
 from slimfast.calibration.masks import positions_that_count
@@ -48,8 +48,8 @@ def wide_rows(
         SlimfastError: For a forward that fails and for what is not finite.
     """
     wanted = {m.tensor for group in groups for m in graph.consumers(group)}
-    every, _ = consumers_of(model, graph, longest=None)
-    consumers = {c.weight: c for c in every if c.weight in wanted and c.length > LONGEST}
+    every, _ = consumers_of(model, graph)
+    consumers = {c.weight: c for c in every if c.weight in wanted - calibration.readings.keys()}
     if not consumers:
         return {}
     reads = _Reads(calibration.samples)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
-from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables
+from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables, with_moments
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
@@ -38,7 +38,9 @@ def repair_from_weights(
     model: nn.Module, thin: nn.Module, graph: ChannelGraph, keeps: Mapping[str, IntArray]
 ) -> RepairReport:
     """Repair ``thin`` in place: what reads cut units gives their weights to those that stay."""
-    consumers, left = consumers_of(model, graph)
+    every, left = consumers_of(model, graph)
+    consumers, large = with_moments(every)
+    left |= large
     own = named_tensors(model)
     # what dead units are made by tells nothing, but it stays where it is
     tensors, written = graph.effective(own), graph.made(own)
