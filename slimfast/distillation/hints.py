@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimfast.distillation.counting import nothing
 from slimfast.distillation.output_losses import widened
 from slimfast.errors import ArgumentError
+from slimfast.graph.recording.module_copies import aliases, named_tensors
 from slimfast.pruning.manifests import manifest
 
 Features: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
@@ -74,10 +75,29 @@ def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...
             )
         # A transposed convolution stores (in, out, ...), an embedding (entries, channels).
         weight_dim = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
-        keep = keeps.get(f"{name}.weight", {}).get(weight_dim)
+        keep = keeps.get(_holder(name, module, student), {}).get(weight_dim)
         dim = -1 if isinstance(module, _CHANNELS_LAST) else 1
         hints.append(Hint(name, None if keep is None else tuple(int(unit) for unit in keep), dim))
     return tuple(hints)
+
+
+def _holder(name: str, module: nn.Module, student: nn.Module) -> str:
+    """Name the tensor that holds a module's weight, slice for slice; ``ArgumentError`` where none does.
+
+    It is the weight by its first name, or what a mask, a norm or another parametrization makes the weight of.
+    """
+    weight, tensors = f"{name}.weight", named_tensors(student)
+    first = aliases(student).get(weight, weight)
+    if first in tensors:
+        return first
+    shape: torch.Size = module.weight.shape  # type: ignore[assignment]
+    for tensor, held in tensors.items():
+        if tensor.startswith((f"{weight}_", f"{name}.parametrizations.weight.")) and held.shape == shape:
+            return tensor
+    raise ArgumentError(
+        f"aligned_hints: {name}: expected a tensor of its weight's shape {tuple(shape)} that it is made of, "
+        "got none; write its Hint"
+    )
 
 
 def hint_loss(student: Tensor, teacher: Tensor, counted: Tensor | None = None) -> Tensor:

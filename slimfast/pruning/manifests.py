@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, shown
 from slimfast.graph.cutting.cut import select_indices, thin_shape
+from slimfast.graph.cutting.hooked_weights import make_hooked
 from slimfast.graph.cutting.patches import Patch, apply_patches
 from slimfast.graph.cutting.recurrent_layers import flatten_recurrent
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
@@ -85,6 +86,7 @@ class Manifest:
             apply_patches(thin, self.patches)
         except SlimfastError as error:
             raise SlimfastError(f"{what}: {error}") from None
+        make_hooked(thin)
         flatten_recurrent(thin)
         attach(thin, self)
         return thin

@@ -48,13 +48,13 @@ def unit_scores(
     """
     tensors = graph.effective(named_tensors(model))
     if method == "bn_scale":
-        _check_batch_norms(model, groups)
+        _check_batch_norms(model, graph, groups)
     sums = _unit_sums(tensors, Tensor.abs_ if method == "l1" else Tensor.square_)
 
     def scores(group: ChannelGroup) -> np.ndarray:
         produced = sums(graph.producers(group), group.n)
         if method == "bn_scale":
-            values = _bn_scale(model, group, tensors)
+            values = _bn_scale(model, graph, group, tensors)
         elif method == "geometric_median":
             values = _geometric_median(weight_rows(graph, group, tensors), group.n)
         elif method == "lookahead":
@@ -138,28 +138,30 @@ def _sum(terms: list[Tensor], n: int) -> np.ndarray:
     return total
 
 
-def _batch_norm_scales(model: nn.Module, group: ChannelGroup) -> list[Member]:
-    """List the members of a group that are the scale of a batch norm."""
+def _batch_norm_scales(model: nn.Module, graph: ChannelGraph, group: ChannelGroup) -> list[Member]:
+    """List the members of a group that are the scale of a batch norm, as it computes with it."""
     modules = dict(model.named_modules())
     scales = []
-    for member in group.members:
+    for member in graph.measured(group):
         prefix, _, name = member.tensor.rpartition(".")
         if name == "weight" and isinstance(modules.get(prefix), nn.modules.batchnorm._BatchNorm):
             scales.append(member)
     return scales
 
 
-def _check_batch_norms(model: nn.Module, groups: Sequence[ChannelGroup]) -> None:
-    without = [group.name for group in groups if not _batch_norm_scales(model, group)]
+def _check_batch_norms(model: nn.Module, graph: ChannelGraph, groups: Sequence[ChannelGroup]) -> None:
+    without = [group.name for group in groups if not _batch_norm_scales(model, graph, group)]
     if without:
         raise ArgumentError(
             f"select: bn_scale needs a batch norm with a scale in every group; none in {', '.join(without)}"
         )
 
 
-def _bn_scale(model: nn.Module, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> np.ndarray:
+def _bn_scale(
+    model: nn.Module, graph: ChannelGraph, group: ChannelGroup, tensors: Mapping[str, Tensor]
+) -> np.ndarray:
     scores = np.zeros(group.n)
-    for member in _batch_norm_scales(model, group):
+    for member in _batch_norm_scales(model, graph, group):
         gamma = tensors[member.tensor].detach().abs().to("cpu", torch.float64).numpy()
         np.add.at(scores, member.places.units, gamma[member.places.indices])
     return scores

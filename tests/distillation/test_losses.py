@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
+import slimfast
 from slimfast.distillation import DistillationLoss, Hint, aligned_hints, hint_loss, soft_target_loss
 from slimfast.distillation.network_outputs import logits_of
 from slimfast.pruning.manifests import Manifest, attach
@@ -24,6 +26,20 @@ class Net(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.conv(x).mean(dim=(2, 3)))
+
+
+class Doubled(nn.Module):
+    """A parametrization that is linear."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+class Spread(nn.Module):
+    """A parametrization whose weight has more rows than what it is made of."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.cat([weight, -weight])
 
 
 def test_soft_targets_by_hand() -> None:
@@ -159,6 +175,60 @@ def test_aligned_hints_follow_the_manifest() -> None:
         aligned_hints(student, ["act"])
     with pytest.raises(ValueError, match="no module 'nothing'"):
         aligned_hints(student, ["nothing"])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.3),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()),
+    ],
+    ids=[
+        "masked",
+        "weight norm of old",
+        "spectral norm of old",
+        "weight norm",
+        "spectral norm",
+        "parametrization",
+    ],
+)
+def test_aligned_hints_of_layers_that_make_their_weights(wrap) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 3, 1)).eval()
+    wrap(model[0])
+    prune.l1_unstructured(model[1], "weight", amount=2)
+    example = torch.randn(2, 2, 4, 4)
+    plan = slimfast.select(model, slimfast.plan(model, example, overrides={"0": 5}))
+    (keep,) = (group.keep for group in plan.groups)
+    thin = slimfast.prune_channels(model, plan)
+    assert len(keep) == 5
+    assert aligned_hints(thin, ["0", "1", "3"]) == (
+        Hint("0", keep, 1),
+        Hint("1", keep, 1),
+        Hint("3", None, 1),
+    )
+
+
+def test_aligned_hints_go_by_the_first_name_of_a_tied_weight() -> None:
+    student = nn.ModuleDict({"first": nn.Linear(3, 2), "second": nn.Linear(3, 2)})
+    student["second"].weight = student["first"].weight
+    attach(student, Manifest({}, {"first.weight": {0: np.array([1, 4])}}))
+    assert aligned_hints(student, ["second"]) == (Hint("second", (1, 4), -1),)
+
+
+def test_a_weight_made_of_other_shapes_wants_a_hint_of_its_own() -> None:
+    student = nn.Sequential(nn.Linear(3, 2))
+    parametrize.register_parametrization(student[0], "weight", Spread(), unsafe=True)
+    attach(student, Manifest({}, {}))
+    with pytest.raises(
+        ValueError, match=r"aligned_hints: 0: expected a tensor of its weight's shape \(4, 3\)"
+    ):
+        aligned_hints(student, ["0"])
 
 
 def test_hints_of_channels_last_features() -> None:

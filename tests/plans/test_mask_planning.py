@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import slimfast
 from slimfast.errors import SlimfastError
@@ -25,6 +25,17 @@ def shrunk(model: nn.Module, x: torch.Tensor, **options) -> tuple[nn.Module, sli
             expected = model(other)
             assert torch.allclose(thin(other), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
     return thin, plan
+
+
+class Masked(nn.Module):
+    """A parametrization that multiplies by a mask."""
+
+    def __init__(self, mask: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, scale: torch.Tensor) -> torch.Tensor:
+        return scale * self.mask
 
 
 def mask_rows(layer: nn.Module, rows: list[int]) -> None:
@@ -62,6 +73,27 @@ def test_shifts_of_dead_scales_are_taken_over_by_the_norm_behind():
     thin, plan = shrunk(model, X)
     assert plan.groups[0].keep == (0, 2, 4, 5, 6, 7, 8, 9)
     assert not torch.equal(thin[4].running_mean, model[4].running_mean)
+
+
+@pytest.mark.parametrize("how", ["mask", "parametrization", "zeros"])
+def test_a_scale_that_is_made_of_a_mask_kills_its_channels(how):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 10, 3), nn.BatchNorm2d(10), nn.ReLU(), nn.Conv2d(10, 4, 1), nn.BatchNorm2d(4)
+    ).eval()
+    mask = torch.ones(10)
+    mask[[2, 6, 7]] = 0
+    with torch.no_grad():
+        model[1].bias[:] = torch.randn(10)
+    if how == "mask":
+        prune.custom_from_mask(model[1], "weight", mask)
+    elif how == "parametrization":
+        parametrize.register_parametrization(model[1], "weight", Masked(mask))
+    else:
+        with torch.no_grad():
+            model[1].weight *= mask
+    _, plan = shrunk(model, X)
+    assert plan.groups[0].keep == (0, 1, 3, 4, 5, 8, 9)
 
 
 def test_a_constant_that_a_padded_convolution_reads_stays():

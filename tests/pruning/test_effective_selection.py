@@ -98,8 +98,9 @@ def test_the_same_units_stay_as_of_the_network_with_plain_weights(kinds, widths,
     slimfast.prune_channels(model, chosen[0])
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("method", [*METHODS, "bn_scale"])
-def test_dead_units_go_before_live_ones(method):
+def test_dead_units_go_before_live_ones(method, masked):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(5, 12, 3), nn.BatchNorm1d(12), nn.ReLU(), nn.Conv1d(12, 2, 1)).eval()
     dead = [0, 3, 5, 7, 8, 11]
@@ -108,8 +109,13 @@ def test_dead_units_go_before_live_ones(method):
         model[0].weight[dead] *= 100
         model[3].weight[:, dead] *= 100
         model[1].weight[:] = torch.rand(12) * 1e-3
-        model[1].weight[dead[:3]] = 0
+        if not masked:
+            model[1].weight[dead[:3]] = 0
         model[0].weight[dead[3:]] = 0
+    if masked:
+        mask = torch.ones(12)
+        mask[dead[:3]] = 0
+        prune.custom_from_mask(model[1], "weight", mask)
     plan = slimfast.plan(model, X, overrides={"0": 6})
     (group,) = slimfast.select(model, plan, method=method).groups
     assert group.keep == tuple(sorted(set(range(12)) - set(dead)))

@@ -18,6 +18,7 @@ from slimfast.arrays import IntArray, Shape
 from slimfast.errors import ArgumentError
 from slimfast.graph.channel_graph import Attribute, Axis, ChannelGraph, ChannelGroup, Operation, alive_units
 from slimfast.graph.cutting.bare_norms import bare_norms
+from slimfast.graph.cutting.hooked_weights import make_hooked
 from slimfast.graph.cutting.patches import Patch, apply_patches, patches_of
 from slimfast.graph.cutting.recurrent_layers import flatten_recurrent
 from slimfast.graph.recording.module_copies import copy_network
@@ -120,6 +121,7 @@ class Cut:
         thin = copy_network(network, self.thin_tensors(network) if tensors is None else tensors, share=share)
         apply_patches(thin, self.attribute_patches(network) if patches is None else patches)
         if not share:
+            make_hooked(thin)
             flatten_recurrent(thin)
         return thin
 

@@ -33,6 +33,10 @@ class WeightOrigins:
         self._used_elsewhere = frozenset().union(*map(_used, also))
         taken = [(i, call, self._weight(call)) for i, call in enumerate(recording.calls)]
         self._taken = [(i, call, ref) for i, call, ref in taken if ref is not None]
+        scaled = [
+            (i, call.arguments.get("weight")) for i, call in enumerate(recording.calls) if _is_norm(call)
+        ]
+        self._scales = [(i, ref) for i, ref in scaled if isinstance(ref, Ref)]
         self._names = {ref.value: recording.names[ref.value] for _, _, ref in self._taken if self._own(ref)}
         self.computed = self._find_computed()
         self._names.update({weight.value: name for name, weight in self.computed.items()})
@@ -57,10 +61,11 @@ class WeightOrigins:
         return None
 
     def _find_computed(self) -> dict[str, ComputedWeight]:
-        """Find the weights that are made of parameters which no layer takes themselves."""
+        """Find the weights and scales that are made of parameters which no layer takes themselves."""
         found: dict[str, ComputedWeight] = {}
         known: set[tuple[str, int]] = set()
-        for i, call, ref in self._taken:
+        for i, ref in sorted([*((i, ref) for i, _, ref in self._taken), *self._scales], key=lambda at: at[0]):
+            call = self._recording.calls[i]
             if self._own(ref) or self._flow.value(ref).data or not self._flow.value(ref).sources:
                 continue
             stands_for = {key: dim for key, dim in self._stands_for(ref).items() if key not in known}
@@ -140,7 +145,7 @@ class WeightOrigins:
             way = list(self._way(out.value, reads, readers))
             silencers = [by for _, by in way if by is not None]
             if silencers and all(self._length(silencer) == ref.shape[dim] for silencer in silencers):
-                right_behind = entry_of(way[0][0].op).weighs == "norm" and out.value not in changed
+                right_behind = _is_norm(way[0][0]) and out.value not in changed
                 mean = way[0][0].arguments.get("running_mean") if right_behind else None
                 named = self._recording.names.get(mean.value) if isinstance(mean, Ref) else None
                 yield name, Behind(dim, tuple(silencers), named)
@@ -167,10 +172,12 @@ class WeightOrigins:
         weight, source = call.arguments.get("weight"), call.arguments.get("input")
         if not isinstance(weight, Ref) or not isinstance(source, Ref) or source.value != value:
             return None
-        weighs = entry_of(call.op).weighs
-        if weighs == "norm":
-            return self._recording.names.get(weight.value)
-        depthwise = weighs == "layer" and weight.shape[:2] == (call.arguments.get("groups"), 1)
+        if _is_norm(call):
+            return self._recording.names.get(weight.value, self._names.get(weight.value))
+        depthwise = entry_of(call.op).weighs == "layer" and weight.shape[:2] == (
+            call.arguments.get("groups"),
+            1,
+        )
         return self._names.get(weight.value) if depthwise and not call.arguments.get("transposed") else None
 
     def _length(self, silencer: str) -> int:
@@ -190,6 +197,11 @@ def _in_place(call: Call) -> bool:
     own = call.arguments.get("self")
     alone = isinstance(own, Ref) and len(refs_in(call.arguments)) == 1
     return call.pointwise and call.op.endswith("_") and alone
+
+
+def _is_norm(call: Call) -> bool:
+    """Say whether a call is a batch norm."""
+    return entry_of(call.op).weighs == "norm"
 
 
 def _made_dim(call: Call) -> int:

@@ -159,6 +159,19 @@ def test_what_is_behind_a_weight_is_known():
     assert trace_example(transposed, X).behind["0.weight"].dim == 1
 
 
+def test_a_scale_that_is_made_of_a_mask_stands_for_its_parameter():
+    model = with_norm()
+    prune.random_unstructured(model[1], "weight", 0.5)
+    graph = trace_example(model, X)
+    assert graph.behind["0.weight"].silencers == ("1.weight",)
+    assert "1.weight" not in graph.behind
+    scale = graph.effective(dict(model.state_dict()))["1.weight"]
+    assert torch.equal(scale, model[1].weight_orig * model[1].weight_mask)
+    followers = {m.tensor for m in graph.measured(graph["0"]) if m.role == "follower"}
+    assert followers >= {"1.weight", "1.bias"}
+    assert "1.weight_orig" not in followers
+
+
 def test_depthwise_filters_and_their_norms_are_on_the_way():
     depthwise = nn.Conv1d(12, 12, 3, groups=12, bias=False)
     prune.random_unstructured(depthwise, "weight", 0.2)
