@@ -29,6 +29,7 @@ from slimfast.checkpoints import (
 from slimfast.distillation import DistillationLoss, aligned_hints, distill, perplexity
 from slimfast.distributed import join_team
 from slimfast.errors import BackendUnavailable, Cancelled, SlimfastError, UnsupportedGraph
+from slimfast.gradual import Round, Rounds, lightning_callback, rounds, trainer_callback
 from slimfast.graph import ChannelGraph, ChannelGroup, RegisteredRule, register_rule, trace_channels
 from slimfast.huggingface import plan_uniform, save_pretrained
 from slimfast.kernels import (
@@ -84,6 +85,8 @@ __all__ = [
     "Plan",
     "RegisteredRule",
     "RepairReport",
+    "Round",
+    "Rounds",
     "SlimfastError",
     "Spectrum",
     "UnsupportedGraph",
@@ -106,6 +109,7 @@ __all__ = [
     "grouped_pivoted_cholesky",
     "grouped_spectra",
     "join_team",
+    "lightning_callback",
     "load",
     "load_calibration",
     "load_checkpoint",
@@ -124,6 +128,7 @@ __all__ = [
     "prune_state",
     "register_rule",
     "repair_report",
+    "rounds",
     "save",
     "save_calibration",
     "save_figure",
@@ -132,6 +137,7 @@ __all__ = [
     "select",
     "slim",
     "trace_channels",
+    "trainer_callback",
     "verification_report",
     "verify",
     "without_weights",

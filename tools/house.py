@@ -29,6 +29,7 @@ FLOORS = (
     ("plans",),
     ("pruning",),
     ("checkpoints", "huggingface", "distillation"),
+    ("gradual",),
     ("reports",),
     ("cli",),
     ("__init__", "__main__"),

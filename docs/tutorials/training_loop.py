@@ -59,3 +59,25 @@ print(slimfast.manifest(thin).widths)
 again = slimfast.plan(thin, torch.randn(1, 20), params=0.8)
 thinner, optimizer = slimfast.prune_channels(thin, again, optimizer=optimizer)
 print(slimfast.manifest(thinner).widths)
+
+# %% [markdown]
+# ## In rounds
+#
+# `rounds` does both by itself, and anew in each round: it measures, plans, cuts, and lets the loop train. The optimizer and the
+# average that are given go on in place; with a `folder` the same program goes on where it was stopped.
+
+# %%
+average = AveragedModel(thinner, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+run = slimfast.rounds(
+    thinner,
+    torch.randn(1, 20),
+    params=0.5,
+    rounds=2,
+    calibration=[torch.randn(64, 20) for _ in range(4)],
+    optimizer=optimizer,
+    averages=[average],
+)
+for number, (plan, network, _) in enumerate(run, 1):
+    for _ in range(100):
+        loss = step(network, optimizer, average)
+    print(f"round {number}: {plan.cost_after.params} parameters, loss {loss:.3f}")

@@ -65,6 +65,7 @@ class Cut:
     select: options.Select = options.DEFAULT_METHOD
     repair: options.Repair = None
     repair_damping: options.RepairDamping = 0.0
+    for_training: options.ForTraining = False
     calibration: options.Calibration = None
     verify: Annotated[bool, typer.Option(help="Run both networks and compare what comes out.")] = True
 
@@ -88,21 +89,34 @@ class Cut:
             select=self.select.value,
             repair=self.repair.value if self.repair else None,
             repair_damping=self.repair_damping,
+            for_training=self.for_training,
             calibration=calibration,
             verify=self.verify,
             strict=strict,
             backend=backend,
         )
-        if self.repair is not None:
+        self.tell_not_repaired(thin)
+        return thin
+
+    def tell_not_repaired(self, thin: nn.Module) -> None:
+        """Say which layers a repair left as they were cut."""
+        if self.repair is not None or (self.for_training and self.calibration is not None):
             for name, reason in repair_report(thin).left.items():
                 tell(f"not repaired: {name}: {reason}")
-        return thin
 
     def tell_verified(self, thin: nn.Module) -> None:
         """Say what was compared, and what was not."""
         if self.verify:
             for line in str(verification_report(thin)).splitlines():
                 tell(line)
+
+
+@dataclass(frozen=True, slots=True)
+class Gradual:
+    """In how many rounds a network is cut."""
+
+    rounds: options.Rounds = 1
+    schedule: options.Schedule = options.DEFAULT_SCHEDULE
 
 
 @dataclass(frozen=True, slots=True)

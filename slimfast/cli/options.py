@@ -40,6 +40,17 @@ class Method(str, Enum):
 DEFAULT_METHOD = Method(selection.DEFAULT_METHOD)
 
 
+class Schedules(str, Enum):
+    """How a budget comes down from round to round."""
+
+    geometric = "geometric"
+    linear = "linear"
+    cubic = "cubic"
+
+
+DEFAULT_SCHEDULE = Schedules.geometric
+
+
 class Optimizer(str, Enum):
     """The optimizers that ``distill`` knows."""
 
@@ -107,6 +118,17 @@ Repair = Annotated[
 RepairDamping = Annotated[
     float,
     typer.Option(help="Least damping of the repair from activations; 1 where a training follows.", min=0.0),
+]
+Rounds = Annotated[
+    int, typer.Option(help="Cut in so many rounds, with --epochs of distillation after each.", min=1)
+]
+Schedule = Annotated[Schedules, typer.Option(help="How the budget comes down with --rounds.")]
+ForTraining = Annotated[
+    bool,
+    typer.Option(
+        "--for-training",
+        help="Choose --select, --repair and its damping as a training starts best from them.",
+    ),
 ]
 Export = Annotated[
     Path | None,

@@ -15,9 +15,10 @@ from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_files import save
 from slimfast.checkpoints.thin_shards import stored_report
 from slimfast.cli import console, options
+from slimfast.cli.gradual_cut import data_of_rounds, slim_in_rounds
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
-from slimfast.cli.option_groups import Batches, Cut, Training, Widths, takes_groups
+from slimfast.cli.option_groups import Batches, Cut, Gradual, Training, Widths, takes_groups
 from slimfast.cli.stored import in_dtypes
 from slimfast.cli.training import Lesson, show_score, train
 from slimfast.huggingface.pretrained import save_pretrained
@@ -60,7 +61,7 @@ def prune(
 ) -> None:
     """Cut a model to the widths of a plan."""
     if stream:
-        others = {"export": export, "pretrained": pretrained}
+        others = {"export": export, "pretrained": pretrained, "for_training": cut.for_training or None}
         expected = "--select, --repair, --calibration, --strict, --backend or --output"
         console.refuse(f"--stream: expected {expected}", others)
         network, source = options.on_meta_device(model, weights, seed, device)
@@ -134,6 +135,7 @@ def slim(
     *,
     widths: Widths,
     cut: Cut,
+    gradual: Gradual,
     data: Annotated[str | None, typer.Option(help=f"Distil too. {options.DATA_HELP}")] = None,
     batches: Batches,
     training: Training,
@@ -146,7 +148,9 @@ def slim(
 ) -> None:
     """Plan, prune and, with --data, distil: all of it, into one folder.
 
-    It gets plan.json and thin.safetensors, and with --data distilled.safetensors too.
+    It gets plan.json and thin.safetensors, and with --data distilled.safetensors too. With --rounds it gets
+    the last round and the plans of all in rounds, and distilled.safetensors; the same command goes on where
+    it was stopped. Every round measures the training batches, and cuts as --for-training does.
     """
     wanted = widths.request_options()
     built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
@@ -157,13 +161,22 @@ def slim(
     network = built.model
     example = example_of(input, network, model, seed=seed, device=device)
     loaded = None if data is None else batches.load(data, network, example, seed=seed)
+    others = other_calls(also, network, model, seed=seed, device=device)
+    if gradual.rounds > 1:
+        traced = {"outputs": options.outputs_of(outputs), "also": others}
+        lesson = Lesson(network, network, data_of_rounds(loaded, cut, training), device, built.dtypes)
+        how: dict[str, Any] = {"seed": seed, "verify": cut.verify, "backend": backend}
+        thin = slim_in_rounds(lesson, example, gradual, wanted, traced, training, folder, **how)
+        _export(thin, export, example)
+        _show_costs(count_module(network, example), count_module(thin, example), as_json=as_json)
+        return
     calibration = cut.load_calibration(device)
     with console.progress("measuring spectra") as advance:
         plan = make_plan(
             network,
             example,
             outputs=options.outputs_of(outputs),
-            also=other_calls(also, network, model, seed=seed, device=device),
+            also=others,
             calibration=calibration,
             backend=backend,
             progress=advance,

@@ -49,6 +49,18 @@ def budget_of(options: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def options_of(budget: Mapping[str, float]) -> dict[str, Any]:
+    """Make the width options ``params`` and ``macs`` that :func:`budget_of` reads as this budget."""
+    options: dict[str, Any] = {}
+    for name, amount in budget.items():
+        cost, of, globs = name.partition(_OF)
+        if of:
+            options.setdefault(cost, {})[globs] = amount
+        else:
+            options[cost] = amount
+    return options
+
+
 def is_budget(name: str) -> bool:
     """Whether something is the name of a budget of the whole network or of a part."""
     return re.fullmatch(f"({'|'.join(COSTS)})({_OF}.+)?", name) is not None

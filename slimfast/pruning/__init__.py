@@ -1,7 +1,8 @@
 """Pruning: which units stay, the physically smaller network, its repair, and the proof that it is the cut."""
 
 from slimfast.pruning.manifests import Manifest, manifest
-from slimfast.pruning.prune import prune_channels, slim
+from slimfast.pruning.one_call import slim
+from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import RepairReport, repair_report
 from slimfast.pruning.selection import select
 from slimfast.pruning.training_state import prune_state

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import nn
-from typing_extensions import Unpack
 
 from slimfast.arrays import IntArray, Progress
 from slimfast.calibration.data import Calibration
@@ -22,11 +21,9 @@ from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import check_thin
 from slimfast.graph.recording.inputs import arguments
 from slimfast.graph.recording.network import Network
-from slimfast.plans import Allocation, GroupPlan, Plan, warn_of_units
-from slimfast.plans import plan as make_plan
+from slimfast.plans import GroupPlan, Plan, warn_of_units
 from slimfast.plans.costs import count_kept
 from slimfast.plans.fingerprint import check_weights, fingerprint
-from slimfast.plans.request import WidthOptions, takes_width_options
 from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifest_fields import Change
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
@@ -34,11 +31,12 @@ from slimfast.pruning.mask_folding import check_repairable, check_same, fold_mas
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.repair.report import repaired_tensors
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
+from slimfast.pruning.training_start import TrainingStart, check_not_chosen, training_start
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
 from slimfast.pruning.verification import attach_verification, verify_and_patch
 from slimfast.wrappers import unwrapped
 
-__all__ = ["Manifest", "manifest", "prune_channels", "slim"]
+__all__ = ["Manifest", "manifest", "prune_channels"]
 
 _log = logging.getLogger(__name__)
 # Traced, selected, gathered, checked, verified.
@@ -54,6 +52,7 @@ def prune_channels(
     select: Method = ...,
     repair: RepairKind | None = ...,
     repair_damping: float = ...,
+    for_training: bool = ...,
     calibration: Calibration | None = ...,
     memory: int = ...,
     verify: bool = ...,
@@ -71,6 +70,7 @@ def prune_channels(
     select: Method = ...,
     repair: RepairKind | None = ...,
     repair_damping: float = ...,
+    for_training: bool = ...,
     calibration: Calibration | None = ...,
     memory: int = ...,
     verify: bool = ...,
@@ -88,6 +88,7 @@ def prune_channels(
     select: Method = DEFAULT_METHOD,
     repair: RepairKind | None = None,
     repair_damping: float = 0.0,
+    for_training: bool = False,
     calibration: Calibration | None = None,
     memory: int = MEMORY,
     verify: bool = True,
@@ -114,6 +115,8 @@ def prune_channels(
         repair_damping: The least damping from activations, in units of the mean variance of what a layer
             reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more
             than mean variance only, is the better start of a training.
+        for_training: Chooses units and repair as a training starts best from them: large units, or those by
+            activations where heads are cut, and with a ``calibration`` a repair with a damping of 1.
         calibration: From :func:`slimfast.calibrate`.
         memory: Bytes of activations that a repair holds in memory; the rest goes to a temporary file.
         verify: Also runs both networks and compares (:func:`slimfast.verify`); ``verification_report(thin)``
@@ -137,8 +140,7 @@ def prune_channels(
     Example:
         thin = slimfast.prune_channels(model, slimfast.plan(model, example, macs=0.5))
     """
-    total = _STAGES + (_REPAIR_STAGES if repair == "activations" else 0)
-    done = 0
+    done, total = 0, _STAGES
 
     def reached(stage: str) -> None:
         nonlocal done
@@ -153,6 +155,11 @@ def prune_channels(
 
     model = unwrapped(model)
     plan = Plan.of(plan)
+    if for_training:
+        check_not_chosen(TrainingStart(select, repair, repair_damping))
+        kinds = {group.kind for group in plan.groups}
+        select, repair, repair_damping = training_start(kinds, calibrated=calibration is not None)
+    total += _REPAIR_STAGES if repair == "activations" else 0
     network = Network.of(model)
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)
@@ -199,71 +206,6 @@ def prune_channels(
     reached("verified" if verify else "done")
     _log.info("pruned %s: %d tensors cut", type(model).__name__, len(cuts))
     return thin if optimizer is None else (thin, prune_optimizer(optimizer, model, thin))
-
-
-@takes_width_options
-def slim(
-    model: nn.Module,
-    example: Any,
-    *,
-    outputs: Iterable[str | int] | str | int | None = None,
-    also: Iterable[Any] = (),
-    allocation: Allocation | None = None,
-    calibration: Calibration | None = None,
-    select: Method = DEFAULT_METHOD,
-    repair: RepairKind | None = None,
-    repair_damping: float = 0.0,
-    memory: int = MEMORY,
-    verify: bool = True,
-    backend: str = "auto",
-    progress: Progress | None = None,
-    **options: Unpack[WidthOptions],
-) -> nn.Module:
-    """Plan and cut a thin copy of ``model`` in one call.
-
-    The other arguments are those of :func:`slimfast.plan` and :func:`prune_channels`.
-
-    Args:
-        model: The network.
-        example: A tensor, a tuple or a dict of its arguments, for the tracing and the verification.
-        progress: Told of the groups measured, then of the stages of the pruning.
-
-    Returns:
-        The thin network.
-
-    Raises:
-        ValueError: For wrong arguments.
-        SlimfastError: As those two do.
-
-    Example:
-        thin = slimfast.slim(model, torch.randn(1, 3, 224, 224), macs=0.5)
-    """
-    model = unwrapped(model)
-    planned = make_plan(
-        model,
-        example,
-        outputs=outputs,
-        also=also,
-        allocation=allocation,
-        calibration=calibration,
-        memory=memory,
-        backend=backend,
-        progress=progress,
-        **options,
-    )
-    return prune_channels(
-        model,
-        planned,
-        select=select,
-        repair=repair,
-        repair_damping=repair_damping,
-        calibration=calibration,
-        memory=memory,
-        verify=verify,
-        example=example,
-        backend=backend,
-        progress=progress,
-    )
 
 
 def _keeps(

@@ -40,7 +40,7 @@ def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) 
     cuts = cuts_between(model, thin)
     wide, now = named_tensors(model), named_tensors(thin)
     names = {id(tensor): name for name, tensor in wide.items()}
-    optimizers = _optimizers_in(optimizer)
+    optimizers = optimizers_in(optimizer)
     held = [p for each in optimizers for group in each.param_groups for p in group["params"]]
     if not any(id(parameter) in names for parameter in held):
         raise SlimfastError(
@@ -95,7 +95,7 @@ def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> 
     cuts, wide = cuts_between(model, thin), named_tensors(model)
     known = {name: name for name in wide} | aliases(model)
     found: dict[str, Any] = {}
-    check_values(_moved_between(model, thin), "state")
+    check_values(moved_between(model, thin), "state")
     for key, value in state.items():
         name = next((known[suffix] for suffix in _suffixes(key) if suffix in known), None)
         if name is None or not isinstance(value, Tensor):
@@ -131,13 +131,13 @@ def cuts_between(model: nn.Module, thin: nn.Module) -> Cuts:
     return cuts
 
 
-def _moved_between(model: nn.Module, thin: nn.Module) -> dict[str, tuple[Change, ...]]:
+def moved_between(model: nn.Module, thin: nn.Module) -> dict[str, tuple[Change, ...]]:
     """Find the tensors whose values were changed between a network and its descendant, and by what."""
     before = manifest(model).moved
     return {name: changes[len(before.get(name, ())) :] for name, changes in manifest(thin).moved.items()}
 
 
-def _optimizers_in(optimizer: AnyOptimizer) -> list[AnyOptimizer]:
+def optimizers_in(optimizer: AnyOptimizer) -> list[AnyOptimizer]:
     """List the optimizer, and those it holds in attributes, lists and dicts."""
     found: list[Any] = []
     waiting: list[Any] = [optimizer]

@@ -25,7 +25,8 @@ from slimfast.graph.recording.network import Network
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import count_module
-from slimfast.pruning.prune import manifest, prune_channels, slim
+from slimfast.pruning.one_call import slim
+from slimfast.pruning.prune import manifest, prune_channels
 from slimfast.pruning.verification import verify
 
 

@@ -1,0 +1,130 @@
+"""Gradual pruning inside the trainings of Hugging Face and of Lightning."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
+from slimfast.gradual.runs import Rounds
+
+_log = logging.getLogger(__name__)
+
+
+class _Cuts:
+    """Cuts the network that a trainer holds, in place, when a step is reached."""
+
+    def __init__(self, rounds: Rounds, steps: Iterable[int], on_cut: Callable[[Any], None] | None) -> None:
+        if not isinstance(rounds, Rounds):
+            raise ArgumentTypeError(f"callback: expected slimfast.rounds(...), got {type(rounds).__name__}")
+        if not rounds.in_place:
+            raise ArgumentError(
+                "callback: expected slimfast.rounds(..., in_place=True): a trainer holds on to its modules"
+            )
+        self._steps = sorted(set(steps))
+        if len(self._steps) != rounds.of or self._steps[0] < 1:
+            raise ArgumentError(
+                f"callback: expected a step of 1 or above for each of the {rounds.of} rounds, got "
+                f"{self._steps}"
+            )
+        self._rounds, self._on_cut = rounds, on_cut
+
+    def reached(self, step: int, optimizer: Any, processes: int) -> dict[str, float] | None:
+        """Cut where a round is due after this step; what is to be logged of it, None where none is."""
+        done = len(self._rounds.plans)
+        if done == self._rounds.of or step < self._steps[done]:
+            return None
+        if processes > 1:
+            raise SlimfastError(
+                f"callback: expected a training in one process, got one in {processes}, which hold the "
+                "network in wrappers of their own; cut between trainings"
+            )
+        self._rounds.optimizer = optimizer
+        cut = next(self._rounds)
+        if self._on_cut is not None:
+            self._on_cut(cut)
+        after, before = cut.plan.cost_after, cut.plan.cost_before
+        told = {"round": cut.number, "params": after.params, "macs": after.macs}
+        _log.info("step %d: %s to %s", step, before, after)
+        return {f"slimfast/{name}": float(value) for name, value in told.items()}
+
+
+def trainer_callback(
+    rounds: Rounds, *, steps: Iterable[int], on_cut: Callable[[Any], None] | None = None
+) -> Any:
+    """Make a callback for the ``Trainer`` of Hugging Face that cuts its network after given steps.
+
+    The network is cut in place, and its optimizer with it; the scheduler goes on. What is left is logged as
+    ``slimfast/params`` and ``slimfast/macs``.
+
+    Args:
+        rounds: From :func:`slimfast.rounds` on the network of the trainer, with ``in_place=True``.
+        steps: After which optimizer step each round cuts.
+        on_cut: Called with each :class:`Round`.
+
+    Returns:
+        A ``transformers.TrainerCallback``.
+
+    Raises:
+        ValueError: For rounds that are not in place, and steps that are not as many as the rounds.
+        SlimfastError: In a training of several processes.
+
+    Example:
+        run = slimfast.rounds(model, example, params=0.5, rounds=2, calibration=batches, in_place=True)
+        trainer = Trainer(model, ..., callbacks=[slimfast.trainer_callback(run, steps=[100, 200])])
+    """
+    from transformers import TrainerCallback
+
+    cuts = _Cuts(rounds, steps, on_cut)
+
+    class Callback(TrainerCallback):
+        """Cuts after steps."""
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
+            told = cuts.reached(state.global_step, held["optimizer"], args.world_size)
+            if told is not None:
+                state.log_history.append({**told, "step": state.global_step})
+
+    return Callback()
+
+
+def lightning_callback(
+    rounds: Rounds, *, steps: Iterable[int], on_cut: Callable[[Any], None] | None = None
+) -> Any:
+    """Make a callback for the ``Trainer`` of Lightning that cuts a network of its module after given steps.
+
+    The arguments are those of :func:`trainer_callback`; ``rounds`` are those of the network that the
+    ``LightningModule`` holds, or of the module itself. What is left is logged likewise.
+
+    Returns:
+        A ``lightning.pytorch.Callback``, or that of ``pytorch_lightning`` where that is installed alone.
+
+    Raises:
+        ValueError: For rounds that are not in place, and steps that are not as many as the rounds.
+        SlimfastError: In a training of several processes, or of several optimizers.
+
+    Example:
+        run = slimfast.rounds(module.network, example, macs=0.5, rounds=2, in_place=True)
+        trainer = lightning.Trainer(callbacks=[slimfast.lightning_callback(run, steps=[100, 200])])
+    """
+    try:
+        from lightning.pytorch import Callback as Base
+    except ImportError:
+        from pytorch_lightning import Callback as Base
+
+    cuts = _Cuts(rounds, steps, on_cut)
+
+    class Callback(Base):  # type: ignore[misc]
+        """Cuts after steps."""
+
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            if len(trainer.optimizers) != 1:
+                raise SlimfastError(
+                    f"callback: expected a training of one optimizer, got {len(trainer.optimizers)}"
+                )
+            told = cuts.reached(trainer.global_step, trainer.optimizers[0], trainer.world_size)
+            if told is not None:
+                module.log_dict(told)
+
+    return Callback()

@@ -1,0 +1,86 @@
+"""What a training holds of a network, made to hold the thin one in its place: the same objects go on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from slimfast.errors import ArgumentTypeError
+from slimfast.graph.cutting.cut import select_indices
+from slimfast.graph.recording.module_copies import aliases, named_tensors
+from slimfast.pruning.training_state import cuts_between, moved_between, optimizers_in, prune_optimizer
+from slimfast.wrappers import unwrapped
+
+# What accelerate puts on the root of a network; both are bound to that very module.
+_BOUND = ("forward", "_original_forward")
+
+
+def become(model: nn.Module, thin: nn.Module) -> None:
+    """Give every module of ``model`` what the module of its name has in ``thin``, which was cut from it.
+
+    The modules stay the same objects, so that whoever holds one goes on with the thin network. Its tensors
+    are shared with ``thin``.
+    """
+    for path, module in list(model.named_modules()):
+        own = vars(module)
+        kept = {name: own[name] for name in ("_modules", *(() if path else _BOUND)) if name in own}
+        found = {**vars(thin.get_submodule(path)), **kept}
+        own.clear()
+        own.update(found)
+
+
+def carry_optimizer(optimizer: Optimizer, model: nn.Module, thin: nn.Module) -> None:
+    """Make an optimizer of ``model`` one of ``thin`` in place, so that whatever holds it (a scheduler, a
+    scaler) goes on; raises as :func:`slimfast.pruning.training_state.prune_optimizer`.
+    """
+    made = prune_optimizer(optimizer, model, thin)
+    for old, new in zip(optimizers_in(optimizer), optimizers_in(made), strict=True):
+        vars(old).update({name: value for name, value in vars(new).items() if not _holds_optimizers(value)})
+
+
+def _holds_optimizers(value: Any) -> bool:
+    """Whether a value is an optimizer, has one in it, or is bound to one: those stay what they are."""
+    if isinstance(value, Mapping):
+        return any(_holds_optimizers(each) for each in value.values())
+    if isinstance(value, (list, tuple)):
+        return any(_holds_optimizers(each) for each in value)
+    return isinstance(value.__self__ if isinstance(value, MethodType) else value, Optimizer)
+
+
+def carry_average(average: nn.Module, model: nn.Module, thin: nn.Module) -> None:
+    """Cut averaged weights of ``model`` in place, as ``thin`` was cut from it.
+
+    What a repair has solved for, or dead units have left constants to, begins anew with what ``thin`` has:
+    averages of other weights would not fit it.
+
+    Args:
+        average: A ``torch.optim.swa_utils.AveragedModel`` or one of timm's.
+        model: The network before.
+        thin: The network now.
+    """
+    held = averaged(average)
+    thin_average = copy.deepcopy(thin)
+    cuts, moved = cuts_between(model, thin), moved_between(model, thin)
+    now, tied = named_tensors(thin_average), aliases(model)
+    with torch.no_grad():
+        for name, tensor in named_tensors(held).items():
+            name = tied.get(name, name)
+            if not moved.get(name) and name in now:
+                now[name].copy_(select_indices(tensor.detach(), cuts.get(name, {})))
+    become(held, thin_average)
+
+
+def averaged(average: nn.Module) -> nn.Module:
+    """Return the network that an average holds; ``TypeError`` for what is none."""
+    if not isinstance(average, nn.Module) or (held := unwrapped(average)) is average:
+        raise ArgumentTypeError(
+            f"rounds: expected averages as torch.optim.swa_utils.AveragedModel or timm's ModelEma, got "
+            f"{type(average).__name__}"
+        )
+    return held
