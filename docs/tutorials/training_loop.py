@@ -63,8 +63,9 @@ print(slimfast.manifest(thinner).widths)
 # %% [markdown]
 # ## In rounds
 #
-# `rounds` does both by itself, and anew in each round: it measures, plans, cuts, and lets the loop train. The optimizer and the
-# average that are given go on in place; with a `folder` the same program goes on where it was stopped.
+# `rounds` does both by itself, and anew in each round: it measures, plans, cuts, and lets the loop train.
+# The optimizer and the average that are given go on in place; with a `folder` the same program goes on where
+# it was stopped.
 
 # %%
 average = AveragedModel(thinner, multi_avg_fn=get_ema_multi_avg_fn(0.9))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -74,11 +75,10 @@ def trainer_callback(
         run = slimfast.rounds(model, example, params=0.5, rounds=2, calibration=batches, in_place=True)
         trainer = Trainer(model, ..., callbacks=[slimfast.trainer_callback(run, steps=[100, 200])])
     """
-    from transformers import TrainerCallback
-
+    TrainerCallback: Any = _class_of("TrainerCallback", "transformers")
     cuts = _Cuts(rounds, steps, on_cut)
 
-    class Callback(TrainerCallback):
+    class Callback(TrainerCallback):  # type: ignore[misc]
         """Cuts after steps."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
@@ -108,11 +108,7 @@ def lightning_callback(
         run = slimfast.rounds(module.network, example, macs=0.5, rounds=2, in_place=True)
         trainer = lightning.Trainer(callbacks=[slimfast.lightning_callback(run, steps=[100, 200])])
     """
-    try:
-        from lightning.pytorch import Callback as Base
-    except ImportError:
-        from pytorch_lightning import Callback as Base
-
+    Base: Any = _class_of("Callback", "lightning.pytorch", "pytorch_lightning")
     cuts = _Cuts(rounds, steps, on_cut)
 
     class Callback(Base):  # type: ignore[misc]
@@ -128,3 +124,15 @@ def lightning_callback(
                 module.log_dict(told)
 
     return Callback()
+
+
+def _class_of(name: str, *modules: str) -> Any:
+    """Find a class in the first of these modules that is installed."""
+    for module in modules:
+        try:
+            return getattr(importlib.import_module(module), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise
+    package = modules[0].partition(".")[0]
+    raise SlimfastError(f"callback: {package} is not installed (pip install {package})")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -178,3 +180,16 @@ def test_lightning_goes_on_with_the_thin_network(tmp_path):
     }
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.9**8)
     assert trainer.callback_metrics["slimfast/round"] == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "package"),
+    [(slimfast.trainer_callback, "transformers"), (slimfast.lightning_callback, "lightning")],
+)
+def test_a_missing_package_is_named(monkeypatch, make, package):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    run = slimfast.rounds(model, torch.zeros(1, 4), params=0.5, rounds=1, in_place=True)
+    for name in ("transformers", "lightning", "lightning.pytorch", "pytorch_lightning"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SlimfastError, match=f"{package} is not installed"):
+        make(run, steps=[1])
