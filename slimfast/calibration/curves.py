@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimfast.arrays import FloatArray, Progress
 from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.data import Calibration, check_calibration
+from slimfast.calibration.directions import writes_text
 from slimfast.calibration.moments import unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.calibration.spilling import MEMORY, check_memory
@@ -21,6 +22,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.ops import grouped_pivoted_cholesky
+from slimfast.kernels.results import PivotedCholesky
 from slimfast.wrappers import unwrapped
 
 
@@ -90,6 +92,10 @@ def error_curves(
     all groups are in one unit. Deviations are what errors that go together add up to; their squares set
     groups further apart than networks do that are repaired or trained (docs/evidence/index.md).
 
+    Of a language model (``model.can_generate()``) the unit is the loss: nats of divergence from the dense
+    network's next tokens, for each sample. What is felt of each unit counts by the share of its own variance
+    that the picks leave, and these divergences are added up as they are.
+
     Args:
         model: The network that was calibrated.
         graph: Its groups.
@@ -128,33 +134,55 @@ def resumed_curves(
     felt = sensitivities(
         model, consumers.values(), calibration, memory=memory, progress=progress, resume=resume
     )
+    left = _divergence_left if writes_text(model) else _deviation_left
     curves = {}
     for group in graph:
         covariance = unit_covariance(graph, group, consumers, calibration)
         if covariance is None:
             continue
         picks = grouped_pivoted_cholesky([covariance], [group.n], names=[group.name], backend=backend)[0]
-        residual = np.zeros(group.n + 1)
-        residual[0] = float(covariance.trace())
-        residual[1 : len(picks.residual) + 1] = np.maximum(picks.residual.cpu().numpy(), 0.0)
+        residual = left(covariance, picks, felt_by_unit(graph, group, consumers, felt))
         # With the rank used up what is left is rounding.
         residual[-1] = 0.0
-        if residual[0] > 0.0:
-            deviations = [math.sqrt(variance) for variance in felt_by_consumer(graph, group, consumers, felt)]
-            residual *= sum(deviations) / residual[0]
-        curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(residual))
+        curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(np.maximum(residual, 0.0)))
     return curves
 
 
-def felt_by_consumer(
+def _deviation_left(covariance: Tensor, picks: PivotedCholesky, felt: Sequence[Tensor]) -> FloatArray:
+    """Compute the deviation of the output after each pick, (n + 1,): the share of the units' variance that is
+    left, of the deviations that each reader can make.
+    """
+    residual = np.zeros(len(covariance) + 1)
+    residual[0] = float(covariance.trace())
+    residual[1 : len(picks.residual) + 1] = picks.residual.cpu().numpy()
+    if residual[0] > 0.0:
+        residual *= sum(math.sqrt(float(each.sum())) for each in felt) / residual[0]
+    return residual
+
+
+def _divergence_left(covariance: Tensor, picks: PivotedCholesky, felt: Sequence[Tensor]) -> FloatArray:
+    """Compute the divergence from the network after each pick, (n + 1,): half of what is felt of each unit,
+    as much of it as is left of that unit's variance.
+    """
+    whole = covariance.diagonal()
+    total = torch.zeros_like(whole).add_(sum(felt))
+    slopes = torch.where(whole > 0.0, 0.5 * total / whole, 0.0)
+    taken = slopes @ picks.factor.to(whole).square()
+    residual = np.zeros(len(whole) + 1)
+    residual[0] = float(slopes @ whole)
+    residual[1 : len(taken) + 1] = residual[0] - taken.cumsum(0).numpy()
+    return residual
+
+
+def felt_by_unit(
     graph: ChannelGraph, group: ChannelGroup, consumers: Mapping[str, Consumer], felt: Mapping[str, Tensor]
-) -> list[float]:
-    """Compute the variance of the output that a group's units can make, through each measured layer that
-    reads it.
+) -> list[Tensor]:
+    """Compute the variance of the output that each of a group's units can make, (n,), through each measured
+    layer that reads it.
     """
     variances = []
     for member in graph.consumers(group):
         if member.tensor in felt:
             index = torch.from_numpy(consumers[member.tensor].unit_index(member.units, group.n))
-            variances.append(float(felt[member.tensor][index].sum()))
+            variances.append(felt[member.tensor][index].sum(1))
     return variances

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from slimfast.arrays import Progress
 from slimfast.calibration.consumers import Consumer, input_of
 from slimfast.calibration.data import Calibration
+from slimfast.calibration.directions import Directions, writes_text
 from slimfast.calibration.forward import Slice, running
 from slimfast.calibration.masks import positions_that_count
 from slimfast.calibration.massive import shrinking
 from slimfast.calibration.spilling import MEMORY
 from slimfast.calibration.sums_file import SumsFile
 from slimfast.errors import NonFinite, SlimfastError, one_line
-from slimfast.graph.recording.inputs import cloned, tensors_in
+from slimfast.graph.recording.inputs import cloned
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.storage.stored_tensors import left_on_shelves, shelves_of
 
@@ -39,7 +40,9 @@ def sensitivities(
     To first order that is the sum over a sample's positions of (x - mean) dz/dx, squared, summed over the
     output's values z and averaged over the samples (the Taylor score of Molchanov et al., CVPR 2019, of the
     outputs instead of a loss). The derivative is that through this consumer alone. The sum over the outputs
-    is the expectation over a direction in them of random signs, of which each sample gets one. Positions are
+    is the expectation over a direction in them, of which each sample gets one
+    (:class:`slimfast.calibration.directions.Directions`). Of a language model that is twice the divergence,
+    in nats a sample, of what it then says of the next tokens from what it said. Positions are
     summed before the square: errors of neighbouring positions add up where the network averages them. Padded
     positions count neither in the sum nor in the outputs.
 
@@ -50,7 +53,7 @@ def sensitivities(
     wanted = [consumer for consumer in consumers if consumer.weight in calibration.readings]
     if not wanted:
         return {}
-    measured = _Measured(wanted, calibration)
+    measured = _Measured(wanted, calibration, Directions(of_text=writes_text(model)))
     done, before = 0, measured.go_on(resume)
     with running(model) as (network, _), left_on_shelves(shelves_of(named_tensors(model).values())):
         network.requires_grad_(False)
@@ -67,9 +70,11 @@ def sensitivities(
 class _Measured:
     """Sums over the samples, for each consumer."""
 
-    def __init__(self, consumers: Sequence[Consumer], calibration: Calibration) -> None:
+    def __init__(
+        self, consumers: Sequence[Consumer], calibration: Calibration, directions: Directions
+    ) -> None:
         self._consumers, self._readings = consumers, calibration.readings
-        self._signs = _Signs()
+        self._directions = directions
         self._totals: dict[str, Tensor] = {}
         self._file: SumsFile | None = None
         # Layers whose input the network changes in place after they have read it.
@@ -81,23 +86,23 @@ class _Measured:
         if resume is None:
             return 0
         slices, self._totals, drawn = resume.read()
-        self._signs.go_on(drawn)
+        self._directions.go_on(drawn)
         return slices
 
     def keep(self, slices: int) -> None:
         """Write down the sums of so many slices."""
         if self._file is not None:
-            self._file.write(slices, self._totals, self._signs.state())
+            self._file.write(slices, self._totals, self._directions.state())
 
     def run(self, network: nn.Module, part: Slice, number: int) -> None:
         """Add up one slice, of this number."""
-        drawn = self._signs.state()
+        drawn = self._directions.state()
         with torch.enable_grad():
             probes = self._forward(network, part)
             changed = {weight for weight, x, version in probes.reads if x._version != version}
             if changed:
                 self._changed |= changed
-                self._signs.go_back(drawn)
+                self._directions.go_back(drawn)
                 probes = self._forward(network, part)
             torch.autograd.backward(probes.outputs, probes.slopes)
         for weight, felt in probes.felt.items():
@@ -136,8 +141,8 @@ class _Measured:
                 hook = functools.partial(probes.look, consumer, mean, consumer.weight in self._changed)
                 module = network.get_submodule(consumer.module)
                 hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            probes.outputs = _outputs(network, part)
-            probes.slopes = [self._signs.of(place, z, part.mask) for place, z in enumerate(probes.outputs)]
+            probes.outputs = self._directions.outputs(_output(network, part))
+            probes.slopes = self._directions.of(probes.outputs, part.mask)
         return probes
 
 
@@ -191,51 +196,10 @@ class _Probes:
             self.felt[consumer.weight] = felt if known is None else known + felt
 
 
-def _outputs(network: nn.Module, part: Slice) -> list[Tensor]:
-    """Run one forward, and return its floating-point outputs that depend on what was read."""
+def _output(network: nn.Module, part: Slice) -> Any:
+    """Run one forward, and return what the network does."""
     args, kwargs = part.args
     try:
-        output = network(*cloned(args), **cloned(kwargs))
+        return network(*cloned(args), **cloned(kwargs))
     except Exception as error:
         raise SlimfastError(f"plan: the forward fails: {one_line(error)}") from error
-    found = [t for t in tensors_in(output) if t.is_floating_point() and t.requires_grad and t.numel()]
-    if not found:
-        raise SlimfastError("plan: expected outputs that can be differentiated, got none")
-    return found
-
-
-class _Signs:
-    """Random signs for every value of the outputs: the same ones however the samples are parted."""
-
-    def __init__(self) -> None:
-        self._generators: list[torch.Generator] = []
-
-    def of(self, place: int, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Draw the signs of the output of this number, 0 for padding."""
-        for number in range(len(self._generators), place + 1):
-            self._generators.append(torch.Generator().manual_seed(number))
-        generator, counting = self._generators[place], positions_that_count(z.shape, mask)
-        shape = z.shape if counting is None else (int(counting.sum()),)
-        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8, device="cpu")
-        signs = signs.mul_(2).sub_(1).to(z)
-        if counting is None:
-            return signs
-        slopes = torch.zeros_like(z, requires_grad=False)
-        slopes[counting] = signs
-        return slopes
-
-    def state(self) -> list[Tensor]:
-        """Note how many were drawn."""
-        return [generator.get_state() for generator in self._generators]
-
-    def go_on(self, state: list[Tensor]) -> None:
-        """Draw from where others have stopped."""
-        self._generators = [torch.Generator() for _ in state]
-        for generator, before in zip(self._generators, state, strict=True):
-            generator.set_state(before)
-
-    def go_back(self, state: list[Tensor]) -> None:
-        """Draw again what was drawn since."""
-        del self._generators[len(state) :]
-        for generator, before in zip(self._generators, state, strict=True):
-            generator.set_state(before)

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 from torch import nn
 
-
-def writes_text(model: nn.Module) -> bool:
-    """Whether a model of Hugging Face's kind generates: a decoder with a language head."""
-    ask: Any = getattr(model, "can_generate", None)
-    return callable(ask) and bool(ask())
+from slimfast.calibration.directions import writes_text
 
 
 def warn_of_units(model: nn.Module, method: str, verb: str) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 import slimfast
-from slimfast.plans.language_models import writes_text
 
 SIZES: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
 TOKENS = {"input_ids": torch.randint(32, (4, 8), generator=torch.Generator().manual_seed(0))}
@@ -27,14 +26,6 @@ def llama() -> nn.Module:
 
 def told(of: Any) -> list[str]:
     return [str(one.message) for one in of]
-
-
-def test_what_writes_text() -> None:
-    gpt = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32))
-    bert = BertModel(BertConfig(hidden_size=16, intermediate_size=24, **SIZES))
-    assert writes_text(gpt)
-    assert not writes_text(bert)
-    assert not writes_text(nn.Linear(2, 2))
 
 
 def test_a_plan_without_a_calibration_warns_in_one_line(llama: nn.Module) -> None:

@@ -20,7 +20,7 @@ from benchmarks.accuracy.studies.peer import kept_units, torch_pruned
 from benchmarks.accuracy.studies.study import Allocation, Study
 from slimfast.calibration import ErrorCurve
 from slimfast.calibration.consumers import consumers_of
-from slimfast.calibration.curves import felt_by_consumer
+from slimfast.calibration.curves import felt_by_unit
 from slimfast.calibration.moments import unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.graph.recording.module_copies import named_tensors
@@ -225,9 +225,8 @@ def _squares(study: Study) -> dict[str, ErrorCurve]:
     for group in study.graph:
         if group.name in study.curves:
             curve = study.curves[group.name]
-            scale = sum(felt_by_consumer(study.graph, group, found, felt)) / max(
-                float(curve.residual[0]), 1e-300
-            )
+            each = felt_by_unit(study.graph, group, found, felt)
+            scale = sum(float(units.sum()) for units in each) / max(float(curve.residual[0]), 1e-300)
             curves[group.name] = dataclasses.replace(curve, residual=curve.residual * scale)
     return curves
 

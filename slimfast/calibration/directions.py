@@ -1,0 +1,110 @@
+"""Directions in a network's outputs along which sensitivities differentiate it, one for each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slimfast.calibration.masks import positions_that_count
+from slimfast.errors import SlimfastError
+from slimfast.graph.recording.inputs import tensors_in
+
+
+def writes_text(model: nn.Module) -> bool:
+    """Whether a model of Hugging Face's kind generates: a decoder with a language head."""
+    ask: Any = getattr(model, "can_generate", None)
+    return callable(ask) and bool(ask())
+
+
+class Directions:
+    """Draws directions in outputs, the same ones however the samples are parted.
+
+    Of most outputs a direction is random signs for every value: what is felt along it is, squared and in
+    expectation, the sum over the values. Of a language model it is the slope of the cross entropy to a token
+    that is drawn from the model's own probabilities, at each position: what is felt along it, squared, is in
+    expectation twice the divergence from the model, to second order (its Fisher information). All else
+    that it returns is left out.
+    """
+
+    def __init__(self, *, of_text: bool) -> None:
+        self._of_text = of_text
+        self._generators: list[torch.Generator] = []
+
+    def outputs(self, output: Any) -> list[Tensor]:
+        """Find the outputs in which to draw; :class:`SlimfastError` where there are none."""
+        given = tensors_in(_scores(output) if self._of_text else output)
+        found = [t for t in given if t.is_floating_point() and t.requires_grad and t.numel()]
+        if not found:
+            raise SlimfastError("plan: expected outputs that can be differentiated, got none")
+        return found
+
+    def of(self, outputs: list[Tensor], mask: Tensor | None) -> list[Tensor]:
+        """Draw a direction in each output, 0 for padding."""
+        draw = self._towards_tokens if self._of_text else self._signs
+        return [draw(place, z, mask) for place, z in enumerate(outputs)]
+
+    def _signs(self, place: int, z: Tensor, mask: Tensor | None) -> Tensor:
+        generator, counting = self._generator(place), positions_that_count(z.shape, mask)
+        shape = z.shape if counting is None else (int(counting.sum()),)
+        signs = torch.randint(2, shape, generator=generator, dtype=torch.int8, device="cpu")
+        return _placed(signs.mul_(2).sub_(1).to(z), z.shape, counting)
+
+    def _towards_tokens(self, place: int, z: Tensor, mask: Tensor | None) -> Tensor:
+        generator, counting = self._generator(place), positions_that_count(z.shape[:-1], mask)
+        shape = z.shape[:-1] if counting is None else (int(counting.sum()),)
+        points = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
+        points = _placed(points.to(z.device), z.shape[:-1], counting)
+        slopes = torch.empty_like(z, requires_grad=False)
+        # A sample at a time: a vocabulary's probabilities are large.
+        for sample, scores in enumerate(z.detach()):
+            wide = scores if scores.dtype == torch.float64 else scores.float()
+            probabilities = wide.softmax(-1)
+            below = probabilities.cumsum(-1)
+            at = (points[sample, ..., None] * below[..., -1:]).to(below)
+            drawn = torch.searchsorted(below, at, right=True)
+            drawn = drawn.clamp_(max=z.shape[-1] - 1)
+            probabilities.scatter_add_(-1, drawn, torch.full_like(below[..., :1], -1.0))
+            slopes[sample] = probabilities
+        return slopes if counting is None else slopes.mul_(counting[..., None])
+
+    def _generator(self, place: int) -> torch.Generator:
+        """Find the random numbers of the output of this number."""
+        for number in range(len(self._generators), place + 1):
+            self._generators.append(torch.Generator().manual_seed(number))
+        return self._generators[place]
+
+    def state(self) -> list[Tensor]:
+        """Note how many were drawn."""
+        return [generator.get_state() for generator in self._generators]
+
+    def go_on(self, state: list[Tensor]) -> None:
+        """Draw from where others have stopped."""
+        self._generators = [torch.Generator() for _ in state]
+        for generator, before in zip(self._generators, state, strict=True):
+            generator.set_state(before)
+
+    def go_back(self, state: list[Tensor]) -> None:
+        """Draw again what was drawn since."""
+        del self._generators[len(state) :]
+        for generator, before in zip(self._generators, state, strict=True):
+            generator.set_state(before)
+
+
+def _scores(output: Any) -> Any:
+    """Find scores of tokens, (samples, positions, tokens): what is called so, else the first like them."""
+    named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if named is not None:
+        return named
+    return next((t for t in tensors_in(output) if t.is_floating_point() and t.dim() == 3), None)
+
+
+def _placed(values: Tensor, shape: torch.Size, counting: Tensor | None) -> Tensor:
+    """Lay out the values of those positions that count, 0 elsewhere."""
+    if counting is None:
+        return values
+    placed = values.new_zeros(shape)
+    placed[counting] = values
+    return placed

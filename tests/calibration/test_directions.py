@@ -1,0 +1,177 @@
+"""What language models feel is divergence of their next tokens: against differences of it, and as drawn."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+import slimfast
+from slimfast.calibration.consumers import consumers_of
+from slimfast.calibration.directions import Directions, writes_text
+from slimfast.calibration.sensitivity import sensitivities
+
+VOCABULARY = 9
+LENGTHS = (7, 3, 5, 4)
+
+
+class Writer(nn.Module):
+    """Scores the next token from each one and the one before it; what else it returns is large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.up = nn.Embedding(VOCABULARY, 6), nn.Linear(6, 8)
+        self.down, self.head = nn.Linear(8, 6), nn.Linear(6, VOCABULARY)
+
+    def can_generate(self) -> bool:
+        return True
+
+    def scores(self, hidden: Tensor, states: Tensor) -> Tensor:
+        hidden = hidden + self.down(states)
+        before = torch.cat([torch.zeros_like(hidden[:, :1]), hidden[:, :-1]], 1)
+        scores: Tensor = self.head(torch.tanh(hidden + before))
+        return scores
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        hidden = self.embed(input_ids)
+        states = torch.relu(self.up(hidden))
+        scores = self.scores(hidden, states)
+        return {"large": 100 * (scores + 1), "logits": scores}
+
+
+@pytest.fixture
+def model() -> Writer:
+    torch.manual_seed(0)
+    made = Writer().eval()
+    with torch.no_grad():
+        # Tokens of very unlike probabilities.
+        made.head.weight.mul_(3.0)
+    return made
+
+
+def padded(sentences: list[Tensor]) -> dict[str, Tensor]:
+    tokens = torch.full((len(sentences), max(map(len, sentences))), 1)
+    mask = torch.zeros_like(tokens)
+    for row, sentence in enumerate(sentences):
+        tokens[row, : len(sentence)], mask[row, : len(sentence)] = sentence, 1
+    return {"input_ids": tokens, "attention_mask": mask}
+
+
+def sentences() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(VOCABULARY, (length,), generator=generator) for length in LENGTHS]
+
+
+def felt(model: nn.Module, batches: list[Any], samples: int = 10_000) -> tuple[Any, Any, Tensor]:
+    graph = slimfast.trace_channels(model, batches[0], include=["channel"])
+    calibration = slimfast.calibrate(model, graph, batches, samples=samples, dtype=torch.float64)
+    found = sensitivities(model, consumers_of(model, graph)[0], calibration)["down.weight"]
+    return graph, calibration, found
+
+
+def test_what_writes_text() -> None:
+    sizes: dict[str, Any] = {"num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 32}
+    gpt = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=32))
+    bert = BertModel(BertConfig(hidden_size=16, intermediate_size=24, **sizes))
+    assert writes_text(gpt)
+    assert not writes_text(bert)
+    assert not writes_text(nn.Linear(2, 2))
+
+
+def test_it_is_twice_the_divergence_of_a_unit_held_at_its_mean(model: Writer) -> None:
+    batch = padded(sentences())
+    _, calibration, found = felt(model, [batch] * 1500)
+    mean, step = calibration.readings["down.weight"].mean, 1e-3
+    wide, counting = copy.deepcopy(model).double(), batch["attention_mask"].bool()
+    with torch.no_grad():
+        hidden = wide.embed(batch["input_ids"])
+        states = torch.relu(wide.up(hidden))
+        known = wide.scores(hidden, states).log_softmax(-1)
+        expected = []
+        for unit in range(len(mean)):
+            held = states.clone()
+            held[..., unit] -= step * (states[..., unit] - mean[unit])
+            changed = wide.scores(hidden, held).log_softmax(-1)
+            divergence = (known.exp() * (known - changed)).sum(-1)[counting].sum() / len(LENGTHS)
+            expected.append(float(2 * divergence / step**2))
+    assert max(expected) > 0.05
+    # 6,000 draws: a standard error is some 3 %.
+    assert np.allclose(found.numpy(), expected, rtol=0.12)
+
+
+def test_padding_counts_neither_in_what_is_felt_nor_in_what_is_drawn(model: Writer) -> None:
+    batch, alone = padded(sentences()), [padded([sentence]) for sentence in sentences()]
+    assert torch.allclose(felt(model, [batch])[2], felt(model, alone)[2], rtol=1e-4)
+    other = {**batch, "input_ids": batch["input_ids"].where(batch["attention_mask"].bool(), 7)}
+    assert torch.allclose(felt(model, [other])[2], felt(model, [batch])[2], rtol=1e-6)
+
+
+def test_curves_are_the_divergence_of_each_unit_by_what_is_left_of_it(model: Writer) -> None:
+    batch = padded(sentences())
+    graph, calibration, found = felt(model, [batch])
+    (curve,) = slimfast.error_curves(model, graph, calibration).values()
+    reading = calibration.readings["down.weight"]
+    norms = model.down.weight.detach().double().norm(dim=0)
+    covariance = (reading.covariance * norms * norms[:, None]).numpy()
+    kept: list[int] = []
+    for k in range(8):
+        part = covariance[np.ix_(kept, kept)]
+        explained = covariance[:, kept] @ np.linalg.pinv(part) @ covariance[kept] if kept else 0.0
+        left = np.diag(covariance - explained)
+        expected = 0.5 * float((found.numpy() * left / np.diag(covariance)).sum())
+        assert curve.residual[k] == pytest.approx(expected, rel=1e-4, abs=1e-9 * curve.residual[0])
+        kept.append(int(left.argmax()))
+    assert curve.residual[8] == 0.0
+
+
+def test_a_token_is_drawn_as_often_as_it_is_probable() -> None:
+    scores = torch.tensor([2.0, -1.0, float("-inf"), 0.5, 1.0]).expand(2, 20_000, 5).clone().requires_grad_()
+    (slopes,) = Directions(of_text=True).of([scores], None)
+    probabilities = scores.detach()[0, 0].softmax(-1)
+    drawn = probabilities - slopes
+    assert torch.equal(drawn.round(), torch.nn.functional.one_hot(drawn.argmax(-1), 5).float())
+    assert torch.allclose(drawn, drawn.round(), atol=1e-6)
+    often = drawn.mean((0, 1))
+    error = (probabilities * (1 - probabilities) / 40_000).sqrt()
+    assert ((often - probabilities).abs() <= 4 * error + 1e-6).all()
+
+
+def test_draws_are_the_same_however_samples_are_parted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(4, 6, VOCABULARY, generator=generator, dtype=torch.float64).requires_grad_()
+    mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None].clamp(max=6)
+    (whole,) = Directions(of_text=True).of([scores], mask)
+    parted = Directions(of_text=True)
+    first = parted.of([scores[:1]], mask[:1])[0]
+    before = parted.state()
+    again = [parted.of([scores[1:]], mask[1:])[0]]
+    parted.go_back(before)
+    again.append(parted.of([scores[1:]], mask[1:])[0])
+    resumed = Directions(of_text=True)
+    resumed.go_on(before)
+    again.append(resumed.of([scores[1:]], mask[1:])[0])
+    for rest in again:
+        assert torch.equal(torch.cat([first, rest]), whole)
+    assert not whole[~mask].any()
+    assert whole[mask].abs().sum(-1).min() > 0.0
+
+
+@pytest.mark.parametrize("kind", ["tuple", "object"])
+def test_scores_are_found_in_what_is_returned(kind: str) -> None:
+    class Returned:
+        def __init__(self, logits: Tensor) -> None:
+            self.logits = logits
+
+    scores = torch.randn(2, 3, 5, requires_grad=True)
+    states = torch.randn(2, 3, 4, requires_grad=True)
+    loss = torch.randn((), requires_grad=True)
+    output = (loss, scores, states) if kind == "tuple" else Returned(scores)
+    (found,) = Directions(of_text=True).outputs(output)
+    assert found is scores
+    with pytest.raises(slimfast.SlimfastError, match="outputs that can be differentiated, got none"):
+        Directions(of_text=True).outputs({"logits": scores.detach(), "states": states})
