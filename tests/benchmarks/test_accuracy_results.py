@@ -225,3 +225,16 @@ def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatc
         recovery.run(asked, both, seeds=(2,), **options)
     with pytest.raises(SlimfastError, match="has results of other settings"):
         recovery.run(recovery.SHORT, work=work, path=path, progress=False)
+
+
+def test_contenders_in_rounds_have_the_same_epochs_as_others():
+    assert recovery.epochs_of(1, 5) == [5]
+    assert recovery.epochs_of(2, 5) == [1, 4]
+    for name, contender in contenders.IN_ROUNDS.items():
+        one = {**contenders.TELLING, **contenders.OTHERS}[name.removesuffix(", in 2 rounds")]
+        assert (contender.rounds, one.rounds) == (2, 1)
+        assert (contender.select, contender.repair, contender.control) == (
+            one.select,
+            one.repair,
+            one.control,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from slimfast.pruning.prune import prune_channels
 @dataclass(frozen=True, slots=True)
 class Contender:
     """How a thin network is made before it is trained: by a plan, or, where that is None, by torch-pruning,
-    which takes at most the share ``most`` of a layer.
+    which takes at most the share ``most`` of a layer. In several ``rounds`` what was trained is cut again.
     """
 
     plan: Callable[[Study, float, int], Plan] | None
@@ -29,6 +29,7 @@ class Contender:
     control: bool = True
     scratch: bool = False
     most: float = 1.0
+    rounds: int = 1
 
 
 def _of(allocation: Allocation) -> Callable[[Study, float, int], Plan]:
@@ -89,7 +90,17 @@ OTHERS: dict[str, Contender] = {
     "paper": Contender(_of(allocations.explained_variance), control=False),
     "paper, repaired": Contender(_of(allocations.explained_variance), repair="activations", control=False),
 }
-RECOVERY = (TELLING, OTHERS)
+# The same in two rounds: half of the way, an epoch, the rest of the way, the other epochs.
+IN_ROUNDS: dict[str, Contender] = {
+    f"{name}, in 2 rounds": replace({**TELLING, **OTHERS}[name], rounds=2)
+    for name in (
+        "default",
+        "torch-pruning",
+        "uniform, lookahead, repaired, streams whole",
+        "group magnitude, repaired",
+    )
+}
+RECOVERY = (TELLING, OTHERS, IN_ROUNDS)
 
 
 def _starts(

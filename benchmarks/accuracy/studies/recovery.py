@@ -90,6 +90,8 @@ def run(
     only those of ``names``, where there are any, and of these of the settings' ``seeds``.
     """
     data = data_folder()
+    # What is cut in rounds has an epoch after each.
+    parts = [{n: c for n, c in part.items() if c.rounds <= settings.epochs} for part in parts]
     contenders = {name: contender for part in parts for name, contender in part.items()}
     for name in names:
         if name not in contenders:
@@ -118,12 +120,18 @@ def run(
         if left_out or (name, seed) in done:
             continue
         contender = contenders[name]
-        thin = thin_network(contender, study, settings.macs, seed)
-        cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
-        folder = training_folder(work, name, seed, thin)
-        # Faster on CPUs and GPUs alike, for everyone.
-        thin = thin.to(memory_format=torch.channels_last)
-        history = train_thin(thin, cached, train, validation, settings, seed, folder, progress)
+        seconds, done_epochs, here = 0.0, 0, study
+        for number, epochs in enumerate(epochs_of(contender.rounds, settings.epochs)):
+            if number > 0:
+                here = Study.of(thin, example, train[:512].batches(256), 512)
+            thin = thin_network(contender, here, settings.macs ** (1 / contender.rounds), seed)
+            cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
+            folder = training_folder(work, name, seed, thin)
+            # Faster on CPUs and GPUs alike, for everyone.
+            thin = thin.to(memory_format=torch.channels_last)
+            part = replace(settings, epochs=epochs)
+            history = train_thin(thin, cached, train, validation, part, seed + done_epochs, folder, progress)
+            seconds, done_epochs = seconds + seconds_of(history), done_epochs + epochs
         scores = [accuracy(thin.eval(), images.batches(250)) for images in (validation, test)]
         row = Row(
             name,
@@ -134,13 +142,18 @@ def run(
             before,
             *scores,
             loss=history.epochs[-1].loss,
-            seconds=round(seconds_of(history), 1),
+            seconds=round(seconds, 1),
         )
         result["rows"].append(asdict(row))
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{name:26} seed {seed:3}  {100 * row.test:6.2f} %  {row.seconds:.0f} s", flush=True)
     return result
+
+
+def epochs_of(rounds: int, epochs: int) -> list[int]:
+    """The epochs after each round: one after all but the last, which has the rest."""
+    return [1] * (rounds - 1) + [epochs - rounds + 1]
 
 
 def main(
