@@ -46,6 +46,7 @@ from slimfast.kernels import (
     grouped_pivoted_cholesky,
     grouped_spectra,
 )
+from slimfast.latency import Latency, LatencyTable, latency_table, measure_latency
 from slimfast.plans import Cost, GroupPlan, Plan, count_module, plan, plan_from_masks, plan_widths
 from slimfast.pruning import (
     Manifest,
@@ -80,6 +81,8 @@ __all__ = [
     "DistillationLoss",
     "ErrorCurve",
     "GroupPlan",
+    "Latency",
+    "LatencyTable",
     "Manifest",
     "Moments",
     "Plan",
@@ -109,12 +112,14 @@ __all__ = [
     "grouped_pivoted_cholesky",
     "grouped_spectra",
     "join_team",
+    "latency_table",
     "lightning_callback",
     "load",
     "load_calibration",
     "load_checkpoint",
     "load_spectra",
     "manifest",
+    "measure_latency",
     "measure_spectra",
     "perplexity",
     "plan",

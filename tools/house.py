@@ -25,7 +25,7 @@ FLOORS = (
     ("wrappers",),
     ("distributed", "kernels", "graph"),
     ("storage", "diagnostics"),
-    ("spectra", "calibration"),
+    ("spectra", "calibration", "latency"),
     ("plans",),
     ("pruning",),
     ("checkpoints", "huggingface", "distillation"),

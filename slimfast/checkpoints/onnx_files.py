@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +13,7 @@ from torch.fx import Graph, Node
 
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
+from slimfast.latency.runtimes import quiet_about_torchvision
 
 # Protocol buffers stop at 2 GiB; the graph itself needs a part of it.
 _ONNX_BYTES = 2_000_000_000
@@ -41,7 +40,7 @@ def write_onnx(
             f"export: an .onnx file holds up to 2 GB, got {size / 1e9:.1f} GB of weights; use .pt2"
         )
     _write_out_attention(program.graph)
-    with _quiet_about_torchvision():
+    with quiet_about_torchvision():
         converted = torch.onnx.export(program, dynamo=True, verbose=False)
     if converted is None:
         raise SlimfastError("export: the ONNX exporter returned nothing")
@@ -81,25 +80,6 @@ def _name(model: Any, outputs: Sequence[str]) -> None:
             names[:] = [renamed.get(name, name) for name in names]
     for value in values:
         value.name = renamed.get(value.name, value.name)
-
-
-@contextmanager
-def _quiet_about_torchvision() -> Iterator[None]:
-    """Return drop PyTorch's warnings that torchvision is not installed, which come with every network (2.13).
-
-    Its exporter looks up the operators of torchvision before it looks at the network, and a network that was
-    captured without torchvision has none of them.
-    """
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("torchvision is not installed")
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
 
 
 def _write_out_attention(graph: Graph) -> None:

@@ -19,6 +19,7 @@ from slimfast.cli.machine import bench, demo, doctor_command
 from slimfast.cli.planning import plan, spectra
 from slimfast.cli.reading import evaluate, explain, export
 from slimfast.cli.thinning import prune, slim
+from slimfast.cli.timing import latency
 from slimfast.cli.training import distill
 from slimfast.diagnostics import doctor
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
@@ -30,7 +31,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (spectra, calibrate, plan, explain, prune, distill, slim, export, bench, demo):
+for command in (spectra, latency, calibrate, plan, explain, prune, distill, slim, export, bench, demo):
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("doctor")(doctor_command)

@@ -20,6 +20,7 @@ from slimfast.distillation import DistillationLoss
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.nests import tensors_in
 from slimfast.plans import Plan
+from slimfast.plans.amounts import time_of
 from slimfast.plans.request import WidthOptions
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import repair_report
@@ -32,6 +33,8 @@ class Widths:
 
     macs: options.Macs = None
     params: options.Params = None
+    latency: options.Latency = None
+    latency_table: options.LatencyTable = None
     within: options.Within = None
     explained_variance: options.ExplainedVariance = None
     multiple_of: options.MultipleOf = 1
@@ -43,11 +46,15 @@ class Widths:
     def request_options(self) -> WidthOptions:
         """Make the keywords of ``plan``; at least one budget, or a width by hand, must be among them."""
         overrides = _widths_by_hand(self.width)
-        if not overrides and {self.macs, self.params, self.explained_variance} == {None}:
-            raise SlimfastError("expected a budget: --macs, --params or --explained-variance, got none")
+        if not overrides and {self.macs, self.params, self.latency, self.explained_variance} == {None}:
+            raise SlimfastError(
+                "expected a budget: --macs, --params, --latency or --explained-variance, got none"
+            )
         return {
             "macs": self.macs,
             "params": self.params,
+            "latency": _time(self.latency),
+            "latency_table": self.latency_table,
             "within": self.within or None,
             "explained_variance": self.explained_variance,
             "multiple_of": self.multiple_of,
@@ -190,6 +197,13 @@ def takes_groups(command: Callable[..., None]) -> Callable[..., None]:
     grouped.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     grouped.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return grouped
+
+
+def _time(text: str | None) -> str | None:
+    """Check a budget of time."""
+    if text is not None:
+        time_of("latency", text)
+    return text
 
 
 def _widths_by_hand(texts: list[str] | None) -> dict[str, int | float]:

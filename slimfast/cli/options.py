@@ -167,6 +167,18 @@ Params = Annotated[
         help="Budget of parameters: a share (0.5, 50%) or a number (2e6, 2M).",
     ),
 ]
+Latency = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Budget of the time of one forward: a share (0.5, 50%) or a time (12ms, 0.5s). The thin network "
+        "is measured.",
+    ),
+]
+LatencyTable = Annotated[
+    Path | None,
+    typer.Option(help="What 'slimfast latency' wrote, for --latency; measured anew without it."),
+]
 ExplainedVariance = Annotated[
     float | None, typer.Option(help="Share of the variance that every group keeps, in (0, 1].")
 ]

@@ -19,6 +19,7 @@ from slimfast.cli.models import build
 from slimfast.cli.option_groups import Widths, takes_groups
 from slimfast.cli.stored import is_weight_file
 from slimfast.distributed.team import launched
+from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.huggingface.uniform import plan_uniform
 from slimfast.plans import plan as make_plan
@@ -141,6 +142,10 @@ def plan(
         _check_uniform(widths, **others)
     if stream and calibration is not None:
         console.refuse("--stream --calibration: expected a table", {"plot": plot})
+    if stream and widths.latency is not None and widths.latency_table is None:
+        raise SlimfastError(
+            "--stream --latency: expected --latency-table, for the weights stay in their files"
+        )
     console.check_outputs(output, suffixes=(".json",))
     check_figure(plot)
     measured = None if spectra is None else load_spectra(spectra)
@@ -170,15 +175,24 @@ def plan(
                 backend=backend,
                 **calls,
             )
-        elif calibration is None or stream:
+        elif stream or (calibration is None and widths.latency is None):
             stored = None if calibration is None else load_calibration(calibration)
             found = plan_checkpoint(
                 source, network, example, spectra=measured, calibration=stored, **calls, **how, **wanted
             )
         else:
-            data = load_calibration(calibration, device=device)
-            found = make_plan(network, example, calibration=data, backend=backend, **calls, **wanted)
-            if plot is not None and found.graph is not None:
+            data = None if calibration is None else load_calibration(calibration, device=device)
+            found = make_plan(
+                network,
+                example,
+                calibration=data,
+                spectra=measured,
+                backend=backend,
+                progress=advance,
+                **calls,
+                **wanted,
+            )
+            if plot is not None and found.graph is not None and data is not None:
                 # The curves that the plan was made from.
                 drawn = error_curves(network, found.graph, data, backend=backend)
     if not options.is_first(team):
@@ -198,14 +212,14 @@ def _check_uniform(widths: Widths, **others: Any) -> None:
     """Refuse what a uniform plan cannot heed."""
     others |= {"min-width": widths.min_width > 1, "include": widths.include, "exclude": widths.exclude}
     others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
-    others |= {"within": widths.within}
+    others |= {"within": widths.within, "latency": widths.latency, "latency-table": widths.latency_table}
     console.refuse("--uniform: expected --macs, --params or --multiple-of", others)
 
 
 def _check_from_masks(widths: Widths, **others: Any) -> None:
     """Refuse what a plan of masks cannot heed: they say which units stay, and so how many."""
     others |= {"macs": widths.macs, "params": widths.params, "within": widths.within, "width": widths.width}
-    others |= {"explained-variance": widths.explained_variance is not None}
+    others |= {"explained-variance": widths.explained_variance is not None, "latency": widths.latency}
     others |= {"multiple-of": widths.multiple_of > 1, "min-width": widths.min_width > 1}
     console.refuse("--from-masks: expected --include or --exclude", others)
 

@@ -106,6 +106,11 @@ def rounds(
     _check_batches(calibration)
     if not budget_of(options):
         raise ArgumentError("rounds: expected a budget of params or macs, got none of them")
+    if options.get("latency") is not None or options.get("latency_table") is not None:
+        raise ArgumentError(
+            "rounds: expected a budget of params or macs, got latency, whose table is of one network; "
+            "slimfast.plan(..., latency=) says how many macs that is"
+        )
     if options.get("explained_variance") is not None:
         raise ArgumentError("rounds: expected a budget of params or macs, got explained_variance")
     held = list(averages)

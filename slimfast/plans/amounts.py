@@ -1,4 +1,4 @@
-"""Read a budget: a number, or a text such as "50%", "2e9" or "1.5G"."""
+"""Read a budget: a number, or a text such as "50%", "2e9", "1.5G" or "12ms"; and write one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from numbers import Real
 from slimfast.errors import ArgumentError, ArgumentTypeError
 
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+_TIME = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(s|ms|us)\s*")
 _TEXT = re.compile(r"\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([KMGBT%]?)\s*")
 
 
@@ -33,6 +35,34 @@ def amount_of(name: str, value: object) -> float:
             f"plan: expected {name} in (0, 1] or up to 100% as a share, or above 1 as a number, got {value!r}"
         )
     return number
+
+
+def time_of(name: str, value: object) -> tuple[float, bool]:
+    """Read a budget of time: a share in (0, 1] or as "50%", or seconds as "12ms", "0.5s" or "800us".
+
+    Returns the number, and whether it is seconds. Errors as of :func:`amount_of`.
+    """
+    found = _TIME.fullmatch(value) if isinstance(value, str) else None
+    if found is not None:
+        try:
+            seconds = float(found[1]) * _SECONDS[found[2]]
+        except ValueError:
+            seconds = 0.0
+        if 0 < seconds < math.inf:
+            return seconds, True
+    if not isinstance(value, (str, Real)) or isinstance(value, bool):
+        raise ArgumentTypeError(
+            f"plan: expected {name} to be a share or a text as '12ms', got {type(value).__name__}"
+        )
+    try:
+        share = _number(name, value)
+    except ArgumentError:
+        share = math.nan
+    if not 0 < share <= 1:
+        raise ArgumentError(
+            f"plan: expected {name} in (0, 1] or up to 100% as a share, or seconds as '12ms', got {value!r}"
+        )
+    return share, False
 
 
 def share_of(name: str, value: object) -> float:

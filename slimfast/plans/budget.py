@@ -25,6 +25,8 @@ import numpy as np
 
 from slimfast.arrays import BoolArray, FloatArray, IntArray
 from slimfast.errors import SlimfastError
+from slimfast.latency.timing import seconds_text
+from slimfast.plans.limits import is_latency
 from slimfast.spectra.spectrum import Spectrum
 
 # What widths cost under each limit, by its name.
@@ -64,6 +66,11 @@ class Rounding:
     full: IntArray
     step: IntArray
     minimum: int
+
+    @property
+    def spans(self) -> IntArray:
+        """How many units (g,) to look at for what one of them costs."""
+        return np.ones_like(self.full)
 
     def apply(self, widths: IntArray) -> IntArray:
         """Round each width up to one that may be."""
@@ -197,7 +204,8 @@ def _unreachable(
     least: Mapping[str, float], limits: Mapping[str, float], whole: Mapping[str, float]
 ) -> BudgetUnreachable:
     def told(name: str, count: float) -> str:
-        return f"{count:,.0f} {name} ({count / max(whole[name], 1):.4f} of the original)"
+        share = f"{count / whole[name] if whole[name] else 0.0:.4f} of the original"
+        return f"{seconds_text(count)} ({share})" if is_latency(name) else f"{count:,.0f} {name} ({share})"
 
     wanted = " and ".join(told(name, limit) for name, limit in limits.items())
     nearest = " and ".join(told(name, least[name]) for name in limits)

@@ -35,7 +35,7 @@ def widths_by_gain(
     widths = rounding.full
     seen: set[bytes] = set()
     for _ in range(_ROUNDS):
-        prices = _unit_prices(widths, limits, price)
+        prices = _unit_prices(widths, limits, price, rounding)
         units, _ = longest_prefix(_ladder(gains, prices), limits, price, rounding, whole=whole)
         widths = rounding.apply(units)
         error = sum(float(c.residual[w]) for c, w in zip(curves, widths, strict=True))
@@ -57,7 +57,7 @@ def _filled(
 ) -> IntArray:
     """Spend what is left of the budget on the widths: wherever a next step still fits, most gain first."""
     left = set(range(len(widths)))
-    prices = _unit_prices(widths, limits, price)
+    prices = _unit_prices(widths, limits, price, rounding)
     while left:
         left = {i for i in left if widths[i] < len(gains[i]) and gains[i][widths[i]] > 0.0}
         for i in sorted(left, key=lambda i: -gains[i][widths[i]] / max(float(prices[i]), _TINY)):
@@ -72,7 +72,9 @@ def _filled(
     return widths
 
 
-def _unit_prices(widths: IntArray, limits: Mapping[str, float], price: Price) -> FloatArray:
+def _unit_prices(
+    widths: IntArray, limits: Mapping[str, float], price: Price, rounding: Rounding
+) -> FloatArray:
     """Price one unit of each group (g,) at these widths, each limit being worth 1."""
 
     def worth(cost: Mapping[str, float]) -> float:
@@ -81,9 +83,10 @@ def _unit_prices(widths: IntArray, limits: Mapping[str, float], price: Price) ->
     prices = np.empty(len(widths))
     for i in range(len(widths)):
         upper, lower = widths.copy(), widths.copy()
-        upper[i] = max(int(widths[i]), 2)
-        lower[i] = upper[i] - 1
-        prices[i] = worth(price(upper)) - worth(price(lower))
+        span = int(min(rounding.spans[i], max(rounding.full[i] - 1, 1)))
+        upper[i] = max(int(widths[i]), 1 + span)
+        lower[i] = upper[i] - span
+        prices[i] = (worth(price(upper)) - worth(price(lower))) / span
     return prices
 
 

@@ -1,11 +1,11 @@
-"""Budgets as limits: of the whole network, or of a part of it, on its parameters and its multiply-adds."""
+"""Budgets as limits: on the parameters and multiply-adds of the network or a part of it, and on its time."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,10 +13,12 @@ from slimfast.arrays import IntArray
 from slimfast.errors import ArgumentError, ArgumentTypeError, did_you_mean
 from slimfast.graph import ChannelGraph
 from slimfast.graph.recording.attributes import stack_of
-from slimfast.plans.amounts import amount_of
+from slimfast.plans.amounts import amount_of, time_of
 from slimfast.plans.costs import CostModel
 
 COSTS = ("params", "macs")
+# What a forward takes: as a share of what the whole network takes, or in seconds.
+LATENCY, LATENCY_SECONDS = "latency", "latency_seconds"
 # Stands between what is limited and the globs of the part in a budget's name.
 _OF = " of "
 
@@ -46,6 +48,9 @@ def budget_of(options: Mapping[str, Any]) -> dict[str, float]:
             found[name if within is None else f"{name}{_OF}{within}"] = amount_of(name, value)
     if within is not None and not found:
         raise ArgumentError("plan: expected params or macs for the part that within names, got none of them")
+    if options.get(LATENCY) is not None:
+        amount, in_seconds = time_of(LATENCY, options[LATENCY])
+        found[LATENCY_SECONDS if in_seconds else LATENCY] = amount
     return found
 
 
@@ -61,30 +66,57 @@ def options_of(budget: Mapping[str, float]) -> dict[str, Any]:
     return options
 
 
+def is_latency(name: str) -> bool:
+    """Whether a budget of that name limits the time of a forward."""
+    return name in (LATENCY, LATENCY_SECONDS)
+
+
 def is_budget(name: str) -> bool:
     """Whether something is the name of a budget of the whole network or of a part."""
-    return re.fullmatch(f"({'|'.join(COSTS)})({_OF}.+)?", name) is not None
+    return is_latency(name) or re.fullmatch(f"({'|'.join(COSTS)})({_OF}.+)?", name) is not None
+
+
+class Priced(Protocol):
+    """What a forward costs at widths, beyond what can be counted; ``whole`` is what the network does."""
+
+    @property
+    def whole(self) -> float: ...
+
+    def price(self, widths: IntArray) -> float: ...
+
+    def takes_part(self, group: int) -> bool: ...
 
 
 class Limits:
     """The limits of a budget on a traced network, and what widths cost under each of them."""
 
-    def __init__(self, graph: ChannelGraph, budget: Mapping[str, float]) -> None:
+    def __init__(
+        self, graph: ChannelGraph, budget: Mapping[str, float], latency: Priced | None = None
+    ) -> None:
+        if latency is None and any(map(is_latency, budget)):
+            raise ArgumentError(
+                "plan: expected a latency_table for a budget of latency, got none; make one with "
+                "slimfast.latency_table(graph, model, example)"
+            )
+        self._priced = {name: latency for name in budget if latency is not None and is_latency(name)}
         # What is limited and of which part; a part that has several limits is counted once.
-        self._limited = {name: name.partition(_OF)[::2] for name in budget}
+        self._limited = {name: name.partition(_OF)[::2] for name in budget if name not in self._priced}
         self._parts = {globs: _part(graph, globs) for _, globs in self._limited.values()}
         full = np.array([group.n for group in graph.groups], dtype=np.int64)
-        self.whole = self.price(full)
-        self.most = {k: v * self.whole[k] if v <= 1 else v for k, v in budget.items()}
+        self.whole = self.price(full) | {name: priced.whole for name, priced in self._priced.items()}
+        shares = {name for name, amount in budget.items() if amount <= 1 and name != LATENCY_SECONDS}
+        self.most = {k: v * self.whole[k] if k in shares else v for k, v in budget.items()}
 
     def price(self, widths: IntArray) -> dict[str, float]:
         """Count what these widths (g,) cost under each limit."""
         costs = {globs: part.cost(widths) for globs, part in self._parts.items()}
-        return {name: float(getattr(costs[globs], cost)) for name, (cost, globs) in self._limited.items()}
+        counted = {name: float(getattr(costs[globs], cost)) for name, (cost, globs) in self._limited.items()}
+        return counted | {name: priced.price(widths) for name, priced in self._priced.items()}
 
     def told_of(self, group: int) -> bool:
         """Whether a group has a say in what is limited."""
-        return any(part.takes_part(group) for part in self._parts.values())
+        parts: list[CostModel | Priced] = [*self._parts.values(), *self._priced.values()]
+        return any(part.takes_part(group) for part in parts)
 
 
 def _part(graph: ChannelGraph, text: str) -> CostModel:

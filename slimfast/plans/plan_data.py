@@ -26,14 +26,16 @@ from slimfast.plans.plan_fields import (
     share_from_json,
     weights_from_json,
 )
+from slimfast.plans.plan_latency import PlanLatency, latency_from_json
 from slimfast.plans.plan_text import explanation, table
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text
 
 KIND = "slimfast.plan"
 # 2: ``allocation``, and groups chosen by "gain". 3: ``weights``, and groups chosen by
-# "mask". 4: budgets of a part. Documents of all of them are read.
-SCHEMA = 4
+# "mask". 4: budgets of a part. 5: budgets of latency, and ``latency``. Documents of
+# all of them are read.
+SCHEMA = 5
 
 Chosen = Literal["tau", "gain", "override", "mask", "excluded"]
 Allocation = Literal["explained_variance", "marginal_gain"]
@@ -101,6 +103,7 @@ class Plan:
         outputs: Which outputs stay as they are; None: all of them.
         also: What the other calls that were traced are made with.
         weights: The fingerprint of the weights it was made from, where they were at hand; it is not compared.
+        latency: What a forward of it takes, predicted and measured, where there was a latency table.
         graph: At hand where the plan was just made; it is neither compared nor written.
 
     Example:
@@ -121,6 +124,7 @@ class Plan:
     outputs: tuple[str | int, ...] | None = None
     also: tuple[InputSpec, ...] = ()
     weights: str | None = field(default=None, compare=False)
+    latency: PlanLatency | None = field(default=None, compare=False)
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     def widths(self) -> dict[str, int]:
@@ -154,6 +158,7 @@ class Plan:
             "cost_before": cost_to_json(self.cost_before),
             "cost_after": cost_to_json(self.cost_after),
             "weights": self.weights,
+            "latency": None if self.latency is None else self.latency.to_json(),
             "inputs": self.inputs.to_json(),
         }
         if self.outputs is not None:
@@ -180,6 +185,7 @@ class Plan:
         plan = Plan(
             allocation=allocation,
             weights=weights_from_json(fields) if version > 2 else None,
+            latency=latency_from_json(fields) if version > 4 else None,
             groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
             explained_variance=share_from_json(fields, "explained_variance"),
             budget=budget_from_json(fields.object("budget"), version),

@@ -10,7 +10,8 @@ import numpy as np
 from slimfast.errors import printable
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.propagation.reasons import Reason
-from slimfast.plans.limits import Limits
+from slimfast.latency.timing import seconds_text
+from slimfast.plans.limits import LATENCY_SECONDS, Limits, is_latency
 
 if TYPE_CHECKING:
     from slimfast.plans.plan_data import GroupPlan, Plan
@@ -127,8 +128,14 @@ def _notes(plan: Plan) -> list[str]:
             old, new = getattr(before, name), getattr(after, name)
             share = f"{new / old:.4f} of the original" if old else "of none"
             notes.append(f"{name}: asked for {asked:g}, reached {new:,} of {old:,} ({share})")
+        elif is_latency(name):
+            notes.append(
+                f"latency: asked for {seconds_text(asked) if name == LATENCY_SECONDS else f'{asked:g}'}"
+            )
         elif name != "explained_variance":
             notes.append(f"{name}: asked for {asked:g}{_reached(plan, name)}")
+    if plan.latency is not None:
+        notes.append(f"latency: {plan.latency}")
     if isinstance(plan.multiple_of, int):
         if plan.multiple_of > 1:
             notes.append(f"widths are multiples of {plan.multiple_of}, or whole")

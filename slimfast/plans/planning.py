@@ -19,6 +19,7 @@ from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.language_models import warn_without_data
+from slimfast.plans.measured import with_table, within_measured
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, Plan
 from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan, solved_plan
@@ -55,6 +56,11 @@ def plan_widths(
             Or a mapping from globs of layers and tensors to such amounts, each of what its glob means:
             ``{"model.layers.*": 0.7}``.
         macs: Budget of multiply-adds, likewise; both may be given.
+        latency: Budget of the time of one forward: a share of what the whole network takes, or seconds as a
+            text ("12ms", "0.5s"). It may stand beside the others.
+        latency_table: What the time is predicted by (:func:`slimfast.latency_table`), or the path of one.
+            :func:`slimfast.plan` measures one where none is given, then measures the thin network and solves
+            again until that is inside the budget.
         within: The budget counts these layers and tensors alone, a glob or several; groups that have no say
             in them are left alone.
         multiple_of: Rounds widths up to multiples, or to the whole group, which a group of fewer units is;
@@ -146,9 +152,15 @@ def plan(
     by_gain = calibration_for_gain(allocation, calibration, request)
     graph = _traced(model, example, graph, outputs, also)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
+    example = graph.inputs.example() if example is None else example
+    request = with_table(request, graph, model, example, progress)
     if by_gain is not None:
         curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
-        gained = solved_plan(graph, {}, request, curves)
+
+        def by_curves(wanted: Request) -> Plan:
+            return solved_plan(graph, {}, wanted, curves)
+
+        gained = within_measured(by_curves, request, graph, model, example)
         return replace(gained, weights=fingerprint(model))
     warn_without_data(model, "plan: widths are chosen")
     if spectra is None:
@@ -167,7 +179,11 @@ def plan(
             progress(len(measured) - len(names), len(measured))
         return measure_again(model, measured, names, graph, backend=backend)
 
-    return replace(settled_plan(graph, spectra, request, again), weights=fingerprint(model))
+    def by_spectra(wanted: Request) -> Plan:
+        return settled_plan(graph, spectra, wanted, again)
+
+    found = within_measured(by_spectra, request, graph, model, example)
+    return replace(found, weights=fingerprint(model))
 
 
 def _traced(

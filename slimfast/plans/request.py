@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ForwardRef, ParamSpec, TypedDict, TypeVar
@@ -14,6 +15,7 @@ import numpy as np
 from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
+from slimfast.latency import LatencyTable
 from slimfast.plans.amounts import share_of
 from slimfast.plans.budget import Rounding
 from slimfast.plans.limits import budget_of
@@ -38,6 +40,8 @@ class WidthOptions(TypedDict, total=False):
     explained_variance: float | str | None
     params: float | str | Mapping[str, float | str] | None
     macs: float | str | Mapping[str, float | str] | None
+    latency: float | str | None
+    latency_table: LatencyTable | str | os.PathLike[str] | None
     within: str | Iterable[str] | None
     multiple_of: int | Mapping[str, int]
     min_width: int
@@ -85,8 +89,9 @@ def takes_width_options(verb: Callable[P, R]) -> Callable[P, R]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Width options that were checked; ``budget`` has the given ones of ``params`` and ``macs``, by the names
-    of :func:`slimfast.plans.limits.budget_of`.
+    """Width options that were checked; ``budget`` has the given ones of ``params``, ``macs`` and ``latency``,
+    by the names of :func:`slimfast.plans.limits.budget_of`. ``latency_factor``: what thin networks were found
+    to take beside what the table predicts.
     """
 
     explained_variance: float | None
@@ -96,6 +101,8 @@ class Request:
     overrides: Mapping[str, int | float]
     include: tuple[str, ...] | None
     exclude: tuple[str, ...]
+    latency_table: LatencyTable | None = None
+    latency_factor: float = 1.0
 
     def asked(self) -> dict[str, float]:
         """Return what was asked for, as a plan keeps it."""
@@ -127,7 +134,7 @@ def check_request(options: WidthOptions) -> Request:
                 f"plan: expected explained_variance or a budget, got both it and {', '.join(budget)}"
             )
     elif not budget and not overrides:
-        raise ArgumentError("plan: expected explained_variance, params or macs, got none of them")
+        raise ArgumentError("plan: expected explained_variance, params, macs or latency, got none of them")
     steps = multiple_of if isinstance(multiple_of, Mapping) else {"multiple_of": multiple_of}
     for name, value in {**steps, "min_width": min_width}.items():
         if not _is_integer(value) or value < 1:
@@ -143,6 +150,7 @@ def check_request(options: WidthOptions) -> Request:
         overrides=dict(overrides or {}),
         include=None if include is None else tuple(include),
         exclude=tuple(exclude or ()),
+        latency_table=None if (table := options.get("latency_table")) is None else LatencyTable.of(table),
     )
 
 

@@ -11,13 +11,17 @@ from slimfast.arrays import IntArray
 from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph
+from slimfast.latency.pricing import PricedLatency
+from slimfast.latency.timing import seconds_text
 from slimfast.plans.budget import BudgetUnreachable, Rounding, Solution, settled, widths_at, widths_within
 from slimfast.plans.costs import CostModel
 from slimfast.plans.gains import widths_by_gain
-from slimfast.plans.limits import Limits
+from slimfast.plans.limits import Limits, is_latency
 from slimfast.plans.narrow import warn_of_few
 from slimfast.plans.plan_data import GroupPlan, Plan
+from slimfast.plans.plan_latency import PlanLatency
 from slimfast.plans.request import Choice, Request, choose, rounding_of
+from slimfast.plans.stairs import with_stairs
 from slimfast.plans.unreachable import remedies, why_unreachable
 from slimfast.spectra import until_settled
 from slimfast.spectra.spectrum import Spectrum
@@ -68,6 +72,7 @@ class _Problem:
     free: IntArray
     rounding: Rounding
     curves: Mapping[str, ErrorCurve] | None
+    latency: PricedLatency | None
 
     def spectra(self, spectra: Mapping[str, Spectrum]) -> list[Spectrum]:
         """Return the spectra of the free groups."""
@@ -91,7 +96,9 @@ def _problem(
         told = [f": {'; '.join(reasons[:3])}"] if reasons else []
         help_for = [f"; {remedy}" for remedy in remedies(reasons, request)]
         raise SlimfastError(f"plan: the model has no channel group that can be cut{''.join(told + help_for)}")
-    limits = Limits(graph, request.budget)
+    table = request.latency_table
+    latency = None if table is None else table.priced(graph, factor=request.latency_factor)
+    limits = Limits(graph, request.budget, latency)
     choices = [
         # What no budget counts is left alone.
         Choice("excluded", choice.width)
@@ -108,9 +115,22 @@ def _problem(
         choices=choices,
         fixed=np.array([choice.width for choice in choices], dtype=np.int64),
         free=np.array(free, dtype=np.int64),
-        rounding=rounding_of(graph, [graph.groups[i] for i in free], request),
+        rounding=_rounding(graph, free, request, latency),
         curves=curves,
+        latency=latency,
     )
+
+
+def _rounding(
+    graph: ChannelGraph, free: Sequence[int], request: Request, latency: PricedLatency | None
+) -> Rounding:
+    """Say what the widths of the free groups may be: with a budget of time, none that is slower than a wider
+    one.
+    """
+    rounding = rounding_of(graph, [graph.groups[i] for i in free], request)
+    if latency is None or not any(map(is_latency, request.budget)):
+        return rounding
+    return with_stairs(rounding, latency, free)
 
 
 def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | None:
@@ -132,6 +152,10 @@ def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | Non
         return widths_within(problem.spectra(spectra), limits, price, problem.rounding, whole=whole)
     except BudgetUnreachable as error:
         why = why_unreachable(problem.graph, problem.choices, request)
+        if problem.latency is not None and any(map(is_latency, request.budget)):
+            error = BudgetUnreachable(
+                f"{error}; {seconds_text(problem.latency.fixed_seconds())} of it no width changes"
+            )
         raise SlimfastError(f"{error}{f'; {why}' if why else ''}") from None
 
 
@@ -182,7 +206,16 @@ def _plan(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Plan:
         outputs=graph.outputs,
         also=graph.also,
         graph=graph,
+        latency=_latency(problem, widths),
     )
+
+
+def _latency(problem: _Problem, widths: IntArray) -> PlanLatency | None:
+    """Say what the table predicts, where there is one."""
+    table = problem.request.latency_table
+    if table is None or problem.latency is None:
+        return None
+    return PlanLatency.of(table, problem.latency.whole, problem.latency.price(widths))
 
 
 def _share(spectrum: Spectrum | None, n: int, width: int) -> float:

@@ -96,8 +96,8 @@ def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 5, "expected schema 1 to 4 of slimfast.plan, got 5"),
-        (("schema",), True, "expected schema 1 to 4 of slimfast.plan, got True"),
+        (("schema",), 6, "expected schema 1 to 5 of slimfast.plan, got 6"),
+        (("schema",), True, "expected schema 1 to 5 of slimfast.plan, got True"),
         (("schema",), 1, "unknown field 'allocation'"),
         (("allocation",), "other", "allocation: expected one of .*explained_variance.* got 'other'"),
         (("schema",), ..., "field 'schema' is missing"),
@@ -111,7 +111,7 @@ def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
         (("multiple_of",), 10**30, "multiple_of: expected an integer"),
         (("explained_variance",), 1.1, r"explained_variance: expected a number in 0..1, got 1.1"),
         (("explained_variance",), "0.9", "explained_variance: expected a number"),
-        (("budget", "latency"), 3, "unknown budget 'latency'"),
+        (("budget", "flops"), 3, "unknown budget 'flops'"),
         (("budget",), [], r"budget: expected an object, got \[\]"),
         (("cost_before", "macs"), -1, "cost_before: macs: expected an integer"),
         (("cost_after", "more"), 1, "cost_after: unknown field 'more'"),

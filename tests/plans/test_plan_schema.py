@@ -47,7 +47,7 @@ def expected(version: int) -> Plan:
     return Plan(
         groups=(group,),
         explained_variance=0.9 if first else None,
-        budget={"params of 0": 0.6} if version > 3 else {"params": 0.6},
+        budget={4: {"params of 0": 0.6}, 5: {"latency": 0.5}}.get(version, {"params": 0.6}),
         multiple_of=1,
         cost_before=Cost(83, 72, 332),
         cost_after=Cost(43, 36, 172),
@@ -97,14 +97,17 @@ def test_what_is_read_follows_the_schema(text: str) -> None:
 
 
 WRONG: list[tuple[tuple[Any, ...], Any]] = [
-    (("schema",), 5),
+    (("schema",), 6),
     (("weights",), "luck"),
     (("weights",), 7),
     (("kind",), "plan"),
     (("extra",), 1),
     (("allocation",), "luck"),
     (("explained_variance",), 1.5),
-    (("budget", "latency"), 1),
+    (("budget", "flops"), 1),
+    (("latency",), 3),
+    (("latency", "measured"), -1.0),
+    (("latency", "more"), 1),
     (("budget", "latency of 0"), 1),
     (("budget", "params of "), 1),
     (("budget", "macs"), -1),

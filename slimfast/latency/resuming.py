@@ -1,0 +1,85 @@
+"""What was measured of a latency table so far, kept in a file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from slimfast.errors import SlimfastError
+from slimfast.latency.pricing import TimedPiece
+from slimfast.latency.surfaces import Point
+from slimfast.latency.table import KIND, SCHEMA, LatencyTable
+from slimfast.latency.table_fields import seconds_from_json
+from slimfast.storage.atomic import atomic_path
+from slimfast.storage.documents import Fields, parse_object, read_text
+
+_EVERY_SECONDS = 5.0
+
+
+class Unfinished:
+    """The points of a table that were measured: those that a file has, and more.
+
+    ``head`` is the table without its pieces: what is in the file must be of the same network, runtime,
+    threads, batch and machine, else :class:`SlimfastError`.
+    """
+
+    def __init__(self, head: LatencyTable, path: Path | None) -> None:
+        self._head = head
+        self._path = path
+        self._seconds: dict[tuple[str, Point], float] = {}
+        self._saved = time.monotonic()
+        if path is not None and path.exists():
+            self._read(parse_object(read_text(path), str(path)))
+
+    def known(self, signature: str, point: Point, take: Callable[[str, Point], float]) -> float:
+        """Return the seconds of a piece at a point; ``take`` measures them where they are not known."""
+        key = signature, point
+        if key not in self._seconds:
+            self._seconds[key] = take(signature, point)
+            if self._path is not None and time.monotonic() - self._saved > _EVERY_SECONDS:
+                self._write(self._path)
+        return self._seconds[key]
+
+    def seconds(self, signature: str, point: Point) -> float:
+        """Look up what was measured."""
+        return self._seconds[signature, point]
+
+    def table(self, pieces: tuple[TimedPiece, ...], whole: tuple[tuple[float, float], ...]) -> LatencyTable:
+        """Make the finished table."""
+        return replace(self._head, pieces=pieces, whole=whole)
+
+    def _identity(self) -> dict[str, str]:
+        head = self._head
+        return {
+            "graph": head.graph,
+            "runtime": head.runtime,
+            "threads": str(head.threads),
+            "machine": head.machine,
+        }
+
+    def _write(self, path: Path) -> None:
+        points = [[signature, list(point), s] for (signature, point), s in self._seconds.items()]
+        document = {"kind": KIND, "schema": SCHEMA, "finished": False, **self._identity(), "points": points}
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
+        self._saved = time.monotonic()
+
+    def _read(self, fields: Fields) -> None:
+        fields.schema(KIND, SCHEMA)
+        if fields.boolean("finished"):
+            raise SlimfastError(
+                f"{fields.where}: this table is finished; read it, or measure into another file"
+            )
+        for name, expected in self._identity().items():
+            found = fields.string(name)
+            if found != expected:
+                raise SlimfastError(
+                    f"{fields.where}: expected what was measured of this network here ({name} {expected}), "
+                    f"got {found}; measure into another file"
+                )
+        for signature, point, seconds in fields.raw("points"):
+            self._seconds[str(signature), tuple(map(int, point))] = seconds_from_json(seconds, fields.where)
+        fields.done()
