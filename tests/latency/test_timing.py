@@ -116,7 +116,7 @@ def test_a_quiet_machine_is_not():
     ("arguments", "said"),
     [
         ({"runtime": "tensorrt"}, "expected runtime torch, compile or onnxruntime, got 'tensorrt'"),
-        ({"runtime": "onnxruntim"}, "did you mean onnxruntime"),
+        ({"runtime": "onnxruntim"}, "did you mean 'onnxruntime'"),
         ({"threads": 0}, "expected threads to be an integer >= 1, got 0"),
         ({"repeats": True}, "expected repeats to be an integer >= 1, got True"),
         ({"seconds": 0}, "expected seconds above 0, got 0"),
