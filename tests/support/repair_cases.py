@@ -53,11 +53,12 @@ def solved(
     centred: bool,
     damping: float = 0.0,
     parts: int = 1,
+    counts: tuple[int, int] | None = None,
 ) -> Solution:
     """Least squares of all positions at once, or taken in in several parts, the last quarter held out."""
-    system = LeastSquares(kept, weight, centred=centred)
     total = a.shape[1]
     split = total - total // 4
+    system = LeastSquares(kept, weight, centred=centred, counts=counts or (split, total - split))
     for held, span in ((False, slice(0, split)), (True, slice(split, total))):
         for x, y in zip(a[:, span].chunk(parts, 1), b[:, span].chunk(parts, 1), strict=True):
             system.add(x, y, held=held)

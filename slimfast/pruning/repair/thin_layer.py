@@ -39,14 +39,16 @@ class ThinLayer:
         self._blocks, self._outputs = alive[0].tolist(), torch.from_numpy(outputs).to(weight.device)
         self._centred, self._damping = centred or bias is not None, damping
         kept = torch.from_numpy(alive[1]).to(weight.device)
-        wide = consumer.matrix(weight.detach().double())
+        wide = consumer.matrix(weight.detach())
         self._per_block = wide.shape[1]
-        self._systems = [
-            LeastSquares(kept, wide[block], centred=self._centred, backend=backend) for block in self._blocks
-        ]
         seen = min(reading.count, wanted(consumer))
         # The last quarter is held out.
         self._split = max(seen - seen // 4, 1)
+        counts = self._split, seen - self._split
+        self._systems = [
+            LeastSquares(kept, wide[block], centred=self._centred, counts=counts, backend=backend)
+            for block in self._blocks
+        ]
 
     def add(self, x: Tensor, piece: Piece) -> bool:
         """Take in what the layer is about to read of a slice, beside what the wide network's read there.
@@ -83,23 +85,23 @@ class ThinLayer:
 
         The search for the damping begins at ``first``.
         """
-        solutions = [
-            system.solve(self._spread(block), self._damping, first)
-            for block, system in zip(self._blocks, self._systems, strict=True)
-        ]
         # Of a convolution in groups whole ones may be gone, and outputs of those that stay.
         rows = (
             self._outputs.reshape(len(self._blocks), -1) % self._per_block
             if self._consumer.blocks > 1
             else self._outputs[None]
         )
-        matrix = torch.stack([s.weight[own] for s, own in zip(solutions, rows, strict=True)])
+        solutions = [
+            system.solve(self._spread(block), self._damping, first, own)
+            for block, system, own in zip(self._blocks, self._systems, rows, strict=True)
+        ]
+        matrix = solutions[0].weight if len(solutions) == 1 else torch.cat([s.weight for s in solutions])
         module: Any = self._module
         why = write_weight(module, self._consumer.weight_of(matrix, self._weight))
         if why is not None:
             return f"{self._consumer.module}: {why}"
         if self._bias is not None:
-            moved = torch.cat([s.shift[own] for s, own in zip(solutions, rows, strict=True)])
+            moved = torch.cat([s.shift for s in solutions])
             module.bias.copy_(self._bias[self._outputs] + moved)
         return worst([s.fit for s in solutions])
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from support.repair_cases import solved
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from slimfast.pruning.repair import least_squares
 
 
 def test_least_squares_against_numpy() -> None:
@@ -52,3 +60,58 @@ def test_no_evidence_no_change() -> None:
     dead, _, fit = solved(torch.zeros_like(a), b, torch.arange(3), weight, centred=True)
     assert torch.equal(dead, torch.ones(1, 3, 1, dtype=torch.float64))
     assert fit.damping == float("inf")
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the most numbers that an operation made at once, but in tensors of the sizes it is given."""
+
+    def __init__(self, but: set[tuple[int, ...]]) -> None:
+        super().__init__()
+        self._but, self.numbers = but, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and tuple(made.shape) not in self._but:
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_long_weight_is_computed_with_a_few_rows_at_a_time(
+    taps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    kept, outputs = torch.arange(6), 4000
+    b = torch.randn(8, 400, generator=generator)
+    a = b[:6] + 0.1 * torch.randn(6, 400, generator=generator)
+    weight = torch.randn(outputs, 8, taps, generator=generator)
+    whole = solved(a, b, kept, weight, centred=True)
+    monkeypatch.setattr(least_squares, "_AT_ONCE", 100 * 8 * taps)
+    # The weight itself is there already; the thin one, and its shifts, are what is asked for.
+    views = {(outputs, 8, taps), (outputs, 6, taps), (outputs,)}
+    with _Largest(views) as largest:
+        parted = solved(a, b, kept, weight, centred=True)
+    assert largest.numbers <= max(100 * 8 * taps, a.numel(), b.numel())
+    assert torch.allclose(parted.weight, whole.weight, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(parted.shift, whole.shift)
+    assert parted.fit.damping == whole.fit.damping
+    assert parted.fit.after == pytest.approx(whole.fit.after)
+
+
+@given(st.integers(6, 40), st.integers(4, 60), st.integers(1, 50), st.booleans(), st.integers(0, 1 << 30))
+def test_few_positions_give_what_their_moments_give(
+    length: int, positions: int, outputs: int, centred: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    kept = torch.arange(0, length, 2)
+    b = torch.randn(length, positions, generator=generator, dtype=torch.float64) + 0.5
+    a = b[kept] + 0.3 * torch.randn(len(kept), positions, generator=generator, dtype=torch.float64)
+    weight = torch.randn(outputs, length, 1, generator=generator, dtype=torch.float64)
+    found = solved(a, b, kept, weight, centred=centred, damping=1e-3)
+    # As many positions as there might be: none are kept as they are.
+    expected = solved(a, b, kept, weight, centred=centred, damping=1e-3, counts=(1 << 30, 1 << 30))
+    assert found.fit.damping == expected.fit.damping
+    assert found.fit.before == pytest.approx(expected.fit.before)
+    assert found.fit.after == pytest.approx(expected.fit.after, abs=1e-9)
+    assert torch.allclose(found.weight, expected.weight, atol=1e-8)
+    assert torch.allclose(found.shift, expected.shift, atol=1e-8)
