@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from slimfast.errors import NonFinite
-from slimfast.pruning.repair.parts import Part, joined
+from slimfast.pruning.repair.parts import Part, Products, joined
 from slimfast.pruning.repair.report import Fit
 
 # Shares of the mean variance that damping is chosen from, by the error on the last quarter of the positions.
@@ -103,13 +103,15 @@ class LeastSquares:
             outer = self._outer()
             size = float((outer * spread).sum())
         found, before, best = math.inf, 0.0, 0.0
-        means = self._means()
-        fit, held = self._parts
-        if fit.count and held.count:
-            found, before, best = self._chosen(outer, means, damping, first)
-        change = None
+        change, means = None, self._means()
+        part, other = self._parts
+        if part.count and other.count:
+            fit, held = (each.about(*means) for each in self._parts)
+            found, before, best = self._chosen(fit, held, outer, damping, first)
         if found < math.inf:
-            whole = joined(fit, held, *means)
+            if other.few and not part.few:
+                held = other.moments_about(*means)
+            whole = joined(fit, held, other.count / (part.count + other.count))
             scale = float(whole.scale())
             while change is None:
                 (change,) = whole.solved([found * scale], self._backend)
@@ -121,10 +123,9 @@ class LeastSquares:
         return Solution(weight, shift, Fit(found, before / (size or 1.0), best / (size or 1.0)))
 
     def _chosen(
-        self, outer: Tensor | None, means: tuple[Tensor, Tensor], damping: float, first: float
+        self, fit: Products, held: Products, outer: Tensor | None, damping: float, first: float
     ) -> tuple[float, float, float]:
         """Choose the damping by the error on what was held out: (damping, error without a change, error)."""
-        fit, held = (part.about(*means) for part in self._parts)
         if outer is None:
             before = float(held.size())
         else:
@@ -152,7 +153,7 @@ class LeastSquares:
     def _outer(self) -> Tensor:
         """Compute the products (L, L) of the weights, summed over outputs and taps."""
         outer = self._weight.new_zeros(self._weight.shape[1], self._weight.shape[1], dtype=torch.float64)
-        for piece in self._weight.split(self._step()):
+        for piece in torch.split(self._weight, self._step()):
             rows = _rows(piece)
             outer.addmm_(rows.T, rows)
         return outer
@@ -168,7 +169,7 @@ class LeastSquares:
         weight = self._weight.new_empty(len(outputs), len(self._kept), taps)
         shifts = shift.new_empty(len(outputs))
         start = 0
-        for some in outputs.split(self._step()):
+        for some in torch.split(outputs, self._step()):
             own = self._weight[some]
             if self._rows is not None:
                 moved = None if change is None else change.T.reshape(count, taps, -1)[some]

@@ -126,22 +126,23 @@ class Part:
 
     def about(self, mean_a: Tensor, mean_missing: Tensor) -> Products:
         """Give what is known of the positions, about these means."""
-        if not self.few:
-            return self.moments_about(mean_a, mean_missing)
+        of = self.positions_about if self.few else self.moments_about
+        return of(mean_a, mean_missing)
+
+    def positions_about(self, mean_a: Tensor, mean_missing: Tensor) -> ByPositions:
+        """Give the few positions themselves, about these means."""
         a, missing = self._positions()
         return ByPositions(a - mean_a[:, None], missing - mean_missing[:, None])
 
     def moments_about(self, mean_a: Tensor, mean_missing: Tensor) -> ByMoments:
-        """Bring the moments, about their own means, to mean products about others."""
+        """Bring the moments to mean products about other means, in place: they are used up."""
         (gram,), (cross,), missing = self._take_in()
+        self._moments = None
         off, off_missing = cross.mean_x - mean_a, cross.mean_y - mean_missing
         return ByMoments(
-            torch.addr(gram.squares, off, off, beta=1.0 / gram.count),
-            torch.addr(cross.products, off, off_missing, beta=1.0 / cross.count),
-            *(
-                torch.addr(alone.squares, off_missing, off_missing, beta=1.0 / alone.count)
-                for alone in missing
-            ),
+            gram.squares.addr_(off, off, beta=1.0 / gram.count),
+            cross.products.addr_(off, off_missing, beta=1.0 / cross.count),
+            *(alone.squares.addr_(off_missing, off_missing, beta=1.0 / alone.count) for alone in missing),
         )
 
     def _positions(self) -> tuple[Tensor, Tensor]:
@@ -164,14 +165,15 @@ class Part:
         return self._moments
 
 
-def joined(fit: Part, held: Part, mean_a: Tensor, mean_missing: Tensor) -> Products:
-    """Give what is known of the positions of both parts, about these means."""
-    if fit.few and held.few:
-        each = zip(fit.about(mean_a, mean_missing), held.about(mean_a, mean_missing), strict=True)
-        return ByPositions(*(torch.cat(both, 1) for both in each))
-    one, other = (part.moments_about(mean_a, mean_missing) for part in (fit, held))
-    share = held.count / (fit.count + held.count)
-    return ByMoments(torch.lerp(one.gram, other.gram, share), torch.lerp(one.cross, other.cross, share))
+def joined(fit: Products, held: Products, share: float) -> Products:
+    """Give what is known of the positions of two parts, the second with this share of them; the first is used
+    up.
+    """
+    if isinstance(fit, ByPositions):
+        assert isinstance(held, ByPositions)
+        return ByPositions(torch.cat([fit.a, held.a], 1), torch.cat([fit.missing, held.missing], 1))
+    assert isinstance(held, ByMoments)
+    return ByMoments(fit.gram.lerp_(held.gram, share), fit.cross.lerp_(held.cross, share))
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
