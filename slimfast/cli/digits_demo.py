@@ -29,7 +29,7 @@ from slimfast.graph import trace_channels
 from slimfast.plans import Plan, plan
 from slimfast.plans.controls import uniform_like
 from slimfast.plans.costs import count_module
-from slimfast.plans.plan_text import quantity
+from slimfast.plans.plan_table import quantity
 from slimfast.pruning.prune import prune_channels
 from slimfast.reports.plots import plan_figure, save_figure
 from slimfast.spectra import measure_spectra

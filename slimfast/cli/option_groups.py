@@ -21,6 +21,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.recording.nests import tensors_in
 from slimfast.plans import Plan
 from slimfast.plans.amounts import time_of
+from slimfast.plans.multiples import Multiples
 from slimfast.plans.request import WidthOptions
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import repair_report
@@ -37,7 +38,7 @@ class Widths:
     latency_table: options.LatencyTable = None
     within: options.Within = None
     explained_variance: options.ExplainedVariance = None
-    multiple_of: options.MultipleOf = 1
+    multiple_of: options.MultipleOf = None
     min_width: options.MinWidth = 1
     include: options.Include = None
     exclude: options.Exclude = None
@@ -57,12 +58,16 @@ class Widths:
             "latency_table": self.latency_table,
             "within": self.within or None,
             "explained_variance": self.explained_variance,
-            "multiple_of": self.multiple_of,
+            "multiple_of": self.multiples(),
             "min_width": self.min_width,
             "include": self.include or None,
             "exclude": self.exclude or None,
             "overrides": overrides or None,
         }
+
+    def multiples(self) -> Multiples:
+        """Read what widths are multiples of: a number without a pattern is that of all groups left."""
+        return _multiples(self.multiple_of or [])
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +209,20 @@ def _time(text: str | None) -> str | None:
     if text is not None:
         time_of("latency", text)
     return text
+
+
+def _multiples(texts: list[str]) -> Multiples:
+    """Parse ``--multiple-of [PATTERN=]NUMBER`` to a number, or to pattern -> number."""
+    found: dict[str, int] = {}
+    for text in texts:
+        pattern, _, number = text.rpartition("=")
+        if not number.isdecimal() or (not pattern and "=" in text):
+            raise SlimfastError(f"--multiple-of: expected NUMBER or PATTERN=NUMBER, got {text!r}")
+        if pattern in found:
+            raise SlimfastError(f"--multiple-of: {pattern or 'a number for all groups'} is given twice")
+        found[pattern] = int(number)
+    rest = found.pop("", 1)
+    return {**found, **({"*": rest} if rest != 1 else {})} if found else rest
 
 
 def _widths_by_hand(texts: list[str] | None) -> dict[str, int | float]:

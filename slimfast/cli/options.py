@@ -182,7 +182,14 @@ LatencyTable = Annotated[
 ExplainedVariance = Annotated[
     float | None, typer.Option(help="Share of the variance that every group keeps, in (0, 1].")
 ]
-MultipleOf = Annotated[int, typer.Option(help="Widths are multiples of this, or whole.")]
+MultipleOf = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[PATTERN=]NUMBER",
+        help="Widths are multiples of this, or whole: of groups that a pattern matches (layer4.*=64), or of "
+        "all others; repeat it for more.",
+    ),
+]
 MinWidth = Annotated[int, typer.Option(help="The smallest width.")]
 Within = Annotated[
     list[str] | None,

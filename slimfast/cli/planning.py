@@ -171,7 +171,7 @@ def plan(
                 example,
                 macs=widths.macs,
                 params=widths.params,
-                multiple_of=widths.multiple_of,
+                multiple_of=widths.multiples(),
                 backend=backend,
                 **calls,
             )
@@ -220,7 +220,7 @@ def _check_from_masks(widths: Widths, **others: Any) -> None:
     """Refuse what a plan of masks cannot heed: they say which units stay, and so how many."""
     others |= {"macs": widths.macs, "params": widths.params, "within": widths.within, "width": widths.width}
     others |= {"explained-variance": widths.explained_variance is not None, "latency": widths.latency}
-    others |= {"multiple-of": widths.multiple_of > 1, "min-width": widths.min_width > 1}
+    others |= {"multiple-of": widths.multiple_of, "min-width": widths.min_width > 1}
     console.refuse("--from-masks: expected --include or --exclude", others)
 
 

@@ -24,6 +24,7 @@ from slimfast.huggingface.stock import (
     multiple_for_experts,
     unsaved_buffers,
 )
+from slimfast.plans.multiples import Multiples, check_multiples, multiples_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,12 @@ class Knobs:
     keep all of their units, by the name of the first of each.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, multiple_of: int) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, multiple_of: Multiples) -> None:
         self._model = model
         self._graph = graph
-        self._multiple = math.lcm(multiple_of, multiple_for_experts(model))
+        experts = multiple_for_experts(model)
+        multiples = multiples_of(graph, check_multiples(multiple_of, "plan_uniform"), "plan_uniform")
+        self._multiples = {name: math.lcm(multiple, experts) for name, multiple in multiples.items()}
         self._shapes = StockShapes(model)
         self._buffers = unsaved_buffers(model)
         self._why: dict[str, str] = {}
@@ -104,7 +107,7 @@ class Knobs:
         """Make the knob of these groups, with the steps that the configuration takes; None where it has
         none.
         """
-        shares = _steps(groups, self._multiple)
+        shares = _steps(groups, self._multiples)
         # A half is what most sizes that must go together allow.
         probe = min(shares, key=lambda share: abs(share - 0.5))
         if probe == 1:
@@ -136,12 +139,12 @@ class Knobs:
                 self._why[group.name] = why
 
 
-def _steps(groups: Sequence[ChannelGroup], multiple_of: int) -> tuple[float, ...]:
+def _steps(groups: Sequence[ChannelGroup], multiples: Mapping[str, int]) -> tuple[float, ...]:
     """List the shares that leave every group a whole number of units, a multiple where they are channels."""
     common = math.gcd(*(group.n for group in groups))
     shares = [j / common for j in range(1, common + 1)]
 
     def whole(group: ChannelGroup, share: float) -> bool:
-        return share == 1 or group.kind == "head" or round(share * group.n) % multiple_of == 0
+        return share == 1 or group.kind == "head" or round(share * group.n) % multiples[group.name] == 0
 
     return tuple(share for share in shares if all(whole(group, share) for group in groups))

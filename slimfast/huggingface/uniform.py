@@ -23,6 +23,7 @@ from slimfast.plans.costs import CostModel
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.language_models import warn_without_data
 from slimfast.plans.limits import Limits
+from slimfast.plans.multiples import Multiples
 from slimfast.plans.request import Choice, Request, check_request
 from slimfast.plans.unreachable import why_unreachable
 from slimfast.pruning import select
@@ -43,7 +44,7 @@ def plan_uniform(
     macs: float | str | Mapping[str, float | str] | None = None,
     within: str | Iterable[str] | None = None,
     calibration: Calibration | None = None,
-    multiple_of: int = 1,
+    multiple_of: Multiples = 1,
     outputs: Iterable[str | int] | str | int | None = None,
     also: Iterable[Any] = (),
     memory: int = MEMORY,
@@ -68,8 +69,9 @@ def plan_uniform(
         macs: Budget of multiply-adds, likewise.
         within: The budget counts these layers alone, likewise.
         calibration: From :func:`slimfast.calibrate`; pass it to :func:`slimfast.prune_channels` for a repair.
-        multiple_of: What widths are multiples of; those of a mixture of experts are multiples of 16 bytes
-            besides, where the class runs all experts by one grouped product.
+        multiple_of: What widths are multiples of, or whole; a mapping has a multiple for each glob, as for
+            :func:`slimfast.plan_widths`. Those of a mixture of experts are multiples of 16 bytes besides,
+            where the class runs all experts by one grouped product.
         outputs: Which outputs stay as they are, as for :func:`slimfast.trace_channels`: an encoder's states,
             which a model for sequences to sequences returns as well, keep its residual stream whole.
         also: Examples of other calls, likewise.
@@ -122,7 +124,9 @@ def plan_uniform(
         )
     _check_stock(model, found.config, graph)
     overrides = {glob.escape(name): width for name, width in widths.items()}
-    plan = replace(plan_widths(graph, spectra, overrides=overrides), weights=fingerprint(model))
+    plan = replace(
+        plan_widths(graph, spectra, overrides=overrides, multiple_of=multiple_of), weights=fingerprint(model)
+    )
     if calibration is None:
         return plan
     return select(model, plan, method="activations", calibration=calibration, backend=backend)

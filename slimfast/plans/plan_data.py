@@ -27,7 +27,8 @@ from slimfast.plans.plan_fields import (
     weights_from_json,
 )
 from slimfast.plans.plan_latency import PlanLatency, latency_from_json
-from slimfast.plans.plan_text import explanation, table
+from slimfast.plans.plan_table import table
+from slimfast.plans.plan_text import explanation
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text
 

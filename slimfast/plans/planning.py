@@ -65,8 +65,8 @@ def plan_widths(
             in them are left alone.
         multiple_of: Rounds widths up to multiples, or to the whole group, which a group of fewer units is;
             for heads and blocks of channels, which are cut whole, it is the number of channels that is a
-            multiple. A mapping has a multiple for each glob of group names or kinds; the first that matches
-            counts, and groups of none have any width.
+            multiple. A mapping has a multiple for each glob, of groups, kinds, layers or tensors as in
+            ``exclude``; the first that means a group counts, and groups of none have any width.
         min_width: No group gets fewer units (or all it has).
         overrides: Widths by hand: names or globs of groups, of kinds, and of the layers or tensors that
             compute a group's units, to a number of units, or as a float to a share of them; the first that

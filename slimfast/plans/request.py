@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +18,10 @@ from slimfast.latency import LatencyTable
 from slimfast.plans.amounts import share_of
 from slimfast.plans.budget import Rounding
 from slimfast.plans.limits import budget_of
+from slimfast.plans.multiples import Multiples, check_multiples, multiples_of, unit_step
 from slimfast.plans.plan_data import Chosen
 from slimfast.spectra.spectrum import Spectrum, check_tau
 from slimfast.spectra.unit_matrices import positions
-
-# Groups whose unit is a run of channels, cut whole: multiples are counted in their channels.
-_RUNS = ("head", "block")
-
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,7 +92,7 @@ class Request:
 
     explained_variance: float | None
     budget: Mapping[str, float]
-    multiple_of: int | Mapping[str, int]
+    multiple_of: Multiples
     min_width: int
     overrides: Mapping[str, int | float]
     include: tuple[str, ...] | None
@@ -135,17 +131,15 @@ def check_request(options: WidthOptions) -> Request:
             )
     elif not budget and not overrides:
         raise ArgumentError("plan: expected explained_variance, params, macs or latency, got none of them")
-    steps = multiple_of if isinstance(multiple_of, Mapping) else {"multiple_of": multiple_of}
-    for name, value in {**steps, "min_width": min_width}.items():
-        if not _is_integer(value) or value < 1:
-            raise ArgumentError(f"plan: expected {name} to be an integer >= 1, got {value!r}")
+    if not _is_integer(min_width) or min_width < 1:
+        raise ArgumentError(f"plan: expected min_width to be an integer >= 1, got {min_width!r}")
     for name, globs in {"include": include, "exclude": exclude}.items():
         if isinstance(globs, str):
             raise ArgumentError(f"plan: expected {name} to be a list of globs, got the string {globs!r}")
     return Request(
         explained_variance=explained_variance,
         budget=budget,
-        multiple_of=dict(multiple_of) if isinstance(multiple_of, Mapping) else multiple_of,
+        multiple_of=check_multiples(multiple_of),
         min_width=min_width,
         overrides=dict(overrides or {}),
         include=None if include is None else tuple(include),
@@ -247,25 +241,9 @@ def _check_spectrum(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum]
         )
 
 
-def unit_step(group: ChannelGroup, multiple_of: int) -> int:
-    """Find of how many units a width must be a multiple for the cut axes to be multiples of
-    ``multiple_of``.
-    """
-    if group.kind not in _RUNS:
-        return multiple_of
-    runs = [int(np.count_nonzero(m.places.units == 0)) for m in group.members if m.role != "follower"]
-    return multiple_of // math.gcd(multiple_of, *runs)
-
-
 def rounding_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], request: Request) -> Rounding:
     """Say what the widths of these groups of a graph may be."""
-    multiples = dict.fromkeys((group.name for group in groups), 1)
-    if isinstance(request.multiple_of, Mapping):
-        # The first glob that means a group counts.
-        for glob, multiple in reversed(list(request.multiple_of.items())):
-            multiples |= dict.fromkeys(graph.names().meant_by(glob, "plan: multiple_of"), multiple)
-    else:
-        multiples = dict.fromkeys(multiples, request.multiple_of)
+    multiples = multiples_of(graph, request.multiple_of)
     return Rounding(
         full=np.array([group.n for group in groups], dtype=np.int64),
         step=np.array([unit_step(group, multiples[group.name]) for group in groups], dtype=np.int64),

@@ -9,6 +9,7 @@ from math import prod
 
 from slimfast.graph.channel_graph import Axis, ChannelGraph
 from slimfast.graph.propagation.reasons import Reason
+from slimfast.plans.multiples import too_narrow
 from slimfast.plans.request import Choice, Request
 
 # The reasons that are told, from the one that most parameters stay for.
@@ -50,6 +51,13 @@ def why_unreachable(graph: ChannelGraph, choices: Sequence[Choice], request: Req
     excluded = [g.name for g, c in zip(graph.groups, choices, strict=True) if c.chosen == "excluded"]
     if excluded:
         said.append(f"{len(excluded)} groups are left alone: excluded, or without a spectrum ({excluded[0]})")
+    narrow = too_narrow(graph, request.multiple_of)
+    stuck = [name for name in narrow if least[name] < 1]
+    if stuck:
+        said.append(
+            f"{len(stuck)} groups stay whole, for no narrower width is a multiple of {narrow[stuck[0]]} "
+            f"({stuck[0]})"
+        )
     return "; ".join(said + remedies([reason for reason, _ in told], request))
 
 

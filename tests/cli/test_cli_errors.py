@@ -50,6 +50,13 @@ PLAN = ["plan", NET, "--random-weights", "--input", "3x6x6"]
         ([*PLAN, "--explained-variance", "0"], "expected explained_variance in (0, 1], got 0"),
         ([*PLAN, "--macs", "-1"], "expected macs in (0, 1] or up to 100% as a share"),
         ([*PLAN, "--macs", "0.5", "--multiple-of", "0"], "multiple_of to be an integer >= 1, got 0"),
+        ([*PLAN, "--macs", "0.5", "--multiple-of", "8x"], "expected NUMBER or PATTERN=NUMBER, got '8x'"),
+        ([*PLAN, "--macs", "0.5", "--multiple-of", "=8"], "expected NUMBER or PATTERN=NUMBER, got '=8'"),
+        ([*PLAN, "--macs", "0.5", "--multiple-of", "conf1=8"], "no group matches 'conf1' (did you mean"),
+        (
+            [*PLAN, "--macs", "0.5", "--multiple-of", "8", "--multiple-of", "4"],
+            "a number for all groups is given twice",
+        ),
         ([*PLAN, "--macs", "150%"], "expected macs in (0, 1] or up to 100% as a share"),
         ([*PLAN, "--macs", "0.5", "--outputs", "boxes"], "outputs: no output is 'boxes'"),
         ([*PLAN, "--macs", "0.5", "--multiple-of", "32"], "what may help: a smaller multiple_of"),

@@ -85,6 +85,17 @@ def test_plan_prints_the_table_and_writes_the_same_plan(weights, capsys):
     assert Plan.from_json(capsys.readouterr().out) == plan
 
 
+def test_plan_takes_a_multiple_for_each_pattern(weights, capsys):
+    arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--params", "0.5", "--json"]
+    assert main([*arguments, "--multiple-of", "conv1*=3", "--multiple-of", "4"]) == 0
+    plan = Plan.from_json(capsys.readouterr().out)
+    assert plan.multiple_of == {"conv1*": 3, "*": 4}
+    assert plan.widths()["conv1"] in (3, 6, 8)
+    assert plan.widths()["conv2"] % 4 == 0
+    assert main([*arguments, "--multiple-of", "conv2=4"]) == 0
+    assert Plan.from_json(capsys.readouterr().out).multiple_of == {"conv2": 4}
+
+
 def test_plan_by_hand_and_by_name(weights, capsys):
     arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--json"]
     assert main([*arguments, "--explained-variance", "0.05", "--exclude", "conv1*", "--min-width", "3"]) == 0

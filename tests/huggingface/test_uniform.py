@@ -190,3 +190,21 @@ def test_weights_that_a_class_fills_with_zeros_take_no_memory_either(monkeypatch
     built = stock.built_with_buffers(Filled(None), None)
     assert [tensor.is_meta for tensor in (built.experts, built.scale, built.table)] == [True, False, False]
     assert stock.unsaved_buffers(built).keys() == {"table"}
+
+
+def test_each_glob_has_a_multiple_of_its_own(tmp_path):
+    model, inputs = bart()
+    graph = trace_channels(model, inputs, exclude=["head_dim"], outputs="logits")
+    hidden = {group.name for group in graph if group.name.endswith("fc1")}
+    multiples = {"*fc1": 12, "residual": 16}
+    narrowed = set()
+    for budget in (0.9, 0.7, 0.5):
+        plan = plan_uniform(model, inputs, params=budget, outputs="logits", multiple_of=multiples)
+        assert plan.multiple_of == multiples
+        assert all(group.width % 12 == 0 for group in plan.groups if group.name in hidden)
+        assert all(group.width % 16 == 0 for group in plan.groups if group.kind == "residual")
+        narrowed |= {group.name for group in plan.groups if group.width < group.n}
+    assert narrowed & hidden
+    loaded_alike(model, plan, inputs, tmp_path / "thin")
+    with pytest.raises(ValueError, match="plan_uniform: multiple_of: no group matches 'fc7'"):
+        plan_uniform(model, inputs, params=0.6, outputs="logits", multiple_of={"fc7": 8})
