@@ -61,8 +61,11 @@ from slimfast.pruning import (
     verification_report,
     verify,
 )
+from slimfast.reports.figures import report_figures
+from slimfast.reports.html import report
 from slimfast.reports.plots import plan_figure, save_figure
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
+from slimfast.studies import CutAlone, Point, Sensitivities, TradeOff, sensitivity, trade_off
 
 # Silent until the program that embeds it configures logging.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
@@ -78,6 +81,7 @@ __all__ = [
     "Convolution",
     "Cost",
     "CrossMoments",
+    "CutAlone",
     "DistillationLoss",
     "ErrorCurve",
     "GroupPlan",
@@ -86,12 +90,15 @@ __all__ = [
     "Manifest",
     "Moments",
     "Plan",
+    "Point",
     "RegisteredRule",
     "RepairReport",
     "Round",
     "Rounds",
+    "Sensitivities",
     "SlimfastError",
     "Spectrum",
+    "TradeOff",
     "UnsupportedGraph",
     "Verification",
     "aligned_hints",
@@ -133,6 +140,8 @@ __all__ = [
     "prune_state",
     "register_rule",
     "repair_report",
+    "report",
+    "report_figures",
     "rounds",
     "save",
     "save_calibration",
@@ -140,8 +149,10 @@ __all__ = [
     "save_pretrained",
     "save_spectra",
     "select",
+    "sensitivity",
     "slim",
     "trace_channels",
+    "trade_off",
     "trainer_callback",
     "verification_report",
     "verify",

@@ -29,7 +29,7 @@ FLOORS = (
     ("plans",),
     ("pruning",),
     ("checkpoints", "huggingface", "distillation"),
-    ("gradual",),
+    ("gradual", "studies"),
     ("reports",),
     ("cli",),
     ("__init__", "__main__"),

@@ -18,6 +18,7 @@ from slimfast.cli.console import warnings_in_a_line
 from slimfast.cli.machine import bench, demo, doctor_command
 from slimfast.cli.planning import plan, spectra
 from slimfast.cli.reading import evaluate, explain, export
+from slimfast.cli.studying import report, sweep
 from slimfast.cli.thinning import prune, slim
 from slimfast.cli.timing import latency
 from slimfast.cli.training import distill
@@ -31,7 +32,22 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (spectra, latency, calibrate, plan, explain, prune, distill, slim, export, bench, demo):
+_COMMANDS = (
+    spectra,
+    calibrate,
+    latency,
+    plan,
+    sweep,
+    explain,
+    report,
+    prune,
+    distill,
+    slim,
+    export,
+    bench,
+    demo,
+)
+for command in _COMMANDS:
     app.command()(command)
 app.command("eval")(evaluate)
 app.command("doctor")(doctor_command)

@@ -71,6 +71,29 @@ class Widths:
 
 
 @dataclass(frozen=True, slots=True)
+class Narrowing:
+    """What holds for every one of several plans."""
+
+    within: options.Within = None
+    multiple_of: options.MultipleOf = None
+    min_width: options.MinWidth = 1
+    include: options.Include = None
+    exclude: options.Exclude = None
+    width: options.Widths = None
+
+    def keywords(self) -> WidthOptions:
+        """Make the keywords of ``plan`` besides its budget."""
+        return {
+            "within": self.within or None,
+            "multiple_of": _multiples(self.multiple_of or []),
+            "min_width": self.min_width,
+            "include": self.include or None,
+            "exclude": self.exclude or None,
+            "overrides": _widths_by_hand(self.width) or None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Cut:
     """How a network is cut."""
 

@@ -190,6 +190,10 @@ MultipleOf = Annotated[
         "all others; repeat it for more.",
     ),
 ]
+Report = Annotated[
+    Path | None,
+    typer.Option(help="Also write a report that one looks at, to this .html file."),
+]
 MinWidth = Annotated[int, typer.Option(help="The smallest width.")]
 Within = Annotated[
     list[str] | None,

@@ -25,6 +25,8 @@ from slimfast.huggingface.uniform import plan_uniform
 from slimfast.plans import plan as make_plan
 from slimfast.plans import plan_from_masks
 from slimfast.plans.request import WidthOptions
+from slimfast.reports.html import check_report
+from slimfast.reports.html import report as write_report
 from slimfast.reports.plots import TAUS, check_figure, plan_figure, save_figure, spectra_table
 from slimfast.spectra import Spectrum, load_spectra, measure_spectra, save_spectra
 from slimfast.storage.weights import Weights
@@ -122,6 +124,7 @@ def plan(
     calibration: options.Calibration = None,
     explain: Explain = False,
     plot: Plot = None,
+    report: options.Report = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
@@ -134,6 +137,7 @@ def plan(
 ) -> None:
     """Choose one width per channel group, so that a budget is met, or as the existing masks say."""
     others: dict[str, Any] = {"spectra": spectra, "calibration": calibration, "plot": plot}
+    others |= {"report": report}
     others |= {"resume": resume, "stream": stream}
     if from_masks:
         _check_from_masks(widths, uniform=uniform, outputs=outputs, also=also, **others)
@@ -141,13 +145,15 @@ def plan(
     if uniform:
         _check_uniform(widths, **others)
     if stream and calibration is not None:
-        console.refuse("--stream --calibration: expected a table", {"plot": plot})
+        console.refuse("--stream --calibration: expected a table", {"plot": plot, "report": report})
     if stream and widths.latency is not None and widths.latency_table is None:
         raise SlimfastError(
             "--stream --latency: expected --latency-table, for the weights stay in their files"
         )
     console.check_outputs(output, suffixes=(".json",))
     check_figure(plot)
+    check_report(report)
+    shown = plot is not None or report is not None
     measured = None if spectra is None else load_spectra(spectra)
     network, source = _network(model, weights, seed, device, stream=stream, random_weights=random_weights)
     example = example_of(input, network, model, seed=seed, device=device)
@@ -159,7 +165,7 @@ def plan(
     drawn: dict[str, ErrorCurve] = {}
     with console.progress("measuring spectra") as advance, options.team_if_launched() as team:
         how |= {"progress": advance, "team": team}
-        if plot is not None and measured is None and calibration is None:
+        if shown and measured is None and calibration is None:
             measured = measure_spectra(source, trace_channels(network, example, **calls), **how)
         if from_masks:
             found = plan_from_masks(
@@ -192,20 +198,22 @@ def plan(
                 **calls,
                 **wanted,
             )
-            if plot is not None and found.graph is not None and data is not None:
+            if shown and found.graph is not None and data is not None:
                 # The curves that the plan was made from.
                 drawn = error_curves(network, found.graph, data, backend=backend)
     if not options.is_first(team):
         return
     if plot is not None:
         save_figure(plan_figure(found, drawn or measured or {}), plot)
+    if report is not None:
+        write_report(found, report, curves=drawn or measured or {}, title=model)
     with console.output(output or Path(os.devnull), ".json") as path:
         if output is not None:
             found.save(path)
         print(found.to_json() if as_json else f"{found}\n", end="")
         if explain:
             print(f"\n{found.explain()}", file=sys.stderr if as_json else sys.stdout)
-    console.tell_written(output, plot)
+    console.tell_written(output, plot, report)
 
 
 def _check_uniform(widths: Widths, **others: Any) -> None:

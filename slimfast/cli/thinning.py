@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
+from slimfast.calibration import Calibration, ErrorCurve, error_curves
 from slimfast.checkpoints.exporting import export as export_network
 from slimfast.checkpoints.shard_folder import INDEX
 from slimfast.checkpoints.shards import prune_checkpoint
@@ -25,7 +27,10 @@ from slimfast.huggingface.pretrained import save_pretrained
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import Cost, count_module
+from slimfast.reports.html import check_report
+from slimfast.reports.html import report as write_report
 from slimfast.reports.plots import history_table
+from slimfast.spectra import Spectrum, measure_spectra
 from slimfast.storage.atomic import output_folder
 from slimfast.storage.weights import Weights
 
@@ -140,6 +145,7 @@ def slim(
     batches: Batches,
     training: Training,
     export: options.Export = None,
+    report: options.Report = None,
     seed: options.Seed = 0,
     device: options.Device = "cpu",
     backend: options.Backend = "auto",
@@ -153,6 +159,7 @@ def slim(
     it was stopped. Every round measures the training batches, and cuts as --for-training does.
     """
     wanted = widths.request_options()
+    check_report(report)
     built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
     folder = output_folder(output)
     if export is not None and export.is_relative_to(folder):
@@ -188,6 +195,11 @@ def slim(
         save(thin, folder / "thin.safetensors")
     console.tell_written(folder / "plan.json", folder / "thin.safetensors")
     cut.tell_verified(thin)
+    if report is not None:
+        write_report(
+            plan, report, curves=_curves(network, plan, calibration, backend), thin=thin, title=model
+        )
+        console.tell_written(report)
     if loaded is not None:
         target = folder / "distilled.safetensors"
         lesson = Lesson(thin, network, loaded, device, built.dtypes)
@@ -201,6 +213,16 @@ def slim(
         print(plan.to_json(), end="")
     else:
         print(plan)
+
+
+def _curves(
+    network: nn.Module, plan: Plan, calibration: Calibration | None, backend: str
+) -> Mapping[str, Spectrum] | Mapping[str, ErrorCurve]:
+    """Find the curves that a plan was made from."""
+    assert plan.graph is not None
+    if plan.allocation == "marginal_gain" and calibration is not None:
+        return error_curves(network, plan.graph, calibration, backend=backend)
+    return measure_spectra(network, plan.graph, backend=backend)
 
 
 def _export(thin: nn.Module, path: Path | None, example: Any) -> None:

@@ -19,6 +19,7 @@ from slimfast.kernels.dispatch import BACKENDS, OPS, select_backend, why_not
 EXTRAS = {
     "distill": ("accelerate",),
     "plot": ("matplotlib",),
+    "report": ("plotly",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "demo": ("scikit-learn",),
     "models": ("timm", "torchvision", "transformers"),
