@@ -197,13 +197,39 @@ def sensitivity_chart(found: Sensitivities) -> Chart:
                 number / max(len(found.shares) - 1, 1),
             )
         )
-    agreement = found.agreement()
-    told = "" if agreement is None else f" Measured and predicted order agree to {agreement:.2f} (Spearman)."
     return Chart(
         "sensitivities",
         "Sensitivities",
-        f"How far the output moves, as a share of it, when one group alone is cut.{told}",
+        "How far the output moves, as a share of it, when one group alone is cut.",
         "group",
+        "error of the output",
+        tuple(series),
+    )
+
+
+def agreement_chart(found: Sensitivities) -> Chart:
+    """Draw measured errors over predicted ones, for every share."""
+    series = []
+    for number, share in enumerate(found.shares):
+        cuts = [c for c in found.cuts[number :: len(found.shares)] if c.predicted is not None]
+        series.append(
+            Series(
+                f"cut to {share:g}",
+                "points",
+                "depth",
+                tuple(float(cut.predicted or 0.0) for cut in cuts),
+                tuple(cut.error for cut in cuts),
+                tuple(f"{cut.group}: {cut.n} -> {cut.width}" for cut in cuts),
+                number / max(len(found.shares) - 1, 1),
+            )
+        )
+    agreement = found.agreement()
+    told = "" if agreement is None else f" The two orders agree to {agreement:.2f} (Spearman; 1 is all)."
+    return Chart(
+        "agreement",
+        "Predicted and measured",
+        f"The same errors over those that were predicted by {found.predicted_by}.{told}",
+        f"predicted by {found.predicted_by}",
         "error of the output",
         tuple(series),
     )
@@ -218,5 +244,6 @@ def charts_of(
     """List all figures that there is something to draw for."""
     found = [] if plan is None else [widths_chart(plan), curves_chart(plan, curves or {}), costs_chart(plan)]
     found += [] if trade_off is None else [trade_off_chart(trade_off)]
-    found += [] if sensitivities is None else [sensitivity_chart(sensitivities)]
+    if sensitivities is not None:
+        found += [sensitivity_chart(sensitivities), agreement_chart(sensitivities)]
     return [chart for chart in found if chart is not None]

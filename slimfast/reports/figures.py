@@ -34,7 +34,7 @@ def report_figures(
         plan: A plan, for "widths" and "costs".
         curves: What it was made from, for "curves": spectra, or error curves.
         trade_off: From :func:`slimfast.trade_off`, for "trade-off".
-        sensitivities: From :func:`slimfast.sensitivity`, for "sensitivities".
+        sensitivities: From :func:`slimfast.sensitivity`, for "sensitivities" and "agreement".
 
     Returns:
         The figures by these names.

@@ -75,9 +75,8 @@ def report(
     charts = charts_of(found, curves, trade_off, sensitivities)
     if not charts:
         raise SlimfastError("report: expected a plan, a trade-off or sensitivities, got none of them")
-    sections = [_section(chart) for chart in charts]
-    if trade_off is not None:
-        sections.append(f"<pre>{escape(str(trade_off))}</pre>")
+    below = {"trade-off": str(trade_off), "agreement": str(sensitivities)}
+    sections = [_section(chart, below.get(chart.name)) for chart in charts]
     if found is not None:
         sections += [_groups(found), _whole(found, graph or found.graph)]
     if thin is not None:
@@ -160,10 +159,14 @@ def _share(before: int, after: int) -> str:
     return f"{after / before:.1%}" if before else "-"
 
 
-def _section(chart: Chart) -> str:
+def _section(chart: Chart, text: str | None) -> str:
+    """Lay out a figure, with the table that it is drawn from below where there is one."""
+    table = (
+        "" if text is None else f"<details><summary>as a table</summary><pre>{escape(text)}</pre></details>"
+    )
     return (
         f"<section><h2>{escape(chart.title)}</h2><p>{escape(chart.says)}</p>"
-        f'<div class="chart" id="chart-{chart.name}"></div></section>'
+        f'<div class="chart" id="chart-{chart.name}"></div>{table}</section>'
     )
 
 

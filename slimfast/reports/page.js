@@ -13,6 +13,8 @@
 
   function traces(chart) {
     const named = chart.series.some((s) => typeof s.x[0] === "string");
+    // Hundreds of curves are a cloud whose parts show through.
+    const opacity = chart.series.length > 48 ? 0.5 : 1;
     return chart.series.map((s) => {
       const own = s.role === "depth" ? between(s.depth) : colour(s.role);
       const crowd = s.role === "depth" && s.kind === "line";
@@ -20,9 +22,9 @@
         ? "%{x}<br>%{text}<br>%{fullData.name}: %{y:.5~g}" : "%{text}<br>%{x:.3f}: %{y:.5~g}";
       const trace = {
         name: escaped(s.name), x: s.x.map((v) => typeof v === "string" ? escaped(v) : v), y: s.y,
-        text: s.texts.map(escaped), hovertemplate: told + "<extra></extra>", showlegend: !crowd,
+        text: s.texts.map(escaped), hovertemplate: told + "<extra></extra>", showlegend: !crowd, opacity: crowd ? opacity : 1,
       };
-      if (s.kind === "bars") return Object.assign(trace, { type: "bar", marker: { color: own } });
+      if (s.kind === "bars") return Object.assign(trace, { type: "bar", textposition: "none", marker: { color: own } });
       const size = s.role === "accent" ? 8 : 6;
       const mode = s.kind === "points" ? "markers" : crowd || !s.texts.length ? "lines" : "lines+markers";
       const dash = s.role === "yardstick" ? "dash" : "solid";
@@ -38,10 +40,11 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", barmode: "overlay", hovermode: "closest",
       font: { color: colour("ink"), family: "system-ui, sans-serif", size: 12 },
       margin: { l: 60, r: 12, t: 12, b: 40 }, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("line"), activecolor: colour("soft") },
       hoverlabel: { bgcolor: colour("panel"), bordercolor: colour("line"), font: { color: colour("ink") } },
       // Names of more groups than this would lie over each other: the pointer tells them.
       xaxis: Object.assign({}, axis, { title: { text: chart.x_label }, showticklabels: !named || count <= 48,
-        type: named ? "category" : "linear", tickangle: named ? -60 : 0, tickfont: { size: named ? 9 : 12 } }),
+        showgrid: !named, type: named ? "category" : "linear", tickangle: named ? -60 : 0, tickfont: { size: named ? 9 : 12 } }),
       yaxis: Object.assign({}, axis, { title: { text: chart.y_label }, rangemode: "tozero" }),
     };
   }

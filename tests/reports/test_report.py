@@ -93,11 +93,12 @@ def test_the_data_in_the_page_is_that_of_the_plan(written: tuple[Path, Plan]) ->
     page = Parsed(path.read_text())
     assert Plan.from_json(page.texts["plan"]) == plan
     charts = {chart["name"]: chart for chart in json.loads(page.texts["charts"])}
-    assert list(charts) == ["widths", "curves", "costs", "trade-off", "sensitivities"]
+    assert list(charts) == ["widths", "curves", "costs", "trade-off", "sensitivities", "agreement"]
     before, after = charts["widths"]["series"]
     assert dict(zip(after["x"], after["y"], strict=True)) == plan.widths()
     assert before["y"] == [group.n for group in plan.groups]
     assert charts["costs"]["series"][1]["y"] == [group.after.macs for group in plan.groups]
+    assert Parsed(path.read_text()).texts["charts"].count("predicted by explained variance") >= 1
     chosen = next(series for series in charts["curves"]["series"] if series["name"] == "chosen")
     assert chosen["x"] == [group.width / group.n for group in plan.groups]
     assert chosen["y"] == pytest.approx([group.explained_variance for group in plan.groups])
@@ -189,7 +190,7 @@ def test_a_browser_clicks_through_the_page(written: tuple[Path, Plan]) -> None:
     path, plan = written
     with browser.page(command) as page:
         page.open(path)
-        page.wait("document.querySelectorAll('.chart .main-svg').length >= 5")
+        page.wait("document.querySelectorAll('.chart .main-svg').length >= 6")
         assert page.ask(COLOUR) == "rgb(255, 255, 255)"
         bars = page.ask("document.querySelectorAll('#chart-widths .bars .point').length")
         assert bars == 2 * len(plan.groups)
