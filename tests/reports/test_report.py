@@ -144,6 +144,26 @@ def test_curves_of_a_plan_are_drawn_as_what_they_are() -> None:
     assert curves_chart(plan, {}) is None
 
 
+def test_hundreds_of_groups_are_drawn_in_a_page_of_few_megabytes(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    plan = slimfast.plan(network(), X, macs=0.5)
+    many = tuple(replace(plan.groups[0], name=f"layers.{i}", n=2048, width=1000 + i) for i in range(400))
+    wide = replace(plan, groups=many, graph=None)
+    curves = {g.name: ErrorCurve(g.name, g.n, np.linspace(8.0, 0.0, g.n + 1)) for g in many}
+    slimfast.report(wide, tmp_path / "r.html", curves=curves)
+    text = (tmp_path / "r.html").read_text()
+    assert len(text) < 8e6
+    page = Parsed(text)
+    drawn = {chart["name"]: chart["series"] for chart in json.loads(page.texts["charts"])}
+    assert drawn["widths"][1]["y"] == [group.width for group in many]
+    # A curve of thousands of units is drawn by some dozens of them, the width of the plan among them.
+    assert all(len(series["x"]) < 60 for series in drawn["curves"][:400])
+    assert all(
+        group.width / group.n in series["x"] for group, series in zip(many, drawn["curves"], strict=False)
+    )
+    assert page.texts["groups"].count("layers.") == 400
+
+
 def test_pictures_of_the_same_figures() -> None:
     pytest.importorskip("matplotlib")
     model = network()
