@@ -13,7 +13,7 @@ from torch import nn
 
 from slimfast.calibration import Calibration
 from slimfast.calibration.folders import load_calibration
-from slimfast.cli import options
+from slimfast.cli import options, width_options
 from slimfast.cli.console import tell
 from slimfast.cli.data import Data, Loading, load_data
 from slimfast.distillation import DistillationLoss
@@ -32,17 +32,17 @@ from slimfast.pruning.verification import verification_report
 class Widths:
     """Which widths are wanted."""
 
-    macs: options.Macs = None
-    params: options.Params = None
-    latency: options.Latency = None
-    latency_table: options.LatencyTable = None
-    within: options.Within = None
-    explained_variance: options.ExplainedVariance = None
-    multiple_of: options.MultipleOf = None
-    min_width: options.MinWidth = 1
-    include: options.Include = None
-    exclude: options.Exclude = None
-    width: options.Widths = None
+    macs: width_options.Macs = None
+    params: width_options.Params = None
+    latency: width_options.Latency = None
+    latency_table: width_options.LatencyTable = None
+    within: width_options.Within = None
+    explained_variance: width_options.ExplainedVariance = None
+    multiple_of: width_options.MultipleOf = None
+    min_width: width_options.MinWidth = 1
+    include: width_options.Include = None
+    exclude: width_options.Exclude = None
+    width: width_options.Widths = None
 
     def request_options(self) -> WidthOptions:
         """Make the keywords of ``plan``; at least one budget, or a width by hand, must be among them."""
@@ -74,16 +74,18 @@ class Widths:
 class Narrowing:
     """What holds for every one of several plans."""
 
-    within: options.Within = None
-    multiple_of: options.MultipleOf = None
-    min_width: options.MinWidth = 1
-    include: options.Include = None
-    exclude: options.Exclude = None
-    width: options.Widths = None
+    latency_table: width_options.LatencyTable = None
+    within: width_options.Within = None
+    multiple_of: width_options.MultipleOf = None
+    min_width: width_options.MinWidth = 1
+    include: width_options.Include = None
+    exclude: width_options.Exclude = None
+    width: width_options.Widths = None
 
     def keywords(self) -> WidthOptions:
         """Make the keywords of ``plan`` besides its budget."""
         return {
+            "latency_table": self.latency_table,
             "within": self.within or None,
             "multiple_of": _multiples(self.multiple_of or []),
             "min_width": self.min_width,

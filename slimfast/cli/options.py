@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,8 +17,7 @@ from slimfast.cli.console import check_outputs
 from slimfast.cli.models import build
 from slimfast.cli.stored import in_float32, stored_weights
 from slimfast.distributed.team import Team, join_team, launched
-from slimfast.errors import ArgumentError, SlimfastError
-from slimfast.plans.amounts import amount_of
+from slimfast.errors import SlimfastError
 from slimfast.pruning import selection
 from slimfast.storage.atomic import cannot_write
 from slimfast.storage.weights import Weights as StoredWeights
@@ -143,65 +141,9 @@ Pretrained = Annotated[
 ]
 
 
-def _amount(name: str, text: str) -> float:
-    """Parse a budget as the option of that name has it."""
-    try:
-        return amount_of(name, text)
-    except ArgumentError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-Macs = Annotated[
-    float | None,
-    typer.Option(
-        parser=partial(_amount, "macs"),
-        metavar="NUMBER",
-        help="Budget of multiply-adds: a share (0.5, 50%) or a number (2e9, 2G).",
-    ),
-]
-Params = Annotated[
-    float | None,
-    typer.Option(
-        parser=partial(_amount, "params"),
-        metavar="NUMBER",
-        help="Budget of parameters: a share (0.5, 50%) or a number (2e6, 2M).",
-    ),
-]
-Latency = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TIME",
-        help="Budget of the time of one forward: a share (0.5, 50%) or a time (12ms, 0.5s). The thin network "
-        "is measured.",
-    ),
-]
-LatencyTable = Annotated[
-    Path | None,
-    typer.Option(help="What 'slimfast latency' wrote, for --latency; measured anew without it."),
-]
-ExplainedVariance = Annotated[
-    float | None, typer.Option(help="Share of the variance that every group keeps, in (0, 1].")
-]
-MultipleOf = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="[PATTERN=]NUMBER",
-        help="Widths are multiples of this, or whole: of groups that a pattern matches (layer4.*=64), or of "
-        "all others; repeat it for more.",
-    ),
-]
 Report = Annotated[
     Path | None,
     typer.Option(help="Also write a report that one looks at, to this .html file."),
-]
-MinWidth = Annotated[int, typer.Option(help="The smallest width.")]
-Within = Annotated[
-    list[str] | None,
-    typer.Option(help="The budget counts the layers and tensors that this pattern matches alone."),
-]
-Include = Annotated[list[str] | None, typer.Option(help="Only groups whose name matches this pattern.")]
-Exclude = Annotated[
-    list[str] | None, typer.Option(help="Leave groups whose name matches this pattern alone.")
 ]
 Outputs = Annotated[
     list[str] | None,
@@ -217,10 +159,6 @@ Also = Annotated[
         help="The inputs of another call, each as in --input, for layers that the first leaves out; repeat "
         "it for more calls.",
     ),
-]
-Widths = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PATTERN=WIDTH", help="Width of groups by hand: units (64) or a share (0.5)."),
 ]
 
 DATA_HELP = (

@@ -152,7 +152,9 @@ def plan(
     by_gain = calibration_for_gain(allocation, calibration, request)
     graph = _traced(model, example, graph, outputs, also)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
-    example = graph.inputs.example() if example is None else example
+    if example is None:
+        args, kwargs = graph.inputs.example()
+        example = args or kwargs
     request = with_table(request, graph, model, example, progress)
     if by_gain is not None:
         curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)

@@ -164,8 +164,7 @@ def trade_off_chart(found: TradeOff) -> Chart:
         if scored
         else f"What each plan is predicted to lose, by {found.predicted_by}"
     )
-    measured = found.budget if found.budget in ("macs", "params") else "macs"
-    label = {"macs": "MACs", "params": "parameters"}[measured]
+    label = {"macs": "MACs", "params": "parameters", "latency": "time of a forward"}[found.budget]
     return Chart(
         "trade-off",
         "Trade-off",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slimfast.errors import printable
+from slimfast.latency.timing import seconds_text
 from slimfast.plans import Plan
 from slimfast.plans.plan_fields import cost_to_json
 from slimfast.plans.plan_table import quantity
@@ -46,6 +47,9 @@ class Point:
 
     def left(self, limited: str) -> float:
         """Return the share of what is limited that this plan leaves."""
+        latency = self.plan.latency
+        if limited == "latency" and latency is not None:
+            return (latency.predicted if latency.measured is None else latency.measured) / latency.before
         measure = limited if limited in ("macs", "params") else "macs"
         before, after = getattr(self.plan.cost_before, measure), getattr(self.plan.cost_after, measure)
         return float(after / before) if before else 1.0
@@ -93,7 +97,8 @@ class TradeOff:
     def __str__(self) -> str:
         scored = self.score is not None
         yardstick = any(point.uniform is not None for point in self.points)
-        head = ["budget", "MACs", "left", "params", "left", "loss"]
+        timed = self.budget == "latency"
+        head = ["budget", *["time", "left"] * timed, "MACs", "left", "params", "left", "loss"]
         head += ["uniform"] * yardstick + ["score"] * scored + ["uniform"] * (scored and yardstick)
         rows = [head, *(self._row(point, scored=scored, yardstick=yardstick) for point in self.points)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -112,6 +117,10 @@ class TradeOff:
     def _row(self, point: Point, *, scored: bool, yardstick: bool) -> list[str]:
         before, after = point.plan.cost_before, point.plan.cost_after
         row = [f"{point.amount:g}"]
+        if self.budget == "latency":
+            taken = point.plan.latency
+            seconds = None if taken is None else taken.measured or taken.predicted
+            row += ["-" if seconds is None else seconds_text(seconds), f"{point.left(self.budget):.1%}"]
         for name in ("macs", "params"):
             old, new = getattr(before, name), getattr(after, name)
             row += [quantity(new), f"{new / old:.1%}" if old else "-"]
@@ -145,6 +154,7 @@ def _point_to_json(point: Point) -> dict[str, Any]:
     found: dict[str, Any] = {
         "amount": point.amount,
         **cost_to_json(point.plan.cost_after),
+        "latency": None if point.plan.latency is None else point.plan.latency.to_json(),
         "predicted": point.predicted,
         "score": point.score,
         "widths": point.plan.widths(),

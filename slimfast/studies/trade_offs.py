@@ -14,11 +14,14 @@ from slimfast.calibration import Calibration, ErrorCurve, error_curves
 from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean, one_line
 from slimfast.graph import ChannelGraph, trace_channels
-from slimfast.plans import Plan, plan_widths
+from slimfast.latency import latency_table
+from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
-from slimfast.plans.amounts import amount_of
+from slimfast.plans.amounts import amount_of, time_of
 from slimfast.plans.controls import uniform_like
-from slimfast.plans.request import WidthOptions, takes_width_options
+from slimfast.plans.measured import within_measured
+from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
+from slimfast.plans.solving import solved_plan
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import RepairKind, check_kind
 from slimfast.pruning.selection import DEFAULT_METHOD, Method
@@ -32,9 +35,7 @@ __all__ = ["Point", "TradeOff", "trade_off"]
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 # What a budget may limit, as far as plans know it.
-LIMITED = tuple(
-    name for name in ("macs", "params", "latency", "memory") if name in WidthOptions.__annotations__
-)
+LIMITED = ("macs", "params", "latency")
 # Those that a yardstick of equal shares can be solved for.
 _COUNTED = ("macs", "params")
 _VERB = "trade_off"
@@ -71,7 +72,8 @@ def trade_off(
         example: A tensor, a tuple or a dict of its arguments.
         graph: What :func:`slimfast.trace_channels` found in this model, to save a trace.
         budgets: The budgets, as shares or amounts.
-        budget: What they limit: "macs", "params", or whatever else plans have a budget of.
+        budget: What they limit: "macs", "params", or the time of a forward as "latency", for which one table
+            is measured for all plans where no ``latency_table`` is given, and each thin network too.
         outputs: As for :func:`slimfast.trace_channels`.
         also: Likewise.
         evaluate: From a network in eval mode to its score: every plan is cut and scored before any training,
@@ -107,7 +109,9 @@ def trade_off(
         if example is None:
             raise ArgumentTypeError(f"{_VERB}: expected an example of the model's arguments, or its graph")
         graph = trace_channels(model, example, outputs=outputs, also=list(also))
-    measured = _Measured.of(model, graph, calibration, spectra, memory_at_once, backend)
+    measured = _Measured.of(model, example, graph, calibration, spectra, memory_at_once, backend)
+    if budget == "latency" and options.get("latency_table") is None:
+        options["latency_table"] = latency_table(graph, model, measured.example)
 
     def score(plan: Plan) -> float | None:
         if evaluate is None:
@@ -170,16 +174,20 @@ class _Measured:
     def __init__(
         self,
         model: nn.Module,
+        example: Any,
         graph: ChannelGraph,
         curves: Mapping[str, ErrorCurve] | None,
         spectra: Mapping[str, Spectrum],
     ) -> None:
         self.model, self.graph, self.curves, self.spectra = model, graph, curves, spectra
+        args, kwargs = graph.inputs.example() if example is None else ((), {})
+        self.example = (args or kwargs) if example is None else example
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
+        example: Any,
         graph: ChannelGraph,
         calibration: Calibration | None,
         spectra: Mapping[str, Spectrum] | None,
@@ -189,14 +197,19 @@ class _Measured:
         """Measure a network."""
         if calibration is not None:
             curves = error_curves(model, graph, calibration, memory=memory, backend=backend)
-            return cls(model, graph, curves, {})
+            return cls(model, example, graph, curves, {})
         found = measure_spectra(model, graph, backend=backend) if spectra is None else spectra
-        return cls(model, graph, None, found)
+        return cls(model, example, graph, None, found)
 
     def plan(self, backend: str, options: Any) -> Plan:
-        """Plan for one budget."""
-        if self.curves is not None:
-            return plan_widths(self.graph, {}, curves=self.curves, **options)
+        """Plan for one budget; a network that has a budget of time is measured too."""
+        curves = self.curves
+        if curves is not None:
+
+            def solved(request: Request) -> Plan:
+                return solved_plan(self.graph, {}, request, curves)
+
+            return within_measured(solved, check_request(options), self.graph, self.model, self.example)
         return make_plan(self.model, graph=self.graph, spectra=self.spectra, backend=backend, **options)
 
     def predicted(self, plan: Plan, of: Plan) -> float:
@@ -214,6 +227,13 @@ class _Measured:
         return math.fsum(shares) / len(shares) if shares else 0.0
 
 
+def _share_of_time(name: str, amount: float | str) -> float:
+    share, in_seconds = time_of(name, amount)
+    if in_seconds:
+        raise ArgumentError(f"{_VERB}: expected shares as budgets of {name}, got {amount!r}")
+    return share
+
+
 def _checked(budgets: Iterable[float | str], budget: str, options: Mapping[str, Any]) -> list[float]:
     if budget not in LIMITED:
         raise ArgumentError(
@@ -225,7 +245,8 @@ def _checked(budgets: Iterable[float | str], budget: str, options: Mapping[str, 
         raise ArgumentError(f"{_VERB}: expected budgets of {budget} in budgets=, got {given}= too")
     if isinstance(budgets, (str, Mapping)) or not isinstance(budgets, Iterable):
         raise ArgumentTypeError(f"{_VERB}: expected budgets to be a sequence, got {type(budgets).__name__}")
-    found = {amount_of(budget, amount) for amount in budgets}
+    read = _share_of_time if budget == "latency" else amount_of
+    found = {read(budget, amount) for amount in budgets}
     if not found:
         raise ArgumentError(f"{_VERB}: expected at least one budget, got none")
     # Shares before amounts, for 1 is all and 2 next to nothing.

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.synthetic_device import Device
 from torch import nn
 
 import slimfast
 from slimfast import Cost, SlimfastError
+from slimfast.reports.charts import trade_off_chart
 from slimfast.studies.trade_off_data import Point, TradeOff
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,6 +71,37 @@ def test_a_calibration_is_measured_once_and_plans_by_gain(monkeypatch: pytest.Mo
         assert point.score == pytest.approx(-float((thin(X).detach() - y).norm()), rel=1e-4)
         assert point.uniform_score is not None
     assert found.points[0].predicted <= found.points[1].predicted
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_budgets_of_time_are_met_on_one_table(calibrated: bool) -> None:
+    model = network()
+    graph = slimfast.trace_channels(model, X)
+    table = slimfast.latency_table(graph, model, X, measure=Device())
+    calibration = slimfast.calibrate(model, graph, [torch.randn(64, 3, 8, 8)]) if calibrated else None
+    found = slimfast.trade_off(
+        model,
+        X,
+        graph=graph,
+        budget="latency",
+        budgets=(0.9, "60%"),
+        latency_table=table,
+        calibration=calibration,
+    )
+    for point in found.points:
+        latency = point.plan.latency
+        assert latency is not None
+        assert latency.measured is not None
+        assert latency.measured <= point.amount * latency.before
+        assert point.left("latency") == latency.measured / latency.before
+        # Equal shares at the same time are not solved for.
+        assert point.uniform is None
+    written = json.loads(found.to_json())["points"][0]["latency"]
+    assert written["measured"] == found.points[0].plan.latency.measured
+    assert "time" in str(found).splitlines()[0]
+    assert trade_off_chart(found).x_label == "share of the time of a forward that is left"
+    with pytest.raises(ValueError, match="expected shares as budgets of latency, got '12ms'"):
+        slimfast.trade_off(model, X, budget="latency", budgets=("12ms",), latency_table=table)
 
 
 def test_budgets_out_of_reach_are_told_beside_the_others() -> None:
