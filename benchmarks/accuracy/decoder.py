@@ -56,6 +56,7 @@ SHORT = Settings(
     windows=4,
     length=512,
     rows=(
+        "marginal gain, MLP, activations",
         "uniform, MLP, activations",
         "marginal gain, activations",
         "layers dropped (ShortGPT)",

@@ -94,7 +94,7 @@ def error_curves(
 
     Of a language model (``model.can_generate()``) the unit is the loss: nats of divergence from the dense
     network's next tokens, for each sample. What is felt of each unit counts by the share of its own variance
-    that the picks leave, and these divergences are added up as they are.
+    that the picks leave, on texts that nothing was fitted to, and these divergences are added up as they are.
 
     Args:
         model: The network that was calibrated.
@@ -134,14 +134,18 @@ def resumed_curves(
     felt = sensitivities(
         model, consumers.values(), calibration, memory=memory, progress=progress, resume=resume
     )
-    left = _divergence_left if writes_text(model) else _deviation_left
-    curves = {}
+    of_text, curves = writes_text(model), {}
     for group in graph:
         covariance = unit_covariance(graph, group, consumers, calibration)
         if covariance is None:
             continue
         picks = grouped_pivoted_cholesky([covariance], [group.n], names=[group.name], backend=backend)[0]
-        residual = left(covariance, picks, felt_by_unit(graph, group, consumers, felt))
+        each = felt_by_unit(graph, group, consumers, felt)
+        if of_text:
+            residual = _divergence_left(covariance, picks, each)
+            residual = _on_other_texts(residual, _fitted(graph, group, consumers, calibration))
+        else:
+            residual = _deviation_left(covariance, picks, each)
         # With the rank used up what is left is rounding.
         residual[-1] = 0.0
         curves[group.name] = ErrorCurve(group.name, group.n, np.minimum.accumulate(np.maximum(residual, 0.0)))
@@ -172,6 +176,29 @@ def _divergence_left(covariance: Tensor, picks: PivotedCholesky, felt: Sequence[
     residual[0] = float(slopes @ whole)
     residual[1 : len(taken) + 1] = residual[0] - taken.cumsum(0).numpy()
     return residual
+
+
+def _on_other_texts(residual: FloatArray, fitted: float) -> FloatArray:
+    """Raise errors to those expected where nothing was fitted, by generalised cross-validation (Golub, Heath
+    and Wahba, *Technometrics* 21, 1979); as many as ``fitted`` variables a position come with each unit.
+    """
+    free = 1.0 - fitted * np.arange(len(residual))
+    raised = residual / np.where(free > 0.0, free, 1.0) ** 2
+    return np.where(free > 0.0, np.minimum(raised, residual[0]), residual[0])
+
+
+def _fitted(
+    graph: ChannelGraph, group: ChannelGroup, consumers: Mapping[str, Consumer], calibration: Calibration
+) -> float:
+    """Compute how many variables each of a group's units gives to the least squares of a layer that reads it,
+    for each position that was measured.
+    """
+    return max(
+        consumers[member.tensor].unit_index(member.units, group.n).shape[1]
+        / calibration.readings[member.tensor].count
+        for member in graph.consumers(group)
+        if member.tensor in consumers and member.tensor in calibration.readings
+    )
 
 
 def felt_by_unit(

@@ -179,7 +179,7 @@ def test_a_run_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_the_short_form_names_ways_that_there_are() -> None:
     assert set(decoder.SHORT.rows or ()) <= set(ROWS)
-    assert len(list(decoder.wanted(decoder.SHORT))) == 6
+    assert len(list(decoder.wanted(decoder.SHORT))) == 7
     assert set(decoder.DRAWS.rows or ()) <= set(ROWS)
     assert len(list(decoder.wanted(decoder.DRAWS))) == 18
 
