@@ -184,7 +184,8 @@ def _on_other_texts(residual: FloatArray, fitted: float) -> FloatArray:
     """
     free = 1.0 - fitted * np.arange(len(residual))
     raised = residual / np.where(free > 0.0, free, 1.0) ** 2
-    return np.where(free > 0.0, np.minimum(raised, residual[0]), residual[0])
+    found: FloatArray = np.where(free > 0.0, np.minimum(raised, residual[0]), residual[0])
+    return found
 
 
 def _fitted(
@@ -193,12 +194,13 @@ def _fitted(
     """Compute how many variables each of a group's units gives to the least squares of a layer that reads it,
     for each position that was measured.
     """
-    return max(
+    fitted: float = max(
         consumers[member.tensor].unit_index(member.units, group.n).shape[1]
         / calibration.readings[member.tensor].count
         for member in graph.consumers(group)
         if member.tensor in consumers and member.tensor in calibration.readings
     )
+    return fitted
 
 
 def felt_by_unit(
