@@ -122,7 +122,7 @@ def test_without_an_example_or_a_graph() -> None:
 def test_ranks_that_agree() -> None:
     assert rank_agreement([1, 2, 3], [10, 100, 1000]) == pytest.approx(1.0)
     assert rank_agreement([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
-    # Ties share their mean rank: 1.5, 1.5, 3 beside 1, 2, 3.
-    assert rank_agreement([5, 5, 9], [1, 2, 3]) == pytest.approx(np.sqrt(3) / 2)
+    # Ties share their mean rank: 1.5, 1.5, 3, 4 beside 1, 2, 3, 4.
+    assert rank_agreement([5, 5, 9, 10], [1, 2, 3, 4]) == pytest.approx(np.sqrt(0.9))
     assert rank_agreement([5, 5], [1, 2]) is None
     assert rank_agreement([5], [1]) is None
