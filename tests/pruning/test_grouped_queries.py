@@ -123,3 +123,37 @@ def test_what_has_padding_or_takes_none_is_left(inputs: Any) -> None:
 
 def test_a_network_without_a_mask_is_left() -> None:
     assert padded(Network.of(nn.Embedding(64, 4)), ((TOKENS,), {})) is None
+
+
+class Fused(nn.Module):
+    """One layer makes queries, keys and values: of every head, or of one head that all queries share."""
+
+    def __init__(self, shared: bool) -> None:
+        super().__init__()
+        self.heads, self.size, self.shared = 4, 6, shared
+        # Nobody reads it.
+        self.num_groups = 4
+        self.qkv = nn.Linear(10, (6 if shared else 12) * 6)
+        self.out = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.qkv(x)
+        if self.shared:
+            q, k, v = y.split([y.shape[-1] - 2 * self.size, self.size, self.size], -1)
+            q, k, v = (t.unflatten(-1, (-1, self.size)).transpose(1, 2) for t in (q, k, v))
+        else:
+            q, k, v = y.unflatten(-1, (3, -1, self.size)).permute(2, 0, 3, 1, 4)
+        mixed = (q @ k.transpose(-2, -1) * self.size**-0.5).softmax(-1) @ v
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_number_named_like_a_group_count_follows_where_heads_share_keys_alone(shared: bool) -> None:
+    torch.manual_seed(0)
+    model, example = nn.Sequential(Fused(shared)).eval(), torch.randn(2, 5, 10)
+    plan = slimfast.plan(model, example, params=0.999, overrides={"head": 3})
+    (heads,) = (group for group in plan.groups if group.kind == "head")
+    assert (heads.n, heads.width) == (4, 3)
+    thin: Any = slimfast.prune_channels(model, plan, example=example)
+    assert thin[0].out.in_features == 18
+    assert thin[0].num_groups == (3 if shared else 4)
