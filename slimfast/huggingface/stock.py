@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from slimfast.arrays import Shape
+from slimfast.errors import SlimfastError, one_line
 from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import named_tensors
 
@@ -26,6 +27,16 @@ _FILLED = {torch.zeros, torch.ones, torch.full}
 _LARGE = 1 << 20
 # What a grouped product of experts wants of the lengths it sums over, in bytes.
 _ALIGNED = 16
+# What is raised for sizes that do not go together, besides errors of Hugging Face's own.
+_REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class StockShapes:
@@ -86,9 +97,8 @@ def changed_config(config: Any, changes: Changes) -> Any | None:
                 setattr(owner, str(place[-1]), new)
         if hasattr(changed, "validate"):
             changed.validate()
-    # What a configuration raises for sizes that do not go together is its own choice.
-    except Exception:
-        return None
+    except Exception as error:
+        return _refused(error, f"{type(config).__name__} cannot be changed")
     return changed
 
 
@@ -106,7 +116,7 @@ def built_without_data(model: nn.Module, config: Any | None) -> nn.Module | None
     if config is None:
         return None
     with torch.device("meta"):
-        return _built(lambda: type(model)(config))
+        return _built(type(model), config)
 
 
 def built_with_buffers(model: nn.Module, config: Any) -> nn.Module | None:
@@ -114,17 +124,25 @@ def built_with_buffers(model: nn.Module, config: Any) -> nn.Module | None:
     weights without data; None where it refuses.
     """
     with torch.random.fork_rng([]), _WithoutWeights():
-        return _built(lambda: type(model)(config))
+        return _built(type(model), config)
 
 
-def _built(make: Callable[[], nn.Module]) -> nn.Module | None:
+def _built(made: type[nn.Module], config: Any) -> nn.Module | None:
     try:
         with PROCESS_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return make()
-    # What a class raises for sizes that do not go together is its own choice.
-    except Exception:
-        return None
+            return made(config)
+    except Exception as error:
+        return _refused(error, f"{made.__name__} cannot be built from a changed configuration")
+
+
+def _refused(error: Exception, what: str) -> None:
+    """Take an error for a refusal of sizes that do not go together, which says so in one of many ways; raise
+    :class:`SlimfastError` for one of any other kind.
+    """
+    ours = type(error).__module__.partition(".")[0] in ("huggingface_hub", "transformers")
+    if not ours and not isinstance(error, _REFUSALS):
+        raise SlimfastError(f"{what}: {one_line(error)}") from error
 
 
 class _WithoutWeights(TorchFunctionMode):
