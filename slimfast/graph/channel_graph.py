@@ -158,6 +158,9 @@ class ChannelGraph:
         undecided: Those that may have to follow one, and stay, because it cannot be decided which.
         computed: The weights that the forward makes of parameters, by their names.
         behind: The batch norms and depthwise filters behind a weight, by the weight's name.
+        unseen: The parameters that no recorded forward uses, in training mode either, each with the path of
+            the nearest module around it that has parameters which one does.
+        training_failure: Why the forward cannot be run in training mode, None where it can.
 
     Example:
         graph = slimfast.trace_channels(model, example)
@@ -182,6 +185,8 @@ class ChannelGraph:
     undecided: tuple[HeldWidth, ...] = ()
     computed: Mapping[str, ComputedWeight] = field(default_factory=dict)
     behind: Mapping[str, Behind] = field(default_factory=dict)
+    unseen: Mapping[str, str] = field(default_factory=dict)
+    training_failure: str | None = None
 
     def __len__(self) -> int:
         return len(self.groups)

@@ -128,6 +128,8 @@ def _traced(
         decisions=recording.decisions,
         computed=origins.computed,
         behind=origins.behind,
+        unseen=flow.labels.unseen,
+        training_failure=flow.labels.training_failure,
     )
     if not settle:
         return graph

@@ -15,6 +15,7 @@ from slimfast.plans.costs import CostModel, count_kept
 from slimfast.plans.dead_units import Masks
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.plan_data import GroupPlan, Plan
+from slimfast.plans.unseen import warn_of_unseen
 
 
 def plan_from_masks(
@@ -82,6 +83,7 @@ def plan_from_masks(
         )
         for i, group in enumerate(graph.groups)
     )
+    warn_of_unseen(graph, groups)
     return Plan(
         groups=groups,
         explained_variance=None,

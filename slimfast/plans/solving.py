@@ -23,6 +23,7 @@ from slimfast.plans.plan_latency import PlanLatency
 from slimfast.plans.request import Choice, Request, choose, rounding_of
 from slimfast.plans.stairs import with_stairs
 from slimfast.plans.unreachable import remedies, why_unreachable
+from slimfast.plans.unseen import warn_of_unseen
 from slimfast.spectra import until_settled
 from slimfast.spectra.spectrum import Spectrum
 
@@ -36,6 +37,7 @@ def solved_plan(
     """Solve the widths from spectra, or where there are error curves by what each unit gains."""
     plan = _plan(_problem(graph, spectra, request, curves), spectra)
     warn_of_few(plan.groups)
+    warn_of_unseen(graph, plan.groups)
     return plan
 
 
@@ -54,7 +56,9 @@ def settled_plan(
         found = _plan(problem, measured)
         return found, [group.name for group in found.groups if not group.certified]
 
-    return until_settled(spectra, solve, again)
+    plan = until_settled(spectra, solve, again)
+    warn_of_unseen(graph, plan.groups)
+    return plan
 
 
 @dataclass(frozen=True, slots=True)

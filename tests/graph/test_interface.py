@@ -144,15 +144,16 @@ def test_a_plan_takes_a_graph_and_traces_nothing(monkeypatch):
 
 
 def test_a_training_forward_that_cannot_be_looked_at_is_told():
-    class Asks(nn.Module):
+    class Refuses(nn.Module):
         def __init__(self):
             super().__init__()
             self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
 
-        def forward(self, x):
-            if self.training and float(x.sum()) > 0:
-                return self.b(self.a(x))
+        def forward(self, x, targets=None):
+            if self.training and targets is None:
+                raise ValueError("no targets")
             return self.b(self.a(x).relu())
 
-    plan = slimfast.plan(Asks().eval(), torch.randn(2, 6), params=0.6)
+    with pytest.warns(UserWarning, match="also="):
+        plan = slimfast.plan(Refuses().eval(), torch.randn(2, 6), params=0.6)
     assert "the training forward was not looked at: " in plan.explain()

@@ -93,7 +93,8 @@ def _two_calls():
 def test_what_another_call_uses_is_explained_with_the_remedy_and_follows_it():
     """A mask token, which a pretraining uses alone, has the width of what it stands for."""
     model, other = _two_calls(), {"x": X, "mask": torch.tensor([True, False, True, False])}
-    told = slimfast.plan(model, X, params=0.5).explain()
+    with pytest.warns(UserWarning, match=r"token is used by no forward .* as what a makes"):
+        told = slimfast.plan(model, X, params=0.5).explain()
     assert (
         "the forward does not use it with this example; an example of a call that does, in also=, tells"
         in told

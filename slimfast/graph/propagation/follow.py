@@ -124,45 +124,59 @@ class _Training:
             idle &= set(_idle(self.labels, other))
         left = [name for name in self.labels.tensors if name in idle]
         # One call may use a parameter for its shape alone, and another for what it holds.
-        others = self.also if left else ()
+        asked = bool(left)
         known = self.recording
         parameters = [n for n, t in self.network.tensors.items() if isinstance(t, nn.Parameter)]
+        failed = ""
         if paths := _deciding(parameters, left):
             try:
                 known = self._recorded_partly(paths)
+                left = self._followed(known, left)
             except ForwardFailed as failure:
-                self.labels.leave_alone(left, Reason.TRAINING_FAILED, str(failure))
-                return
-            left = self._followed(known, left)
-        whole = self._recorded_whole()
+                failed = str(failure)
+                self._note_failure(failure)
+        whole = None if failed else self._recorded_whole()
         if whole is not None:
-            more = not set(_idle(self.labels, whole)).issuperset(left)
+            more = not set(_idle(self.labels, whole, touched=True)).issuperset(left)
             if more or _shapes(whole) != _shapes(known):
                 left = self._followed(whole, left)
-        for other, inputs in others:
+        for other, inputs in self.also if asked or self.labels.training_failure is not None else ():
             left = self._followed_other(other, inputs, left)
-        self.labels.leave_alone(left, Reason.NOT_USED)
+        self.labels.leave_alone(left, Reason.TRAINING_FAILED if failed else Reason.NOT_USED, failed)
+        self._note_unseen(parameters, left)
+
+    def _note_unseen(self, parameters: Sequence[str], left: Collection[str]) -> None:
+        """Note what no forward uses, with the nearest module around that has parameters which one does.
+
+        A layer that runs without a parameter of its own is not waiting for a call that uses it.
+        """
+        deciding, modules = set(_deciding(parameters, left)), self.network.modules
+        for name in left:
+            holder = module_of(name)
+            if holder in deciding and not modules[holder]._modules:
+                continue
+            around = [name[:at] for at, letter in enumerate(name) if letter == "."]
+            self.labels.unseen[name] = next((path for path in reversed(around) if path in deciding), "")
 
     def _followed_other(self, other: Recording, inputs: Arguments, idle: list[str]) -> list[str]:
         """Follow another call in training mode, as :meth:`_followed` does."""
         mode, everything = other.tensor_mode, list(self.network.modules)
         try:
             found = record_at(self.network, *inputs, mode, training=everything, decisions=other.decisions)
-        except (ForwardFailed, UnsupportedGraph) as failure:
-            if any(tensor.is_meta for tensor in self.network.tensors.values()):
-                self.labels.notes.append(f"another call was not looked at in training mode: {failure}")
-                return idle
+        except (ForwardFailed, UnsupportedGraph):
             try:
-                with copied_with_data(self.network) as network:
-                    found = record_at(network, *inputs, "real", training=list(network.modules))
+                if self._has_no_data():
+                    raise
+                found = self._record_with_data(inputs, everything)
             except (ForwardFailed, UnsupportedGraph) as again:
                 self.labels.notes.append(f"another call was not looked at in training mode: {again}")
                 return idle
+        self.labels.training_failure = None
         return self._followed(found, idle)
 
     def _followed(self, recording: Recording, idle: list[str]) -> list[str]:
         """Follow a training forward; return which of the idle parameters it does not use either."""
-        still = set(_idle(self.labels, recording))
+        still = set(_idle(self.labels, recording, touched=True))
         _follow(Propagation(self.labels, recording, training=True), recording, self.outputs)
         return [name for name in idle if name in still]
 
@@ -172,30 +186,39 @@ class _Training:
         mode, decisions = self.recording.tensor_mode, self.recording.decisions
         return record_at(self.network, args, kwargs, mode, training=training, decisions=decisions)
 
-    def _recorded_partly(self, training: Collection[str]) -> Recording:
-        """Record with some modules in training mode, on real tensors where values decide otherwise then."""
-        try:
-            return self._record(training)
-        except ForwardFailed:
-            on_meta = any(tensor.is_meta for tensor in self.network.tensors.values())
-            if not self.recording.decisions or on_meta:
-                raise
-        args, kwargs = self.inputs
+    def _record_with_data(self, inputs: Arguments, training: Collection[str]) -> Recording:
+        """Record a copy on real tensors, with these modules in training mode."""
+        args, kwargs = inputs
         with copied_with_data(self.network) as network:
             return record_at(network, args, kwargs, "real", training=training)
 
-    def _recorded_whole(self) -> Recording | None:
-        """Record the forward with every module in training mode; None where it cannot be, without
-        computing.
-        """
-        if self.recording.tensor_mode == "real":
-            self.labels.notes.append("the training forward was not looked at: it asks for values")
-            return None
+    def _has_no_data(self) -> bool:
+        return any(tensor.is_meta for tensor in self.network.tensors.values())
+
+    def _recorded_partly(self, training: Collection[str]) -> Recording:
+        """Record with some modules in training mode, on real tensors where values decide then."""
         try:
-            return self._record(list(self.network.modules))
-        except (ForwardFailed, UnsupportedGraph) as failure:
+            return self._record(training)
+        except ForwardFailed:
+            if self._has_no_data():
+                raise
+        return self._record_with_data(self.inputs, training)
+
+    def _recorded_whole(self) -> Recording | None:
+        """Record the forward with every module in training mode; None where it cannot be."""
+        try:
+            return self._recorded_partly(list(self.network.modules))
+        except UnsupportedGraph as failure:
             self.labels.notes.append(f"the training forward was not looked at: {failure}")
-            return None
+        except ForwardFailed as failure:
+            self.labels.notes.append(f"the training forward was not looked at: {failure}")
+            self._note_failure(failure)
+        return None
+
+    def _note_failure(self, failure: ForwardFailed) -> None:
+        """Note why the training forward fails; without data it may be the data that it lacks."""
+        if not self._has_no_data():
+            self.labels.training_failure = str(failure)
 
 
 def _shapes(recording: Recording) -> list[tuple[int, ...]]:
@@ -203,10 +226,20 @@ def _shapes(recording: Recording) -> list[tuple[int, ...]]:
     return [ref.shape for ref in recording.outputs]
 
 
-def _idle(labels: NetworkLabels, recording: Recording) -> list[str]:
-    """List the parameters that no operation of a recording uses."""
-    used = {ref.value for call in recording.calls for ref in refs_in(call.arguments)}
+def _idle(labels: NetworkLabels, recording: Recording, *, touched: bool = False) -> list[str]:
+    """List the parameters that no operation of a recording uses.
+
+    ``touched``: also those of which only a total is taken, as ``0 * weight.sum()`` shows an idle parameter to
+    DistributedDataParallel.
+    """
+    calls = (call for call in recording.calls if not (touched and _is_total(call)))
+    used = {ref.value for call in calls for ref in refs_in(call.arguments)}
     return [n for value, n in recording.names.items() if value not in used and labels.tensors[n].sources]
+
+
+def _is_total(call: Call) -> bool:
+    """Say whether a call makes one number of one tensor."""
+    return len(refs_in(call.arguments)) == 1 and all(not out.shape for out in call.outputs)
 
 
 def _deciding(parameters: Iterable[str], idle: Collection[str]) -> list[str]:

@@ -19,7 +19,8 @@ class NetworkLabels:
     """The labels of every axis of every parameter and buffer, with what is known of them so far.
 
     ``roles``: what the (tensor, dim) pairs that a forward computes with were first used as, in that order.
-    ``notes``: what was not looked at, one line each.
+    ``notes``: what was not looked at, one line each. ``unseen``: the parameters that no forward uses, each
+    with the module around it that has others too; ``training_failure``: why that in training mode fails.
     """
 
     def __init__(self, network: Network) -> None:
@@ -29,6 +30,8 @@ class NetworkLabels:
         self.causes = Causes()
         self.roles: dict[tuple[str, int], Role] = {}
         self.notes: list[str] = []
+        self.unseen: dict[str, str] = {}
+        self.training_failure: str | None = None
         self.tensors = {
             # a buffer (the frequencies of rotary positions) computes no unit: it has no spectrum to rank
             name: TracedTensor(
