@@ -98,7 +98,8 @@ def changed_config(config: Any, changes: Changes) -> Any | None:
         if hasattr(changed, "validate"):
             changed.validate()
     except Exception as error:
-        return _refused(error, f"{type(config).__name__} cannot be changed")
+        _check_refusal(error, f"{type(config).__name__} cannot be changed")
+        return None
     return changed
 
 
@@ -133,12 +134,13 @@ def _built(made: type[nn.Module], config: Any) -> nn.Module | None:
             warnings.simplefilter("ignore")
             return made(config)
     except Exception as error:
-        return _refused(error, f"{made.__name__} cannot be built from a changed configuration")
+        _check_refusal(error, f"{made.__name__} cannot be built from a changed configuration")
+        return None
 
 
-def _refused(error: Exception, what: str) -> None:
-    """Take an error for a refusal of sizes that do not go together, which says so in one of many ways; raise
-    :class:`SlimfastError` for one of any other kind.
+def _check_refusal(error: Exception, what: str) -> None:
+    """Raise :class:`SlimfastError` for what is no refusal of sizes that do not go together, which is said in
+    one of many ways.
     """
     ours = type(error).__module__.partition(".")[0] in ("huggingface_hub", "transformers")
     if not ours and not isinstance(error, _REFUSALS):

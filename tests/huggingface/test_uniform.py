@@ -208,3 +208,35 @@ def test_each_glob_has_a_multiple_of_its_own(tmp_path):
     loaded_alike(model, plan, inputs, tmp_path / "thin")
     with pytest.raises(ValueError, match="plan_uniform: multiple_of: no group matches 'fc7'"):
         plan_uniform(model, inputs, params=0.6, outputs="logits", multiple_of={"fc7": 8})
+
+
+@pytest.mark.parametrize("place", ["configuration", "class"])
+@pytest.mark.parametrize(
+    ("raised", "taken"),
+    [(ValueError("sizes"), True), (ZeroDivisionError(), True), (OSError("no disk"), False)],
+)
+def test_only_a_refusal_of_sizes_is_taken_for_one(place, raised, taken):
+    class Config:
+        width = 8
+
+        def validate(self):
+            if place == "configuration":
+                raise raised
+
+    class Network(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            if place == "class":
+                raise raised
+
+    def build():
+        model = Network.__new__(Network)
+        return stock.built_without_data(model, stock.changed_config(Config(), {("width",): 4}))
+
+    if taken:
+        assert build() is None
+    else:
+        with pytest.raises(
+            SlimfastError, match=r"(Config cannot be changed|Network cannot be built .*): no disk"
+        ):
+            build()
