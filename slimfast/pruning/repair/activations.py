@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables
 from slimfast.calibration.data import Calibration, check_calibration
+from slimfast.calibration.folders import StoredReadings
 from slimfast.calibration.forward import Slice, copy_to_run, elements_of, stop_before
 from slimfast.calibration.lockstep import Place, advance_together
 from slimfast.calibration.spilling import MEMORY, Store
@@ -55,9 +56,10 @@ def repair_from_activations(
     positions.
 
     Held are what the wide network's layers read where the least squares look, and what the thin network's
-    forwards hold while they wait: up to ``memory`` bytes in memory, and the rest in a temporary file, in
-    ``folder`` if one is named. ``tick``: called with how many layers and slices are done, and of how many.
-    ``finished``: layers that are not solved again.
+    forwards hold while they wait: up to ``memory`` bytes in memory, less what the calibration's moments take
+    there but a quarter of it at least, and the rest in a temporary file, in ``folder`` if one is named.
+    ``tick``: called with how many layers and slices are done, and of how many. ``finished``: layers that are
+    not solved again.
 
     Networks whose weights come from files (:mod:`slimfast.storage.stored_tensors`) run all slices side by
     side, the wide one too, so that each weight is read once for all of them.
@@ -81,11 +83,12 @@ def repair_from_activations(
         if tick is not None:
             tick(min(done, total), total)
 
-    with torch.inference_mode(False), torch.no_grad(), Store("repair", memory, folder) as store:
+    room = max(memory - _bytes_of_moments(calibration), memory // 4)
+    with torch.inference_mode(False), torch.no_grad(), Store("repair", room, folder) as store:
         each = (part.samples * elements_of(part.args) for part in slices)
         at_once = int(calibration.bytes_held * sum(each)) if len(slices) > 1 else 0
         # What waits is put away and brought back at every layer, what the wide network's layers read once.
-        store.reserved = min(at_once, memory // 2)
+        store.reserved = min(at_once, room // 2)
         wide = read_wide(model, graph, known, slices, calibration, store, advance)
         store.reserved = 0
         _log.info("repair: what %d layers read at %d slices: %s", len(known), len(slices), store.told())
@@ -103,8 +106,16 @@ def repair_from_activations(
             model, thin, Cut(graph, keeps), calibration, wide, slices, damping, backend, advance, finished
         )
         repaired = [consumer for consumer in consumers if consumer.weight in finished.fits]
-        run.all(usable, repaired, graph, store if at_once > memory - store.held else None)
+        run.all(usable, repaired, graph, store if at_once > room - store.held else None)
     return RepairReport("activations", run.fits, tuple(sorted(run.norms)), left | run.left)
+
+
+def _bytes_of_moments(calibration: Calibration) -> int:
+    """Count the bytes of a calibration's moments in memory, each tensor once; those in files take none."""
+    if isinstance(calibration.readings, StoredReadings):
+        return 0
+    held = {id(reading.covariance): reading.covariance for reading in calibration.readings.values()}
+    return sum(covariance.nbytes for covariance in held.values())
 
 
 def _unusable(consumer: Consumer, wide: WideReads, calibration: Calibration) -> str | None:
