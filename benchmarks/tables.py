@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import latency
 from benchmarks.accuracy.studies import (
     cifar10_tables,
     decoder_tables,
@@ -46,6 +47,7 @@ DECLARING = (
     summary_tables,
     zoo,
     traces,
+    latency,
 )
 TABLES: tuple[Table, ...] = tuple(table for module in DECLARING for table in module.TABLES)
 

@@ -20,7 +20,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Operation
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.cutting.prediction import aligned, split_argument
-from slimfast.graph.recording.calls import Call, Ref
+from slimfast.graph.recording.calls import Call, Ref, refs_in
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.network import Network
 from slimfast.latency.lengths import Polynomial, length_at, polynomial_of
@@ -104,21 +104,32 @@ def split_forward(network: Network, graph: ChannelGraph, given: Arguments) -> Sp
         if whole.shapes_of(graph.operations[number]) != tuple(ref.shape for ref in call.outputs):
             raise SlimfastError("latency: expected the graph of this model and this example, got another")
     steps, values = replayed(network, recording, given)
-    operations = _operations(recording.calls, paired, graph)
     axes = _known_axes(recording.names, graph)
+    operations = _operations(recording.calls, paired, graph, axes)
     full = {group.name: group.n for group in graph.groups}
     return Split(graph, tuple(_pieces(steps, operations, axes, values, full)), values, full)
 
 
 def _operations(
-    calls: Sequence[Call], paired: Sequence[tuple[int, Call]], graph: ChannelGraph
+    calls: Sequence[Call],
+    paired: Sequence[tuple[int, Call]],
+    graph: ChannelGraph,
+    axes: Mapping[int, Axes],
 ) -> list[Operation]:
-    """Find the graph's operation for each call; copies, which it may not have, change nothing."""
+    """Find the graph's operation for each call; copies, which it may not have, keep the axes of what they
+    copy.
+    """
     found = {id(call): graph.operations[number] for number, call in paired}
+    known = dict(axes)
     made = []
     for call in calls:
-        plain = tuple(tuple(Axis(n) for n in ref.shape) for ref in call.outputs)
-        made.append(found.get(id(call)) or Operation(call.op, call.module, plain))
+        operation = found.get(id(call))
+        if operation is None:
+            read = {ref.shape: _axes_of(ref, known) for ref in reversed(refs_in(call.arguments))}
+            outputs = tuple(read.get(ref.shape) or tuple(map(Axis, ref.shape)) for ref in call.outputs)
+            operation = Operation(call.op, call.module, outputs)
+        known |= {ref.value: own for ref, own in zip(call.outputs, operation.outputs, strict=True)}
+        made.append(operation)
     return made
 
 

@@ -1,0 +1,219 @@
+"""Budgets of latency beside what thin networks take: ``python -m benchmarks.latency [--only GLOB ...]``.
+
+For each network and batch a latency table is measured, the network planned for three shares of its time, and
+each thin network measured beside the whole one: what the table predicts, what is measured, and whether that
+is inside the budget. The plan of half the multiply-adds is measured too, as it is. Rows that
+``benchmarks/results/latency.json`` has are left as they are, unless ``--again``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import importlib
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.accuracy.networks.resnet_cifar import resnet56
+from benchmarks.markdown import NOT_YET, Table, rows_of
+from benchmarks.run import RESULTS
+from benchmarks.stamp import stamp
+from benchmarks.zoo.networks import build
+from slimfast.checkpoints.torchvision_ops import prepare_torchvision
+from slimfast.errors import SlimfastError
+from slimfast.graph import trace_channels
+from slimfast.graph.recording.network import Network
+from slimfast.latency import latency_table, measure_latency
+from slimfast.latency.tabulate import thin_network
+from slimfast.plans import Plan, plan
+from slimfast.spectra import measure_spectra
+from slimfast.storage.atomic import atomic_path
+
+SHARES = (0.75, 0.5, 0.35)
+BATCHES = (1, 16)
+# A plan this close to its budget has used it.
+CLOSE = 0.97
+_TOKENS = 128
+
+Built = tuple[nn.Module, Any]
+
+
+def _image(name: str) -> Callable[[int], Built]:
+    def make(batch: int) -> Built:
+        return build(f"timm:{name}")[0], torch.randn(batch, 3, 224, 224)
+
+    return make
+
+
+def _resnet56(batch: int) -> Built:
+    return resnet56(), torch.randn(batch, 3, 32, 32)
+
+
+def _transformer(name: str, config: str, **options: Any) -> Callable[[int], Built]:
+    def make(batch: int) -> Built:
+        transformers = importlib.import_module("transformers")
+        model = getattr(transformers, name)(getattr(transformers, config)(**options))
+        return model, {"input_ids": torch.randint(0, 1000, (batch, _TOKENS))}
+
+    return make
+
+
+NETWORKS: Mapping[str, Callable[[int], Built]] = {
+    "resnet18": _image("resnet18"),
+    "resnet50": _image("resnet50"),
+    "mobilenetv3": _image("mobilenetv3_large_100"),
+    "efficientnet_b0": _image("efficientnet_b0"),
+    "regnety_008": _image("regnety_008"),
+    "convnext_tiny": _image("convnext_tiny"),
+    "densenet121": _image("densenet121"),
+    "vit_tiny": _image("vit_tiny_patch16_224"),
+    "swin_tiny": _image("swin_tiny_patch4_window7_224"),
+    "ResNet-56": _resnet56,
+    "MiniLM": _transformer(
+        "BertModel", "BertConfig", hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        intermediate_size=1536,
+    ),
+    "Llama, 4 layers": _transformer(
+        "LlamaModel", "LlamaConfig", hidden_size=512, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, intermediate_size=1408, vocab_size=1000, use_cache=False,
+    ),
+}  # fmt: skip
+
+
+def measured(name: str, batch: int, threads: int) -> dict[str, Any]:
+    """Measure the table of a network, and thin networks of three budgets and of half the multiply-adds."""
+    torch.manual_seed(0)
+    model, example = NETWORKS[name](batch)
+    model.eval()
+    begun = time.monotonic()
+    graph = trace_channels(model, example)
+    traced = time.monotonic()
+    table = latency_table(graph, model, example, threads=threads)
+    row: dict[str, Any] = {"table_s": round(time.monotonic() - traced, 1), "budgets": {}}
+    spectra = measure_spectra(model, graph)
+    priced = table.priced(graph)
+    network = Network.of(model)
+
+    def tried(**budget: Any) -> tuple[Plan, float, float]:
+        found = plan(model, example, graph=graph, spectra=spectra, latency_table=table, **budget)
+        thin = thin_network(network, graph, found.widths())
+        whole, cut = measure_latency([model, thin], example, threads=threads)
+        return found, whole.seconds, cut.seconds
+
+    for share in SHARES:
+        try:
+            found, whole, cut = tried(latency=share)
+        except SlimfastError as error:
+            row["budgets"][str(share)] = {"failed": str(error)}
+            continue
+        predicted = table.predicted(graph, found.widths()) / priced.whole
+        told = {"predicted": predicted, "measured": cut / whole, "macs": _macs(found)}
+        row["budgets"][str(share)] = told
+        row["seconds"] = whole
+    half, whole, cut = tried(macs=0.5)
+    row["half"] = {"macs": _macs(half), "measured": cut / whole}
+    return row | {"seconds": whole, "all_s": round(time.monotonic() - begun, 1)}
+
+
+def _macs(found: Plan) -> float:
+    return found.cost_after.macs / found.cost_before.macs
+
+
+def errors_of(rows: Mapping[str, Any]) -> list[float]:
+    """List how far each predicted share is from the measured one, as a share of that."""
+    return [abs(told["predicted"] / told["measured"] - 1.0) for told in _told(rows)]
+
+
+def _told(rows: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for row in rows.values():
+        for share, told in row.get("budgets", {}).items():
+            if "failed" not in told:
+                yield {"share": float(share), **told}
+
+
+def table_text(result: Mapping[str, Any]) -> str:
+    """Show each network with its time, what was predicted and measured, and the half of its MACs."""
+    rows = result.get("rows", {})
+    if not rows:
+        return f"{NOT_YET}\n"
+    heads = [f"budget {share:g}" for share in SHARES]
+    lines: list[Sequence[str]] = [
+        ("", "whole, ms", *heads, "half the MACs", "table, s"),
+        ["---", *["--:"] * (len(SHARES) + 3)],
+    ]
+    for name, row in rows.items():
+        if "failed" in row:
+            lines.append([name, row["failed"], *[""] * (len(SHARES) + 2)])
+            continue
+        cells = [_cell(row["budgets"].get(str(share), {})) for share in SHARES]
+        half = f"{row['half']['measured']:.3f}"
+        lines.append([name, f"{1e3 * row['seconds']:.2f}", *cells, half, f"{row['table_s']:.0f}"])
+    errors = errors_of(rows)
+    told = list(_told(rows))
+    inside = sum(CLOSE * one["share"] <= one["measured"] <= one["share"] for one in told)
+    made = result["stamp"]
+    summary = (
+        f"Predicted / measured share of the whole network's time. Error of the prediction: median "
+        f"{statistics.median(errors):.1%}, worst {max(errors):.1%}; measured within 3 % under the budget: "
+        f"{inside} of {len(told)}. "
+        if errors
+        else ""
+    )
+    where = f"{made['machine']['cpu']}, load {made['machine']['load']:g} at the start"
+    versions = f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}"
+    return f"{rows_of(lines)}\n\n{summary}{where}; {versions}.\n"
+
+
+def _cell(told: Mapping[str, Any]) -> str:
+    if "failed" in told:
+        return "cannot be reached"
+    return f"{told['predicted']:.3f} / {told['measured']:.3f}" if told else "-"
+
+
+TABLES = (Table("latency", ("latency.json",), table_text),)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the networks that are asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names"
+    )
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="examples in a forward")
+    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--again", action="store_true", help="measure rows anew that are there")
+    parser.add_argument("--results", type=Path, default=RESULTS / "latency.json", help="where the results go")
+    options = parser.parse_args(arguments)
+    prepare_torchvision()
+    known = json.loads(options.results.read_text())["rows"] if options.results.exists() else {}
+    made = stamp("cpu")
+    names = [f"{name}, batch {batch}" for name in NETWORKS for batch in BATCHES]
+    for name in NETWORKS:
+        for batch in options.batches:
+            row = f"{name}, batch {batch}"
+            wanted = any(fnmatch.fnmatchcase(name, glob) for glob in options.only)
+            if not wanted or (row in known and "failed" not in known[row] and not options.again):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    known[row] = measured(name, batch, options.threads)
+                except SlimfastError as error:
+                    known[row] = {"failed": str(error)}
+            print(f"{row}: {json.dumps(known[row])}", flush=True)
+            ordered = {key: known[key] for key in dict.fromkeys([*names, *known]) if key in known}
+            with atomic_path(options.results) as beside:
+                beside.write_text(json.dumps({"stamp": made, "rows": ordered}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,75 @@
+"""The benchmark of latency budgets: its rows, what they are summed up as, and the table of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import latency
+from slimfast.errors import SlimfastError
+
+STAMP = {
+    "machine": {"cpu": "a board", "load": 0.1},
+    "versions": {"torch": "2.0"},
+    "date": "2026-01-01",
+    "commit": "abc",
+}
+ROW = {
+    "table_s": 30.4,
+    "seconds": 0.0123,
+    "budgets": {
+        "0.75": {"predicted": 0.75, "measured": 0.74, "macs": 0.6},
+        "0.5": {"predicted": 0.45, "measured": 0.5, "macs": 0.3},
+        "0.35": {"failed": "budget: cannot be reached"},
+    },
+    "half": {"macs": 0.5, "measured": 0.68},
+}
+
+
+def test_errors_are_shares_of_what_was_measured():
+    assert latency.errors_of({"net": ROW}) == pytest.approx([0.75 / 0.74 - 1, 0.1])
+
+
+def test_the_table_has_predicted_and_measured_shares():
+    text = latency.table_text(
+        {"stamp": STAMP, "rows": {"net, batch 1": ROW, "other": {"failed": "no graph"}}}
+    )
+    assert "| net, batch 1 | 12.30 | 0.750 / 0.740 | 0.450 / 0.500 | cannot be reached | 0.680 | 30 |" in text
+    assert "| other | no graph |" in text
+    assert "median 5.7%, worst 10.0%" in text
+    assert "within 3 % under the budget: 2 of 2" in text
+
+
+def test_nothing_measured_is_said():
+    assert latency.table_text({}) == "Not measured yet.\n"
+
+
+def test_rows_are_kept_and_failures_measured_again(tmp_path, monkeypatch):
+    path = tmp_path / "latency.json"
+    path.write_text(
+        json.dumps({"stamp": STAMP, "rows": {"resnet18, batch 1": ROW, "vit_tiny, batch 1": {"failed": "x"}}})
+    )
+    asked = []
+
+    def measured(name, batch, threads):
+        asked.append((name, batch, threads))
+        if name == "swin_tiny":
+            raise SlimfastError("cannot run alone")
+        return ROW
+
+    monkeypatch.setattr(latency, "measured", measured)
+    only = ["--only", "resnet18", "*_tiny", "--batches", "1", "--results", str(path)]
+    assert latency.main(only) == 0
+    assert asked == [("convnext_tiny", 1, 1), ("vit_tiny", 1, 1), ("swin_tiny", 1, 1)]
+    rows = json.loads(path.read_text())["rows"]
+    assert list(rows) == [
+        "resnet18, batch 1", "convnext_tiny, batch 1", "vit_tiny, batch 1", "swin_tiny, batch 1",
+    ]  # fmt: skip
+    assert rows["swin_tiny, batch 1"] == {"failed": "cannot run alone"}
+    assert latency.main(["--only", "resnet18", "--batches", "1", "--results", str(path), "--again"]) == 0
+    assert asked[-1] == ("resnet18", 1, 1)
+
+
+def test_the_twelve_networks_are_there():
+    assert len(latency.NETWORKS) == 12
