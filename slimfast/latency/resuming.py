@@ -8,13 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, shown
 from slimfast.latency.pricing import TimedPiece
 from slimfast.latency.surfaces import Point
 from slimfast.latency.table import KIND, SCHEMA, LatencyTable
 from slimfast.latency.table_fields import seconds_from_json
 from slimfast.storage.atomic import atomic_path
-from slimfast.storage.documents import Fields, parse_object, read_text
+from slimfast.storage.documents import Fields, check_integer, parse_object, read_text
 
 _EVERY_SECONDS = 5.0
 
@@ -80,6 +80,13 @@ class Unfinished:
                     f"{fields.where}: expected what was measured of this network here ({name} {expected}), "
                     f"got {found}; measure into another file"
                 )
-        for signature, point, seconds in fields.raw("points"):
-            self._seconds[str(signature), tuple(map(int, point))] = seconds_from_json(seconds, fields.where)
+        points = fields.raw("points")
+        for found in points if isinstance(points, list) else [points]:
+            if not isinstance(found, list) or len(found) != 3 or not isinstance(found[1], list):
+                raise SlimfastError(
+                    f"{fields.where}: points: expected lists of a piece, its widths and seconds, got "
+                    f"{shown(found)}"
+                )
+            point = tuple(check_integer(width, f"{fields.where}: points") for width in found[1])
+            self._seconds[str(found[0]), point] = seconds_from_json(found[2], fields.where)
         fields.done()

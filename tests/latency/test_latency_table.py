@@ -260,3 +260,27 @@ def test_what_is_no_table_is_a_wrong_argument():
 
 def test_stairs():
     assert [stairs_of_8(n) for n in (1, 8, 9, 16)] == [8, 8, 16, 16]
+
+
+@pytest.mark.parametrize(
+    "points", ["3", '[["a", [1]]]', '[["a", 1, 2.0]]', '[["a", ["x"], 2.0]]', '{"a": 1}']
+)
+def test_damaged_points_are_named(small, tmp_path, monkeypatch, points):
+    model, graph = small
+    path = Path(tmp_path / "table.json")
+    monkeypatch.setattr("slimfast.latency.resuming._EVERY_SECONDS", 0.0)
+    calls = []
+
+    def fails(module: nn.Module, example: object) -> float:
+        calls.append(1)
+        if len(calls) > 40:
+            raise ArgumentError("stop")
+        return 1.0
+
+    with pytest.raises(ArgumentError, match="stop"):
+        latency_table(graph, model, EXAMPLE, measure=fails, resume=path)
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps({**written, "points": json.loads(points)}))
+    with pytest.raises(SlimfastError, match="points") as caught:
+        latency_table(graph, model, EXAMPLE, measure=Device(), resume=path)
+    assert "\n" not in str(caught.value)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from support.paths import TESTS
+from support.synthetic_device import Device
 from torch import nn
 
 import slimfast
@@ -30,6 +31,8 @@ from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_shards import export_dcp, load_checkpoint
 from slimfast.distillation.resume import FILE, load_training, save_training
 from slimfast.errors import SlimfastError
+from slimfast.gradual.rounds_folder import RoundsFolder
+from slimfast.latency import LatencyTable, latency_table
 from slimfast.reports import plots
 from slimfast.storage import safetensors_writer
 from slimfast.storage.weights import read_tensors
@@ -64,6 +67,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "student": dict(model.state_dict()), "optimizer": {}, "scaler": None, "rng": None, "best": None,
             "average": None,
         },
+        "table": latency_table(graph, model, X, measure=Device()),
         "shards": folder / "thin",
         "wide": folder / "wide.safetensors",
     }  # fmt: skip
@@ -88,6 +92,12 @@ def save_figure(things: dict[str, Any], path: Path) -> None:
     if things["figure"] is None:
         pytest.skip("matplotlib is not installed")
     plots.save_figure(things["figure"], path)
+
+
+def write_report(things: dict[str, Any], path: Path) -> None:
+    if find_spec("plotly") is None:
+        pytest.skip("plotly is not installed")
+    slimfast.report(things["plan"], path)
 
 
 # Module -> name of the file, what writes it, what reads it as whole.
@@ -120,6 +130,13 @@ WRITERS: dict[str, tuple[str, Write, Callable[[Path], object]]] = {
         lambda t, p: prune_checkpoint(t["wide"], t["plan"], p.parent, model=net()),
         lambda p: load_checkpoint(p.parent, net()),
     ),
+    "latency/table": ("l.json", lambda t, p: t["table"].save(p), LatencyTable.of),
+    "reports/html": ("r.html", write_report, lambda p: None),
+    "gradual/rounds_folder": (
+        "rounds.json",
+        lambda t, p: RoundsFolder(p.parent, "r", None).write(1, {"macs": 9.0}, t["thin"], {}, plan=t["plan"]),
+        lambda p: RoundsFolder(p.parent, "r", None).found(),
+    ),
 }
 # What writes by other means, and where it is tested.
 ELSEWHERE = {
@@ -133,6 +150,8 @@ ELSEWHERE = {
     "calibration/sums_file": "checkpoints/test_repairing",
     "calibration/folders": "checkpoints/test_calibrating",
     "checkpoints/repairing": "checkpoints/test_repairing",
+    "latency/resuming": "latency/test_latency_table",
+    "cli/studying": "cli/test_cli_studying",
 }
 CALLS = {"atomic_path", "write_tensor_document", "write_text", "write_bytes", "save_file", "touch"}
 CALLS |= {"mkdir", "rename", "savefig", "write_tensors"}
@@ -245,7 +264,8 @@ def test_a_process_killed_while_it_writes(
     assert (target.read_bytes() if target.exists() else None) == before
     write(things, target)
     read(target)
-    if name not in ("reports", "distillation/resume"):
+    # What torch.save writes has the temporary file's name in it.
+    if name not in ("reports", "distillation/resume", "gradual/rounds_folder"):
         found = files(folder)
         assert {left: found[left] for left in whole} == whole
 

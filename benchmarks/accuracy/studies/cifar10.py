@@ -34,7 +34,7 @@ from slimfast.graph import trace_channels
 from slimfast.plans import Plan, plan
 from slimfast.plans.controls import uniform_like
 from slimfast.plans.costs import Cost, count_module
-from slimfast.plans.plan_text import quantity
+from slimfast.plans.plan_table import quantity
 from slimfast.pruning.prune import prune_channels
 from slimfast.spectra import measure_spectra
 from slimfast.storage.atomic import atomic_path, output_folder
