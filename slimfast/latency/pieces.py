@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from slimfast.graph.cutting.prediction import aligned, split_argument
 from slimfast.graph.recording.calls import Call, Ref, refs_in
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.network import Network
-from slimfast.latency.lengths import Polynomial, length_at, polynomial_of
+from slimfast.latency.lengths import Polynomial, polynomial_of
 from slimfast.latency.replay import Step, Value, module_of, replayed
 
 Axes = tuple[Axis, ...]
@@ -74,9 +75,9 @@ class Split:
     def module_at(self, piece: Piece, widths: Mapping[str, int]) -> tuple[nn.Module, tuple[Tensor, ...]]:
         """Build a piece at these widths as a module, and an example of its arguments."""
 
-        def length(axis: Axis) -> int:
-            return length_at(polynomial_of(axis), widths, self.full)
-
+        # Of a group that is narrower the first units: of an axis of several groups, such as a padded stream,
+        # what is left depends on which they are, and all pieces must agree.
+        length = Cut(self.graph, {name: np.arange(width) for name, width in widths.items()}).kept_length
         steps = []
         for step, operation in piece.steps:
             changed = {c.argument: length(c.axis) for c in operation.constants}
