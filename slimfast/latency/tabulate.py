@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from slimfast.arrays import Arguments, Progress
-from slimfast.errors import ArgumentError, SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError, one_line
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.inputs import arguments, map_tensors
@@ -161,8 +161,16 @@ def _timed(
 
     def take(signature: str, point: Point) -> float:
         piece = distinct[signature][0]
-        module, given = split.module_at(piece, timed[signature].widths_at(point))
-        return clock.piece(module, given)
+        widths = timed[signature].widths_at(point)
+        try:
+            return clock.piece(*split.module_at(piece, widths))
+        except RuntimeError as error:
+            at = ", ".join(f"{name} {width}" for name, width in widths.items())
+            raise SlimfastError(
+                f"latency: {piece.module or 'the network'} ({', '.join(piece.operations)}) cannot be "
+                f"measured alone with {at}: {one_line(error)}; use budgets of macs or params, and "
+                f"measure_latency"
+            ) from error
 
     begun = time.perf_counter()
     costs = {}
