@@ -102,20 +102,23 @@ def _decoder(result: Result) -> list[str]:
     settings, share = result["settings"], max(result["settings"]["shares"])
     rows = [row for row in result["rows"] if row["share"] == share]
 
-    def least(name: str | None = None) -> str:
-        found = [
-            row["perplexity"] for row in rows if (row["control"] if name is None else row["name"] == name)
-        ]
+    def mean(name: str) -> float | None:
+        found = [row["perplexity"] for row in rows if row["name"] == name]
+        return statistics.fmean(found) if found else None
+
+    def shown(*names: str) -> str:
+        found = [value for value in map(mean, names) if value is not None]
         return f"{min(found):.1f}" if found else NOT_MEASURED
 
+    draws = len({row["draw"] for row in rows})
     return [
         f"SmolLM2-135M, {share:g} of its layers' parameters, **no training**, {settings['calibration']} x "
         f"{settings['calibration_length']} tokens (perplexity, lower is better; on "
-        f"{result['dense']['tokens']:,} predictions: rough)",
+        f"{result['dense']['tokens']:,} predictions: rough; {draws} draws)",
         f"{result['dense']['perplexity']:.1f}",
-        least("marginal gain, activations"),
-        least(),
-        least("uniform, L1, activations"),
+        shown("marginal gain, MLP, activations"),
+        shown(*{row["name"] for row in rows if row["control"]}),
+        shown("uniform, L1, activations"),
     ]
 
 
@@ -153,7 +156,7 @@ TABLES = (
             "recovery-resnet20.json",
             "oneshot-resnet20-telling.json",
             "minilm-short.json",
-            "decoder-short.json",
+            "decoder-draws.json",
             "zoo.json",
             "cpu-pipeline.json",
         ),
