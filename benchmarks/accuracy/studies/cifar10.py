@@ -151,12 +151,15 @@ def train_thin(
     work: Path,
     progress: bool | None,
 ) -> History:
-    """Distil ``thin`` in place; its epochs, those before an interruption included."""
+    """Distil ``thin`` in place; its epochs, those before an interruption included.
+
+    ``validation`` chooses the best epoch; without images it is the last one.
+    """
     return distill(
         thin,
         teacher=teacher,
         train=AugmentedBatches(train, settings.batch),
-        evaluate=validation.batches(250),
+        evaluate=validation.batches(250) if len(validation) else None,
         epochs=settings.epochs,
         lr=settings.lr,
         loss=DistillationLoss(temperature=settings.temperature, soft=settings.soft, hard=settings.hard),

@@ -8,6 +8,9 @@ every row written as it is done: the same command goes on where it was stopped. 
 the same augmented images in the same order, so that the teacher's logits are computed once for all of them
 and kept beside the trainings.
 
+``--long`` is the full recipe: half of the MACs, 30 epochs on all 50,000 training images. None is held out, so
+that the network of the last epoch counts.
+
 ``--starts`` asks what a training makes of its start: the same widths with other units, the same units with
 other repairs, one epoch on fewer images and from a low rate, so that the start shows in the end.
 """
@@ -23,8 +26,9 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from torch import nn
 
-from benchmarks.accuracy.data.cifar10_data import data_folder, load_split
+from benchmarks.accuracy.data.cifar10_data import Images, data_folder, load_split
 from benchmarks.accuracy.studies.cifar10 import Settings, held_out, load_network, seconds_of, train_thin
 from benchmarks.accuracy.studies.contenders import RECOVERY, STARTS, Contender, thin_network, wanted
 from benchmarks.accuracy.studies.study import Study
@@ -55,13 +59,14 @@ SHORT = replace(
     epochs=1,
     seeds=(0,),
 )
+LONG = replace(SETTINGS, network="resnet20", macs=0.5, train_images=50000, validation_images=0, epochs=30)
 FROM_STARTS = replace(SETTINGS, train_images=10000, epochs=1, lr=0.015, seeds=(0, 100))
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training: accuracies in [0, 1] before it on validation, after it on validation and test images;
-    ``loss`` is that of the training images, the mean over the last epoch.
+    """One training: accuracies in [0, 1] before it on validation, after it on validation and test images,
+    None where no image is held out; ``loss`` is that of the training images, the mean over the last epoch.
     """
 
     name: str
@@ -69,8 +74,8 @@ class Row:
     seed: int
     params: int
     macs: int
-    before: float
-    validation: float
+    before: float | None
+    validation: float | None
     test: float
     loss: float
     seconds: float
@@ -125,14 +130,14 @@ def run(
             if number > 0:
                 here = Study.of(thin, example, train[:512].batches(256), 512)
             thin = thin_network(contender, here, settings.macs ** (1 / contender.rounds), seed)
-            cost, before = count_module(thin, example), accuracy(thin, validation.batches(250))
+            cost, before = count_module(thin, example), accuracy_on(thin, validation)
             folder = training_folder(work, name, seed, thin)
             # Faster on CPUs and GPUs alike, for everyone.
             thin = thin.to(memory_format=torch.channels_last)
             part = replace(settings, epochs=epochs)
             history = train_thin(thin, cached, train, validation, part, seed + done_epochs, folder, progress)
             seconds, done_epochs = seconds + seconds_of(history), done_epochs + epochs
-        scores = [accuracy(thin.eval(), images.batches(250)) for images in (validation, test)]
+        thin.eval()
         row = Row(
             name,
             contender.control,
@@ -140,7 +145,8 @@ def run(
             cost.params,
             cost.macs,
             before,
-            *scores,
+            validation=accuracy_on(thin, validation),
+            test=accuracy(thin, test.batches(250)),
             loss=history.epochs[-1].loss,
             seconds=round(seconds, 1),
         )
@@ -149,6 +155,11 @@ def run(
             temporary.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{name:26} seed {seed:3}  {100 * row.test:6.2f} %  {row.seconds:.0f} s", flush=True)
     return result
+
+
+def accuracy_on(network: nn.Module, images: Images) -> float | None:
+    """The share of ``images`` that ``network`` gets right; None where there are none."""
+    return accuracy(network, images.batches(250)) if len(images) else None
 
 
 def epochs_of(rounds: int, epochs: int) -> list[int]:
@@ -160,6 +171,9 @@ def main(
     short: Annotated[bool, typer.Option("--short", help="ResNet-20, 2,000 images, 1 epoch, 1 seed.")] = False,
     starts: Annotated[
         bool, typer.Option("--starts", help="Widths, units and repairs one by one: 10,000 images, 1 epoch.")
+    ] = False,
+    long: Annotated[
+        bool, typer.Option("--long", help="ResNet-20, half of the MACs, 50,000 images, 30 epochs.")
     ] = False,
     network: Annotated[
         str | None, typer.Option(help="resnet20, resnet32, resnet44, resnet56 or vgg16_bn.")
@@ -176,9 +190,11 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder for the state of the trainings.")] = None,
 ) -> None:
     """Train every contender by the same short recipe and compare."""
-    if short and starts:
-        raise SlimfastError("--short and --starts are two forms: pass one of them")
-    settings = SHORT if short else FROM_STARTS if starts else SETTINGS
+    forms = {"short": (short, SHORT), "starts": (starts, FROM_STARTS), "long": (long, LONG)}
+    chosen = [name for name, (asked, _) in forms.items() if asked]
+    if len(chosen) > 1:
+        raise SlimfastError(f"{' and '.join(f'--{name}' for name in chosen)}: pass one of them")
+    settings = forms[chosen[0]][1] if chosen else SETTINGS
     settings = replace(
         settings,
         network=network or settings.network,
@@ -186,7 +202,7 @@ def main(
         epochs=epochs or settings.epochs,
     )
     own = f"{'' if lr is None else f'-lr{lr:g}'}{'' if epochs is None else f'-epochs{epochs}'}"
-    form = "-short" if short else "-starts" if starts else ""
+    form = f"-{chosen[0]}" if chosen else ""
     name = f"recovery-{settings.network}{own}{form}"
     path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
     output_folder(path.parent)

@@ -32,7 +32,7 @@ def table(result: Result) -> str:
     columns = ["test accuracy", "seeds", "held out, before", "after", "training loss", "parameters", "MACs"]
     lines = [["thin network", *columns, "time"], ["---", *["--:"] * (len(columns) + 1)]]
     for rows in groups:
-        held = [f"{100 * statistics.fmean(row[k] for row in rows):.2f} %" for k in ("before", "validation")]
+        held = [_held_out([row[key] for row in rows]) for key in ("before", "validation")]
         name = f"{rows[0]['name']}{' (control)' if rows[0]['control'] else ''}"
         took = statistics.fmean(row["seconds"] for row in rows)
         mean, params, macs = cells_of(rows)
@@ -51,6 +51,12 @@ def table(result: Result) -> str:
         f"{trained} of {asked} trainings run; "
         f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}.\n"
     )
+
+
+def _held_out(scores: list[float | None]) -> str:
+    """The mean, in percent; nothing where no image was held out."""
+    known = [score for score in scores if score is not None]
+    return f"{100 * statistics.fmean(known):.2f} %" if known else ""
 
 
 def brief(*networks: Result) -> str:
