@@ -219,7 +219,7 @@ def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatc
     found = recovery.run(asked, both, names=("paper",), seeds=(1,), **options)
     assert [(row["name"], row["seed"]) for row in found["rows"]] == [("paper", 1)]
     assert found["planned"] == 4
-    # Where all images train, none chooses the epoch: the last one counts, and the table leaves the cells empty.
+    # Where all images train, the last epoch counts, and the table leaves cells empty.
     whole = recovery.replace(settings, train_images=60, validation_images=0)
     of_all = recovery.run(whole, both[:1], work=tmp_path / "all", path=tmp_path / "all.json", progress=False)
     assert [(row["before"], row["validation"]) for row in of_all["rows"]] == [(None, None)]
