@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 import torch
@@ -33,52 +35,86 @@ _CHANNELS_SECOND = (
 class Hint:
     """Match the output of module ``module``: student channel j with teacher channel ``keep[j]`` (None: all).
 
-    ``dim`` is the channel dim of that output. :func:`aligned_hints` makes these for a pruned network.
+    ``dim`` is the channel dim of that output, ``weight`` what this hint counts beside the others: their loss
+    is the weighted mean. :func:`aligned_hints` makes these for a pruned network.
     """
 
     module: str
     keep: tuple[int, ...] | None = None
     dim: int = 1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.weight > 0 and math.isfinite(self.weight)):
+            raise ArgumentError(f"Hint {self.module}: the weight must be positive, got {self.weight}")
 
 
-def aligned_hints(student: nn.Module, modules: Iterable[str]) -> tuple[Hint, ...]:
+def aligned_hints(student: nn.Module, modules: Iterable[str], *, by_cut: bool = False) -> tuple[Hint, ...]:
     """Make hints for these modules of a network made by ``prune_channels``, aligned by what it kept.
 
     Args:
         student: The thin network.
-        modules: Names of modules with a weight (linear, convolution, norm): the output channels of each are
-            its weight's surviving ones. For other modules write the :class:`Hint` itself.
+        modules: Names of modules with a weight (linear, convolution, norm), or globs that match some: the
+            output channels of each are its weight's surviving ones. Of what a glob matches, modules without
+            such a weight are passed over; for those write the :class:`Hint` itself.
+        by_cut: Weigh each hint by the share of its weight's numbers that was cut, inputs and outputs alike,
+            so that the training looks where most was lost. What was not cut gets no hint.
 
     Returns:
-        One hint for each module.
+        One hint for each module, in the order of ``modules``; each module once.
 
     Raises:
-        ValueError: For a name that no module has, or a module whose output channels its weight does not name.
+        ValueError: For a name that no module has, a module whose output channels its weight does not name,
+            a glob that matches none, or ``by_cut`` where nothing was cut.
 
     Example:
-        loss = DistillationLoss(hints=aligned_hints(thin, ["layer1.0.conv1", "layer2.0.conv1"]))
+        loss = DistillationLoss(hints=aligned_hints(thin, ["layer1.*.conv2", "layer2.0.conv1"], by_cut=True))
     """
-    keeps = manifest(student).keeps
-    known = dict(student.named_modules())
+    made = manifest(student)
     hints = []
-    for name in modules:
-        if name not in known:
-            raise ArgumentError(f"aligned_hints: the student has no module {name!r}")
-        module = known[name]
-        if (
-            not isinstance(module, _CHANNELS_LAST + _CHANNELS_SECOND)
-            or getattr(module, "weight", None) is None
-        ):
-            kind = type(module).__name__
-            raise ArgumentError(
-                f"aligned_hints: {name} is a {kind}: cannot tell its channels; write its Hint"
-            )
+    for name, module in _named(student, modules).items():
         # A transposed convolution stores (in, out, ...), an embedding (entries, channels).
         weight_dim = 1 if getattr(module, "transposed", False) or isinstance(module, nn.Embedding) else 0
-        keep = keeps.get(_holder(name, module, student), {}).get(weight_dim)
+        holder = _holder(name, module, student)
+        keep = made.keeps.get(holder, {}).get(weight_dim)
+        kept = None if keep is None else tuple(int(unit) for unit in keep)
+        wide = made.shapes_before.get(holder, tuple(module.weight.shape))
+        lost = 1.0 - module.weight.numel() / math.prod(wide)
+        if by_cut and lost <= 0.0:
+            continue
         dim = -1 if isinstance(module, _CHANNELS_LAST) else 1
-        hints.append(Hint(name, None if keep is None else tuple(int(unit) for unit in keep), dim))
+        hints.append(Hint(name, kept, dim, lost if by_cut else 1.0))
+    if by_cut and not hints:
+        raise ArgumentError("aligned_hints: by_cut, but nothing of these modules was cut; leave by_cut out")
     return tuple(hints)
+
+
+def _named(student: nn.Module, modules: Iterable[str]) -> dict[str, Any]:
+    """Find the modules of these names and globs, each with a weight that names its output channels."""
+    known = dict(student.named_modules())
+    found: dict[str, Any] = {}
+    for name in modules:
+        if name in known:
+            if not _has_channels(known[name]):
+                kind = type(known[name]).__name__
+                raise ArgumentError(
+                    f"aligned_hints: {name} is a {kind}: cannot tell its channels; write its Hint"
+                )
+            found[name] = known[name]
+            continue
+        matched = {n: m for n, m in known.items() if fnmatchcase(n, name) and _has_channels(m)}
+        if not matched and any(sign in name for sign in "*?["):
+            raise ArgumentError(f"aligned_hints: {name!r} matches no module with a weight of channels")
+        if not matched:
+            raise ArgumentError(f"aligned_hints: the student has no module {name!r}")
+        found |= matched
+    return found
+
+
+def _has_channels(module: nn.Module) -> bool:
+    """Tell whether the module's weight names the channels of its output."""
+    known = isinstance(module, _CHANNELS_LAST + _CHANNELS_SECOND)
+    return known and getattr(module, "weight", None) is not None
 
 
 def _holder(name: str, module: nn.Module, student: nn.Module) -> str:

@@ -242,14 +242,14 @@ class DistillationLoss:
         if len(compared) == 1 and compared[0].counted_positions is not None:
             masks.append(compared[0].counted_positions)
         counted = [counted_in(student, masks) for student, _ in features]
-        return {
-            name: (
-                weight,
-                torch.stack([loss(*pair, c) for pair, c in zip(features, counted, strict=True)]).mean(),
-            )
-            for name, loss in (("hint", hint_loss), ("attention", attention_loss))
-            if (weight := getattr(self, name))
-        }
+        total = sum(hint.weight for hint in self.hints)
+        terms: dict[str, tuple[float, Tensor]] = {}
+        for name, loss in (("hint", hint_loss), ("attention", attention_loss)):
+            if weight := getattr(self, name):
+                values = zip(self.hints, features, counted, strict=True)
+                of_each = [hint.weight / total * loss(*pair, c) for hint, pair, c in values]
+                terms[name] = (weight, torch.stack(of_each).sum())
+        return terms
 
     def watching(self, student: nn.Module, teacher: nn.Module) -> AbstractContextManager[FeatureTap]:
         """Record the hinted modules' outputs while both networks run; the hooks go when the block ends."""

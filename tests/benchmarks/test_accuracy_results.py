@@ -232,6 +232,35 @@ def test_the_teacher_runs_once_for_all_contenders(monkeypatch: pytest.MonkeyPatc
         recovery.run(recovery.SHORT, work=work, path=path, progress=False)
 
 
+def test_losses_start_from_one_thin_network_and_end_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (60, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images = Images(pixels, torch.randint(0, 10, (60,), generator=generator))
+    torch.manual_seed(0)
+    network = ResNet(blocks=1).eval()
+    monkeypatch.setattr(recovery, "load_network", lambda name, folder: network)
+    monkeypatch.setattr(recovery, "load_split", lambda split, folder: images)
+    settings = recovery.replace(
+        recovery.OF_LOSSES,
+        train_images=40,
+        validation_images=10,
+        test_images=10,
+        batch=8,
+        epochs=1,
+        seeds=(0,),
+    )
+    work = tmp_path / "work"
+    found = recovery.run(
+        settings, (contenders.LOSSES,), work=work, path=tmp_path / "rows.json", progress=False
+    )
+    assert [row["name"] for row in found["rows"]] == list(contenders.LOSSES)
+    # The name of a training's folder ends with the digest of the network that it began from.
+    assert len({folder.name.rpartition("-")[2] for folder in work.iterdir() if folder.is_dir()}) == 1
+    assert len({row["loss"] for row in found["rows"]}) == len(contenders.LOSSES)
+
+
 def test_contenders_in_rounds_have_the_same_epochs_as_others():
     assert recovery.epochs_of(1, 5) == [5]
     assert recovery.epochs_of(2, 5) == [1, 4]

@@ -214,6 +214,48 @@ def test_aligned_hints_of_layers_that_make_their_weights(wrap) -> None:
     )
 
 
+def test_hints_by_cut_weigh_what_each_module_lost() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5), nn.Linear(5, 2)]
+    model = nn.Sequential(*layers).eval()
+    plan = slimfast.plan(model, torch.randn(2, 3), overrides={"0": 4, "2": 2, "4": 5})
+    thin = slimfast.prune_channels(model, plan)
+    # Of 4 x 8 numbers 4 x 2 are left, of 8 x 5 the inputs' 2 x 5; the first and last layers are whole.
+    hints = aligned_hints(thin, ["*"], by_cut=True)
+    assert [(hint.module, hint.weight) for hint in hints] == [("2", 1 - 8 / 32), ("4", 1 - 10 / 40)]
+    plain = aligned_hints(thin, ["[24]", "2"])
+    assert [(hint.module, hint.weight) for hint in plain] == [("2", 1.0), ("4", 1.0)]
+    assert hints[0].keep == plain[0].keep == plan_keep(thin)
+    with pytest.raises(ValueError, match="by_cut, but nothing of these modules was cut"):
+        aligned_hints(thin, ["0", "5"], by_cut=True)
+    with pytest.raises(ValueError, match="'layer.*' matches no module with a weight"):
+        aligned_hints(thin, ["layer.*"])
+
+
+def plan_keep(thin: nn.Module) -> tuple[int, ...]:
+    """The outputs of layer 2 that are left."""
+    return tuple(slimfast.manifest(thin).keeps["2.weight"][0].tolist())
+
+
+def test_weighted_hints_are_a_weighted_mean() -> None:
+    torch.manual_seed(0)
+    teacher, student = (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)) for _ in range(2))
+    x = torch.randn(6, 3)
+    one, other = (hint_loss(student[:n](x), teacher[:n](x)) for n in (1, 2))
+
+    def hinted(*weights: float) -> torch.Tensor:
+        hints = tuple(Hint(str(i), dim=-1, weight=weight) for i, weight in enumerate(weights))
+        loss = DistillationLoss(soft=0.0, hard=0.0, hints=hints)
+        with loss.watching(student, teacher) as features:
+            return loss(student(x), teacher(x), None, features())
+
+    torch.testing.assert_close(hinted(1.0, 1.0), (one + other) / 2)
+    torch.testing.assert_close(hinted(0.3, 0.1), (3 * one + other) / 4)
+    for weight in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="Hint 0: the weight must be positive"):
+            Hint("0", weight=weight)
+
+
 def test_aligned_hints_go_by_the_first_name_of_a_tied_weight() -> None:
     student = nn.ModuleDict({"first": nn.Linear(3, 2), "second": nn.Linear(3, 2)})
     student["second"].weight = student["first"].weight

@@ -150,11 +150,14 @@ def train_thin(
     seed: int,
     work: Path,
     progress: bool | None,
+    loss: DistillationLoss | None = None,
 ) -> History:
     """Distil ``thin`` in place; its epochs, those before an interruption included.
 
-    ``validation`` chooses the best epoch; without images it is the last one.
+    ``validation`` chooses the best epoch; without images it is the last one. ``loss`` stands in for that of
+    the settings.
     """
+    of_settings = DistillationLoss(temperature=settings.temperature, soft=settings.soft, hard=settings.hard)
     return distill(
         thin,
         teacher=teacher,
@@ -162,7 +165,7 @@ def train_thin(
         evaluate=validation.batches(250) if len(validation) else None,
         epochs=settings.epochs,
         lr=settings.lr,
-        loss=DistillationLoss(temperature=settings.temperature, soft=settings.soft, hard=settings.hard),
+        loss=loss or of_settings,
         weight_decay=settings.weight_decay,
         seed=seed,
         checkpoint=work,

@@ -12,6 +12,7 @@ from torch import nn
 from benchmarks.accuracy.studies import allocations
 from benchmarks.accuracy.studies.peer import torch_pruned
 from benchmarks.accuracy.studies.study import Allocation, Study
+from slimfast.distillation import DistillationLoss, aligned_hints
 from slimfast.plans import Plan
 from slimfast.pruning.prune import prune_channels
 
@@ -20,6 +21,7 @@ from slimfast.pruning.prune import prune_channels
 class Contender:
     """How a thin network is made before it is trained: by a plan, or, where that is None, by torch-pruning,
     which takes at most the share ``most`` of a layer. In several ``rounds`` what was trained is cut again.
+    ``loss`` makes the loss of the thin network that it trains; without it the settings say it.
     """
 
     plan: Callable[[Study, float, int], Plan] | None
@@ -30,6 +32,7 @@ class Contender:
     scratch: bool = False
     most: float = 1.0
     rounds: int = 1
+    loss: Callable[[nn.Module], DistillationLoss] | None = None
 
 
 def _of(allocation: Allocation) -> Callable[[Study, float, int], Plan]:
@@ -139,6 +142,35 @@ STARTS: dict[str, Contender] = (
     | _starts("gain in shares", allocations.marginal_gain_of_shares, "activations", 1.0)
     | _starts("group magnitude", allocations.group_magnitude, "l1", None, 1.0, control=True)
 )
+
+
+# The residual branches' ends: what each block adds to the stream.
+_BRANCHES = ("layer*.*.conv2",)
+
+
+def _taught(loss: Callable[[nn.Module], DistillationLoss]) -> Contender:
+    """The default's thin network, trained by this loss."""
+    return replace(TELLING["default"], loss=loss)
+
+
+# What a training makes of its loss: the same thin network, seeds, images and steps for each.
+LOSSES: dict[str, Contender] = {
+    "targets and labels (distill's default)": _taught(lambda thin: DistillationLoss()),
+    "targets alone": _taught(lambda thin: DistillationLoss(soft=1.0, hard=0.0)),
+    "labels alone": _taught(lambda thin: DistillationLoss(soft=0.0, hard=1.0)),
+    "targets at T = 1": _taught(lambda thin: DistillationLoss(temperature=1.0)),
+    "targets at T = 2": _taught(lambda thin: DistillationLoss(temperature=2.0)),
+    "and hints": _taught(lambda thin: DistillationLoss(hints=aligned_hints(thin, _BRANCHES))),
+    "and hints by cut": _taught(
+        lambda thin: DistillationLoss(hints=aligned_hints(thin, _BRANCHES, by_cut=True))
+    ),
+    "and attention": _taught(
+        lambda thin: DistillationLoss(hint=0.0, attention=1.0, hints=aligned_hints(thin, _BRANCHES))
+    ),
+    "decoupled targets": _taught(lambda thin: DistillationLoss(soft=0.0, decoupled=0.9)),
+    "correlation": _taught(lambda thin: DistillationLoss(soft=0.0, hard=1.0, correlation=2.0)),
+    "and relations": _taught(lambda thin: DistillationLoss(relational=1.0)),
+}
 
 
 def thin_network(contender: Contender, study: Study, macs: float, seed: int) -> nn.Module:

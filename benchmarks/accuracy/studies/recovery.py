@@ -11,6 +11,8 @@ and kept beside the trainings.
 ``--long`` is the full recipe: half of the MACs, 30 epochs on all 50,000 training images. None is held out, so
 that the network of the last epoch counts.
 
+``--losses`` trains one thin network, ResNet-20's by the default, by each loss that ``distill`` offers.
+
 ``--starts`` asks what a training makes of its start: the same widths with other units, the same units with
 other repairs, one epoch on fewer images and from a low rate, so that the start shows in the end.
 """
@@ -30,7 +32,7 @@ from torch import nn
 
 from benchmarks.accuracy.data.cifar10_data import Images, data_folder, load_split
 from benchmarks.accuracy.studies.cifar10 import Settings, held_out, load_network, seconds_of, train_thin
-from benchmarks.accuracy.studies.contenders import RECOVERY, STARTS, Contender, thin_network, wanted
+from benchmarks.accuracy.studies.contenders import LOSSES, RECOVERY, STARTS, Contender, thin_network, wanted
 from benchmarks.accuracy.studies.study import Study
 from benchmarks.accuracy.studies.trainings import training_folder
 from benchmarks.stamp import ROOT, stamp
@@ -60,6 +62,7 @@ SHORT = replace(
     seeds=(0,),
 )
 LONG = replace(SETTINGS, network="resnet20", macs=0.5, train_images=50000, validation_images=0, epochs=30)
+OF_LOSSES = replace(SETTINGS, network="resnet20")
 FROM_STARTS = replace(SETTINGS, train_images=10000, epochs=1, lr=0.015, seeds=(0, 100))
 
 
@@ -135,7 +138,12 @@ def run(
             # Faster on CPUs and GPUs alike, for everyone.
             thin = thin.to(memory_format=torch.channels_last)
             part = replace(settings, epochs=epochs)
-            history = train_thin(thin, cached, train, validation, part, seed + done_epochs, folder, progress)
+            loss = contender.loss(thin) if contender.loss else None
+            # Hints look inside the teacher, so that its logits alone do not serve.
+            taught_by = teacher if loss and loss.hints else cached
+            history = train_thin(
+                thin, taught_by, train, validation, part, seed + done_epochs, folder, progress, loss
+            )
             seconds, done_epochs = seconds + seconds_of(history), done_epochs + epochs
         thin.eval()
         row = Row(
@@ -175,6 +183,9 @@ def main(
     long: Annotated[
         bool, typer.Option("--long", help="ResNet-20, half of the MACs, 50,000 images, 30 epochs.")
     ] = False,
+    losses: Annotated[
+        bool, typer.Option("--losses", help="One thin ResNet-20 by each loss of distill.")
+    ] = False,
     network: Annotated[
         str | None, typer.Option(help="resnet20, resnet32, resnet44, resnet56 or vgg16_bn.")
     ] = None,
@@ -190,7 +201,12 @@ def main(
     work: Annotated[Path | None, typer.Option(help="Folder for the state of the trainings.")] = None,
 ) -> None:
     """Train every contender by the same short recipe and compare."""
-    forms = {"short": (short, SHORT), "starts": (starts, FROM_STARTS), "long": (long, LONG)}
+    forms = {
+        "short": (short, SHORT),
+        "long": (long, LONG),
+        "losses": (losses, OF_LOSSES),
+        "starts": (starts, FROM_STARTS),
+    }
     chosen = [name for name, (asked, _) in forms.items() if asked]
     if len(chosen) > 1:
         raise SlimfastError(f"{' and '.join(f'--{name}' for name in chosen)}: pass one of them")
@@ -207,7 +223,7 @@ def main(
     path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
     output_folder(path.parent)
     started = time.perf_counter()
-    parts = (STARTS,) if starts else RECOVERY
+    parts = (STARTS,) if starts else (LOSSES,) if losses else RECOVERY
     folder = work or ROOT / "build" / "accuracy" / name
     run(settings, parts, work=folder, path=path, names=contender or (), seeds=seed)
     print(f"written: {path} ({time.perf_counter() - started:.0f} s)")
