@@ -25,7 +25,7 @@ def shifts_labels(model: Any, inputs: Any, targets: Any, ignore_index: int) -> b
     name = type(model).__name__
     if not isinstance(targets, Tensor) or targets.is_floating_point() or targets.dim() < 2:
         return False
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) or name.endswith("ForMaskedLM"):
+    if sees_what_it_predicts(model):
         return False
     counted = is_label(targets, ignore_index)
     repeated = moved = False
@@ -35,6 +35,12 @@ def shifts_labels(model: Any, inputs: Any, targets: Any, ignore_index: int) -> b
             follows = bool((tokens[:, 1:] == targets[:, :-1])[counted[:, :-1]].all())
             repeated, moved = repeated or repeats, moved or (follows and not repeats)
     return not moved and (repeated or name.endswith("ForCausalLM"))
+
+
+def sees_what_it_predicts(model: Any) -> bool:
+    """Tell whether a model is an encoder and decoder or a masked language model: it reads on both sides."""
+    config = getattr(model, "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False)) or type(model).__name__.endswith("ForMaskedLM")
 
 
 def _token_inputs(inputs: Any) -> Iterator[Tensor]:

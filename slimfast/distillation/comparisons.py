@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from slimfast.distillation.counting import is_label, next_position
-from slimfast.distillation.network_outputs import output_named
+from slimfast.distillation.network_outputs import output_named, teacher_output
 from slimfast.distillation.output_kinds import (
     Kind,
     Output,
@@ -17,6 +17,7 @@ from slimfast.distillation.output_kinds import (
     positions_of,
     targets_for,
 )
+from slimfast.distillation.top_logits import TopLogits
 from slimfast.errors import ArgumentError
 
 
@@ -26,7 +27,7 @@ class Comparison:
 
     ``targets`` are class indices in the shape of the positions, or values in the output's own shape.
     ``counted`` is true where the batch counts: a position for "softmax" and "cosine", an entry of the output
-    for the others. None: everywhere.
+    for the others. None: everywhere. Of a teacher whose top logits alone are kept, these are ``top``.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Comparison:
     teacher: Tensor | None
     targets: Tensor | None
     counted: Tensor | None
+    top: TopLogits | None = None
 
     @property
     def by_position(self) -> bool:
@@ -88,7 +90,8 @@ def compare(
         assert output.kind is not None
         assert output.class_dim is not None
         ours = output_named(student, output.name)
-        theirs = None if teacher is None else output_named(teacher, output.name)
+        known = None if teacher is None else teacher_output(teacher, output.name)
+        top, theirs = (known, None) if isinstance(known, TopLogits) else (None, known)
         own = targets_for(output, outputs, targets)
         if own is not None:
             own = _in_place(own, ours, output)
@@ -99,7 +102,9 @@ def compare(
                 own, counted = next_position(own, 0), next_position(counted, False)
         counted = _with_mask(counted, mask, ours, output, shift=shift and own is not None)
         found.append(
-            Comparison(output.name, output.kind, output.weight, output.class_dim, ours, theirs, own, counted)
+            Comparison(
+                output.name, output.kind, output.weight, output.class_dim, ours, theirs, own, counted, top
+            )
         )
     return tuple(found)
 

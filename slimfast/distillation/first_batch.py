@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slimfast.distillation.batches import call, describe, evaluating
 from slimfast.distillation.losses import DistillationLoss
-from slimfast.distillation.network_outputs import common_outputs, output_named
+from slimfast.distillation.network_outputs import common_outputs, output_named, teacher_output
 from slimfast.distillation.training_setup import Loss, Setup
 from slimfast.errors import SlimfastError
 
@@ -57,7 +57,7 @@ def _shared(setup: Setup, loss: DistillationLoss) -> DistillationLoss:
 def _check_shapes(loss: DistillationLoss, student: Any, teacher: Any) -> None:
     names = tuple(o.name for o in loss.outputs) or common_outputs(student, teacher)
     for name in names if loss.soft else ():
-        got, wanted = tuple(output_named(student, name).shape), tuple(output_named(teacher, name).shape)
+        got, wanted = tuple(output_named(student, name).shape), tuple(teacher_output(teacher, name).shape)
         if got != wanted:
             which = f"output {name}" if name else "output"
             raise SlimfastError(f"distill: the student's {which} is {got}, the teacher's {wanted}")

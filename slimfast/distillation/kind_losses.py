@@ -9,10 +9,13 @@ from torch.nn import functional
 from slimfast.distillation.comparisons import Comparison
 from slimfast.distillation.counting import mean_counted
 from slimfast.distillation.output_losses import binary_target_loss, soft_target_loss, widened
+from slimfast.distillation.top_logits import top_target_loss
 
 
 def soft_loss(c: Comparison, temperature: float) -> Tensor:
     """Measure how far the student's output is from the teacher's; a scalar, 0 where nothing counts."""
+    if c.top is not None:
+        return top_target_loss(c.student, c.top, temperature=temperature, counted=c.counted)
     assert c.teacher is not None
     if c.kind == "softmax":
         return soft_target_loss(

@@ -197,6 +197,10 @@ class DistillationLoss:
     def _of_output(self, c: Comparison) -> dict[str, tuple[float, Tensor]]:
         """Compute the terms of one output."""
         terms: dict[str, tuple[float, Tensor]] = {}
+        if c.top is not None:
+            self._check_top(c)
+            if self.soft:
+                terms["soft"] = (self.soft, soft_loss(c, self.temperature))
         if c.teacher is not None:
             if c.student.shape != c.teacher.shape:
                 got, wanted = tuple(c.student.shape), tuple(c.teacher.shape)
@@ -209,6 +213,16 @@ class DistillationLoss:
         if self.hard and c.targets is not None:
             terms["hard"] = (self.hard, hard_loss(c, self.label_smoothing))
         return terms
+
+    def _check_top(self, c: Comparison) -> None:
+        """Refuse terms that want more of the teacher's logits than the largest."""
+        wanting = [name for name in ("decoupled", "correlation", "relational") if getattr(self, name)]
+        what = ", ".join(wanting) or f'an output of kind "{c.kind}"'
+        if wanting or c.kind != "softmax" or c.class_dim not in (-1, c.student.dim() - 1):
+            raise ArgumentError(
+                f"DistillationLoss: {what} needs whole logits, classes last, and the teacher's are its top "
+                "ones: take CachedTeacher without top="
+            )
 
     def _of_rows(self, c: Comparison) -> dict[str, tuple[float, Tensor]]:
         """Compute the terms that take one row per prediction, as a token is."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from slimfast.distillation.top_logits import TopLogits
 from slimfast.errors import ArgumentError, ArgumentTypeError
 
 # What Hugging Face's networks return beside what they are asked for.
@@ -46,7 +47,7 @@ def common_outputs(student: Any, teacher: Any) -> tuple[str, ...]:
 
     Of a ``teacher`` None, the student's.
     """
-    if isinstance(student, Tensor) or isinstance(teacher, Tensor):
+    if isinstance(student, Tensor) or isinstance(teacher, Tensor | TopLogits):
         return ("",)
     ours = named_outputs(student)
     theirs = ours if teacher is None else named_outputs(teacher)
@@ -62,6 +63,15 @@ def output_named(output: Any, name: str) -> Tensor:
         got = ", ".join(found) or type(output).__name__
         raise ArgumentError(f"DistillationLoss: expected an output {name!r}, got {got}")
     return found[name]
+
+
+def teacher_output(output: Any, name: str) -> Tensor | TopLogits:
+    """Find a teacher's output of this name: a tensor, or the top of logits where no more of them is kept."""
+    if isinstance(output, TopLogits):
+        if name not in ("", "logits"):
+            raise ArgumentError(f"DistillationLoss: expected an output {name!r}, got top logits alone")
+        return output
+    return output_named(output, name)
 
 
 def _leaves(value: Any, path: tuple[str, ...], above: set[int]) -> Iterator[tuple[str, Tensor]]:

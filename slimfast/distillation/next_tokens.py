@@ -20,7 +20,7 @@ from slimfast.distillation.batches import (
     split_batch,
     to_device,
 )
-from slimfast.distillation.causal import shifts_labels
+from slimfast.distillation.causal import sees_what_it_predicts, shifts_labels
 from slimfast.distillation.counting import IGNORED, is_label
 from slimfast.distillation.network_outputs import logits_of
 from slimfast.errors import ArgumentTypeError, SlimfastError, one_line
@@ -69,9 +69,7 @@ def perplexity(
         before, after = (slimfast.perplexity(network, windows) for network in (model, thin))
     """
     network = unwrapped(model)
-    if getattr(getattr(network, "config", None), "is_encoder_decoder", False) or type(
-        network
-    ).__name__.endswith("ForMaskedLM"):
+    if sees_what_it_predicts(network):
         raise ArgumentTypeError(
             f"perplexity: expected a causal language model, got {type(network).__name__}, which sees the "
             f"tokens it predicts"

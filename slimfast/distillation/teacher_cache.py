@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections.abc import Iterator
@@ -13,15 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfast.distillation.batches import call
-from slimfast.distillation.network_outputs import logits_of, named_outputs
+from slimfast.distillation.cached_samples import KEY, digest_of, keys_of, logits_at
+from slimfast.distillation.top_logits import TopLogits
+from slimfast.distillation.top_teacher import TopTeacher
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
-from slimfast.graph.recording.inputs import map_leaves
 from slimfast.storage.atomic import check_file, lock
 
 _MAGIC = b"slimfast.logits.1\n"
-_KEY = 16
 
 
 class CachedTeacher(nn.Module):
@@ -36,14 +34,37 @@ class CachedTeacher(nn.Module):
         teacher = CachedTeacher(model, "logits.bin")
         distill(thin, teacher=teacher, train=batches)
 
-    Its outputs are plain logits, which serve every term but hints. Raises :class:`SlimfastError` for a file
-    of another teacher, for one that is none of ours, and where it cannot be written.
+    Its outputs are plain logits, which serve every term but hints.
+
+    With ``top=64``, for causal language models, it keeps the 64 most probable tokens of each position at
+    ``temperature`` and the sum of all others: 4 bytes a token kept (6 where there are more than 65,536), 4
+    for the rest and 20 a text, which need not be of one length. Texts are known by their tokens up to the
+    last that the mask shows, so that other padding makes no new ones. The soft loss then takes all others as
+    one token (:func:`slimfast.distillation.top_logits.top_target_loss`); its temperature must be the same
+    one, and 1 suits: the higher, the less of the probability the top tokens have.
+
+        teacher = CachedTeacher(model, "top.bin", top=64, temperature=1.0)
+        distill(thin, teacher=teacher, train=batches, loss=DistillationLoss(temperature=1.0))
+
+    Raises :class:`SlimfastError` for a file of another teacher, another ``top`` or ``temperature``, for one
+    that is none of ours, and where it cannot be written.
     """
 
-    def __init__(self, teacher: nn.Module, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        teacher: nn.Module,
+        path: str | os.PathLike[str],
+        *,
+        top: int | None = None,
+        temperature: float = 4.0,
+    ) -> None:
         super().__init__()
         self.teacher = teacher
         self._path = Path(path)
+        self._top: TopTeacher | None = None
+        if top is not None:
+            self._top = TopTeacher(teacher, self._path, digest_of(teacher), top, temperature)
+            return
         self._known: dict[bytes, np.ndarray] = {}
         self._shape: tuple[int, ...] | None = None
         self._digest = digest_of(teacher)
@@ -52,14 +73,18 @@ class CachedTeacher(nn.Module):
 
     def __len__(self) -> int:
         """Count the samples that are known."""
-        return len(self._known)
+        return len(self._known) if self._top is None else len(self._top)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Give the teacher's logits (N, ...), float32: of known samples from the file, others computed."""
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor | TopLogits:
+        """Give the teacher's logits (N, ...), float32, or the top of them: of known samples from the file,
+        others computed.
+        """
         inputs: Any = kwargs or (args if len(args) > 1 else args[0])
+        if self._top is not None:
+            return self._top.outputs(inputs)
         leaves = list(tensors_in(inputs))
         count = len(leaves[0])
-        keys = _keys(leaves, count)
+        keys = keys_of(leaves, count)
         new = [i for i, key in enumerate(keys) if key not in self._known]
         if new:
             self._compute(inputs, keys, new, count)
@@ -68,14 +93,7 @@ class CachedTeacher(nn.Module):
 
     @torch.no_grad()
     def _compute(self, inputs: Any, keys: list[bytes], new: list[int], count: int) -> None:
-        def cut(leaf: Any) -> Any:
-            whole = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == count
-            return leaf[torch.tensor(new, device=leaf.device)] if whole else leaf
-
-        output = call(self.teacher, map_leaves(inputs, cut))
-        if len(names := list(named_outputs(output))) > 1:
-            raise SlimfastError(f"CachedTeacher: expected a teacher with one output, got {', '.join(names)}")
-        logits = logits_of(output).float().cpu().numpy()
+        logits = logits_at(self.teacher, inputs, new, count).float().cpu().numpy()
         shape = tuple(logits.shape[1:])
         if self._shape not in (None, shape):
             raise SlimfastError(f"{self._path}: expected logits of shape {self._shape}, got {shape}")
@@ -108,17 +126,17 @@ class CachedTeacher(nn.Module):
         """Lay out what the file begins with, and the bytes of a record."""
         shape = self._shape or ()
         header = _MAGIC + self._digest + struct.pack(f"<B{len(shape)}Q", len(shape), *shape)
-        return header, _KEY + 4 * int(np.prod(shape, dtype=np.int64))
+        return header, KEY + 4 * int(np.prod(shape, dtype=np.int64))
 
     def _read(self) -> None:
         content = check_file(self._path).read_bytes()
         at = len(_MAGIC)
         if content[:at] != _MAGIC[: len(content)]:
             raise SlimfastError(f"{self._path}: expected logits of slimfast, got another file")
-        if content[at : at + _KEY] != self._digest[: max(0, len(content) - at)]:
+        if content[at : at + KEY] != self._digest[: max(0, len(content) - at)]:
             raise SlimfastError(f"{self._path}: expected logits of this teacher, got another's")
-        dims = content[at + _KEY] if len(content) > at + _KEY else 0
-        at += _KEY + 1
+        dims = content[at + KEY] if len(content) > at + KEY else 0
+        at += KEY + 1
         if len(content) < at + 8 * dims:
             # Killed in its first moment: the next to write begins anew.
             return
@@ -127,34 +145,10 @@ class CachedTeacher(nn.Module):
         at = len(header)
         whole = (len(content) - at) // size
         for record in _records(content, at, size, whole):
-            row = np.frombuffer(record[_KEY:], dtype="<f4").reshape(self._shape)
-            self._known[record[:_KEY]] = row.astype(np.float32)
+            row = np.frombuffer(record[KEY:], dtype="<f4").reshape(self._shape)
+            self._known[record[:KEY]] = row.astype(np.float32)
 
 
 def _records(content: bytes, at: int, size: int, count: int) -> Iterator[bytes]:
     for i in range(count):
         yield content[at + i * size : at + (i + 1) * size]
-
-
-def _keys(leaves: list[Tensor], count: int) -> list[bytes]:
-    """Digest each sample's bytes in all tensors."""
-    arrays = [leaf.detach().cpu().contiguous() for leaf in leaves]
-    per_sample = [a if a.dim() and len(a) == count else a.expand(count, *a.shape) for a in arrays]
-    keys = []
-    for i in range(count):
-        digest = hashlib.blake2b(digest_size=_KEY)
-        for array in per_sample:
-            row = array[i].contiguous()
-            digest.update(f"{row.dtype}{tuple(row.shape)}".encode())
-            digest.update(row.reshape(-1).view(torch.uint8).numpy().tobytes())
-        keys.append(digest.digest())
-    return keys
-
-
-def digest_of(model: nn.Module) -> bytes:
-    """Digest the names and bytes of all parameters and buffers."""
-    digest = hashlib.blake2b(digest_size=_KEY)
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.digest()

@@ -142,6 +142,7 @@ WRITERS: dict[str, tuple[str, Write, Callable[[Path], object]]] = {
 ELSEWHERE = {
     "spectra/sidecar": "spectra/test_sidecar",
     "distillation/teacher_cache": "distillation/test_teacher_cache",
+    "distillation/top_file": "distillation/test_top_teacher",
     "huggingface/pretrained": "huggingface/test_pretrained",
     "cli/digits_demo": "cli/test_digits_demo",
     "storage/atomic": "storage/test_atomic",
