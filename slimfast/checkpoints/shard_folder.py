@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from slimfast.errors import SlimfastError
 from slimfast.plans.fingerprint import fingerprint_of
 from slimfast.pruning.manifests import Manifest
 from slimfast.storage.atomic import cannot_write, check_file, lock
-from slimfast.storage.documents import parse_object
+from slimfast.storage.documents import Fields, parse_object
+from slimfast.storage.file_sums import FILE_SUM, check_sum
 from slimfast.storage.weights import Weights
 
 INDEX = "model.safetensors.index.json"
@@ -22,11 +26,15 @@ INDEX = "model.safetensors.index.json"
 JOB = "slimfast.job"
 # And here the index has the report of a repair.
 REPAIR = "slimfast.repair"
+_REMEDY = "remove it and prune again"
 
 
 def job_of(weights: Weights, described: Manifest, how: str = "") -> str:
-    """Hash what a folder is the result of: the manifest, the files as they are now, and ``how``."""
-    return hashlib.sha256((described.to_json() + as_they_are(weights) + how).encode()).hexdigest()
+    """Hash what a folder is the result of: the manifest, the files as they are now, and ``how``.
+
+    Shards of before they had checksums are of another job.
+    """
+    return hashlib.sha256((FILE_SUM + described.to_json() + as_they_are(weights) + how).encode()).hexdigest()
 
 
 def as_they_are(weights: Weights) -> str:
@@ -83,3 +91,60 @@ def alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def index_text(metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> str:
+    """Write the index of thin shards as JSON, with a checksum of what it says."""
+    said = {"metadata": {**metadata}, "weight_map": {**weight_map}}
+    said["metadata"][FILE_SUM] = _sum_of(said)
+    return json.dumps(said, indent=1)
+
+
+def read_index(folder: str | os.PathLike[str]) -> Fields:
+    """Read the metadata of the index in a folder; one that is not what was written is refused."""
+    index = check_file(Path(folder) / INDEX)
+    text = index.read_bytes()
+    fields = parse_object(text, str(index)).object("metadata")
+    said = json.loads(text)
+    stored = said["metadata"].pop(FILE_SUM, None)
+    if stored is not None and stored != _sum_of(said):
+        raise SlimfastError(f"{index}: it is damaged: its content is not what was written; {_REMEDY}")
+    return fields
+
+
+def check_shards(folder: str | os.PathLike[str]) -> None:
+    """Read all shards of a folder; one that is not byte by byte what was written, or of another run, is
+    refused.
+
+    Folders of before there were checksums have none to go by, which is a warning.
+    """
+    index = Path(folder) / INDEX
+    metadata = read_index(folder)
+    said = parse_object(index.read_bytes(), str(index)).object("weight_map")
+    job = metadata.string(JOB) if metadata.has(JOB) else None
+    found = {
+        file: check_sum(Path(folder) / file, _REMEDY)
+        for file in sorted({said.string(n) for n in said.names()})
+    }
+    if not metadata.has(FILE_SUM) and not any(found.values()):
+        warnings.warn(
+            f"{index}: its shards are of before they had checksums, so that damage to them is not found; "
+            "prune again for them",
+            stacklevel=3,
+        )
+        return
+    for file, held in found.items():
+        if held is None or held.get(JOB) != job:
+            why = "of another run" if held else "without the checksum that it was written with"
+            raise SlimfastError(
+                f"{Path(folder) / file}: expected a shard of {index}, got one {why}; {_REMEDY}"
+            )
+    if not metadata.has(FILE_SUM):
+        raise SlimfastError(
+            f"{index}: it is damaged: its checksum is missing, its shards have theirs; {_REMEDY}"
+        )
+
+
+def _sum_of(said: Mapping[str, Any]) -> str:
+    """Compute the checksum of an index, however its JSON is laid out."""
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,6 @@ The model is needed for its code alone, and may be on the meta device; its weigh
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,16 @@ from slimfast.arrays import IntArray, Progress
 from slimfast.calibration import Calibration
 from slimfast.calibration.spilling import check_memory
 from slimfast.checkpoints.repairing import RepairFolder, digest_of, repair_in_folder, report_to_json
-from slimfast.checkpoints.shard_folder import INDEX, JOB, REPAIR, alone, clear, job_of, job_of_shard
+from slimfast.checkpoints.shard_folder import (
+    INDEX,
+    JOB,
+    REPAIR,
+    alone,
+    clear,
+    index_text,
+    job_of,
+    job_of_shard,
+)
 from slimfast.checkpoints.shard_plans import stored_fingerprint
 from slimfast.checkpoints.streamed import MEMORY, WEIGHTS, streamed_copy
 from slimfast.errors import ArgumentError, SlimfastError
@@ -65,8 +73,9 @@ def prune_checkpoint(
     """Cut the tensors of a checkpoint to a plan: safetensors shards and their index in ``folder``.
 
     There is one shard for each of ``path``, and the index holds the manifest, so that :func:`load_checkpoint`
-    gives what :func:`slimfast.prune_channels` would, bit for bit. The index is written last: without it
-    nothing in the folder counts. A run that was stopped goes on with the shards it has not finished.
+    gives what :func:`slimfast.prune_channels` would, bit for bit. Each file holds a checksum of itself. The
+    index is written last: without it nothing in the folder counts. A run that was stopped goes on with the
+    shards it has not finished.
 
     Args:
         path: The checkpoint.
@@ -152,12 +161,10 @@ def prune_checkpoint(
             moved = repaired_tensors(report["fits"], report["norms"], described.shapes_before)
             described = dataclasses.replace(described, moved=dict.fromkeys(moved, ("repair",)))
         metadata = {"total_size": size, JOB: job, KEY: described.to_json()}
-        index = {
-            "metadata": metadata if report is None else {**metadata, REPAIR: report},
-            "weight_map": {name: file for file, names in shards.items() for name in names},
-        }
+        metadata = metadata if report is None else {**metadata, REPAIR: report}
+        index = index_text(metadata, {name: file for file, names in shards.items() for name in names})
         with atomic_path(target / INDEX) as temporary:
-            temporary.write_text(json.dumps(index, indent=1), encoding="utf-8")
+            temporary.write_text(index, encoding="utf-8")
         if repaired is not None:
             repaired.remove()
     return described
@@ -258,7 +265,7 @@ def _write_shard(
         return gather_slices({name: weights.load(name)}, {name: cuts[name]}, backend)[name]
 
     tensors = ((name, thin(name)) for name in read_ahead(in_order, weights, lambda name: [name]))
-    write_tensors(path, shapes, tensors, metadata={"format": "pt", JOB: job})
+    write_tensors(path, shapes, tensors, metadata={"format": "pt", JOB: job}, summed=True)
 
 
 def _bytes(info: TensorInfo) -> int:

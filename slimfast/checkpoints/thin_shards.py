@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from slimfast.checkpoints.repairing import report_from_json
-from slimfast.checkpoints.shard_folder import INDEX, REPAIR, alone
+from slimfast.checkpoints.shard_folder import INDEX, REPAIR, alone, check_shards, read_index
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import PROCESS_LOCK
 from slimfast.graph.recording.module_copies import aliases, named_tensors
@@ -25,7 +25,8 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
     """Load the thin network in a folder of :func:`prune_checkpoint`: a copy of the wide ``model`` with its
     tensors.
 
-    The tensors are maps of the files until they are written to or moved.
+    All files are read once, against their checksums. The tensors are maps of the files until they are written
+    to or moved.
 
     Args:
         folder: The folder.
@@ -36,17 +37,17 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
         The thin network, with the report of its repair where there was one.
 
     Raises:
-        SlimfastError: For whatever does not match.
+        SlimfastError: For whatever does not match, and for a file that is damaged, by its name.
 
     Example:
         thin = slimfast.load_checkpoint("thin", model)
     """
     index = check_file(Path(folder) / INDEX)
-    fields = parse_object(index.read_bytes(), str(index)).object("metadata")
-    described = Manifest.from_json(fields.string(KEY), what=f"{index}: manifest")
+    described = Manifest.from_json(read_index(folder).string(KEY), what=f"{index}: manifest")
     weights, wide, further = open_weights(index), named_tensors(model), aliases(model)
     if {name: tuple(tensor.shape) for name, tensor in wide.items()} != dict(described.shapes_before):
         raise SlimfastError(f"{index}: expected the wide model it was cut from, got another")
+    check_shards(folder)
     stored = {further.get(name, name): name for name in weights.infos}
     tensors: dict[str, Tensor] = {}
     for name, shape in described.shapes().items():
@@ -70,8 +71,7 @@ def load_checkpoint(folder: str | os.PathLike[str], model: nn.Module) -> nn.Modu
 
 def stored_report(folder: str | os.PathLike[str]) -> RepairReport | None:
     """Read the report of the repair in a folder of :func:`slimfast.prune_checkpoint`; None without one."""
-    index = check_file(Path(folder) / INDEX)
-    fields = parse_object(index.read_bytes(), str(index)).object("metadata")
+    fields = read_index(folder)
     return report_from_json(fields.object(REPAIR)) if fields.has(REPAIR) else None
 
 
@@ -108,6 +108,7 @@ def export_dcp(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -
     from torch.distributed.checkpoint.state_dict_saver import save
 
     weights = open_weights(Path(folder) / INDEX)
+    check_shards(folder)
     made = output_folder(target)
     with alone(made):
         if (made / ".metadata").exists():

@@ -4,6 +4,7 @@ at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from slimfast.errors import SlimfastError
 from slimfast.storage.atomic import atomic_path, cannot_write
+from slimfast.storage.file_sums import FILE_SUM, PLACE, place_in
 
 # The format's names of the element types (https://github.com/huggingface/safetensors, "Format").
 _NAMES = {
@@ -43,14 +45,18 @@ def write_tensors(
     tensors: Iterable[tuple[str, Tensor]],
     *,
     metadata: Mapping[str, str] | None = None,
+    summed: bool = False,
 ) -> None:
     """Write a safetensors file of the tensors of these shapes and dtypes, whole or not at all, one in memory
     at a time.
 
-    ``tensors`` gives (name, tensor) in the order of ``shapes``. Raises :class:`SlimfastError` where the file
-    cannot be written, for a dtype the format does not have, and for a tensor that is not the announced one.
+    ``tensors`` gives (name, tensor) in the order of ``shapes``. With ``summed`` the header holds a checksum
+    of all bytes, for :func:`slimfast.storage.file_sums.check_sum`. Raises :class:`SlimfastError` where the
+    file cannot be written, for a dtype the format does not have, and for a tensor that is not the announced
+    one.
     """
-    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    described = {**(metadata or {}), **({FILE_SUM: PLACE} if summed else {})}
+    header: dict[str, object] = {"__metadata__": described} if described else {}
     at = 0
     for name, (shape, dtype) in shapes.items():
         if dtype not in _NAMES:
@@ -62,7 +68,9 @@ def write_tensors(
     text += b" " * (-len(text) % 8)
     announced = iter(shapes.items())
     with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+        head = len(text).to_bytes(8, "little") + text
+        digest = hashlib.sha256(head) if summed else None
+        stream.write(head)
         for name, tensor in tensors:
             expected = next(announced, None)
             got = (name, (tuple(tensor.shape), tensor.dtype))
@@ -70,9 +78,14 @@ def write_tensors(
                 raise SlimfastError(f"{os.fspath(path)}: expected {expected}, got {got}")
             for part in bytes_of(tensor):
                 stream.write(part)
+                if digest is not None:
+                    digest.update(part)
         missing = next(announced, None)
         if missing is not None:
             raise SlimfastError(f"{os.fspath(path)}: expected {missing}, got no more tensors")
+        if digest is not None:
+            stream.seek(8 + place_in(text, PLACE))
+            stream.write(digest.hexdigest().encode())
 
 
 def bytes_of(tensor: Tensor) -> Iterator[memoryview]:
