@@ -21,6 +21,7 @@ from slimfast.errors import SlimfastError
 from slimfast.graph.recording.nests import tensors_in
 from slimfast.plans import Plan
 from slimfast.plans.amounts import time_of
+from slimfast.plans.floors import Floors
 from slimfast.plans.multiples import Multiples
 from slimfast.plans.request import WidthOptions
 from slimfast.pruning.prune import prune_channels
@@ -39,7 +40,7 @@ class Widths:
     within: width_options.Within = None
     explained_variance: width_options.ExplainedVariance = None
     multiple_of: width_options.MultipleOf = None
-    min_width: width_options.MinWidth = 1
+    min_width: width_options.MinWidth = None
     include: width_options.Include = None
     exclude: width_options.Exclude = None
     width: width_options.Widths = None
@@ -59,7 +60,7 @@ class Widths:
             "within": self.within or None,
             "explained_variance": self.explained_variance,
             "multiple_of": self.multiples(),
-            "min_width": self.min_width,
+            "min_width": _floors(self.min_width or []),
             "include": self.include or None,
             "exclude": self.exclude or None,
             "overrides": overrides or None,
@@ -77,7 +78,7 @@ class Narrowing:
     latency_table: width_options.LatencyTable = None
     within: width_options.Within = None
     multiple_of: width_options.MultipleOf = None
-    min_width: width_options.MinWidth = 1
+    min_width: width_options.MinWidth = None
     include: width_options.Include = None
     exclude: width_options.Exclude = None
     width: width_options.Widths = None
@@ -88,7 +89,7 @@ class Narrowing:
             "latency_table": self.latency_table,
             "within": self.within or None,
             "multiple_of": _multiples(self.multiple_of or []),
-            "min_width": self.min_width,
+            "min_width": _floors(self.min_width or []),
             "include": self.include or None,
             "exclude": self.exclude or None,
             "overrides": _widths_by_hand(self.width) or None,
@@ -246,6 +247,26 @@ def _multiples(texts: list[str]) -> Multiples:
         if pattern in found:
             raise SlimfastError(f"--multiple-of: {pattern or 'a number for all groups'} is given twice")
         found[pattern] = int(number)
+    rest = found.pop("", 1)
+    return {**found, **({"*": rest} if rest != 1 else {})} if found else rest
+
+
+def _floors(texts: list[str]) -> Floors:
+    """Parse ``--min-width [PATTERN=]WIDTH``: an int is a number of units, a float a share of them."""
+    found: dict[str, int | float] = {}
+    for text in texts:
+        pattern, _, width = text.rpartition("=")
+        try:
+            floor = int(width) if width.isdecimal() else float(width)
+        except ValueError:
+            floor = 0
+        if not floor or (not pattern and "=" in text):
+            raise SlimfastError(
+                f"--min-width: expected WIDTH or PATTERN=WIDTH, as 16 or layer1.*=0.25, got {text!r}"
+            )
+        if pattern in found:
+            raise SlimfastError(f"--min-width: {pattern or 'a width for all groups'} is given twice")
+        found[pattern] = floor
     rest = found.pop("", 1)
     return {**found, **({"*": rest} if rest != 1 else {})} if found else rest
 

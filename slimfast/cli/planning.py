@@ -218,7 +218,7 @@ def plan(
 
 def _check_uniform(widths: Widths, **others: Any) -> None:
     """Refuse what a uniform plan cannot heed."""
-    others |= {"min-width": widths.min_width > 1, "include": widths.include, "exclude": widths.exclude}
+    others |= {"min-width": widths.min_width, "include": widths.include, "exclude": widths.exclude}
     others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
     others |= {"within": widths.within, "latency": widths.latency, "latency-table": widths.latency_table}
     console.refuse("--uniform: expected --macs, --params or --multiple-of", others)
@@ -228,7 +228,7 @@ def _check_from_masks(widths: Widths, **others: Any) -> None:
     """Refuse what a plan of masks cannot heed: they say which units stay, and so how many."""
     others |= {"macs": widths.macs, "params": widths.params, "within": widths.within, "width": widths.width}
     others |= {"explained-variance": widths.explained_variance is not None, "latency": widths.latency}
-    others |= {"multiple-of": widths.multiple_of, "min-width": widths.min_width > 1}
+    others |= {"multiple-of": widths.multiple_of, "min-width": widths.min_width}
     console.refuse("--from-masks: expected --include or --exclude", others)
 
 

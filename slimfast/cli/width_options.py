@@ -59,7 +59,14 @@ MultipleOf = Annotated[
         "all others; repeat it for more.",
     ),
 ]
-MinWidth = Annotated[int, typer.Option(help="The smallest width.")]
+MinWidth = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="[PATTERN=]WIDTH",
+        help="The smallest width, units (16) or a share (0.25): of groups that a pattern matches, or of all "
+        "others; repeat it for more.",
+    ),
+]
 Within = Annotated[
     list[str] | None,
     typer.Option(help="The budget counts the layers and tensors that this pattern matches alone."),

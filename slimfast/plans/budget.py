@@ -59,13 +59,13 @@ class Ladder(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rounding:
-    """What a width may be: multiples of ``step`` (g,), at least ``minimum``, and always all ``full`` (g,)
-    units.
+    """What a width may be: multiples of ``step`` (g,), at least ``minimum`` (g,), and always all ``full``
+    (g,) units.
     """
 
     full: IntArray
     step: IntArray
-    minimum: int
+    minimum: IntArray
 
     @property
     def spans(self) -> IntArray:

@@ -67,7 +67,9 @@ def plan_widths(
             for heads and blocks of channels, which are cut whole, it is the number of channels that is a
             multiple. A mapping has a multiple for each glob, of groups, kinds, layers or tensors as in
             ``exclude``; the first that means a group counts, and groups of none have any width.
-        min_width: No group gets fewer units (or all it has).
+        min_width: No group gets fewer units (or all it has): a number of them, as a float a share of the
+            group's, or a mapping from globs to such floors, as for ``multiple_of``. So no layer loses more
+            than three quarters by ``min_width=0.25``.
         overrides: Widths by hand: names or globs of groups, of kinds, and of the layers or tensors that
             compute a group's units, to a number of units, or as a float to a share of them; the first that
             means a group counts, and it counts as it is.

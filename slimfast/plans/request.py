@@ -17,6 +17,7 @@ from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.latency import LatencyTable
 from slimfast.plans.amounts import share_of
 from slimfast.plans.budget import Rounding
+from slimfast.plans.floors import Floors, check_floors, floors_of
 from slimfast.plans.limits import budget_of
 from slimfast.plans.multiples import Multiples, check_multiples, multiples_of, unit_step
 from slimfast.plans.plan_data import Chosen
@@ -40,7 +41,7 @@ class WidthOptions(TypedDict, total=False):
     latency_table: LatencyTable | str | os.PathLike[str] | None
     within: str | Iterable[str] | None
     multiple_of: int | Mapping[str, int]
-    min_width: int
+    min_width: int | float | Mapping[str, int | float]
     overrides: Mapping[str, int | float] | None
     include: Iterable[str] | None
     exclude: Iterable[str] | None
@@ -93,7 +94,7 @@ class Request:
     explained_variance: float | None
     budget: Mapping[str, float]
     multiple_of: Multiples
-    min_width: int
+    min_width: Floors
     overrides: Mapping[str, int | float]
     include: tuple[str, ...] | None
     exclude: tuple[str, ...]
@@ -131,8 +132,6 @@ def check_request(options: WidthOptions) -> Request:
             )
     elif not budget and not overrides:
         raise ArgumentError("plan: expected explained_variance, params, macs or latency, got none of them")
-    if not _is_integer(min_width) or min_width < 1:
-        raise ArgumentError(f"plan: expected min_width to be an integer >= 1, got {min_width!r}")
     for name, globs in {"include": include, "exclude": exclude}.items():
         if isinstance(globs, str):
             raise ArgumentError(f"plan: expected {name} to be a list of globs, got the string {globs!r}")
@@ -140,7 +139,7 @@ def check_request(options: WidthOptions) -> Request:
         explained_variance=explained_variance,
         budget=budget,
         multiple_of=check_multiples(multiple_of),
-        min_width=min_width,
+        min_width=check_floors(min_width),
         overrides=dict(overrides or {}),
         include=None if include is None else tuple(include),
         exclude=tuple(exclude or ()),
@@ -244,8 +243,9 @@ def _check_spectrum(group: ChannelGroup, d: int, spectra: Mapping[str, Spectrum]
 def rounding_of(graph: ChannelGraph, groups: Sequence[ChannelGroup], request: Request) -> Rounding:
     """Say what the widths of these groups of a graph may be."""
     multiples = multiples_of(graph, request.multiple_of)
+    floors = floors_of(graph, request.min_width)
     return Rounding(
         full=np.array([group.n for group in groups], dtype=np.int64),
         step=np.array([unit_step(group, multiples[group.name]) for group in groups], dtype=np.int64),
-        minimum=request.min_width,
+        minimum=np.array([floors[group.name] for group in groups], dtype=np.int64),
     )

@@ -90,7 +90,7 @@ def remedies(reasons: Iterable[str], request: Request) -> list[str]:
     """List what may help where axes stay whole for these reasons: one part of a line, or none."""
     given = set(reasons)
     found = []
-    if request.multiple_of != 1 or request.min_width > 1:
+    if request.multiple_of != 1 or request.min_width != 1:
         found.append("a smaller multiple_of or min_width")
     if request.include is not None or request.exclude:
         found.append("fewer groups excluded")

@@ -59,6 +59,11 @@ PLAN = ["plan", NET, "--random-weights", "--input", "3x6x6"]
         ),
         ([*PLAN, "--macs", "150%"], "expected macs in (0, 1] or up to 100% as a share"),
         ([*PLAN, "--macs", "0.5", "--outputs", "boxes"], "outputs: no output is 'boxes'"),
+        ([*PLAN, "--macs", "0.5", "--min-width", "0"], "expected WIDTH or PATTERN=WIDTH, as 16 or"),
+        ([*PLAN, "--macs", "0.5", "--min-width", "half"], "layer1.*=0.25, got 'half'"),
+        ([*PLAN, "--macs", "0.5", "--min-width", "=3"], "got '=3'"),
+        ([*PLAN, "--macs", "0.5", "--min-width", "conf1=3"], "no group matches 'conf1' (did you mean"),
+        ([*PLAN, "--macs", "0.5", "--min-width", "3", "--min-width", "4"], "is given twice"),
         ([*PLAN, "--macs", "0.5", "--multiple-of", "32"], "what may help: a smaller multiple_of"),
         ([*PLAN, "--macs", "0.5", "--exclude", "convv1"], "no group matches 'convv1'"),
         (

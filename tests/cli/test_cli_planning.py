@@ -100,6 +100,9 @@ def test_plan_by_hand_and_by_name(weights, capsys):
     arguments = ["plan", NET, "--weights", weights, "--input", "3x6x6", "--json"]
     assert main([*arguments, "--explained-variance", "0.05", "--exclude", "conv1*", "--min-width", "3"]) == 0
     assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 8, "conv2": 3}
+    floors = ["--min-width", "conv1=0.5", "--min-width", "3"]
+    assert main([*arguments, "--explained-variance", "0.05", *floors]) == 0
+    assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 4, "conv2": 3}
     assert main([*arguments, "--explained-variance", "0.05", "--include", "conv1*"]) == 0
     assert Plan.from_json(capsys.readouterr().out).widths() == {"conv1": 1, "conv2": 16}
     assert main([*arguments, "--width", "conv1*=5", "--width", "conv2*=0.25"]) == 0

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,27 @@ def test_widths_are_multiples_or_whole_and_never_below_the_minimum(
             assert rounded[group.name] == min(group.n, max(8, math.ceil(plain[group.name] / 4) * 4))
 
 
+def test_a_floor_is_units_a_share_or_either_by_glob(
+    graph: ChannelGraph, spectra: dict[str, Spectrum]
+) -> None:
+    def least(min_width: Any, **others: Any) -> dict[str, int]:
+        return plan_widths(graph, spectra, explained_variance=1e-9, min_width=min_width, **others).widths()
+
+    wide = {group.name: group.n for group in graph}
+    for share in (0.1, 0.25, 1 / 3, 0.5, 0.7, 1.0):
+        # The fewest whole units that are at least the share, exactly.
+        exact = {name: math.ceil(Fraction(share).limit_denominator(100) * n) for name, n in wide.items()}
+        assert least(share) == exact
+    assert least({"1": 0.5, "*": 3}) == {**dict.fromkeys(wide, 3), "1": math.ceil(wide["1"] / 2)}
+    assert least({"*": 3, "1": 0.5}) == dict.fromkeys(wide, 3)
+    assert least({"1": 4}) == {**dict.fromkeys(wide, 1), "1": 4}
+    assert least(0.5, multiple_of=4) == {
+        name: min(n, math.ceil(math.ceil(n / 2) / 4) * 4) for name, n in wide.items()
+    }
+    with pytest.raises(SlimfastError, match="what may help: a smaller multiple_of or min_width"):
+        plan_widths(graph, spectra, params=0.2, min_width=0.9)
+
+
 def test_heads_are_multiples_in_channels() -> None:
     graph = joint([("q", (48, 60), 0, units_of(12, 4)), ("v", (48, 60), 0, units_of(12, 4))], kind="head")
     spectra = {"g": spectrum("g", [1.0] * 12, d=480)}
@@ -140,7 +162,14 @@ def test_heads_are_multiples_in_channels() -> None:
         ({"macs": math.nan}, "got nan"),
         ({"macs": 0.5, "multiple_of": 0}, "expected multiple_of to be an integer >= 1, got 0"),
         ({"macs": 0.5, "multiple_of": 2.0}, "expected multiple_of to be an integer >= 1, got 2.0"),
-        ({"macs": 0.5, "min_width": -1}, "expected min_width to be an integer >= 1, got -1"),
+        ({"macs": 0.5, "min_width": -1}, r"expected min_width to be an integer >= 1, or a share .* got -1"),
+        ({"macs": 0.5, "min_width": 0.0}, "got 0.0"),
+        ({"macs": 0.5, "min_width": 2.0}, "got 2.0"),
+        ({"macs": 0.5, "min_width": math.nan}, "got nan"),
+        ({"macs": 0.5, "min_width": True}, "got True"),
+        ({"macs": 0.5, "min_width": {"1": 0}}, r"expected min_width\['1'\] to be an integer .* got 0"),
+        ({"macs": 0.5, "min_width": {1: 2}}, "expected globs in min_width, got 1"),
+        ({"macs": 0.5, "min_width": {"zzz": 2}}, "min_width: no group matches 'zzz'"),
         ({"macs": 0.5, "overrides": {"1": 11}}, r"expected 1 to 10 units .* got 11 \(1\)"),
         ({"macs": 0.5, "overrides": {"1": 0}}, r"got 0 \(1\)"),
         ({"macs": 0.5, "overrides": {"1": 1.5}}, r"got 1.5 \(1\)"),
