@@ -109,13 +109,10 @@ $(VENV)/.tools: pyproject.toml constraints.txt
 	touch $@
 
 # $(call install,CUDA,EMULATION): the objects stay in one folder under build/, whatever is asked for. --verbose shows progress.
-# The last line takes this folder off the path, where an editable install puts it: slimfast is found without, and
-# benchmarks and tests are nobody's packages.
 define install
 	rm -f $(VENV)/.demo-* $(VENV)/.test-*
 	SLIMFAST_CUDA=$(1) $(PIP) --verbose --no-deps --no-build-isolation --check-build-dependencies \
 	    -C cmake.define.SLIMFAST_CUDA_EMULATION=$(2) -C cmake.define.SLIMFAST_CPU_EMULATION=$(2) -e .
-	sed -i '/^\//d' $(VENV)/lib/python*/site-packages/*slimfast*.pth
 endef
 
 # $(call needs,EXTRAS): what slimfast, installed before, needs; a changed source needs nothing new.

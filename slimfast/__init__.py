@@ -7,6 +7,10 @@ The short way is :func:`plan` and :func:`slim`; the long way, each stage with da
 
 import logging
 
+# First: all that follows takes seconds, in which the command can be interrupted.
+import slimfast.interrupts  # noqa: F401
+
+# isort: split
 from slimfast.calibration import (
     Calibration,
     ErrorCurve,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,15 +76,46 @@ def test_the_tests_compile_all_that_nvcc_allows(make: Make) -> None:
     assert options(make("test", nvcc=True)) == {"CUDA": "ON", **found}
 
 
-def test_an_editable_install_brings_nothing_but_slimfast(make: Make, tmp_path: Path) -> None:
-    """What the build backend writes for an editable install: an import, and the folder of the package."""
-    site = tmp_path / "lib" / "python3.11" / "site-packages"
-    site.mkdir(parents=True)
-    path = site / "_editable_skbc_slimfast.pth"
-    path.write_text(f"import _editable_skbc_slimfast\n{ROOT}\n")
-    (command,) = [line.strip() for line in make("demo").splitlines() if "site-packages" in line]
-    subprocess.run(["sh", "-c", command], check=True)
-    assert path.read_text() == "import _editable_skbc_slimfast\n"
+LOOK = """
+import site, sys
+site.addsitedir(sys.argv[1])
+import slimfast
+print(slimfast.__file__)
+for name in ("benchmarks", "tests", "tools"):
+    try:
+        __import__(name)
+    except ImportError:
+        pass
+    else:
+        print(name)
+"""
+
+
+def test_an_editable_install_brings_nothing_but_slimfast(tmp_path: Path) -> None:
+    """Built as pip builds it, but for the compiling, and unpacked where pip would."""
+    pytest.importorskip("scikit_build_core")
+    backend = ROOT / "tools" / "backend"
+    build = "import slimfast_build, sys; slimfast_build.build_editable(sys.argv[1], {'wheel.cmake': 'false'})"
+    surroundings = {**os.environ, "PYTHONPATH": str(backend), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=surroundings, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as file:
+        file.extractall(site)
+        (record,) = [name for name in file.namelist() if name.endswith("/RECORD")]
+        listed = {
+            path: (digest, size) for path, digest, size in csv.reader(file.read(record).decode().splitlines())
+        }
+        for name in file.namelist():
+            digest = base64.urlsafe_b64encode(hashlib.sha256(file.read(name)).digest()).decode().rstrip("=")
+            expected = ("", "") if name == record else (f"sha256={digest}", str(file.getinfo(name).file_size))
+            assert listed.pop(name) == expected, name
+    assert listed == {}
+    del surroundings["PYTHONPATH"]
+    command = [sys.executable, "-I", "-c", LOOK, str(site)]
+    done = subprocess.run(command, cwd=tmp_path, env=surroundings, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(ROOT / "slimfast" / "__init__.py")]
 
 
 @pytest.mark.parametrize("target", ["demo", "test"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 from fnmatch import fnmatch
@@ -11,6 +12,7 @@ import pytest
 from support.paths import ROOT
 from support.tools import load_tool
 
+import slimfast
 from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 
 site = load_tool("site")
@@ -87,6 +89,25 @@ def test_examples_of_docstrings_are_code_on_the_site() -> None:
     code = "    ```python\n    y = do(x)\n    if y:\n        print(y)\n    ```\n"
     assert with_code(text) == text.partition("    y")[0] + code
     assert with_code("Do it.") == "Do it.\n"
+
+
+def test_signatures_of_the_site_list_the_width_options_as_the_verbs_do() -> None:
+    griffe = pytest.importorskip("griffe")
+    extensions = griffe.Extensions(load_tool("width_options").WidthOptions())
+    package = griffe.load("slimfast", search_paths=[ROOT], extensions=extensions, allow_inspection=False)
+    seen = []
+    for name in slimfast.__all__:
+        verb = getattr(slimfast, name)
+        if inspect.isfunction(verb):
+            read = package[f"{verb.__module__}.{name}".removeprefix("slimfast.")].parameters
+            signature = inspect.signature(verb).parameters.values()
+            assert [p.name for p in read] == [p.name for p in signature], name
+            told = {p.name: p.default for p in read if p.name in ("multiple_of", "min_width", "macs")}
+            if "min_width" in told:
+                seen.append(name)
+                assert told.get("multiple_of", "1") == told["min_width"] == "1", name
+                assert told["macs"] == "None", name
+    assert {"plan", "plan_widths", "plan_checkpoint", "slim", "rounds", "trade_off"} <= set(seen)
 
 
 def test_links_that_leave_the_pages_go_to_the_repository() -> None:

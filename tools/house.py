@@ -21,7 +21,7 @@ PACKAGE = "slimfast"
 
 # A room imports from itself and from the floors below its own; rooms of one floor do not know each other.
 FLOORS = (
-    ("errors", "arrays"),
+    ("errors", "arrays", "interrupts"),
     ("wrappers",),
     ("distributed", "kernels", "graph"),
     ("storage", "diagnostics"),

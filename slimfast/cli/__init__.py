@@ -24,6 +24,7 @@ from slimfast.cli.timing import latency
 from slimfast.cli.training import distill
 from slimfast.diagnostics import doctor
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
+from slimfast.interrupts import LINE, STATUS, raised
 
 app = typer.Typer(
     name="slimfast",
@@ -60,18 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"] or ["--help"]
     try:
-        with warnings_in_a_line():
+        with raised(), warnings_in_a_line():
             status = app(args=given, prog_name="slimfast", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        status = 130
+        status = STATUS
     except Exception as error:
         if debug:
             traceback.print_exc()
         message, status = _explained(error)
         if message:
             print(f"slimfast: {message}", file=sys.stderr)
-    if status == 130:
-        print("slimfast: interrupted", file=sys.stderr)
+    if status == STATUS:
+        print(LINE, end="", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 
