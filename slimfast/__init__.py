@@ -53,9 +53,12 @@ from slimfast.kernels import (
 from slimfast.latency import Latency, LatencyTable, latency_table, measure_latency
 from slimfast.plans import Cost, GroupPlan, Plan, count_module, plan, plan_from_masks, plan_widths
 from slimfast.pruning import (
+    DepthReport,
     Manifest,
     RepairReport,
     Verification,
+    depth_report,
+    drop_layers,
     manifest,
     prune_channels,
     prune_state,
@@ -86,6 +89,7 @@ __all__ = [
     "Cost",
     "CrossMoments",
     "CutAlone",
+    "DepthReport",
     "DistillationLoss",
     "ErrorCurve",
     "GroupPlan",
@@ -109,7 +113,9 @@ __all__ = [
     "calibrate",
     "calibrate_checkpoint",
     "count_module",
+    "depth_report",
     "distill",
+    "drop_layers",
     "error_curves",
     "export",
     "export_dcp",

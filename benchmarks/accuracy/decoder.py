@@ -1,11 +1,12 @@
-"""A language model, cut: ``python -m benchmarks.accuracy.decoder [--short | --draws]``.
+"""A language model, cut: ``python -m benchmarks.accuracy.decoder [--short | --draws | --depth]``.
 
 SmolLM2-135M-Instruct is cut to shares of the parameters of its decoder layers by every way of
 ``benchmarks.accuracy.studies.decoder_rows``, with repair and without, and its perplexity measured on the
 test split of WikiText-2 before any training. Articles of the validation split calibrate, in as many draws
 as the settings say. Each row is written as it is done: the same command goes on where it was stopped.
 ``--short`` is a few minutes: one share, one draw, a few windows and rows; ``--draws`` is about an hour:
-four times the calibration in three draws, two shares, and the rows between which the default is chosen.
+four times the calibration in three draws, two shares, and the rows between which the default is chosen;
+``--depth`` is one of those draws with layers dropped, and about half an hour.
 """
 
 from __future__ import annotations
@@ -74,6 +75,19 @@ DRAWS = replace(
     draws=3,
     windows=8,
     rows=("marginal gain, MLP, activations", "uniform, MLP, activations"),
+)
+# One share and draw of those, with layers that go.
+DEPTH = replace(
+    DRAWS,
+    shares=(0.8,),
+    draws=1,
+    rows=(
+        "layers dropped by divergence, activations",
+        "2 layers dropped, then marginal gain, MLP, activations",
+        "layers dropped by divergence, no repair",
+        "layers dropped (ShortGPT)",
+        "4 layers dropped, then marginal gain, MLP, activations",
+    ),
 )
 # Windows that run at once.
 _BATCH = 4
@@ -156,6 +170,7 @@ def run(settings: Settings, path: Path) -> dict[str, Any]:
                     settings.calibration,
                     budget="params",
                     include=CUT,
+                    moments=any(ROWS[name].moments for _, name, _ in left),
                 ),
                 draw,
             )
@@ -195,12 +210,15 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 def main(
     short: Annotated[bool, typer.Option("--short", help="A few windows, one share, one draw.")] = False,
     draws: Annotated[bool, typer.Option("--draws", help="Few windows, two shares, three draws.")] = False,
+    depth: Annotated[bool, typer.Option("--depth", help="One share and draw, with layers dropped.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:
     """Cut SmolLM2-135M in every way and measure its perplexity, before any training."""
-    if short and draws:
-        raise typer.BadParameter("expected --short or --draws, got both")
-    settings, name = (SHORT, "-short") if short else (DRAWS, "-draws") if draws else (FULL, "")
+    if short + draws + depth > 1:
+        raise typer.BadParameter("expected one of --short, --draws and --depth, got several")
+    smaller = {"-short": (short, SHORT), "-draws": (draws, DRAWS), "-depth": (depth, DEPTH)}
+    name = next((name for name, (asked, _) in smaller.items() if asked), "")
+    settings = smaller[name][1] if name else FULL
     path = output or ROOT / "benchmarks" / "results" / f"decoder{name}.json"
     output_folder(path.parent)
     started = time.perf_counter()

@@ -107,6 +107,11 @@ def prune_checkpoint(
     """
     plan = plan if isinstance(plan, Manifest) else Plan.of(plan)
     if isinstance(plan, Manifest):
+        if plan.dropped:
+            raise ArgumentError(
+                f"prune_checkpoint: expected a cut of widths alone, got a network without "
+                f"{plan.dropped[0].name}; load the network and use slimfast.drop_layers"
+            )
         check_values(plan.moved, "prune_checkpoint")
         plan = dataclasses.replace(plan, moved={})
     elif is_of_masks(plan):
@@ -195,7 +200,7 @@ def _choice(
         return _Choice(plan, aliases(model) if model is not None else {})
     if model is None:
         raise ArgumentError("prune_checkpoint: expected the model of the plan, on the meta device or not")
-    if manifest(model).keeps:
+    if (thin := manifest(model)).keeps or thin.dropped:
         raise SlimfastError(f"{type(model).__name__}: expected a wide model, got one that is already thin")
     first = aliases(model)
     empty = copy_with(model, {name: t.detach().to("meta") for name, t in named_tensors(model).items()})

@@ -92,7 +92,16 @@ def load(path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
     shown = os.fspath(path)
     with open_tensor_document(path, "a network saved by slimfast") as file:
         described = Manifest.from_json(file.document, what=f"{shown}: manifest")
-        _check_model(model, described, shown)
+        if (thin := manifest(model)).keeps or thin.dropped:
+            raise SlimfastError(
+                f"{shown}: {type(model).__name__}: expected a fresh, wide model, got one that is already thin"
+            )
+        try:
+            short = described.shortened(model)
+        except SlimfastError as error:
+            raise SlimfastError(f"{shown}: {error}") from None
+        _check_model(short, described, shown)
+        model = short
         passing = _not_persistent(model)
         expected = {name: shape for name, shape in described.shapes().items() if name not in passing}
         _check_names(file.shapes, expected, shown)
@@ -114,7 +123,8 @@ def is_thin(path: str | os.PathLike[str]) -> bool:
     """Say whether a file is one of :func:`save`; a file that cannot be read is none."""
     try:
         with open_tensor_document(path, "a network") as file:
-            return Manifest.from_json(file.document).keeps != {}
+            described = Manifest.from_json(file.document)
+            return bool(described.keeps or described.dropped)
     except SlimfastError:
         return False
 
@@ -147,8 +157,6 @@ def _check_names(present: Mapping[str, Shape], expected: Mapping[str, Shape], wh
 def _check_model(model: nn.Module, described: Manifest, shown: str) -> None:
     """Refuse a model that is not the wide network this file was cut from, by the first name that differs."""
     label = f"{shown}: {type(model).__name__}"
-    if manifest(model).keeps:
-        raise SlimfastError(f"{label}: expected a fresh, wide model, got one that is already thin")
     made = _not_persistent(model) - described.keeps.keys()
     _check_tensors(named_tensors(model), described.shapes_before, made, label)
     modules = dict(model.named_modules())

@@ -71,6 +71,11 @@ def aligned_hints(student: nn.Module, modules: Iterable[str], *, by_cut: bool = 
         loss = DistillationLoss(hints=aligned_hints(thin, ["layer1.*.conv2", "layer2.0.conv1"], by_cut=True))
     """
     made = manifest(student)
+    if made.dropped:
+        raise ArgumentError(
+            f"aligned_hints: expected a network with all layers of its teacher, got one without "
+            f"{made.dropped[0].name}: a hint has one name for both; leave hints out"
+        )
     hints = []
     for name, module in _named(student, modules).items():
         # A transposed convolution stores (in, out, ...), an embedding (entries, channels).

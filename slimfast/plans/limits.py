@@ -101,7 +101,7 @@ class Limits:
         self._priced = {name: latency for name in budget if latency is not None and is_latency(name)}
         # What is limited and of which part; a part that has several limits is counted once.
         self._limited = {name: name.partition(_OF)[::2] for name in budget if name not in self._priced}
-        self._parts = {globs: _part(graph, globs) for _, globs in self._limited.values()}
+        self._parts = {globs: part_model(graph, globs) for _, globs in self._limited.values()}
         full = np.array([group.n for group in graph.groups], dtype=np.int64)
         self.whole = self.price(full) | {name: priced.whole for name, priced in self._priced.items()}
         shares = {name for name, amount in budget.items() if amount <= 1 and name != LATENCY_SECONDS}
@@ -119,13 +119,14 @@ class Limits:
         return any(part.takes_part(group) for part in parts)
 
 
-def _part(graph: ChannelGraph, text: str) -> CostModel:
-    """Make the costs of the part that globs name, of all where there are none; ``ValueError`` for a glob that
-    means nothing of the network.
+def part_model(graph: ChannelGraph, text: str, inside: Iterable[str] = ("*",)) -> CostModel:
+    """Make the costs of the part that the globs in ``text`` name, of all where there are none, as far as it
+    lies ``inside`` of what these globs name; ``ValueError`` for a glob that means nothing of the network.
     """
-    if not text:
+    inner = list(inside)
+    globs = text.split(", ") if text else []
+    if not globs and inner == ["*"]:
         return CostModel(graph)
-    globs = text.split(", ")
     paths = {path for tensor in graph.axes for path in _around(tensor)}
     paths |= {path for operation in graph.operations for path in stack_of(operation.module)}
     for glob in globs:
@@ -133,7 +134,11 @@ def _part(graph: ChannelGraph, text: str) -> CostModel:
             raise ArgumentError(
                 f"plan: within: {glob} is no layer and no tensor of the model{did_you_mean(glob, paths)}"
             )
-    return CostModel(graph, within=lambda path: any(_meant(path, glob) for glob in globs))
+
+    def counts(path: str) -> bool:
+        return all(any(_meant(path, glob) for glob in some) for some in (globs or ["*"], inner))
+
+    return CostModel(graph, within=counts)
 
 
 def _meant(path: str, glob: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -11,11 +11,15 @@ import numpy as np
 from slimfast.arrays import IntArray, Shape
 from slimfast.errors import SlimfastError, shown
 from slimfast.graph.cutting.patches import Patch, plain
+from slimfast.pruning.depth.shorter import Dropped, Fate
 from slimfast.storage.documents import LARGEST, Fields
 
 # What a cut, or a repair after it, does to values: it puts constants into biases, or solves for weights.
 Change: TypeAlias = Literal["masks", "repair"]
 _CHANGES: tuple[str, ...] = get_args(Change)
+_FATES: tuple[Fate, ...] = get_args(Fate)
+# A branch returns no more than so many values.
+_MOST_OUTPUTS = 64
 
 
 def frozen(index: Any) -> IntArray:
@@ -125,3 +129,24 @@ def widths_from_json(fields: Fields) -> dict[str, tuple[int, int]]:
             raise SlimfastError(f"{fields.where}: {name}: expected [wide, thin], got {list(pair)}")
         widths[name] = (pair[0], pair[1])
     return widths
+
+
+def dropped_to_json(dropped: Iterable[Dropped]) -> list[dict[str, Any]]:
+    """Write what a shorter network has not."""
+    return [{"module": one.name, "fate": one.fate, "outputs": one.outputs} for one in dropped]
+
+
+def dropped_from_json(items: Iterable[Fields]) -> tuple[Dropped, ...]:
+    """Read what a shorter network has not, each module once."""
+    found: dict[str, Dropped] = {}
+    for item in items:
+        name, fate = item.string("module"), item.string("fate")
+        outputs = item.integer("outputs", 0, _MOST_OUTPUTS)
+        item.done()
+        known = next((one for one in _FATES if one == fate), None)
+        if known is None:
+            raise SlimfastError(f"{item.where}: expected {' or '.join(_FATES)}, got {shown(fate)}")
+        if not name or name in found:
+            raise SlimfastError(f"{item.where}: expected a module that is dropped once, got {shown(name)}")
+        found[name] = Dropped(name, known, outputs)
+    return tuple(found.values())

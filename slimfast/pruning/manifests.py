@@ -17,8 +17,11 @@ from slimfast.graph.cutting.hooked_weights import make_hooked
 from slimfast.graph.cutting.patches import Patch, apply_patches
 from slimfast.graph.cutting.recurrent_layers import flatten_recurrent
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
+from slimfast.pruning.depth.shorter import Dropped, shorten
 from slimfast.pruning.manifest_fields import (
     Change,
+    dropped_from_json,
+    dropped_to_json,
     frozen,
     index_from_json,
     moved_from_json,
@@ -31,8 +34,8 @@ from slimfast.storage.documents import parse_object
 __all__ = ["Manifest", "attach", "check_values", "compose", "frozen", "manifest"]
 
 KIND = "slimfast.thin"
-# Of 2: which tensors hold more than slices.
-SCHEMA = 2
+# Of 2: which tensors hold more than slices; of 3: the layers that were dropped.
+SCHEMA = 3
 _OLDEST = 1
 _ATTRIBUTE = "_slimfast_manifest"
 _PART = "_slimfast_part"
@@ -63,6 +66,7 @@ class Manifest:
     patches: tuple[Patch, ...] = ()
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     moved: Mapping[str, tuple[Change, ...]] = field(default_factory=dict)
+    dropped: tuple[Dropped, ...] = ()
     schema: int = SCHEMA
 
     def shapes(self) -> dict[str, Shape]:
@@ -74,6 +78,16 @@ class Manifest:
     def slice_of(self, name: str, tensor: Tensor) -> Tensor:
         """Copy what is left of the wide tensor of that name."""
         return select_indices(tensor.detach(), self.keeps.get(name, {})).clone()
+
+    def shortened(self, model: nn.Module) -> nn.Module:
+        """Copy the deep ``model`` without the layers that were dropped, tensors shared; it itself where none
+        were.
+        """
+        if not self.dropped:
+            return model
+        short = copy_with(model, {}, share=True)
+        shorten(short, self.dropped)
+        return short
 
     def thin_copy(self, model: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> nn.Module:
         """Copy the wide ``model`` with these thin tensors, its attributes patched and this its manifest.
@@ -109,6 +123,7 @@ class Manifest:
             ),
             {name[len(start) :]: pair for name, pair in self.widths.items() if name.startswith(start)},
             {name: self.moved[whole] for name, whole in names.items() if whole in self.moved},
+            tuple(replace(d, name=d.name[len(start) :]) for d in self.dropped if d.name.startswith(start)),
         )
 
     def around(self, path: str) -> Manifest:
@@ -119,6 +134,7 @@ class Manifest:
             tuple(replace(p, module=f"{path}.{p.module}" if p.module else path) for p in self.patches),
             {f"{path}.{name}": pair for name, pair in self.widths.items()},
             {f"{path}.{name}": changes for name, changes in self.moved.items()},
+            tuple(replace(one, name=f"{path}.{one.name}") for one in self.dropped),
         )
 
     def to_json(self) -> str:
@@ -140,6 +156,7 @@ class Manifest:
             ],
             "widths": {name: list(pair) for name, pair in self.widths.items()},
             "moved": {name: list(changes) for name, changes in self.moved.items()},
+            "dropped": dropped_to_json(self.dropped),
         }
         return json.dumps(document, allow_nan=False, separators=(",", ":"))
 
@@ -163,8 +180,9 @@ class Manifest:
             )
         widths = widths_from_json(fields.object("widths"))
         moved = moved_from_json(fields.object("moved"), shapes) if version > 1 else {}
+        dropped = dropped_from_json(fields.objects("dropped")) if version > 2 else ()
         fields.done()
-        return Manifest(shapes, keeps, patches, widths, moved)
+        return Manifest(shapes, keeps, patches, widths, moved, dropped)
 
 
 def manifest(model: nn.Module) -> Manifest:
@@ -192,6 +210,7 @@ def manifest(model: nn.Module) -> Manifest:
         tuple(patch for part in parts for patch in part.patches),
         {name: pair for part in parts for name, pair in part.widths.items()},
         {tied.get(name, name): changes for part in parts for name, changes in part.moved.items()},
+        tuple(one for part in parts for one in part.dropped),
     )
 
 
@@ -274,4 +293,5 @@ def compose(first: Manifest, second: Manifest) -> Manifest:
     moved = dict(first.moved)
     for name, changes in second.moved.items():
         moved[name] = moved.get(name, ()) + changes
-    return Manifest(first.shapes_before, keeps, tuple(patches[key] for key in sorted(patches)), widths, moved)
+    ordered = tuple(patches[key] for key in sorted(patches))
+    return Manifest(first.shapes_before, keeps, ordered, widths, moved, first.dropped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from slimfast.calibration.data import Calibration
 from slimfast.calibration.spilling import MEMORY
 from slimfast.plans import Allocation, plan
 from slimfast.plans.request import WidthOptions, takes_width_options
+from slimfast.pruning.depth.mixed import check_depth, slim_to_depth
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import RepairKind
 from slimfast.pruning.selection import DEFAULT_METHOD, Method
@@ -29,6 +30,7 @@ def slim(
     also: Iterable[Any] = (),
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
+    depth: int | Iterable[int] = 0,
     select: Method = DEFAULT_METHOD,
     repair: RepairKind | None = None,
     repair_damping: float = 0.0,
@@ -46,6 +48,10 @@ def slim(
     Args:
         model: The network.
         example: A tensor, a tuple or a dict of its arguments, for the tracing and the verification.
+        depth: So many layers go first (:func:`slimfast.drop_layers`), and the widths of the others are cut to
+            what that leaves of the budget, which is one of the whole network. Of several numbers all are
+            tried, and the network that diverges least from the original on samples of the ``calibration`` is
+            returned. Names in other options are those of the shorter network.
         progress: Told of the groups measured, then of the stages of the pruning.
 
     Returns:
@@ -61,6 +67,19 @@ def slim(
     if for_training:
         check_not_chosen(TrainingStart(select, repair, repair_damping))
     model = unwrapped(model)
+    if depth != 0:
+        numbers = depth if isinstance(depth, int) else list(depth)
+        asked = check_depth(numbers, calibration, options)
+        assert calibration is not None, "it was checked"
+
+        def cut_widths(short: nn.Module, own: Calibration, rest: Mapping[str, Any]) -> nn.Module:
+            return slim(
+                short, example, outputs=outputs, also=also, allocation=allocation, calibration=own,
+                select=select, repair=repair, repair_damping=repair_damping, for_training=for_training,
+                memory=memory, verify=verify, backend=backend, progress=progress, **rest,
+            )  # fmt: skip
+
+        return slim_to_depth(model, example, asked, calibration, options, cut_widths)
     planned = plan(
         model,
         example,

@@ -182,6 +182,8 @@ def test_the_short_form_names_ways_that_there_are() -> None:
     assert len(list(decoder.wanted(decoder.SHORT))) == 7
     assert set(decoder.DRAWS.rows or ()) <= set(ROWS)
     assert len(list(decoder.wanted(decoder.DRAWS))) == 12
+    assert set(decoder.DEPTH.rows or ()) <= set(ROWS)
+    assert len(list(decoder.wanted(decoder.DEPTH))) == 5
 
 
 def test_nothing_measured_says_so() -> None:

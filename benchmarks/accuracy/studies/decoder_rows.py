@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.accuracy.studies import allocations
+from benchmarks.accuracy.studies import allocations, decoder_depth
 from benchmarks.accuracy.studies.study import Study
 from slimfast.graph import ChannelGroup
 from slimfast.plans import Plan
@@ -26,14 +26,16 @@ LAYERS = "model.layers."
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How a thin decoder is made: ``plan`` from a study and the share of all parameters, or whole layers
-    dropped where that is None.
+    """How a thin decoder is made: ``plan`` from a study and the share of all parameters, or ``make`` at once
+    where that is None; ``moments``: whether the study's network has to be calibrated for it.
     """
 
     plan: Callable[[Study, float], Plan] | None
     select: str = "activations"
     repair: str | None = None
     control: bool = True
+    make: Callable[[Study, float], nn.Module] | None = None
+    moments: bool = True
 
 
 def uniform_mlp(study: Study, share: float) -> Plan:
@@ -131,7 +133,8 @@ def influences(model: nn.Module, batches: list[dict[str, Any]]) -> np.ndarray:
 def thin_decoder(row: Row, study: Study, share: float) -> nn.Module:
     """The network of a row."""
     if row.plan is None:
-        return without_layers(study, share)
+        assert row.make is not None, "a row has a plan or makes its network"
+        return row.make(study, share)
     options: dict[str, Any] = {"select": row.select, "repair": row.repair}
     plan = row.plan(study, share)
     return prune_channels(study.model, plan, calibration=study.calibration, verify=False, **options)
@@ -149,7 +152,15 @@ def _rows() -> dict[str, Row]:
         "group magnitude (torch-pruning's rule)": (allocations.group_magnitude, "", True),
         "data-free": (data_free, "lookahead", False),
     }
-    rows = {"layers dropped (ShortGPT)": Row(None)}
+    rows = {"layers dropped (ShortGPT)": Row(None, make=without_layers, moments=False)}
+    for repair in ("activations", None):
+        make = functools.partial(decoder_depth.dropped, repair=repair is not None)
+        name = f"layers dropped by divergence, {repair or 'no repair'}"
+        rows[name] = Row(None, repair=repair, control=False, make=make, moments=False)
+    for layers in (2, 4):
+        make = functools.partial(decoder_depth.with_widths, layers=layers)
+        name = f"{layers} layers dropped, then marginal gain, MLP, activations"
+        rows[name] = Row(None, repair="activations", control=False, make=make, moments=False)
     for repair in ("activations", None):
         for name, (plan, select, control) in ways.items():
             chosen = _widths(plan) if name == "FLAP's widths, MLP" else plan

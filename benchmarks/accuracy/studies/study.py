@@ -37,9 +37,13 @@ class Study:
         *,
         budget: Budget = "macs",
         include: Sequence[str] | None = None,
+        moments: bool = True,
     ) -> Study:
-        """Everything measured once; only groups of ``include`` are cut."""
+        """Everything measured once, without ``moments`` nothing; only groups of ``include`` are cut."""
         graph = trace_channels(model, example, include=include)
+        if not moments:
+            given = Calibration({}, {}, tuple(((), dict(batch)) for batch in batches), samples)
+            return Study(model, graph, {}, given, {}, budget)
         calibration = calibrate(model, graph, batches, samples=samples)
         curves = error_curves(model, graph, calibration)
         return Study(model, graph, measure_spectra(model, graph), calibration, curves, budget)

@@ -1,0 +1,1 @@
+"""Depth: whole layers, and branches of them, that a network can do without."""
