@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --disable-pip-version-check -c constraints.txt
+# Bytecode is made when a module is first imported: most of what these packages hold never is.
+PIP := $(BIN)/pip install --disable-pip-version-check --no-compile -c constraints.txt
 SOURCES := CMakeLists.txt $(shell find csrc -type f)
 CXX_SOURCES := $(filter %.cpp %.hpp %.cu %.cuh,$(SOURCES)) tests/threads/threads.cpp
 
