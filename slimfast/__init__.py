@@ -51,6 +51,7 @@ from slimfast.kernels import (
     grouped_spectra,
 )
 from slimfast.latency import Latency, LatencyTable, latency_table, measure_latency
+from slimfast.memory import MemoryTable, PeakMemory, memory_table, peak_memory
 from slimfast.plans import Cost, GroupPlan, Plan, count_module, plan, plan_from_masks, plan_widths
 from slimfast.pruning import (
     DepthReport,
@@ -96,7 +97,9 @@ __all__ = [
     "Latency",
     "LatencyTable",
     "Manifest",
+    "MemoryTable",
     "Moments",
+    "PeakMemory",
     "Plan",
     "Point",
     "RegisteredRule",
@@ -138,6 +141,8 @@ __all__ = [
     "manifest",
     "measure_latency",
     "measure_spectra",
+    "memory_table",
+    "peak_memory",
     "perplexity",
     "plan",
     "plan_checkpoint",

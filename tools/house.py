@@ -25,7 +25,7 @@ FLOORS = (
     ("wrappers",),
     ("distributed", "kernels", "graph"),
     ("storage", "diagnostics"),
-    ("spectra", "calibration", "latency"),
+    ("spectra", "calibration", "latency", "memory"),
     ("plans",),
     ("pruning",),
     ("checkpoints", "huggingface", "distillation"),

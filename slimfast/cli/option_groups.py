@@ -37,6 +37,7 @@ class Widths:
     params: width_options.Params = None
     latency: width_options.Latency = None
     latency_table: width_options.LatencyTable = None
+    peak_memory: width_options.PeakMemory = None
     within: width_options.Within = None
     explained_variance: width_options.ExplainedVariance = None
     multiple_of: width_options.MultipleOf = None
@@ -48,15 +49,18 @@ class Widths:
     def request_options(self) -> WidthOptions:
         """Make the keywords of ``plan``; at least one budget, or a width by hand, must be among them."""
         overrides = _widths_by_hand(self.width)
-        if not overrides and {self.macs, self.params, self.latency, self.explained_variance} == {None}:
+        budgets = {self.macs, self.params, self.latency, self.peak_memory, self.explained_variance}
+        if not overrides and budgets == {None}:
             raise SlimfastError(
-                "expected a budget: --macs, --params, --latency or --explained-variance, got none"
+                "expected a budget: --macs, --params, --latency, --peak-memory or --explained-variance, "
+                "got none"
             )
         return {
             "macs": self.macs,
             "params": self.params,
             "latency": _time(self.latency),
             "latency_table": self.latency_table,
+            "peak_memory": self.peak_memory,
             "within": self.within or None,
             "explained_variance": self.explained_variance,
             "multiple_of": self.multiples(),

@@ -150,6 +150,8 @@ def plan(
         raise SlimfastError(
             "--stream --latency: expected --latency-table, for the weights stay in their files"
         )
+    if stream and widths.peak_memory is not None:
+        raise SlimfastError("--peak-memory: expected no --stream, for the network runs once")
     console.check_outputs(output, suffixes=(".json",))
     check_figure(plot)
     check_report(report)
@@ -181,7 +183,7 @@ def plan(
                 backend=backend,
                 **calls,
             )
-        elif stream or (calibration is None and widths.latency is None):
+        elif stream or (calibration is None and widths.latency is None and widths.peak_memory is None):
             stored = None if calibration is None else load_calibration(calibration)
             found = plan_checkpoint(
                 source, network, example, spectra=measured, calibration=stored, **calls, **how, **wanted
@@ -221,6 +223,7 @@ def _check_uniform(widths: Widths, **others: Any) -> None:
     others |= {"min-width": widths.min_width, "include": widths.include, "exclude": widths.exclude}
     others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
     others |= {"within": widths.within, "latency": widths.latency, "latency-table": widths.latency_table}
+    others |= {"peak-memory": widths.peak_memory is not None}
     console.refuse("--uniform: expected --macs, --params or --multiple-of", others)
 
 
@@ -228,6 +231,7 @@ def _check_from_masks(widths: Widths, **others: Any) -> None:
     """Refuse what a plan of masks cannot heed: they say which units stay, and so how many."""
     others |= {"macs": widths.macs, "params": widths.params, "within": widths.within, "width": widths.width}
     others |= {"explained-variance": widths.explained_variance is not None, "latency": widths.latency}
+    others |= {"peak-memory": widths.peak_memory is not None}
     others |= {"multiple-of": widths.multiple_of, "min-width": widths.min_width}
     console.refuse("--from-masks: expected --include or --exclude", others)
 

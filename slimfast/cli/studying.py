@@ -33,7 +33,7 @@ Budgets = Annotated[
     str,
     typer.Option(metavar="NUMBER,...", help="The budgets: shares (0.5, 50%) or numbers (2e9, 2G)."),
 ]
-Limited = Annotated[str, typer.Option(help="What they limit: macs, params or latency.")]
+Limited = Annotated[str, typer.Option(help="What they limit: macs, params, latency or peak_memory.")]
 Scored = Annotated[
     str | None,
     typer.Option("--data", help=f"Score every plan before any training. {options.DATA_HELP}"),

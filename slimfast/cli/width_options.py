@@ -9,13 +9,21 @@ from typing import Annotated
 import typer
 
 from slimfast.errors import ArgumentError
-from slimfast.plans.amounts import amount_of
+from slimfast.plans.amounts import amount_of, bytes_of
 
 
 def _amount(name: str, text: str) -> float:
     """Parse a budget as the option of that name has it."""
     try:
         return amount_of(name, text)
+    except ArgumentError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def _bytes(text: str) -> float:
+    """Parse a budget of bytes."""
+    try:
+        return bytes_of("peak_memory", text)
     except ArgumentError as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -47,6 +55,15 @@ Latency = Annotated[
 LatencyTable = Annotated[
     Path | None,
     typer.Option(help="What 'slimfast latency' wrote, for --latency; measured anew without it."),
+]
+PeakMemory = Annotated[
+    float | None,
+    typer.Option(
+        parser=_bytes,
+        metavar="BYTES",
+        help="Budget of the bytes that one forward holds at once: a share (0.5, 50%) or bytes (512MiB, "
+        "1.5GB). The thin network is measured.",
+    ),
 ]
 ExplainedVariance = Annotated[
     float | None, typer.Option(help="Share of the variance that every group keeps, in (0, 1].")

@@ -111,6 +111,11 @@ def rounds(
             "rounds: expected a budget of params or macs, got latency, whose table is of one network; "
             "slimfast.plan(..., latency=) says how many macs that is"
         )
+    if options.get("peak_memory") is not None or options.get("memory_table") is not None:
+        raise ArgumentError(
+            "rounds: expected a budget of params or macs, got peak_memory, whose table is of one network; "
+            "slimfast.plan(..., peak_memory=) says how many macs that is"
+        )
     if options.get("explained_variance") is not None:
         raise ArgumentError("rounds: expected a budget of params or macs, got explained_variance")
     held = list(averages)

@@ -17,17 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
-from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import Axis, ChannelGraph, Operation
 from slimfast.graph.cutting.cut import Cut
-from slimfast.graph.cutting.prediction import aligned, split_argument
-from slimfast.graph.recording.calls import Call, Ref, refs_in
+from slimfast.graph.cutting.prediction import split_argument
+from slimfast.graph.cutting.recorded_axes import Axes, axes_of, known_axes, operations_of
 from slimfast.graph.recording.forward import record
 from slimfast.graph.recording.network import Network
 from slimfast.latency.lengths import Polynomial, polynomial_of
 from slimfast.latency.replay import Step, Value, module_of, replayed
-
-Axes = tuple[Axis, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,48 +96,11 @@ def split_forward(network: Network, graph: ChannelGraph, given: Arguments) -> Sp
     """
     args, kwargs = given
     recording = record(network, args, kwargs, decisions=graph.decisions)
-    whole = Cut(graph, {})
-    paired = list(aligned(whole, recording.calls))
-    for number, call in paired:
-        if whole.shapes_of(graph.operations[number]) != tuple(ref.shape for ref in call.outputs):
-            raise SlimfastError("latency: expected the graph of this model and this example, got another")
+    operations = operations_of(graph, recording, "latency")
     steps, values = replayed(network, recording, given)
-    axes = _known_axes(recording.names, graph)
-    operations = _operations(recording.calls, paired, graph, axes)
+    axes = known_axes(recording.names, graph)
     full = {group.name: group.n for group in graph.groups}
     return Split(graph, tuple(_pieces(steps, operations, axes, values, full)), values, full)
-
-
-def _operations(
-    calls: Sequence[Call],
-    paired: Sequence[tuple[int, Call]],
-    graph: ChannelGraph,
-    axes: Mapping[int, Axes],
-) -> list[Operation]:
-    """Find the graph's operation for each call; copies, which it may not have, keep the axes of what they
-    copy.
-    """
-    found = {id(call): graph.operations[number] for number, call in paired}
-    known = dict(axes)
-    made = []
-    for call in calls:
-        operation = found.get(id(call))
-        if operation is None:
-            read = {ref.shape: _axes_of(ref, known) for ref in reversed(refs_in(call.arguments))}
-            outputs = tuple(read.get(ref.shape) or tuple(map(Axis, ref.shape)) for ref in call.outputs)
-            operation = Operation(call.op, call.module, outputs)
-        known |= {ref.value: own for ref, own in zip(call.outputs, operation.outputs, strict=True)}
-        made.append(operation)
-    return made
-
-
-def _known_axes(names: Mapping[int, str], graph: ChannelGraph) -> dict[int, Axes]:
-    found = {}
-    for value, name in names.items():
-        name = graph.tied.get(name, name)
-        if name in graph.axes:
-            found[value] = graph.axes[name]
-    return found
 
 
 def _pieces(
@@ -156,7 +116,7 @@ def _pieces(
     say: set[str] = set()
     known: list[dict[int, Axes]] = []
     for i, (step, operation) in enumerate(zip(steps, operations, strict=True)):
-        read = {ref.value: _axes_of(ref, axes) for ref in step.reads()}
+        read = {ref.value: axes_of(ref, axes) for ref in step.reads()}
         known.append(read)
         own = {
             g for all_axes in (*read.values(), *operation.outputs) for axis in all_axes for g in axis.groups
@@ -169,13 +129,6 @@ def _pieces(
     for first, end in zip(begun, [*begun[1:], len(steps)], strict=True):
         part = list(zip(steps[first:end], operations[first:end], strict=True))
         yield _piece(part, known[first:end], last_use, end, values, full)
-
-
-def _axes_of(ref: Ref, axes: Mapping[int, Axes]) -> Axes:
-    found = axes.get(ref.value)
-    if found is not None and tuple(axis.length for axis in found) == ref.shape:
-        return found
-    return tuple(Axis(n) for n in ref.shape)
 
 
 def _piece(

@@ -11,6 +11,7 @@ from slimfast.errors import ArgumentError, ArgumentTypeError
 _SUFFIXES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _TIME = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*(s|ms|us)\s*")
+_BYTES = re.compile(r"\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([kKMG]?)(i?)B\s*")
 _TEXT = re.compile(r"\s*([+-]?[0-9.]+(?:[eE][+-]?[0-9]+)?)\s*([KMGBT%]?)\s*")
 
 
@@ -63,6 +64,24 @@ def time_of(name: str, value: object) -> tuple[float, bool]:
             f"plan: expected {name} in (0, 1] or up to 100% as a share, or seconds as '12ms', got {value!r}"
         )
     return share, False
+
+
+def bytes_of(name: str, value: object) -> float:
+    """Read a budget of bytes: a share in (0, 1] or as "50%", or above 1 bytes, as "512MiB", "1.5GB" or "2e9".
+
+    Errors as of :func:`amount_of`.
+    """
+    found = _BYTES.fullmatch(value) if isinstance(value, str) else None
+    if found is None or (found[3] and not found[2]):
+        return amount_of(name, value)
+    base = 1024.0 if found[3] else 1000.0
+    try:
+        count = float(found[1]) * base ** " KMG".index(found[2].upper() or " ")
+    except ValueError:
+        count = math.nan
+    if not 1 < count < math.inf:
+        raise ArgumentError(f"plan: expected {name} above 1 in bytes as '512MiB', got {value!r}")
+    return count
 
 
 def share_of(name: str, value: object) -> float:

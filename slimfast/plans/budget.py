@@ -26,7 +26,8 @@ import numpy as np
 from slimfast.arrays import BoolArray, FloatArray, IntArray
 from slimfast.errors import SlimfastError
 from slimfast.latency.timing import seconds_text
-from slimfast.plans.limits import is_latency
+from slimfast.memory.measuring import bytes_text
+from slimfast.plans.limits import PEAK, is_latency
 from slimfast.spectra.spectrum import Spectrum
 
 # What widths cost under each limit, by its name.
@@ -205,6 +206,8 @@ def _unreachable(
 ) -> BudgetUnreachable:
     def told(name: str, count: float) -> str:
         share = f"{count / whole[name] if whole[name] else 0.0:.4f} of the original"
+        if name == PEAK:
+            return f"a peak memory of {bytes_text(count)} ({share})"
         return f"{seconds_text(count)} ({share})" if is_latency(name) else f"{count:,.0f} {name} ({share})"
 
     wanted = " and ".join(told(name, limit) for name, limit in limits.items())

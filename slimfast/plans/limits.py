@@ -1,4 +1,6 @@
-"""Budgets as limits: on the parameters and multiply-adds of the network or a part of it, and on its time."""
+"""Budgets as limits: on the parameters and multiply-adds of the network or a part of it, and on its time
+and its memory.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ from slimfast.arrays import IntArray
 from slimfast.errors import ArgumentError, ArgumentTypeError, did_you_mean
 from slimfast.graph import ChannelGraph
 from slimfast.graph.recording.attributes import stack_of
-from slimfast.plans.amounts import amount_of, time_of
+from slimfast.plans.amounts import amount_of, bytes_of, time_of
 from slimfast.plans.costs import CostModel
 
 COSTS = ("params", "macs")
 # What a forward takes: as a share of what the whole network takes, or in seconds.
 LATENCY, LATENCY_SECONDS = "latency", "latency_seconds"
+# The bytes that a forward holds at once: as a share of those of the whole network, or above 1 as bytes.
+PEAK = "peak_memory"
 # Stands between what is limited and the globs of the part in a budget's name.
 _OF = " of "
 
@@ -51,6 +55,8 @@ def budget_of(options: Mapping[str, Any]) -> dict[str, float]:
     if options.get(LATENCY) is not None:
         amount, in_seconds = time_of(LATENCY, options[LATENCY])
         found[LATENCY_SECONDS if in_seconds else LATENCY] = amount
+    if options.get(PEAK) is not None:
+        found[PEAK] = bytes_of(PEAK, options[PEAK])
     return found
 
 
@@ -73,7 +79,9 @@ def is_latency(name: str) -> bool:
 
 def is_budget(name: str) -> bool:
     """Whether something is the name of a budget of the whole network or of a part."""
-    return is_latency(name) or re.fullmatch(f"({'|'.join(COSTS)})({_OF}.+)?", name) is not None
+    return (
+        is_latency(name) or name == PEAK or re.fullmatch(f"({'|'.join(COSTS)})({_OF}.+)?", name) is not None
+    )
 
 
 class Priced(Protocol):
@@ -91,14 +99,25 @@ class Limits:
     """The limits of a budget on a traced network, and what widths cost under each of them."""
 
     def __init__(
-        self, graph: ChannelGraph, budget: Mapping[str, float], latency: Priced | None = None
+        self,
+        graph: ChannelGraph,
+        budget: Mapping[str, float],
+        latency: Priced | None = None,
+        memory: Priced | None = None,
     ) -> None:
         if latency is None and any(map(is_latency, budget)):
             raise ArgumentError(
                 "plan: expected a latency_table for a budget of latency, got none; make one with "
                 "slimfast.latency_table(graph, model, example)"
             )
+        if memory is None and PEAK in budget:
+            raise ArgumentError(
+                "plan: expected a memory_table for a budget of peak_memory, got none; make one with "
+                "slimfast.memory_table(graph, model, example)"
+            )
         self._priced = {name: latency for name in budget if latency is not None and is_latency(name)}
+        if memory is not None and PEAK in budget:
+            self._priced[PEAK] = memory
         # What is limited and of which part; a part that has several limits is counted once.
         self._limited = {name: name.partition(_OF)[::2] for name in budget if name not in self._priced}
         self._parts = {globs: part_model(graph, globs) for _, globs in self._limited.values()}

@@ -1,4 +1,4 @@
-"""A budget of time met in truth: the thin network is measured, and the plan solved again until it fits."""
+"""Budgets of time and memory met in truth: the thin network is measured, the plan solved until it fits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from torch import nn
 
@@ -17,7 +17,8 @@ from slimfast.latency import LatencyTable, latency_table, measure_latency
 from slimfast.latency.clock import device_of
 from slimfast.latency.runtimes import machine_name
 from slimfast.latency.tabulate import thin_network
-from slimfast.plans.limits import LATENCY, LATENCY_SECONDS, is_latency
+from slimfast.memory import memory_table, peak_memory
+from slimfast.plans.limits import LATENCY, LATENCY_SECONDS, PEAK, is_latency
 from slimfast.plans.plan_data import Plan
 from slimfast.plans.request import Request
 
@@ -25,69 +26,113 @@ _log = logging.getLogger(__name__)
 # A plan that is this close to its budget is not solved again.
 _CLOSE = 0.97
 _ROUNDS = 6
-# Where the same widths are found outside again, the factor is made so much larger.
+# Where the same widths are found outside again, the factors are made so much larger.
 _PUSH = 1.02
 
 
-def with_table(
+def with_tables(
     request: Request, graph: ChannelGraph, model: nn.Module, example: Any, progress: Progress | None
 ) -> Request:
-    """Measure the latency table of a request that needs one and has none."""
-    if request.latency_table is not None or not any(map(is_latency, request.budget)):
-        return request
-    table = latency_table(graph, model, _given(graph, example), progress=progress)
-    return replace(request, latency_table=table)
+    """Measure the tables of a request that needs them and has none."""
+    if request.latency_table is None and any(map(is_latency, request.budget)):
+        table = latency_table(graph, model, _given(graph, example), progress=progress)
+        request = replace(request, latency_table=table)
+    if request.memory_table is None and PEAK in request.budget:
+        request = replace(request, memory_table=memory_table(graph, model, _given(graph, example)))
+    return request
 
 
 def within_measured(
     solve: Callable[[Request], Plan], request: Request, graph: ChannelGraph, model: nn.Module, example: Any
 ) -> Plan:
-    """Solve a request, and where it has a budget of time again, until the thin network is inside when it is
-    measured.
+    """Solve a request, and where it has a budget of time or of memory again, until the thin network is inside
+    when it is measured.
 
-    The table is corrected by one factor, of what a thin network took and what was predicted. A table of
-    another machine is taken at its word, with a warning.
+    What is predicted is corrected by one factor, of what a thin network took and what was predicted. A
+    latency table of another machine is taken at its word, with a warning.
     """
-    table = request.latency_table
-    if table is None or not any(map(is_latency, request.budget)) or not _is_here(table, model, example):
+    meters = _meters(request, graph, model, example)
+    if not meters:
         return solve(request)
-    pair = _Pair(table, graph, model, _given(graph, example))
     inside: tuple[float, Plan] | None = None
-    outside: tuple[float, Plan] | None = None
+    outside: tuple[float, str, Plan] | None = None
     seen: set[tuple[int, ...]] = set()
-    factor = 1.0
+    wanted = request
     for _ in range(_ROUNDS):
-        found = solve(replace(request, latency_factor=factor))
+        found = solve(wanted)
         widths = tuple(found.widths().values())
         if widths in seen:
             if inside is not None:
                 break
-            factor *= _PUSH
+            for meter in meters:
+                wanted = meter.scaled(wanted, _PUSH)
             continue
         seen.add(widths)
-        whole, thin = pair.seconds(found)
-        assert found.latency is not None
-        share = thin / _most(request, whole)
-        _log.info("latency: predicted %g, measured %g of %g s", found.latency.predicted, thin, whole)
-        told = replace(found, latency=replace(found.latency, before=whole, measured=thin))
+        thin = thin_network(Network.of(model), graph, found.widths())
+        told, corrected, readings = found, wanted, []
+        for meter in meters:
+            reading = meter.read(found, thin)
+            _log.info(
+                "%s: at %g of the budget, off by a factor of %g", meter.name, reading.share, reading.off
+            )
+            told = reading.told(told)
+            corrected = meter.scaled(corrected, reading.off)
+            readings.append((reading.share, meter.name))
+        share, name = max(readings)
         if share <= 1.0 and (inside is None or share > inside[0]):
             inside = share, told
         elif share > 1.0 and (outside is None or share < outside[0]):
-            outside = share, told
+            outside = share, name, told
         if _CLOSE <= share <= 1.0:
             break
-        # A share of the whole network is one of what it takes now.
-        scale = found.latency.before / whole if LATENCY in request.budget else 1.0
-        factor *= scale * thin / found.latency.predicted
+        wanted = corrected
     if inside is not None:
         return inside[1]
     assert outside is not None
+    remedy = (
+        "measure the table again on a quiet machine, or ask for a little less"
+        if outside[1] == LATENCY
+        else "ask for a little less"
+    )
     warnings.warn(
-        f"plan: the thin network takes {outside[0] - 1.0:.1%} more than the budget of latency when it is "
-        "measured; measure the table again on a quiet machine, or ask for a little less",
+        f"plan: the thin network takes {outside[0] - 1.0:.1%} more than the budget of {outside[1]} when it "
+        f"is measured; {remedy}",
         stacklevel=4,
     )
-    return outside[1]
+    return outside[2]
+
+
+class _Reading(NamedTuple):
+    """What a meter says of a thin network.
+
+    Its ``share`` of the budget, how far the prediction is ``off``, and the plan ``told`` of it.
+    """
+
+    share: float
+    off: float
+    told: Callable[[Plan], Plan]
+
+
+class _Meter(Protocol):
+    """Measures what thin networks take of one budget."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, plan: Plan, thin: nn.Module) -> _Reading: ...
+
+    def scaled(self, request: Request, factor: float) -> Request: ...
+
+
+def _meters(request: Request, graph: ChannelGraph, model: nn.Module, example: Any) -> list[_Meter]:
+    """Make the meters of the budgets that can be measured here."""
+    meters: list[_Meter] = []
+    table = request.latency_table
+    if table is not None and any(map(is_latency, request.budget)) and _is_here(table, model, example):
+        meters.append(_Clock(request, table, model, _given(graph, example)))
+    if request.memory_table is not None and PEAK in request.budget:
+        meters.append(_Scales(request.budget[PEAK], _given(graph, example)))
+    return meters
 
 
 def _given(graph: ChannelGraph, example: Any) -> Any:
@@ -96,16 +141,6 @@ def _given(graph: ChannelGraph, example: Any) -> Any:
         return example
     args, kwargs = graph.inputs.example()
     return args or kwargs
-
-
-def _most(request: Request, whole: float) -> float:
-    """Compute the seconds that a budget allows, from what the whole network takes now."""
-    limits = []
-    if LATENCY in request.budget:
-        limits.append(request.budget[LATENCY] * whole)
-    if LATENCY_SECONDS in request.budget:
-        limits.append(request.budget[LATENCY_SECONDS])
-    return min(limits)
 
 
 def _is_here(table: LatencyTable, model: nn.Module, example: Any) -> bool:
@@ -117,24 +152,64 @@ def _is_here(table: LatencyTable, model: nn.Module, example: Any) -> bool:
         warnings.warn(
             f"latency_table: measured on {table.machine}, and this is {here}: the thin network is not "
             "measured",
-            stacklevel=5,
+            stacklevel=6,
         )
     return here == table.machine
 
 
-class _Pair:
+class _Clock:
     """Measures a thin network and the whole one in turn, as a table was measured."""
 
-    def __init__(self, table: LatencyTable, graph: ChannelGraph, model: nn.Module, example: Any) -> None:
-        self._table, self._graph = table, graph
-        self._network, self._example = Network.of(model), example
+    name = LATENCY
 
-    def seconds(self, plan: Plan) -> tuple[float, float]:
-        """Measure the whole network, and one as wide as the plan."""
-        thin = thin_network(self._network, self._graph, plan.widths())
-        table = self._table
-        how: dict[str, Any] = {"measure": table.measure}
+    def __init__(self, request: Request, table: LatencyTable, model: nn.Module, example: Any) -> None:
+        self._budget, self._model, self._example = request.budget, model, example
+        self._how: dict[str, Any] = {"measure": table.measure}
         if table.measure is None:
-            how = {"runtime": table.runtime, "threads": table.threads}
-        whole, cut = measure_latency([self._network.model, thin], self._example, **how)
-        return whole.seconds, cut.seconds
+            self._how = {"runtime": table.runtime, "threads": table.threads}
+
+    def read(self, plan: Plan, thin: nn.Module) -> _Reading:
+        """Measure both networks."""
+        found = plan.latency
+        assert found is not None
+        both = measure_latency([self._model, thin], self._example, **self._how)
+        whole, cut = both[0].seconds, both[1].seconds
+        limits = []
+        if LATENCY in self._budget:
+            limits.append(self._budget[LATENCY] * whole)
+        if LATENCY_SECONDS in self._budget:
+            limits.append(self._budget[LATENCY_SECONDS])
+        # A share of the whole network is one of what it takes now.
+        scale = found.before / whole if LATENCY in self._budget else 1.0
+        measured = replace(found, before=whole, measured=cut)
+        return _Reading(
+            cut / min(limits), scale * cut / found.predicted, lambda told: replace(told, latency=measured)
+        )
+
+    def scaled(self, request: Request, factor: float) -> Request:
+        """Correct what is predicted."""
+        return replace(request, latency_factor=request.latency_factor * factor)
+
+
+class _Scales:
+    """Measures the peak memory of a thin network."""
+
+    name = PEAK
+
+    def __init__(self, budget: float, example: Any) -> None:
+        self._budget, self._example = budget, example
+
+    def read(self, plan: Plan, thin: nn.Module) -> _Reading:
+        """Measure it."""
+        found = plan.peak_memory
+        assert found is not None
+        taken = float(peak_memory(thin, self._example).total)
+        most = self._budget * found.before if self._budget <= 1 else self._budget
+        measured = replace(found, measured=taken)
+        return _Reading(
+            taken / most, taken / found.predicted, lambda told: replace(told, peak_memory=measured)
+        )
+
+    def scaled(self, request: Request, factor: float) -> Request:
+        """Correct what is predicted."""
+        return replace(request, memory_factor=request.memory_factor * factor)

@@ -27,6 +27,7 @@ from slimfast.plans.plan_fields import (
     weights_from_json,
 )
 from slimfast.plans.plan_latency import PlanLatency, latency_from_json
+from slimfast.plans.plan_memory import PlanMemory, memory_from_json
 from slimfast.plans.plan_table import table
 from slimfast.plans.plan_text import explanation
 from slimfast.storage.atomic import atomic_path
@@ -34,9 +35,9 @@ from slimfast.storage.documents import Fields, first_repeated, parse_object, rea
 
 KIND = "slimfast.plan"
 # 2: ``allocation``, and groups chosen by "gain". 3: ``weights``, and groups chosen by
-# "mask". 4: budgets of a part. 5: budgets of latency, and ``latency``. Documents of
-# all of them are read.
-SCHEMA = 5
+# "mask". 4: budgets of a part. 5: budgets of latency, and ``latency``. 6: those of
+# peak memory, and ``peak_memory``. Documents of all of them are read.
+SCHEMA = 6
 
 Chosen = Literal["tau", "gain", "override", "mask", "excluded"]
 Allocation = Literal["explained_variance", "marginal_gain"]
@@ -105,6 +106,7 @@ class Plan:
         also: What the other calls that were traced are made with.
         weights: The fingerprint of the weights it was made from, where they were at hand; it is not compared.
         latency: What a forward of it takes, predicted and measured, where there was a latency table.
+        peak_memory: What a forward of it holds at once, likewise, where there was a memory table.
         graph: At hand where the plan was just made; it is neither compared nor written.
 
     Example:
@@ -126,6 +128,7 @@ class Plan:
     also: tuple[InputSpec, ...] = ()
     weights: str | None = field(default=None, compare=False)
     latency: PlanLatency | None = field(default=None, compare=False)
+    peak_memory: PlanMemory | None = field(default=None, compare=False)
     graph: ChannelGraph | None = field(default=None, compare=False, repr=False)
 
     def widths(self) -> dict[str, int]:
@@ -160,6 +163,7 @@ class Plan:
             "cost_after": cost_to_json(self.cost_after),
             "weights": self.weights,
             "latency": None if self.latency is None else self.latency.to_json(),
+            "peak_memory": None if self.peak_memory is None else self.peak_memory.to_json(),
             "inputs": self.inputs.to_json(),
         }
         if self.outputs is not None:
@@ -187,6 +191,7 @@ class Plan:
             allocation=allocation,
             weights=weights_from_json(fields) if version > 2 else None,
             latency=latency_from_json(fields) if version > 4 else None,
+            peak_memory=memory_from_json(fields) if version > 5 else None,
             groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
             explained_variance=share_from_json(fields, "explained_variance"),
             budget=budget_from_json(fields.object("budget"), version),

@@ -8,7 +8,7 @@ from slimfast.errors import ArgumentError, SlimfastError, shown
 from slimfast.graph import InputSpec
 from slimfast.plans.costs import Cost
 from slimfast.plans.fingerprint import PATTERN
-from slimfast.plans.limits import is_budget, is_latency
+from slimfast.plans.limits import PEAK, is_budget, is_latency
 from slimfast.storage.documents import Fields
 
 
@@ -52,7 +52,7 @@ def budget_from_json(fields: Fields, version: int) -> dict[str, float]:
     budget: dict[str, float] = {}
     for name in fields.names():
         known = name in ("explained_variance", "params", "macs") or (version > 3 and is_budget(name))
-        known = known and (version > 4 or not is_latency(name))
+        known = known and (version > 4 or not is_latency(name)) and (version > 5 or name != PEAK)
         if not known:
             raise SlimfastError(f"{fields.where}: unknown budget {shown(name)}")
         budget[name] = fields.number(name, 0.0, float(2**63))

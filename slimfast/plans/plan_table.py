@@ -12,7 +12,8 @@ import numpy as np
 
 from slimfast.errors import printable
 from slimfast.latency.timing import seconds_text
-from slimfast.plans.limits import LATENCY_SECONDS, Limits, is_latency
+from slimfast.memory.measuring import bytes_text
+from slimfast.plans.limits import LATENCY_SECONDS, PEAK, Limits, is_latency
 
 if TYPE_CHECKING:
     from slimfast.plans.plan_data import GroupPlan, Plan
@@ -114,10 +115,15 @@ def _notes(plan: Plan) -> list[str]:
         elif is_latency(name):
             told = seconds_text(asked) if name == LATENCY_SECONDS else f"{asked:g}"
             notes.append(f"latency: asked for {told}")
+        elif name == PEAK:
+            told = bytes_text(asked) if asked > 1 else f"{asked:g}"
+            notes.append(f"peak memory: asked for {told}")
         elif name != "explained_variance":
             notes.append(f"{name}: asked for {asked:g}{_reached(plan, name)}")
     if plan.latency is not None:
         notes.append(f"latency: {plan.latency}")
+    if plan.peak_memory is not None:
+        notes.append(f"peak memory: {plan.peak_memory}")
     if isinstance(plan.multiple_of, int):
         if plan.multiple_of > 1:
             notes.append(f"widths are multiples of {plan.multiple_of}, or whole")

@@ -19,7 +19,7 @@ from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.language_models import warn_without_data
-from slimfast.plans.measured import with_table, within_measured
+from slimfast.plans.measured import with_tables, within_measured
 from slimfast.plans.plan_data import ALLOCATIONS, Allocation, Plan
 from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import settled_plan, solved_plan
@@ -61,6 +61,11 @@ def plan_widths(
         latency_table: What the time is predicted by (:func:`slimfast.latency_table`), or the path of one.
             :func:`slimfast.plan` measures one where none is given, then measures the thin network and solves
             again until that is inside the budget.
+        peak_memory: Budget of the bytes that one forward of the example holds at once, weights, inputs and
+            live activations: a share of what the whole network does, or bytes as a text ("512MiB", "1.5GB").
+            It may stand beside the others.
+        memory_table: What the memory follows from (:func:`slimfast.memory_table`); :func:`slimfast.plan`
+            makes one where none is given, and measures the thin network.
         within: The budget counts these layers and tensors alone, a glob or several; groups that have no say
             in them are left alone.
         multiple_of: Rounds widths up to multiples, or to the whole group, which a group of fewer units is;
@@ -157,7 +162,7 @@ def plan(
     if example is None:
         args, kwargs = graph.inputs.example()
         example = args or kwargs
-    request = with_table(request, graph, model, example, progress)
+    request = with_tables(request, graph, model, example, progress)
     if by_gain is not None:
         curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
 

@@ -15,6 +15,7 @@ from slimfast.calibration.curves import ErrorCurve
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.latency import LatencyTable
+from slimfast.memory import MemoryTable
 from slimfast.plans.amounts import share_of
 from slimfast.plans.budget import Rounding
 from slimfast.plans.floors import Floors, check_floors, floors_of
@@ -39,6 +40,8 @@ class WidthOptions(TypedDict, total=False):
     macs: float | str | Mapping[str, float | str] | None
     latency: float | str | None
     latency_table: LatencyTable | str | os.PathLike[str] | None
+    peak_memory: float | str | None
+    memory_table: MemoryTable | None
     within: str | Iterable[str] | None
     multiple_of: int | Mapping[str, int]
     min_width: int | float | Mapping[str, int | float]
@@ -86,9 +89,9 @@ def takes_width_options(verb: Callable[P, R]) -> Callable[P, R]:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Width options that were checked; ``budget`` has the given ones of ``params``, ``macs`` and ``latency``,
-    by the names of :func:`slimfast.plans.limits.budget_of`. ``latency_factor``: what thin networks were found
-    to take beside what the table predicts.
+    """Width options that were checked; ``budget`` has the given ones of ``params``, ``macs``, ``latency`` and
+    ``peak_memory``, by the names of :func:`slimfast.plans.limits.budget_of`. ``latency_factor`` and
+    ``memory_factor``: what thin networks were found to take beside what the tables predict.
     """
 
     explained_variance: float | None
@@ -100,6 +103,8 @@ class Request:
     exclude: tuple[str, ...]
     latency_table: LatencyTable | None = None
     latency_factor: float = 1.0
+    memory_table: MemoryTable | None = None
+    memory_factor: float = 1.0
 
     def asked(self) -> dict[str, float]:
         """Return what was asked for, as a plan keeps it."""
@@ -131,7 +136,9 @@ def check_request(options: WidthOptions) -> Request:
                 f"plan: expected explained_variance or a budget, got both it and {', '.join(budget)}"
             )
     elif not budget and not overrides:
-        raise ArgumentError("plan: expected explained_variance, params, macs or latency, got none of them")
+        raise ArgumentError(
+            "plan: expected explained_variance, params, macs, latency or peak_memory, got none of them"
+        )
     for name, globs in {"include": include, "exclude": exclude}.items():
         if isinstance(globs, str):
             raise ArgumentError(f"plan: expected {name} to be a list of globs, got the string {globs!r}")
@@ -144,7 +151,16 @@ def check_request(options: WidthOptions) -> Request:
         include=None if include is None else tuple(include),
         exclude=tuple(exclude or ()),
         latency_table=None if (table := options.get("latency_table")) is None else LatencyTable.of(table),
+        memory_table=_checked_table(options.get("memory_table")),
     )
+
+
+def _checked_table(table: object) -> MemoryTable | None:
+    if table is not None and not isinstance(table, MemoryTable):
+        raise ArgumentTypeError(
+            f"plan: expected memory_table to be a MemoryTable, got {type(table).__name__}"
+        )
+    return table
 
 
 def _is_integer(value: object) -> bool:

@@ -13,13 +13,16 @@ from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph
 from slimfast.latency.pricing import PricedLatency
 from slimfast.latency.timing import seconds_text
+from slimfast.memory.measuring import bytes_text
+from slimfast.memory.table import PricedMemory
 from slimfast.plans.budget import BudgetUnreachable, Rounding, Solution, settled, widths_at, widths_within
 from slimfast.plans.costs import CostModel
 from slimfast.plans.gains import widths_by_gain
-from slimfast.plans.limits import Limits, is_latency
+from slimfast.plans.limits import PEAK, Limits, is_latency
 from slimfast.plans.narrow import warn_of_few
 from slimfast.plans.plan_data import GroupPlan, Plan
 from slimfast.plans.plan_latency import PlanLatency
+from slimfast.plans.plan_memory import PlanMemory
 from slimfast.plans.request import Choice, Request, choose, rounding_of
 from slimfast.plans.stairs import with_stairs
 from slimfast.plans.unreachable import remedies, why_unreachable
@@ -77,6 +80,7 @@ class _Problem:
     rounding: Rounding
     curves: Mapping[str, ErrorCurve] | None
     latency: PricedLatency | None
+    memory: PricedMemory | None
 
     def spectra(self, spectra: Mapping[str, Spectrum]) -> list[Spectrum]:
         """Return the spectra of the free groups."""
@@ -102,7 +106,9 @@ def _problem(
         raise SlimfastError(f"plan: the model has no channel group that can be cut{''.join(told + help_for)}")
     table = request.latency_table
     latency = None if table is None else table.priced(graph, factor=request.latency_factor)
-    limits = Limits(graph, request.budget, latency)
+    sizes = request.memory_table
+    memory = None if sizes is None else sizes.priced(graph, factor=request.memory_factor)
+    limits = Limits(graph, request.budget, latency, memory)
     choices = [
         # What no budget counts is left alone.
         Choice("excluded", choice.width)
@@ -122,6 +128,7 @@ def _problem(
         rounding=_rounding(graph, free, request, latency),
         curves=curves,
         latency=latency,
+        memory=memory,
     )
 
 
@@ -159,6 +166,10 @@ def _solve(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Solution | Non
         if problem.latency is not None and any(map(is_latency, request.budget)):
             error = BudgetUnreachable(
                 f"{error}; {seconds_text(problem.latency.fixed_seconds())} of it no width changes"
+            )
+        if problem.memory is not None and PEAK in request.budget:
+            error = BudgetUnreachable(
+                f"{error}; {bytes_text(problem.memory.least())} are there at one unit of every group"
             )
         raise SlimfastError(f"{error}{f'; {why}' if why else ''}") from None
 
@@ -211,6 +222,7 @@ def _plan(problem: _Problem, spectra: Mapping[str, Spectrum]) -> Plan:
         also=graph.also,
         graph=graph,
         latency=_latency(problem, widths),
+        peak_memory=_memory(problem, widths),
     )
 
 
@@ -220,6 +232,14 @@ def _latency(problem: _Problem, widths: IntArray) -> PlanLatency | None:
     if table is None or problem.latency is None:
         return None
     return PlanLatency.of(table, problem.latency.whole, problem.latency.price(widths))
+
+
+def _memory(problem: _Problem, widths: IntArray) -> PlanMemory | None:
+    """Say what is predicted of the memory, where there is a table."""
+    table = problem.request.memory_table
+    if table is None or problem.memory is None:
+        return None
+    return PlanMemory.of(table, problem.memory, widths)
 
 
 def _share(spectrum: Spectrum | None, n: int, width: int) -> float:

@@ -164,7 +164,12 @@ def trade_off_chart(found: TradeOff) -> Chart:
         if scored
         else f"What each plan is predicted to lose, by {found.predicted_by}"
     )
-    label = {"macs": "MACs", "params": "parameters", "latency": "time of a forward"}[found.budget]
+    label = {
+        "macs": "MACs",
+        "params": "parameters",
+        "latency": "time of a forward",
+        "peak_memory": "peak memory",
+    }[found.budget]
     return Chart(
         "trade-off",
         "Trade-off",

@@ -9,6 +9,7 @@ from typing import Any
 
 from slimfast.errors import printable
 from slimfast.latency.timing import seconds_text
+from slimfast.memory.measuring import bytes_text
 from slimfast.plans import Plan
 from slimfast.plans.plan_fields import cost_to_json
 from slimfast.plans.plan_table import quantity
@@ -50,6 +51,9 @@ class Point:
         latency = self.plan.latency
         if limited == "latency" and latency is not None:
             return (latency.predicted if latency.measured is None else latency.measured) / latency.before
+        memory = self.plan.peak_memory
+        if limited == "peak_memory" and memory is not None:
+            return (memory.predicted if memory.measured is None else memory.measured) / memory.before
         measure = limited if limited in ("macs", "params") else "macs"
         before, after = getattr(self.plan.cost_before, measure), getattr(self.plan.cost_after, measure)
         return float(after / before) if before else 1.0
@@ -97,8 +101,8 @@ class TradeOff:
     def __str__(self) -> str:
         scored = self.score is not None
         yardstick = any(point.uniform is not None for point in self.points)
-        timed = self.budget == "latency"
-        head = ["budget", *["time", "left"] * timed, "MACs", "left", "params", "left", "loss"]
+        measured = {"latency": ["time", "left"], "peak_memory": ["peak", "left"]}.get(self.budget, [])
+        head = ["budget", *measured, "MACs", "left", "params", "left", "loss"]
         head += ["uniform"] * yardstick + ["score"] * scored + ["uniform"] * (scored and yardstick)
         rows = [head, *(self._row(point, scored=scored, yardstick=yardstick) for point in self.points)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -121,6 +125,10 @@ class TradeOff:
             taken = point.plan.latency
             seconds = None if taken is None else taken.measured or taken.predicted
             row += ["-" if seconds is None else seconds_text(seconds), f"{point.left(self.budget):.1%}"]
+        if self.budget == "peak_memory":
+            held = point.plan.peak_memory
+            count = None if held is None else held.measured or held.predicted
+            row += ["-" if count is None else bytes_text(count), f"{point.left(self.budget):.1%}"]
         for name in ("macs", "params"):
             old, new = getattr(before, name), getattr(after, name)
             row += [quantity(new), f"{new / old:.1%}" if old else "-"]
@@ -155,6 +163,7 @@ def _point_to_json(point: Point) -> dict[str, Any]:
         "amount": point.amount,
         **cost_to_json(point.plan.cost_after),
         "latency": None if point.plan.latency is None else point.plan.latency.to_json(),
+        "peak_memory": None if point.plan.peak_memory is None else point.plan.peak_memory.to_json(),
         "predicted": point.predicted,
         "score": point.score,
         "widths": point.plan.widths(),

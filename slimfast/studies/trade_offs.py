@@ -14,11 +14,13 @@ from slimfast.calibration import Calibration, ErrorCurve, error_curves
 from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, did_you_mean, one_line
 from slimfast.graph import ChannelGraph, trace_channels
-from slimfast.latency import latency_table
+from slimfast.latency import LatencyTable, latency_table
+from slimfast.memory import memory_table
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
-from slimfast.plans.amounts import amount_of, time_of
+from slimfast.plans.amounts import amount_of, bytes_of, time_of
 from slimfast.plans.controls import uniform_like
+from slimfast.plans.limits import Priced
 from slimfast.plans.measured import within_measured
 from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import solved_plan
@@ -35,9 +37,7 @@ __all__ = ["Point", "TradeOff", "trade_off"]
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 # What a budget may limit, as far as plans know it.
-LIMITED = ("macs", "params", "latency")
-# Those that a yardstick of equal shares can be solved for.
-_COUNTED = ("macs", "params")
+LIMITED = ("macs", "params", "latency", "peak_memory")
 _VERB = "trade_off"
 
 
@@ -72,8 +72,9 @@ def trade_off(
         example: A tensor, a tuple or a dict of its arguments.
         graph: What :func:`slimfast.trace_channels` found in this model, to save a trace.
         budgets: The budgets, as shares or amounts.
-        budget: What they limit: "macs", "params", or the time of a forward as "latency", for which one table
-            is measured for all plans where no ``latency_table`` is given, and each thin network too.
+        budget: What they limit: "macs", "params", the time of a forward as "latency", for which one table is
+            measured for all plans where no ``latency_table`` is given, or its "peak_memory"; each thin
+            network is then measured too.
         outputs: As for :func:`slimfast.trace_channels`.
         also: Likewise.
         evaluate: From a network in eval mode to its score: every plan is cut and scored before any training,
@@ -112,6 +113,9 @@ def trade_off(
     measured = _Measured.of(model, example, graph, calibration, spectra, memory_at_once, backend)
     if budget == "latency" and options.get("latency_table") is None:
         options["latency_table"] = latency_table(graph, model, measured.example)
+    if budget == "peak_memory" and options.get("memory_table") is None:
+        options["memory_table"] = memory_table(graph, model, measured.example)
+    priced = _priced(budget, graph, options)
 
     def score(plan: Plan) -> float | None:
         if evaluate is None:
@@ -137,7 +141,7 @@ def trade_off(
         except SlimfastError as error:
             refused[amount] = one_line(error)
         else:
-            points.append(_point(amount, plan, measured, score, budget if uniform else None))
+            points.append(_point(amount, plan, measured, score, budget if uniform else None, priced))
         if progress is not None:
             progress(done + 1, len(wanted))
     if not points:
@@ -152,11 +156,12 @@ def _point(
     measured: _Measured,
     score: Callable[[Plan], float | None],
     yardstick: str | None,
+    priced: Priced | None,
 ) -> Point:
     uniform = None
-    if yardstick in _COUNTED:
+    if yardstick is not None:
         limited: Any = yardstick
-        uniform = uniform_like(plan, measured.graph, measured.spectra, budget=limited)
+        uniform = uniform_like(plan, measured.graph, measured.spectra, budget=limited, priced=priced)
     return Point(
         amount=amount,
         plan=plan,
@@ -166,6 +171,14 @@ def _point(
         uniform_predicted=None if uniform is None else measured.predicted(uniform, plan),
         uniform_score=None if uniform is None else score(uniform),
     )
+
+
+def _priced(budget: str, graph: ChannelGraph, options: WidthOptions) -> Priced | None:
+    """Make what tells the time or the memory of a yardstick."""
+    table, sizes = options.get("latency_table"), options.get("memory_table")
+    if budget == "latency" and table is not None:
+        return LatencyTable.of(table).priced(graph)
+    return sizes.priced(graph) if budget == "peak_memory" and sizes is not None else None
 
 
 class _Measured:
@@ -245,7 +258,7 @@ def _checked(budgets: Iterable[float | str], budget: str, options: Mapping[str, 
         raise ArgumentError(f"{_VERB}: expected budgets of {budget} in budgets=, got {given}= too")
     if isinstance(budgets, (str, Mapping)) or not isinstance(budgets, Iterable):
         raise ArgumentTypeError(f"{_VERB}: expected budgets to be a sequence, got {type(budgets).__name__}")
-    read = _share_of_time if budget == "latency" else amount_of
+    read = {"latency": _share_of_time, "peak_memory": bytes_of}.get(budget, amount_of)
     found = {read(budget, amount) for amount in budgets}
     if not found:
         raise ArgumentError(f"{_VERB}: expected at least one budget, got none")

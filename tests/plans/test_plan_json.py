@@ -96,8 +96,8 @@ def change(document: Any, path: tuple[Any, ...], value: Any) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema",), 6, "expected schema 1 to 5 of slimfast.plan, got 6"),
-        (("schema",), True, "expected schema 1 to 5 of slimfast.plan, got True"),
+        (("schema",), 7, "expected schema 1 to 6 of slimfast.plan, got 7"),
+        (("schema",), True, "expected schema 1 to 6 of slimfast.plan, got True"),
         (("schema",), 1, "unknown field 'allocation'"),
         (("allocation",), "other", "allocation: expected one of .*explained_variance.* got 'other'"),
         (("schema",), ..., "field 'schema' is missing"),

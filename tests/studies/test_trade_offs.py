@@ -94,8 +94,10 @@ def test_budgets_of_time_are_met_on_one_table(calibrated: bool) -> None:
         assert latency.measured is not None
         assert latency.measured <= point.amount * latency.before
         assert point.left("latency") == latency.measured / latency.before
-        # Equal shares at the same time are not solved for.
-        assert point.uniform is None
+        # Equal shares take no more time.
+        assert point.uniform is not None
+        uniform = table.predicted(graph, point.uniform.widths())
+        assert uniform <= table.predicted(graph, point.plan.widths())
     written = json.loads(found.to_json())["points"][0]["latency"]
     assert written["measured"] == found.points[0].plan.latency.measured
     assert "time" in str(found).splitlines()[0]

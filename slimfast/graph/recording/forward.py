@@ -190,10 +190,12 @@ def record_copy(
     decisions: Sequence[Decision] = (),
     copy_of: Network | None = None,
     refuse: Callable[[Tensor], None] = accept,
+    recorder_of: Callable[..., Recorder] = Recorder,
 ) -> Recording:
     """Record a module that is nobody else's, on the tensors that it has; as :func:`record_at`.
 
-    ``copy_of``: the network that it is a copy of, where its integers are to be traced.
+    ``copy_of``: the network that it is a copy of, where its integers are to be traced. ``recorder_of`` makes
+    the recorder.
     """
     network = Network.of(model)
     reads = None if copy_of is None else AttributeReads.in_copy(network, copy_of)
@@ -217,7 +219,7 @@ def record_copy(
     inner_args, inner_kwargs = map_tensors(tuple(args), move), map_tensors(dict(kwargs), move)
     real = tensor_mode == "real"
     decider = Decider(decisions or None, real=real) if real or decisions else None
-    recorder = Recorder(
+    recorder = recorder_of(
         shortcuts=tensor_mode != "real", max_operations=max_operations, refuse=refuse, decider=decider
     )
     names = {recorder.value_of(tensor): name for name, tensor in network.tensors.items()}

@@ -1,0 +1,157 @@
+"""Peak memory predicted and measured: ``python -m benchmarks.memory [--only GLOB ...]``.
+
+For each network and batch of ``benchmarks.latency`` a memory table is made from one run, and thin networks of
+three uniform shares of all groups are measured beside what it predicts of their widths. A budget of half of
+the peak is planned too, and its thin network measured. Networks have random weights, which memory does not
+depend on, and nothing is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import statistics
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.latency import BATCHES, NETWORKS
+from benchmarks.markdown import NOT_YET, Table, rows_of
+from benchmarks.run import RESULTS
+from benchmarks.stamp import stamp
+from slimfast.checkpoints.torchvision_ops import prepare_torchvision
+from slimfast.errors import SlimfastError
+from slimfast.graph import trace_channels
+from slimfast.graph.recording.network import Network
+from slimfast.latency.tabulate import thin_network
+from slimfast.memory import memory_table, peak_memory
+from slimfast.plans import plan
+from slimfast.storage.atomic import atomic_path
+
+SHARES = (0.75, 0.5, 0.25)
+BUDGET = 0.5
+WITHIN = 0.05
+
+
+def measured(name: str, batch: int) -> dict[str, Any]:
+    """Measure a network and thin ones of it."""
+    torch.manual_seed(0)
+    model, example = NETWORKS[name](batch)
+    model.eval()
+    graph = trace_channels(model, example)
+    table = memory_table(graph, model, example)
+    network = Network.of(model)
+    row: dict[str, Any] = {
+        "bytes": table.whole.total,
+        "weights": table.whole.weights,
+        "activations": table.whole.activations,
+        "shares": {},
+    }
+    for share in SHARES:
+        widths = {group.name: max(1, round(group.n * share)) for group in graph}
+        taken = peak_memory(thin_network(network, graph, widths), example).total
+        row["shares"][str(share)] = {"predicted": table.predicted(graph, widths), "measured": taken}
+    found = plan(model, example, graph=graph, peak_memory=BUDGET, memory_table=table)
+    assert found.peak_memory is not None
+    assert found.peak_memory.measured is not None
+    row["budget"] = {
+        "predicted": table.predicted(graph, found.widths()),
+        "measured": found.peak_memory.measured,
+        "macs": found.cost_after.macs / found.cost_before.macs,
+        "params": found.cost_after.params / found.cost_before.params,
+    }
+    return row
+
+
+def errors_of(rows: Mapping[str, Any]) -> list[float]:
+    """List how far each prediction is from what was measured, as a share of that."""
+    return [abs(told["predicted"] / told["measured"] - 1.0) for told in _told(rows)]
+
+
+def _told(rows: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for row in rows.values():
+        if "failed" not in row:
+            yield from row["shares"].values()
+            yield row["budget"]
+
+
+def table_text(result: Mapping[str, Any]) -> str:
+    """Show each network with its peak, and the peaks of thin ones."""
+    rows = result.get("rows", {})
+    if not rows:
+        return f"{NOT_YET}\n"
+    heads = [f"{share:g} of the units" for share in SHARES]
+    lines: list[Sequence[str]] = [
+        ("", "peak, MB", "weights, MB", *heads, f"budget {BUDGET:g}", "MACs left"),
+        ["---", *["--:"] * (len(SHARES) + 4)],
+    ]
+    for name, row in rows.items():
+        if "failed" in row:
+            lines.append([name, row["failed"], *[""] * (len(SHARES) + 3)])
+            continue
+        cells = [_cell(row["shares"][str(share)]) for share in SHARES]
+        budget = row["budget"]
+        kept = f"{budget['measured'] / row['bytes']:.3f}"
+        lines.append([
+            name, f"{row['bytes'] / 1e6:.1f}", f"{row['weights'] / 1e6:.1f}", *cells, kept, f"{budget['macs']:.3f}"
+        ])  # fmt: skip
+    errors = errors_of(rows)
+    plans = [row for row in rows.values() if "failed" not in row]
+    inside = sum(row["budget"]["measured"] <= BUDGET * row["bytes"] for row in plans)
+    made = result["stamp"]
+    summary = (
+        f"Predicted / measured peak of thin networks in MB, at uniform shares of all groups, rounded as they come; "
+        f"the measured share of the peak that a plan for `peak_memory={BUDGET:g}` leaves. Error of the prediction: "
+        f"median {statistics.median(errors):.2%}, worst {max(errors):.1%}, within 5 % in "
+        f"{sum(error <= WITHIN for error in errors)} of {len(errors)}; plans inside when measured: {inside} of "
+        f"{len(plans)}. "
+    )
+    where = f"{made['machine']['cpu']} ({made['machine']['isa']})"
+    versions = f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}"
+    return f"{rows_of(lines)}\n\n{summary}{where}; {versions}.\n"
+
+
+def _cell(told: Mapping[str, Any]) -> str:
+    return f"{told['predicted'] / 1e6:.2f} / {told['measured'] / 1e6:.2f}"
+
+
+TABLES = (Table("peak memory", ("memory.json",), table_text),)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure the networks that are asked for, one after the other."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names")
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="examples in a forward")
+    parser.add_argument("--again", action="store_true", help="measure rows anew that are there")
+    parser.add_argument("--results", type=Path, default=RESULTS / "memory.json", help="where the results go")
+    options = parser.parse_args(arguments)
+    prepare_torchvision()
+    known = json.loads(options.results.read_text())["rows"] if options.results.exists() else {}
+    made = stamp("cpu")
+    names = [f"{name}, batch {batch}" for name in NETWORKS for batch in BATCHES]
+    for name in NETWORKS:
+        for batch in options.batches:
+            row = f"{name}, batch {batch}"
+            wanted = any(fnmatch.fnmatchcase(name, glob) for glob in options.only)
+            if not wanted or (row in known and "failed" not in known[row] and not options.again):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    known[row] = measured(name, batch)
+                except SlimfastError as error:
+                    known[row] = {"failed": str(error)}
+            print(f"{row}: {json.dumps(known[row])}", flush=True)
+            ordered = {key: known[key] for key in dict.fromkeys([*names, *known]) if key in known}
+            with atomic_path(options.results) as beside:
+                beside.write_text(json.dumps({"stamp": made, "rows": ordered}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
