@@ -96,19 +96,18 @@ def table_text(result: Mapping[str, Any]) -> str:
         cells = [_cell(row["shares"][str(share)]) for share in SHARES]
         budget = row["budget"]
         kept = f"{budget['measured'] / row['bytes']:.3f}"
-        lines.append([
-            name, f"{row['bytes'] / 1e6:.1f}", f"{row['weights'] / 1e6:.1f}", *cells, kept, f"{budget['macs']:.3f}"
-        ])  # fmt: skip
+        whole = (f"{row['bytes'] / 1e6:.1f}", f"{row['weights'] / 1e6:.1f}")
+        lines.append([name, *whole, *cells, kept, f"{budget['macs']:.3f}"])
     errors = errors_of(rows)
     plans = [row for row in rows.values() if "failed" not in row]
     inside = sum(row["budget"]["measured"] <= BUDGET * row["bytes"] for row in plans)
     made = result["stamp"]
     summary = (
-        f"Predicted / measured peak of thin networks in MB, at uniform shares of all groups, rounded as they come; "
-        f"the measured share of the peak that a plan for `peak_memory={BUDGET:g}` leaves. Error of the prediction: "
-        f"median {statistics.median(errors):.2%}, worst {max(errors):.1%}, within 5 % in "
-        f"{sum(error <= WITHIN for error in errors)} of {len(errors)}; plans inside when measured: {inside} of "
-        f"{len(plans)}. "
+        "Predicted / measured peak of thin networks in MB, at uniform shares of all groups as they come; "
+        f"then the measured share of the peak that a plan for `peak_memory={BUDGET:g}` leaves. Error of the "
+        f"prediction: median {statistics.median(errors):.2%}, worst {max(errors):.1%}, within 5 % in "
+        f"{sum(error <= WITHIN for error in errors)} of {len(errors)}; plans inside when measured: {inside} "
+        f"of {len(plans)}. "
     )
     where = f"{made['machine']['cpu']} ({made['machine']['isa']})"
     versions = f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}"
@@ -125,7 +124,9 @@ TABLES = (Table("peak memory", ("memory.json",), table_text),)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the networks that are asked for, one after the other."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names")
+    parser.add_argument(
+        "--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names"
+    )
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="examples in a forward")
     parser.add_argument("--again", action="store_true", help="measure rows anew that are there")
     parser.add_argument("--results", type=Path, default=RESULTS / "memory.json", help="where the results go")

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import latency
+from benchmarks import latency, memory
 from benchmarks.accuracy.studies import (
     cifar10_tables,
     decoder_tables,
@@ -48,6 +48,7 @@ DECLARING = (
     zoo,
     traces,
     latency,
+    memory,
 )
 TABLES: tuple[Table, ...] = tuple(table for module in DECLARING for table in module.TABLES)
 
