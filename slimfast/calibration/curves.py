@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slimfast.arrays import FloatArray, Progress
 from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.data import Calibration, check_calibration
-from slimfast.calibration.directions import writes_text
+from slimfast.calibration.directions import Unit, writes_text
 from slimfast.calibration.moments import unit_covariance
 from slimfast.calibration.sensitivity import sensitivities
 from slimfast.calibration.spilling import MEMORY, check_memory
@@ -79,6 +79,7 @@ def error_curves(
     calibration: Calibration,
     *,
     memory: int = MEMORY,
+    unit: Unit | None = None,
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, ErrorCurve]:
@@ -102,6 +103,10 @@ def error_curves(
         calibration: From :func:`slimfast.calibrate`.
         memory: Bytes of activations that a forward and its backward pass may hold: so many samples run at
             once, one at least.
+        unit: ``"output"`` or ``"loss"``; None is the loss for language models and the output for all others.
+            In the unit of the loss what is felt is how far the probabilities of the classes move (scores in
+            the last dim of (samples, classes) or (samples, positions, tokens)), and of other networks than
+            language models the root of twice that divergence stands for the deviation of the output.
         backend: The kernels to use.
         progress: Called with the samples done and of all; what it raises (:class:`slimfast.Cancelled`) ends
             the work.
@@ -113,7 +118,9 @@ def error_curves(
         curves = slimfast.error_curves(model, graph, calibration)
         plan = slimfast.plan_widths(graph, {}, macs=0.5, curves=curves)
     """
-    return resumed_curves(model, graph, calibration, memory=memory, backend=backend, progress=progress)
+    return resumed_curves(
+        model, graph, calibration, memory=memory, unit=unit, backend=backend, progress=progress
+    )
 
 
 def resumed_curves(
@@ -124,6 +131,7 @@ def resumed_curves(
     memory: int,
     backend: str,
     progress: Progress | None,
+    unit: Unit | None = None,
     resume: SumsFile | None = None,
 ) -> dict[str, ErrorCurve]:
     """Find error curves as :func:`error_curves` does, from where an earlier run has stopped."""
@@ -132,9 +140,9 @@ def resumed_curves(
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     check_calibration(calibration, graph.effective(named_tensors(model)), consumers.values())
     felt = sensitivities(
-        model, consumers.values(), calibration, memory=memory, progress=progress, resume=resume
+        model, consumers.values(), calibration, memory=memory, unit=unit, progress=progress, resume=resume
     )
-    of_text, curves = writes_text(model), {}
+    of_text, curves = writes_text(model) and unit != "output", {}
     for group in graph:
         covariance = unit_covariance(graph, group, consumers, calibration)
         if covariance is None:

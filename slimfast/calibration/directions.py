@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from slimfast.calibration.masks import positions_that_count
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph.recording.inputs import tensors_in
+
+Unit: TypeAlias = Literal["output", "loss"]
+"""What errors are measured in: deviations of the outputs, or the divergence of the classes they speak of."""
 
 
 def writes_text(model: nn.Module) -> bool:
@@ -19,31 +22,39 @@ def writes_text(model: nn.Module) -> bool:
     return callable(ask) and bool(ask())
 
 
+def in_loss(model: nn.Module, unit: Unit | None) -> bool:
+    """Whether errors are measured in the loss: as ``unit`` says, None of language models alone."""
+    if unit not in (None, "output", "loss"):
+        raise ArgumentError(f"plan: expected unit to be 'output', 'loss' or None, got {unit!r}")
+    return writes_text(model) if unit is None else unit == "loss"
+
+
 class Directions:
     """Draws directions in outputs, the same ones however the samples are parted.
 
     Of most outputs a direction is random signs for every value: what is felt along it is, squared and in
-    expectation, the sum over the values. Of a language model it is the slope of the cross entropy to a token
-    that is drawn from the model's own probabilities, at each position: what is felt along it, squared, is in
-    expectation twice the divergence from the model, to second order (its Fisher information). All else
-    that it returns is left out.
+    expectation, the sum over the values. ``of_loss``, as of language models, it is the slope of the cross
+    entropy to a class that is drawn from the network's own probabilities, at each position: what is felt
+    along it, squared, is in expectation twice the divergence from the network, to second order (its Fisher
+    information). All else that it returns is left out.
     """
 
-    def __init__(self, *, of_text: bool) -> None:
-        self._of_text = of_text
+    def __init__(self, *, of_loss: bool) -> None:
+        self._of_loss = of_loss
         self._generators: list[torch.Generator] = []
 
     def outputs(self, output: Any) -> list[Tensor]:
         """Find the outputs in which to draw; :class:`SlimfastError` where there are none."""
-        given = tensors_in(_scores(output) if self._of_text else output)
+        given = tensors_in(_scores(output) if self._of_loss else output)
         found = [t for t in given if t.is_floating_point() and t.requires_grad and t.numel()]
         if not found:
-            raise SlimfastError("plan: expected outputs that can be differentiated, got none")
+            what = "scores of classes, in the last dim," if self._of_loss else "outputs"
+            raise SlimfastError(f"plan: expected {what} that can be differentiated, got none")
         return found
 
     def of(self, outputs: list[Tensor], mask: Tensor | None) -> list[Tensor]:
         """Draw a direction in each output, 0 for padding."""
-        draw = self._towards_tokens if self._of_text else self._signs
+        draw = self._towards_classes if self._of_loss else self._signs
         return [draw(place, z, mask) for place, z in enumerate(outputs)]
 
     def _signs(self, place: int, z: Tensor, mask: Tensor | None) -> Tensor:
@@ -52,7 +63,7 @@ class Directions:
         signs = torch.randint(2, shape, generator=generator, dtype=torch.int8, device="cpu")
         return _placed(signs.mul_(2).sub_(1).to(z), z.shape, counting)
 
-    def _towards_tokens(self, place: int, z: Tensor, mask: Tensor | None) -> Tensor:
+    def _towards_classes(self, place: int, z: Tensor, mask: Tensor | None) -> Tensor:
         generator, counting = self._generator(place), positions_that_count(z.shape[:-1], mask)
         shape = z.shape[:-1] if counting is None else (int(counting.sum()),)
         points = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
@@ -94,11 +105,13 @@ class Directions:
 
 
 def _scores(output: Any) -> Any:
-    """Find scores of tokens, (samples, positions, tokens): what is called so, else the first like them."""
+    """Find scores, (samples, classes) or (samples, positions, tokens): what is called so, else the first
+    like them.
+    """
     named = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if named is not None:
         return named
-    return next((t for t in tensors_in(output) if t.is_floating_point() and t.dim() == 3), None)
+    return next((t for t in tensors_in(output) if t.is_floating_point() and t.dim() in (2, 3)), None)
 
 
 def _placed(values: Tensor, shape: torch.Size, counting: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slimfast.arrays import Progress
 from slimfast.calibration.consumers import Consumer, input_of
 from slimfast.calibration.data import Calibration
-from slimfast.calibration.directions import Directions, writes_text
+from slimfast.calibration.directions import Directions, Unit, in_loss
 from slimfast.calibration.forward import Slice, running
 from slimfast.calibration.masks import positions_that_count
 from slimfast.calibration.massive import shrinking
@@ -31,6 +31,7 @@ def sensitivities(
     calibration: Calibration,
     *,
     memory: int = MEMORY,
+    unit: Unit | None = None,
     progress: Progress | None = None,
     resume: SumsFile | None = None,
 ) -> dict[str, Tensor]:
@@ -41,8 +42,9 @@ def sensitivities(
     output's values z and averaged over the samples (the Taylor score of Molchanov et al., CVPR 2019, of the
     outputs instead of a loss). The derivative is that through this consumer alone. The sum over the outputs
     is the expectation over a direction in them, of which each sample gets one
-    (:class:`slimfast.calibration.directions.Directions`). Of a language model that is twice the divergence,
-    in nats a sample, of what it then says of the next tokens from what it said. Positions are
+    (:class:`slimfast.calibration.directions.Directions`). In the ``unit`` of the loss, None: of a language
+    model, that is twice the divergence, in nats a sample, of what it then says of the classes or of the next
+    tokens from what it said. Positions are
     summed before the square: errors of neighbouring positions add up where the network averages them. Padded
     positions count neither in the sum nor in the outputs.
 
@@ -53,7 +55,7 @@ def sensitivities(
     wanted = [consumer for consumer in consumers if consumer.weight in calibration.readings]
     if not wanted:
         return {}
-    measured = _Measured(wanted, calibration, Directions(of_text=writes_text(model)))
+    measured = _Measured(wanted, calibration, Directions(of_loss=in_loss(model, unit)))
     done, before = 0, measured.go_on(resume)
     with running(model) as (network, _), left_on_shelves(shelves_of(named_tensors(model).values())):
         network.requires_grad_(False)

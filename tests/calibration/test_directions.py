@@ -134,7 +134,7 @@ def test_curves_are_the_divergence_of_each_unit_by_what_is_left_of_it(model: Wri
 
 def test_a_token_is_drawn_as_often_as_it_is_probable() -> None:
     scores = torch.tensor([2.0, -1.0, float("-inf"), 0.5, 1.0]).expand(2, 20_000, 5).clone().requires_grad_()
-    (slopes,) = Directions(of_text=True).of([scores], None)
+    (slopes,) = Directions(of_loss=True).of([scores], None)
     probabilities = scores.detach()[0, 0].softmax(-1)
     drawn = probabilities - slopes
     assert torch.equal(drawn.round(), torch.nn.functional.one_hot(drawn.argmax(-1), 5).float())
@@ -148,14 +148,14 @@ def test_draws_are_the_same_however_samples_are_parted() -> None:
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(4, 6, VOCABULARY, generator=generator, dtype=torch.float64).requires_grad_()
     mask = torch.arange(6) < torch.tensor(LENGTHS)[:, None].clamp(max=6)
-    (whole,) = Directions(of_text=True).of([scores], mask)
-    parted = Directions(of_text=True)
+    (whole,) = Directions(of_loss=True).of([scores], mask)
+    parted = Directions(of_loss=True)
     first = parted.of([scores[:1]], mask[:1])[0]
     before = parted.state()
     again = [parted.of([scores[1:]], mask[1:])[0]]
     parted.go_back(before)
     again.append(parted.of([scores[1:]], mask[1:])[0])
-    resumed = Directions(of_text=True)
+    resumed = Directions(of_loss=True)
     resumed.go_on(before)
     again.append(resumed.of([scores[1:]], mask[1:])[0])
     for rest in again:
@@ -174,7 +174,60 @@ def test_scores_are_found_in_what_is_returned(kind: str) -> None:
     states = torch.randn(2, 3, 4, requires_grad=True)
     loss = torch.randn((), requires_grad=True)
     output = (loss, scores, states) if kind == "tuple" else Returned(scores)
-    (found,) = Directions(of_text=True).outputs(output)
+    (found,) = Directions(of_loss=True).outputs(output)
     assert found is scores
-    with pytest.raises(slimfast.SlimfastError, match="outputs that can be differentiated, got none"):
-        Directions(of_text=True).outputs({"logits": scores.detach(), "states": states})
+    with pytest.raises(slimfast.SlimfastError, match=r"expected scores of classes, .* got none"):
+        Directions(of_loss=True).outputs({"logits": scores.detach(), "states": states})
+
+
+class Classifier(nn.Module):
+    """Scores (samples, classes) from what one layer of hidden units says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(5, 6), nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.up(x).tanh())
+
+
+def test_a_classifier_is_felt_in_the_unit_of_the_loss_where_that_is_asked_for() -> None:
+    model, step = Classifier().eval(), 1e-2
+    generator = torch.Generator().manual_seed(1)
+    # The same few images many times: the draws differ, what they are draws of does not.
+    images = 2 * torch.randn(3, 5, generator=generator)
+    batch = images.repeat(2000, 1)
+    graph = slimfast.trace_channels(model, images)
+    calibration = slimfast.calibrate(model, graph, [batch], samples=len(batch))
+    found = sensitivities(model, consumers_of(model, graph)[0], calibration, unit="loss")["down.weight"]
+    mean = calibration.readings["down.weight"].mean
+    wide = copy.deepcopy(model).double()
+    with torch.no_grad():
+        hidden = wide.up(images.double()).tanh()
+        known = wide.down(hidden).log_softmax(-1)
+        expected = []
+        for unit in range(6):
+            held = hidden.clone()
+            held[:, unit] -= step * (hidden[:, unit] - mean[unit])
+            changed = wide.down(held).log_softmax(-1)
+            divergence = (known.exp() * (known - changed)).sum(-1).mean()
+            expected.append(float(2 * divergence / step**2))
+    # 6,000 draws: a standard error is some 3 %.
+    assert np.allclose(found.numpy(), expected, rtol=0.12)
+    plain = sensitivities(model, consumers_of(model, graph)[0], calibration)["down.weight"]
+    assert not np.allclose(found.numpy(), plain.numpy(), rtol=0.3)
+    (curve,) = slimfast.error_curves(model, graph, calibration, unit="loss").values()
+    felt_of_group = found.sum().sqrt().item()
+    assert curve.residual[0] == pytest.approx(felt_of_group, rel=1e-5)
+
+
+def test_units_of_errors_that_cannot_be() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    batch = torch.randn(2, 3, 8, 8)
+    graph = slimfast.trace_channels(model, batch)
+    calibration = slimfast.calibrate(model, graph, [batch])
+    with pytest.raises(ValueError, match="expected unit to be 'output', 'loss' or None, got 'nats'"):
+        slimfast.error_curves(model, graph, calibration, unit="nats")  # type: ignore[arg-type]
+    with pytest.raises(slimfast.SlimfastError, match="expected scores of classes, in the last dim"):
+        slimfast.error_curves(model, graph, calibration, unit="loss")

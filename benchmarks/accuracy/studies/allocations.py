@@ -18,7 +18,7 @@ import torch
 from benchmarks.accuracy.studies.other_spectra import above_noise, folded_weights, noise_like
 from benchmarks.accuracy.studies.peer import kept_units, torch_pruned
 from benchmarks.accuracy.studies.study import Allocation, Study
-from slimfast.calibration import ErrorCurve
+from slimfast.calibration import ErrorCurve, error_curves
 from slimfast.calibration.consumers import consumers_of
 from slimfast.calibration.curves import felt_by_unit
 from slimfast.calibration.moments import unit_covariance
@@ -78,6 +78,12 @@ def activation_spectra(study: Study, share: float) -> Plan:
 def marginal_gain(study: Study, share: float) -> Plan:
     """Error curves of what the output feels of what the consumers read, by gain per cost."""
     return study.plan({}, share, curves=study.curves)
+
+
+def marginal_gain_of_loss(study: Study, share: float) -> Plan:
+    """The same by how far the probabilities of the classes move, instead of the outputs."""
+    curves = error_curves(study.model, study.graph, study.calibration, unit="loss")
+    return study.plan({}, share, curves=curves)
 
 
 def marginal_gain_of_squares(study: Study, share: float) -> Plan:
@@ -248,6 +254,7 @@ def by_hand(study: Study, widths: Mapping[str, int]) -> Plan:
 
 ALLOCATIONS: dict[str, Allocation] = {
     "marginal gain, activations": marginal_gain,
+    "marginal gain, loss": marginal_gain_of_loss,
     "marginal gain, squares": marginal_gain_of_squares,
     "marginal gain, shares of activations": marginal_gain_of_shares,
     "explained variance (paper)": explained_variance,

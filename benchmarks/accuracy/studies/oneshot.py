@@ -49,6 +49,8 @@ OWN = "its own"
 TELLING = (
     ("marginal gain, activations", "activations", "activations"),
     ("marginal gain, activations", "lookahead", "activations"),
+    ("marginal gain, loss", "activations", "activations"),
+    ("marginal gain, loss", "lookahead", "activations"),
     ("explained variance (paper)", "l1", "activations"),
     *((name, OWN if name == "group magnitude, global" else "l1", "activations") for name in CONTROLS),
     ("uniform", "activations", "activations"),
