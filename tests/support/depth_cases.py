@@ -55,6 +55,16 @@ def gpt2(layers=4, **more):
     return shaken(transformers.GPT2LMHeadModel(config))
 
 
+def opt(layers=3):
+    """Its MLPs read tokens in one long row."""
+    config = transformers.OPTConfig(
+        vocab_size=48, hidden_size=16, ffn_dim=24, num_attention_heads=4, word_embed_proj_dim=16,
+        num_hidden_layers=layers, max_position_embeddings=48,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return shaken(transformers.OPTForCausalLM(config))
+
+
 def bert(layers=4):
     config = transformers.BertConfig(vocab_size=48, **SIZES, num_hidden_layers=layers)
     torch.manual_seed(0)

@@ -23,6 +23,7 @@ from slimfast.graph.recording.network import Network
 
 # Outputs that are by-products: caches of keys and values, and states on the way, which go with their layer.
 _BY_PRODUCTS = ("past_key_values", "hidden_states", "attentions", "cache", "mems", "present")
+_VIEWS = ("aten.view", "aten.reshape", "aten._unsafe_view")
 _ADDITIONS = ("aten.add", "aten.add_")
 # Of zeros they make zeros.
 _KEEP_ZEROS = ("dropout", "native_dropout", "view", "reshape", "_unsafe_view", "clone", "contiguous",
@@ -204,7 +205,10 @@ class _Flow:
         branches: list[tuple[int, int]] = []
         at, plain = last, True
         while (maker := self._maker[at]) is not None and maker in within:
-            alike = self._alike(maker, self._shapes[last])
+            if self._calls[maker].op in _VIEWS:
+                at, plain = self._reads[maker][0], False
+                continue
+            alike = self._alike(maker, self._shapes[at])
             if self._calls[maker].op in _ADDITIONS and len(alike) == 2:
                 stream = next((s for s, b in (alike, alike[::-1]) if s in self._behind(b, within)), None)
                 if stream is None:
