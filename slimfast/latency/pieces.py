@@ -78,7 +78,9 @@ class Split:
         steps = []
         for step, operation in piece.steps:
             changed = {c.argument: length(c.axis) for c in operation.constants}
-            steps.append(step.with_constants({split_argument(name): n for name, n in changed.items()}))
+            step = step.with_constants({split_argument(name): n for name, n in changed.items()})
+            whole = tuple(axis.length for axis in operation.outputs[0]) if operation.outputs else ()
+            steps.append(step.laid_out(whole, tuple(map(length, operation.outputs[0])) if whole else ()))
         held: dict[int, Tensor] = {}
         given: dict[int, Tensor] = {}
         for source in piece.sources:

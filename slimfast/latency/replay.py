@@ -16,6 +16,8 @@ from slimfast.graph.recording.forward import Recording
 from slimfast.graph.recording.inputs import tensors_in
 from slimfast.graph.recording.network import Network
 
+# What lays its operand out by sizes and strides: they are its first arguments behind it.
+_STRIDED = frozenset({"aten::as_strided", "aten::as_strided_"})
 # What a recording writes beside the arguments of an operation.
 _NOTES = frozenset({"value", "positions"})
 
@@ -53,6 +55,17 @@ class Step:
                 held[key] = [*held[key][:index], value, *held[key][index + 1 :]]
         return replace(self, args=tuple(args), kwargs=kwargs)
 
+    def laid_out(self, shape: Shape, thin: Shape) -> Step:
+        """Give it the sizes and strides of a thinner result, where it lays its operand out by strides.
+
+        PyTorch computes those itself from its operand (a pooling of channels that lie side by side), so that
+        no constant of the forward tells them.
+        """
+        if self.function._schema.name not in _STRIDED or tuple(self.args[1]) != shape:
+            return self
+        made = thin_strides(shape, tuple(self.args[2]), thin)
+        return replace(self, args=(self.args[0], list(thin), list(made), *self.args[3:]))
+
     def describe(self, number: Callable[[int], int]) -> tuple[Any, ...]:
         """Describe it by plain data, tensors by their numbers."""
         return (
@@ -60,6 +73,19 @@ class Step:
             _described(self.args, number),
             _described(tuple(self.kwargs.items()), number),
         )
+
+
+def thin_strides(shape: Shape, strides: Sequence[int], thin: Shape) -> tuple[int, ...]:
+    """Find the strides of a thinner tensor that lies in memory as one of this shape and these strides does.
+
+    A stride is the number of elements of some of the narrowest dims together; one that is not stays.
+    """
+    order = sorted((dim for dim, length in enumerate(shape) if length > 1), key=lambda dim: strides[dim])
+    spans, before, after = {1: 1}, 1, 1
+    for dim in order:
+        before, after = before * shape[dim], after * thin[dim]
+        spans[before] = after
+    return tuple(spans.get(stride, stride) for stride in strides)
 
 
 def _described(argument: Any, number: Callable[[int], int]) -> Any:
