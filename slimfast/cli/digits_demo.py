@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from slimfast.checkpoints.thin_files import save
 from slimfast.cli.digits import TEST, DigitNet, Scans, load_scans
 from slimfast.distillation import DistillationLoss, accuracy, distill
 from slimfast.graph import trace_channels
+from slimfast.latency import measure_latency
 from slimfast.plans import Plan, plan
 from slimfast.plans.controls import uniform_like
 from slimfast.plans.costs import count_module
@@ -208,19 +208,9 @@ def _measure(networks: Mapping[str, nn.Module], test: Scans) -> tuple[Row, ...]:
     all.
     """
     images = test.images[:TIMED_IMAGES]
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    with torch.inference_mode():
-        # The first rounds pay for warming up.
-        for round_ in range(3 + TIMED_ROUNDS):
-            for name, network in networks.items():
-                start = time.perf_counter()
-                network(images)
-                if round_ >= 3:
-                    times[name].append(1000 * (time.perf_counter() - start))
+    times = measure_latency(networks, images, repeats=TIMED_ROUNDS)
     rows = []
     for name, network in networks.items():
         cost = count_module(network, images[:1])
-        rows.append(
-            Row(name, accuracy(network, test), cost.params, cost.macs, statistics.median(times[name]))
-        )
+        rows.append(Row(name, accuracy(network, test), cost.params, cost.macs, 1000 * times[name].seconds))
     return tuple(rows)

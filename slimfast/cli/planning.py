@@ -10,10 +10,11 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from slimfast.calibration.curves import ErrorCurve, error_curves
+from slimfast.calibration.curves import ErrorCurve
 from slimfast.calibration.folders import load_calibration
 from slimfast.checkpoints.shard_plans import plan_checkpoint
 from slimfast.cli import console, options
+from slimfast.cli.curves import measured_curves
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Widths, takes_groups
@@ -190,19 +191,20 @@ def plan(
             )
         else:
             data = None if calibration is None else load_calibration(calibration, device=device)
+            known: dict[str, Any] = {"spectra": measured, **calls}
+            if shown and data is not None and widths.explained_variance is None:
+                graph = trace_channels(network, example, **calls)
+                known = {"graph": graph, **measured_curves(network, graph, data, backend, advance)}
+                drawn = known["curves"]
             found = make_plan(
                 network,
                 example,
                 calibration=data,
-                spectra=measured,
                 backend=backend,
                 progress=advance,
-                **calls,
+                **known,
                 **wanted,
             )
-            if shown and found.graph is not None and data is not None:
-                # The curves that the plan was made from.
-                drawn = error_curves(network, found.graph, data, backend=backend)
     if not options.is_first(team):
         return
     if plot is not None:

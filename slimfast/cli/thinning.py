@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,19 +9,20 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from slimfast.calibration import Calibration, ErrorCurve, error_curves
 from slimfast.checkpoints.exporting import export as export_network
 from slimfast.checkpoints.shard_folder import INDEX
 from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_files import save
 from slimfast.checkpoints.thin_shards import stored_report
 from slimfast.cli import console, options
+from slimfast.cli.curves import measured_curves
 from slimfast.cli.gradual_cut import data_of_rounds, slim_in_rounds
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Batches, Cut, Gradual, Training, Widths, takes_groups
 from slimfast.cli.stored import in_dtypes
 from slimfast.cli.training import Lesson, show_score, train
+from slimfast.graph import trace_channels
 from slimfast.huggingface.pretrained import save_pretrained
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
@@ -30,7 +30,6 @@ from slimfast.plans.costs import Cost, count_module
 from slimfast.reports.html import check_report
 from slimfast.reports.html import report as write_report
 from slimfast.reports.plots import history_table
-from slimfast.spectra import Spectrum, measure_spectra
 from slimfast.storage.atomic import output_folder
 from slimfast.storage.weights import Weights
 
@@ -179,14 +178,19 @@ def slim(
         return
     calibration = cut.load_calibration(device)
     with console.progress("measuring spectra") as advance:
+        graph = trace_channels(network, example, outputs=options.outputs_of(outputs), also=others)
+        curves: dict[str, Any] = {}
+        if report is not None:
+            by_gain = calibration if wanted.get("explained_variance") is None else None
+            curves = measured_curves(network, graph, by_gain, backend, advance)
         plan = make_plan(
             network,
             example,
-            outputs=options.outputs_of(outputs),
-            also=others,
+            graph=graph,
             calibration=calibration,
             backend=backend,
             progress=advance,
+            **curves,
             **wanted,
         )
     thin = cut.apply(network, plan, calibration, backend)
@@ -196,9 +200,7 @@ def slim(
     console.tell_written(folder / "plan.json", folder / "thin.safetensors")
     cut.tell_verified(thin)
     if report is not None:
-        write_report(
-            plan, report, curves=_curves(network, plan, calibration, backend), thin=thin, title=model
-        )
+        write_report(plan, report, curves=next(iter(curves.values())), thin=thin, title=model)
         console.tell_written(report)
     if loaded is not None:
         target = folder / "distilled.safetensors"
@@ -213,16 +215,6 @@ def slim(
         print(plan.to_json(), end="")
     else:
         print(plan)
-
-
-def _curves(
-    network: nn.Module, plan: Plan, calibration: Calibration | None, backend: str
-) -> Mapping[str, Spectrum] | Mapping[str, ErrorCurve]:
-    """Find the curves that a plan was made from."""
-    assert plan.graph is not None
-    if plan.allocation == "marginal_gain" and calibration is not None:
-        return error_curves(network, plan.graph, calibration, backend=backend)
-    return measure_spectra(network, plan.graph, backend=backend)
 
 
 def _export(thin: nn.Module, path: Path | None, example: Any) -> None:

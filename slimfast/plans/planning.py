@@ -114,6 +114,7 @@ def plan(
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
+    curves: Mapping[str, ErrorCurve] | None = None,
     dtype: torch.dtype | None = None,
     scaling: Scaling = "raw",
     member_scaling: bool = False,
@@ -140,6 +141,8 @@ def plan(
             is the latter where there is a calibration.
         calibration: From :func:`slimfast.calibrate`.
         spectra: Saved ones, which save the first measurement.
+        curves: The error curves of the ``calibration``, where they are at hand
+            (:func:`slimfast.error_curves`).
         memory: Bytes of activations held at once for error curves (:func:`slimfast.error_curves`).
         progress: Called with the number of groups settled and of all; with a ``calibration``, of samples.
 
@@ -157,6 +160,8 @@ def plan(
     request = check_request(options)
     model = unwrapped(model)
     by_gain = calibration_for_gain(allocation, calibration, request)
+    if curves is not None and by_gain is None:
+        raise ArgumentError("plan: expected error curves with their calibration and a budget, got them alone")
     graph = _traced(model, example, graph, outputs, also)
     _log.info("traced %s: %d groups, %d frozen", type(model).__name__, len(graph.groups), len(graph.frozen))
     if example is None:
@@ -164,10 +169,12 @@ def plan(
         example = args or kwargs
     request = with_tables(request, graph, model, example, progress)
     if by_gain is not None:
-        curves = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
+        known = curves
+        if known is None:
+            known = error_curves(model, graph, by_gain, memory=memory, backend=backend, progress=progress)
 
         def by_curves(wanted: Request) -> Plan:
-            return solved_plan(graph, {}, wanted, curves)
+            return solved_plan(graph, {}, wanted, known)
 
         gained = within_measured(by_curves, request, graph, model, example)
         return replace(gained, weights=fingerprint(model))

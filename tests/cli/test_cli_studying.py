@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.cli_cases import NET, needs
+from support.cli_cases import NET, NETS, needs
+from support.synthetic_device import Device
 
+import slimfast
 from slimfast.cli import main
+from slimfast.cli.models import build_model
 from slimfast.plans import Plan
 
 pytestmark = pytest.mark.usefixtures("workshop")
@@ -47,6 +50,68 @@ def test_sweep_draws_and_reports(network, capsys) -> None:
     page = Path("sweep.html").read_text()
     for chart in ("widths", "curves", "costs", "trade-off", "sensitivities"):
         assert f'id="chart-{chart}"' in page
+
+
+@needs("plotly")
+def test_a_report_measures_once(network, monkeypatch, capsys) -> None:
+    wanted = [*network, "--input", "3x6x6", "--macs", "0.5"]
+    calls: list[str] = []
+
+    def counted(name: str, function):
+        def once(*args, **kwargs):
+            calls.append(name)
+            return function(*args, **kwargs)
+
+        return once
+
+    for module in ("slimfast.cli.curves", "slimfast.plans.planning"):
+        monkeypatch.setattr(f"{module}.measure_spectra", counted("spectra", slimfast.measure_spectra))
+        monkeypatch.setattr(f"{module}.error_curves", counted("curves", slimfast.error_curves))
+    assert main(["slim", *wanted, "-o", "out", "--report", "slim.html"]) == 0
+    assert calls == ["spectra"]
+    data = ["--data", f"{NETS}:data"]
+    assert main(["calibrate", *network, "--input", "3x6x6", *data, "-o", "c.safetensors"]) == 0
+    for command in ("slim", "plan"):
+        calls.clear()
+        outcome = main(
+            [
+                command,
+                *wanted,
+                "--calibration",
+                "c.safetensors",
+                "-o",
+                f"{command}-out.json",
+                "--report",
+                "r.html",
+            ]
+        )
+        assert outcome == 0
+        assert calls == ["curves"], command
+    capsys.readouterr()
+
+
+def test_sweep_under_budgets_of_time_and_memory(network, capsys) -> None:
+    model = build_model(NET, weights=Path(network[2]), seed=0)
+    example = torch.zeros(1, 3, 6, 6, device="cpu")
+    graph = slimfast.trace_channels(model, example)
+    slimfast.latency_table(graph, model, example, measure=Device()).save("table.json")
+    arguments = ["sweep", *network, "--input", "3x6x6", "--budgets", "0.8,0.5"]
+    assert main([*arguments, "--budget", "latency", "--latency-table", "table.json", "-o", "time.json"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[:3] == ["budget", "time", "left"]
+    for point in json.loads(Path("time.json").read_text())["points"]:
+        assert point["latency"]["predicted"] <= point["amount"] * point["latency"]["before"] * (1 + 1e-9)
+        assert point["uniform"]["widths"]
+    assert main([*arguments, "--budget", "peak_memory", "-o", "memory.json"]) == 0
+    for point in json.loads(Path("memory.json").read_text())["points"]:
+        assert point["peak_memory"]["measured"] <= point["amount"] * point["peak_memory"]["before"]
+        assert point["uniform"]["widths"]
+    capsys.readouterr()
+    assert main(["plan", *network, "--input", "3x6x6", "--peak-memory", "70%", "-o", "plan.json"]) == 0
+    assert "peak memory: asked for 0.7" in capsys.readouterr().out
+    assert Plan.load("plan.json").budget == {"peak_memory": 0.7}
+    assert main(["plan", *network, "--input", "3x6x6", "--peak-memory", "0"]) != 0
+    assert "expected peak_memory" in capsys.readouterr().err
 
 
 @needs("plotly")
