@@ -74,7 +74,7 @@ def test_files_that_are_no_thin_networks_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d, t: d.update(schema=3), r"expected schema 1 to 2 of slimfast\.thin, got 3"),
+        (lambda d, t: d.update(schema=4), r"expected schema 1 to 3 of slimfast\.thin, got 4"),
         (lambda d, t: d.update(more=1), "unknown field 'more'"),
         (lambda d, t: d.pop("kept"), "field 'kept' is missing"),
         (lambda d, t: d["kept"].__setitem__(0, [0, 99]), r"expected indices below \d+, got 99"),
@@ -90,6 +90,18 @@ def test_files_that_are_no_thin_networks_are_refused(tmp_path):
         (
             lambda d, t: d["patches"].append(d["patches"][0]),
             "expected one of each attribute, got two",
+        ),
+        (
+            lambda d, t: d["dropped"].append({"module": "no.such", "fate": "zeros", "outputs": 0}),
+            r"expected a module no\.such, which was dropped, got none",
+        ),
+        (
+            lambda d, t: d["dropped"].append({"module": "stem", "fate": "gone", "outputs": 0}),
+            "stem: expected an element of a list of layers, got one of ConvNet",
+        ),
+        (
+            lambda d, t: d["dropped"].append({"module": "stem", "fate": "zeros", "outputs": -1}),
+            r"expected an integer in 0\.\.",
         ),
         (lambda d, t: t.pop("stem.bias"), r"stem\.bias: expected shape \(\d+,\), got no such tensor"),
         (lambda d, t: t.update(extra=torch.zeros(2)), r"extra: expected no such tensor, got shape \(2,\)"),

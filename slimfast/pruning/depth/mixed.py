@@ -13,7 +13,7 @@ from slimfast.calibration.data import Calibration
 from slimfast.calibration.moments import calibrate
 from slimfast.errors import ArgumentError
 from slimfast.graph.trace import trace_channels
-from slimfast.plans.limits import Limits, budget_of, is_latency, options_of
+from slimfast.plans.limits import COSTS, Limits, budget_of, options_of
 from slimfast.pruning.depth.divergence import Divergence, first_samples, samples_of
 from slimfast.pruning.depth.drop import SAMPLES, drop_layers
 from slimfast.pruning.depth.report import depth_report
@@ -33,8 +33,10 @@ def check_depth(
     if calibration is None:
         raise ArgumentError("slim: expected a calibration (slimfast.calibrate) for depth, got none")
     budget = budget_of(options)
-    if not budget or any(map(is_latency, budget)):
-        raise ArgumentError("slim: expected a budget of params or macs for depth, got none or another")
+    if not budget or any(name.partition(" of ")[0] not in COSTS for name in budget):
+        raise ArgumentError(
+            f"slim: expected a budget of params or macs alone for depth, got {', '.join(budget) or 'none'}"
+        )
     masks = calibration.masks or (None,) * len(calibration.batches)
     pairs = zip(masks, calibration.batches, strict=True)
     if any(mask is not None and MASK not in batch[1] for mask, batch in pairs):

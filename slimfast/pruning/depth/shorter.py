@@ -84,6 +84,9 @@ def shorten(model: nn.Module, dropped: Iterable[Dropped]) -> None:
                 "the deep network"
             ) from None
         if one.fate == "gone":
+            if not isinstance(owner, (nn.ModuleList, nn.Sequential)):
+                kind = type(owner).__name__
+                raise SlimfastError(f"{one.name}: expected an element of a list of layers, got one of {kind}")
             gone.setdefault(path, set()).add(name)
         else:
             stub = Stub(zeros=one.fate == "zeros", outputs=one.outputs)

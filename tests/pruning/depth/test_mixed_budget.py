@@ -65,5 +65,7 @@ def test_wrong_depths_are_refused(options, said):
 
 def test_depth_wants_a_budget():
     model = llama()
-    with pytest.raises(ValueError, match="expected a budget of params or macs for depth"):
-        slimfast.slim(model, tokens(), explained_variance=0.9, depth=1, calibration=calibrated(model))
+    calibration = calibrated(model)
+    for options, got in (({"explained_variance": 0.9}, "none"), ({"params": 0.9, "latency": 0.5}, "latency")):
+        with pytest.raises(ValueError, match=f"budget of params or macs alone for depth, got .*{got}"):
+            slimfast.slim(model, tokens(), depth=1, calibration=calibration, **options)
