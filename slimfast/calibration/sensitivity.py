@@ -203,5 +203,7 @@ def _output(network: nn.Module, part: Slice) -> Any:
     args, kwargs = part.args
     try:
         return network(*cloned(args), **cloned(kwargs))
+    except SlimfastError:
+        raise
     except Exception as error:
         raise SlimfastError(f"plan: the forward fails: {one_line(error)}") from error

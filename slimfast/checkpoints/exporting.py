@@ -33,9 +33,10 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
     """Write a network in eval mode to ``.onnx``, or to ``.pt2``, which needs no model code to be loaded.
 
     The batch (the first dim of the first tensor and of those that share its length) is dynamic where the
-    network allows it; in ONNX it is named ``batch``, outputs have the names that the network gives them, and
-    what was kept of a thin network stands in the metadata as ``slimfast``. The file is run before it takes
-    its name, by ONNX Runtime or by PyTorch, and must give the network's output to rounding.
+    network allows it, and a warning says why where it does not; in ONNX it is named ``batch``, outputs have
+    the names that the network gives them, and what was kept of a thin network stands in the metadata as
+    ``slimfast``. The file is run before it takes its name, by ONNX Runtime or by PyTorch, and must give the
+    network's output to rounding.
 
     Args:
         thin: The network, thin or not.
@@ -66,7 +67,7 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
         warnings.simplefilter("ignore")
         with atomic_path(path) as temporary:
             try:
-                program = _exported(module, args, kwargs)
+                program, fixed = _exported(module, args, kwargs)
                 if suffix == ".onnx":
                     names = _output_names(module(*cloned(args), **cloned(kwargs)))
                     run = write_onnx(program, temporary, names, {KEY: manifest(thin).to_json()})
@@ -79,10 +80,17 @@ def export(thin: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
                     f"export: {type(thin).__name__} cannot be exported: {one_line(_first_cause(error))}"
                 ) from error
             _check_export(module, program, run, args, kwargs)
+    if fixed:
+        warnings.warn(f"export: {os.fspath(path)} takes the example's batch alone: {fixed}", stacklevel=2)
 
 
-def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    """Capture the module with a dynamic batch, or with the example's where its code does not allow it."""
+def _exported(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[ExportedProgram, str]:
+    """Capture the module with a dynamic batch, or with the example's where its code does not allow it.
+
+    Returns the program, and why its batch is the example's; "" where it is dynamic.
+    """
     batch = next((t.shape[0] for t in tensors_in((args, kwargs)) if t.ndim), 0)
     # A batch of one would be taken for a broadcast dim and fixed.
     repeats = 2 if batch == 1 else 1
@@ -99,9 +107,22 @@ def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
             shapes[tensor] = {0: Dim.AUTO}
     try:
         dynamic = shapes.dynamic_shapes(module, *several)  # type: ignore[no-untyped-call]
-        return torch.export.export(module, several[0], several[1], dynamic_shapes=dynamic, strict=False)
-    except Exception:
-        return torch.export.export(module, args, kwargs, strict=False)
+        program = torch.export.export(module, several[0], several[1], dynamic_shapes=dynamic, strict=False)
+    # The network's code may raise anything for sizes that it does not know.
+    except Exception as error:
+        fixed = one_line(_first_cause(error))
+        return torch.export.export(module, args, kwargs, strict=False), fixed
+    return program, _fixed_input(program, batch * repeats)
+
+
+def _fixed_input(program: ExportedProgram, batch: int) -> str:
+    """Say of which input the capture has fixed the batch; "" where a length may still change."""
+    if program.range_constraints:
+        return ""
+    given = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    tensors = ((name, given.get(name)) for name in program.graph_signature.user_inputs)
+    name = next((n for n, t in tensors if isinstance(t, Tensor) and t.ndim and t.shape[0] == batch), None)
+    return "" if name is None else f"the network's code fixes the first dim of {name} at {batch}"
 
 
 def _output_names(output: Any) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.storage.atomic import atomic_path, check_file
 
 # 2: ``average``, without which trainings of schema 1 go on.
@@ -62,7 +62,10 @@ def load_training(folder: Path) -> dict[str, Any] | None:
             state = torch.load(stream, map_location="cpu", weights_only=True)
         # Damage shows as any of a dozen types, from seek errors to unpickling errors.
         except Exception as error:
-            raise SlimfastError(f"{os.fspath(path)} is damaged or not a training checkpoint") from error
+            found = f"{type(error).__name__}: {one_line(error).partition('. ')[0]}"
+            raise SlimfastError(
+                f"{os.fspath(path)} is damaged or not a training checkpoint ({found})"
+            ) from error
     if isinstance(state, dict) and state.get("schema") == 1:
         state = {"average": None, **state, "schema": SCHEMA}
     if not isinstance(state, dict) or set(state) != set(_TYPES):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from slimfast.checkpoints.thin_files import load, save
-from slimfast.errors import SlimfastError
+from slimfast.errors import SlimfastError, one_line
 from slimfast.plans import Plan
 from slimfast.storage.atomic import atomic_path, cannot_read, output_folder
 from slimfast.storage.documents import parse_object, read_text
@@ -89,7 +89,9 @@ class RoundsFolder:
             raise cannot_read(path, error) from error
         # Damage shows as any of a dozen types, from seek errors to unpickling errors.
         except Exception as error:
-            raise cannot_read(path, "it is damaged, or holds more than tensors and plain values") from error
+            found = f"{type(error).__name__}: {one_line(error).partition('. ')[0]}"
+            reason = f"it is damaged, or holds more than tensors and plain values ({found})"
+            raise cannot_read(path, reason) from error
         if not isinstance(states, dict):
             raise cannot_read(path, "it is no training of a gradual pruning")
         return thin.train(wide.training), states

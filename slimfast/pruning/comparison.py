@@ -120,7 +120,8 @@ class _Run:
         elements = sum(tensor.numel() for tensor in self.pair.network.tensors.values())
         failure = None
         for dtype in (torch.float64, torch.float32) if elements <= _FLOAT64_ELEMENTS else (torch.float32,):
-            precision = Precision(dtype, self.draws, self.choices)
+            refused = "" if failure is None else one_line(failure)
+            precision = Precision(dtype, self.draws, self.choices, refused=refused)
             self.draws.begin(wide=True)
             self.choices.begin("note")
             try:
@@ -151,6 +152,8 @@ class _Run:
             f"{name} has no kernel for float64 here and ran in {str(dtype).removeprefix('torch.')}"
             for name, dtype in precision.coarse.items()
         ]
+        if precision.refused:
+            said.append(f"the original's forward fails in float64, both ran in float32: {precision.refused}")
         if self.draws.drawn:
             said.append(
                 "the forward draws random numbers: the thin network got what is left of the original's"

@@ -34,12 +34,12 @@ class Precision(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A precision: every operation runs in float64, whatever the code casts to, or for float32 as it is.
 
     ``operations`` counts them. ``coarse``: those that have no kernel in that precision, with the one they
-    were run in. ``choices``: what is chosen by values.
+    were run in. ``choices``: what is chosen by values. ``refused``: why a finer precision was not taken.
     """
 
-    def __init__(self, dtype: torch.dtype, draws: Draws, choices: Choices) -> None:
+    def __init__(self, dtype: torch.dtype, draws: Draws, choices: Choices, *, refused: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.dtype = dtype
+        self.dtype, self.refused = dtype, refused
         self.draws, self.choices = draws, choices
         self.operations = 0
         self.coarse: dict[str, torch.dtype] = {}

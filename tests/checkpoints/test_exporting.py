@@ -92,3 +92,34 @@ def test_export_leaves_the_example_alone(tmp_path):
     x = torch.ones(3, 4)
     export(Doubling(), tmp_path / "thin.pt2", x)
     assert torch.equal(x, torch.ones(3, 4))
+
+
+class OneAtATime(nn.Module):
+    """A network that raises for every other batch."""
+
+    def forward(self, x):
+        if x.shape[0] != 1:
+            raise ValueError("one picture at a time")
+        return x * 2
+
+
+class Four(nn.Module):
+    """A network that is written for batches of four."""
+
+    def forward(self, x):
+        return x + torch.arange(4.0)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "reason"),
+    [
+        (OneAtATime(), 1, "one picture at a time"),
+        (Four(), 4, "the network's code fixes the first dim of x at 4"),
+    ],
+)
+def test_a_batch_that_cannot_change_is_said(tmp_path, model, batch, reason):
+    with pytest.warns(UserWarning, match=rf"thin\.pt2 takes the example's batch alone: {reason}") as caught:
+        export(model, tmp_path / "thin.pt2", torch.ones(batch, 3))
+    assert [warning.filename for warning in caught] == [__file__]
+    loaded = torch.export.load(tmp_path / "thin.pt2").module()
+    assert torch.equal(loaded(torch.ones(batch, 3)), model(torch.ones(batch, 3)))

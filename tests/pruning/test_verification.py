@@ -145,6 +145,7 @@ def test_a_model_that_refuses_float64_is_compared_in_float32():
     thin = prune_channels(model, plan_of(graph, keeps), verify=False)
     found = verify(model, thin, graph, keeps, x)
     assert found.dtype == "float32"
+    assert "the original's forward fails in float64, both ran in float32: float32 only" in found.notes
     assert found.max_error <= found.tolerance < 1e-3
 
 

@@ -10,25 +10,18 @@ from itertools import pairwise
 import numpy as np
 
 from slimfast.arrays import IntArray
-from slimfast.graph.channel_graph import (
-    Axis,
-    ChannelGroup,
-    Constant,
-    Frozen,
-    Member,
-    Operation,
-    Places,
-    Role,
-)
+from slimfast.graph.channel_graph import Axis, ChannelGroup, Constant, Frozen, Member, Operation, Places, Role
 from slimfast.graph.group_names import GroupNames
 from slimfast.graph.propagation.axis_labels import AxisLabels
 from slimfast.graph.propagation.label_matrices import Hashes, Labels, Mark, Mask, mix, some, tidy
 from slimfast.graph.propagation.network_labels import NetworkLabels
-from slimfast.graph.propagation.reasons import Reason
+from slimfast.graph.propagation.reasons import Cause, Reason
 from slimfast.graph.propagation.traced import TracedCall
 
 # Why units that nothing freezes are in no group.
 _WHY = (Reason.NO_PRODUCER, Reason.ONE_UNIT, Reason.EXCLUDED, Reason.SCALE)
+# Why a side of a grid stays that is no width: query, key and value, the layers of a recurrent state.
+_PARTS = (Reason.FIXED_LENGTH, Reason.INDEX_BY_INDEX, Reason.ONE_INDEX, Reason.REPEATS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -271,16 +264,21 @@ class Grouping:
             grouped = (self._group_of.take(table) >= 0).max(axis=1, initial=False)
             roots = table[~grouped]
             roots = roots[roots > 0]
-            if not len(roots):
-                continue
-            for code in np.unique(self._partition.frozen_reasons(roots)).tolist():
-                if code:
-                    cause = self._labels.causes[code]
-                    parts[Frozen(name, dim, cause.text, cause.module)] = None
+            # Of a grid, as heads by their dims are, one side may be in a group and the other one stay.
+            beside = table[grouped]
+            found = self._causes(roots) | {
+                c: None for c in self._causes(beside[beside > 0]) if c.reason not in _PARTS
+            }
+            parts |= {Frozen(name, dim, cause.text, cause.module): None for cause in found}
             free = roots[~self._partition.frozen(roots)]
             for code in np.unique(self._why[free]).tolist():
                 parts[Frozen(name, dim, _WHY[code].text, "")] = None
         return tuple(parts)
+
+    def _causes(self, roots: Labels) -> dict[Cause, None]:
+        """Find why some of these classes are frozen, the earliest cause first."""
+        codes = np.unique(self._partition.frozen_reasons(roots)).tolist()
+        return {self._labels.causes[code]: None for code in codes if code}
 
 
 def _kind(marks: Mark, *, joined: bool) -> str:

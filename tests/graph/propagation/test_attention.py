@@ -179,5 +179,15 @@ class Biased(nn.Module):
 
 
 def test_a_bias_that_is_computed_for_every_head_keeps_the_heads_and_leaves_their_dims():
-    graph = trace_example(Biased(6, 8), torch.randn(2, 5, 10))
-    assert [(group.kind, group.n) for group in graph] == [("head_dim", 8)]
+    for heads in (4, 6):
+        graph = trace_example(Biased(heads, 8), torch.randn(2, 5, 10))
+        assert [(group.kind, group.n) for group in graph] == [("head_dim", 8)]
+        # That query, key and value are three is no reason worth telling.
+        told = {f.reason for f in graph.frozen if (f.tensor, f.dim) == ("qkv.weight", 0)}
+        assert told == {"aten.arange computes values from the numbers of its indices"}
+
+
+def test_a_fused_projection_of_which_heads_and_dims_go_leaves_nothing_to_tell():
+    graph = _attend(Attention(12, 3, fused=True, scale=0.3))
+    assert {"head", "head_dim"} <= {group.kind for group in graph}
+    assert [f for f in graph.frozen if (f.tensor, f.dim) == ("1.qkv.weight", 0)] == []
