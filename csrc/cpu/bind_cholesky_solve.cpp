@@ -3,7 +3,7 @@
 #include "cholesky_solve.hpp"
 
 namespace slimfast {
-namespace {
+namespace cholesky_solve_binding {
 
 // (matrix, right-hand side, damping, address of the solution)
 using PySystem = std::tuple<PyMatrix, PyMatrix, double, i64>;
@@ -25,11 +25,12 @@ std::vector<i64> run(const std::vector<PySystem>& systems, int threads, const st
     return failures;
 }
 
-}  // namespace
+}  // namespace cholesky_solve_binding
 
 void bind_cholesky_solve(pybind11::module_& module) {
     using pybind11::arg;
-    module.def("cholesky_solve", &run, arg("systems"), arg("threads"), arg("isa") = "", pybind11::pos_only());
+    module.def("cholesky_solve", &cholesky_solve_binding::run, arg("systems"), arg("threads"),
+               arg("isa") = "", pybind11::pos_only());
 }
 
 }  // namespace slimfast

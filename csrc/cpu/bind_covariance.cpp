@@ -3,7 +3,7 @@
 #include "covariance.hpp"
 
 namespace slimfast {
-namespace {
+namespace covariance_binding {
 
 // (members, by rows, dtype of the result, address of the result)
 using PyLayer = std::tuple<std::vector<PyMatrix>, bool, int, i64>;
@@ -23,11 +23,12 @@ std::vector<double> run(const std::vector<PyLayer>& layers, int threads, const s
     return traces;
 }
 
-}  // namespace
+}  // namespace covariance_binding
 
 void bind_covariance(pybind11::module_& module) {
     using pybind11::arg;
-    module.def("covariance", &run, arg("layers"), arg("threads"), arg("isa") = "", pybind11::pos_only());
+    module.def("covariance", &covariance_binding::run, arg("layers"), arg("threads"), arg("isa") = "",
+               pybind11::pos_only());
 }
 
 }  // namespace slimfast

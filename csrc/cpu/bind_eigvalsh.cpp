@@ -3,7 +3,7 @@
 #include "eigvalsh.hpp"
 
 namespace slimfast {
-namespace {
+namespace eigvalsh_binding {
 
 void run_tasks(const std::vector<SymmetricMatrix>& tasks, int threads, const std::string& isa) {
     const Isa chosen = find_isa(isa);
@@ -33,13 +33,14 @@ void run_stacked(const PyMatrix& first, i64 count, i64 stride, i64 values, int t
     run_tasks(tasks, threads, isa);
 }
 
-}  // namespace
+}  // namespace eigvalsh_binding
 
 void bind_eigvalsh(pybind11::module_& module) {
     using pybind11::arg;
-    module.def("eigvalsh", &run, arg("matrices"), arg("threads"), arg("isa") = "", pybind11::pos_only());
-    module.def("eigvalsh_stacked", &run_stacked, arg("first"), arg("count"), arg("stride"), arg("values"),
-               arg("threads"), arg("isa") = "", pybind11::pos_only());
+    module.def("eigvalsh", &eigvalsh_binding::run, arg("matrices"), arg("threads"), arg("isa") = "",
+               pybind11::pos_only());
+    module.def("eigvalsh_stacked", &eigvalsh_binding::run_stacked, arg("first"), arg("count"), arg("stride"),
+               arg("values"), arg("threads"), arg("isa") = "", pybind11::pos_only());
 }
 
 }  // namespace slimfast

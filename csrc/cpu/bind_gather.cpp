@@ -3,7 +3,7 @@
 #include "gather.hpp"
 
 namespace slimfast {
-namespace {
+namespace gather_binding {
 
 // (address, address of the result, bytes of an element, dims: (size, stride, address of the indices or 0))
 using PyTensor = std::tuple<i64, i64, i64, std::vector<std::tuple<i64, i64, i64>>>;
@@ -21,10 +21,11 @@ void run(const std::vector<PyTensor>& tensors, int threads) {
     gather(std::move(tasks), threads);
 }
 
-}  // namespace
+}  // namespace gather_binding
 
 void bind_gather(pybind11::module_& module) {
-    module.def("gather", &run, pybind11::arg("tensors"), pybind11::arg("threads"), pybind11::pos_only());
+    module.def("gather", &gather_binding::run, pybind11::arg("tensors"), pybind11::arg("threads"),
+               pybind11::pos_only());
 }
 
 }  // namespace slimfast

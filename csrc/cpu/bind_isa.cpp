@@ -3,7 +3,7 @@
 #include "isa.hpp"
 
 namespace slimfast {
-namespace {
+namespace isa_binding {
 
 std::string isa() { return name(default_isa()); }
 
@@ -13,11 +13,11 @@ std::vector<std::string> isa_names() {
     return names;
 }
 
-}  // namespace
+}  // namespace isa_binding
 
 void bind_isa(pybind11::module_& module) {
-    module.def("isa", &isa, "The instruction set that the kernels run with.");
-    module.def("available_isas", &isa_names,
+    module.def("isa", &isa_binding::isa, "The instruction set that the kernels run with.");
+    module.def("available_isas", &isa_binding::isa_names,
                "The instruction sets that this machine can run, the widest last.");
 }
 

@@ -5,7 +5,7 @@
 #include "moments.hpp"
 
 namespace slimfast {
-namespace {
+namespace moments_binding {
 
 // (address, dtype, variables, stride of the variables)
 using PyOperand = std::tuple<i64, int, i64, i64>;
@@ -80,12 +80,13 @@ std::vector<i64> run_patches(const std::vector<PyPatchLayer>& layers, int thread
     return counts_of(tasks, threads, isa);
 }
 
-}  // namespace
+}  // namespace moments_binding
 
 void bind_moments(pybind11::module_& module) {
     using pybind11::arg;
-    module.def("moments", &run, arg("layers"), arg("threads"), arg("isa") = "", pybind11::pos_only());
-    module.def("patch_moments", &run_patches, arg("layers"), arg("threads"), arg("isa") = "",
+    module.def("moments", &moments_binding::run, arg("layers"), arg("threads"), arg("isa") = "",
+               pybind11::pos_only());
+    module.def("patch_moments", &moments_binding::run_patches, arg("layers"), arg("threads"), arg("isa") = "",
                pybind11::pos_only());
 }
 

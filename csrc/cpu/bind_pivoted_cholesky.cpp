@@ -3,7 +3,7 @@
 #include "pivoted_cholesky.hpp"
 
 namespace slimfast {
-namespace {
+namespace pivoted_cholesky_binding {
 
 // (matrix, rank, addresses of order, transposed factor and residual)
 using PyTask = std::tuple<PyMatrix, i64, i64, i64, i64>;
@@ -25,12 +25,12 @@ std::vector<i64> run(const std::vector<PyTask>& matrices, int threads, const std
     return picked;
 }
 
-}  // namespace
+}  // namespace pivoted_cholesky_binding
 
 void bind_pivoted_cholesky(pybind11::module_& module) {
     using pybind11::arg;
-    module.def("pivoted_cholesky", &run, arg("matrices"), arg("threads"), arg("isa") = "",
-               pybind11::pos_only());
+    module.def("pivoted_cholesky", &pivoted_cholesky_binding::run, arg("matrices"), arg("threads"),
+               arg("isa") = "", pybind11::pos_only());
 }
 
 }  // namespace slimfast
