@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct is cut to shares of the parameters of its decoder layers b
 ``benchmarks.accuracy.studies.decoder_rows``, with repair and without, and its perplexity measured on the
 test split of WikiText-2 before any training. Articles of the validation split calibrate, in as many draws
 as the settings say. Each row is written as it is done: the same command goes on where it was stopped.
-``--short`` is a few minutes: one share, one draw, a few windows and rows; ``--draws`` is about an hour:
+``--short`` is a few minutes: one share, one draw, a few windows and rows; ``--draws`` is two hours:
 four times the calibration in three draws, two shares, and the rows between which the default is chosen;
 ``--depth`` is one of those draws with layers dropped, and about half an hour.
 """
@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 import slimfast
 from benchmarks.accuracy.data import smollm2_data, wikitext2_data
-from benchmarks.accuracy.studies.decoder_rows import CUT, LAYERS, ROWS, thin_decoder
+from benchmarks.accuracy.studies.decoder_rows import CUT, LAYERS, MEMORY, ROWS, thin_decoder
 from benchmarks.accuracy.studies.study import Study
 from benchmarks.stamp import ROOT, stamp
+from slimfast.calibration import error_curves
 from slimfast.errors import SlimfastError
 from slimfast.storage.atomic import atomic_path, output_folder
 
@@ -74,7 +75,13 @@ DRAWS = replace(
     calibration_length=256,
     draws=3,
     windows=8,
-    rows=("marginal gain, MLP, activations", "uniform, MLP, activations"),
+    rows=(
+        "marginal gain, MLP, activations",
+        "uniform, MLP, activations",
+        "uniform, MLP, moments",
+        "FLAP's widths, MLP, activations",
+        "marginal gain, MLP, moments",
+    ),
 )
 # One share and draw of those, with layers that go.
 DEPTH = replace(
@@ -135,8 +142,10 @@ def run(settings: Settings, path: Path) -> dict[str, Any]:
     known = json.loads(json.dumps(result["settings"]))
     if path.exists():
         result = json.loads(path.read_text())
-        if result["settings"] != known:
+        # Further rows may join those that are there.
+        if {**result["settings"], "rows": known["rows"]} != known:
             raise SlimfastError(f"{path} has results of other settings: {result['settings']}")
+        result["settings"] = known
     done = {(row["draw"], row["name"], row["share"]) for row in result["rows"]}
     left = [row for row in wanted(settings) if row not in done]
     result["stamp"] = stamp("cpu")
@@ -171,8 +180,15 @@ def run(settings: Settings, path: Path) -> dict[str, Any]:
                     budget="params",
                     include=CUT,
                     moments=any(ROWS[name].moments for _, name, _ in left),
+                    with_curves=False,
+                    memory=MEMORY,
                 ),
                 draw,
+            )
+        if ROWS[name].curves and not study.curves:
+            # They want a backward pass, which other rows do without.
+            study = replace(
+                study, curves=error_curves(study.model, study.graph, study.calibration, memory=MEMORY)
             )
         row = measure(name, study, share, draw, test)
         result["rows"].append(asdict(row))

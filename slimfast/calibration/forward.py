@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Consumer, input_of, to_device
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import ArgumentTypeError, SlimfastError, one_line
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
@@ -134,6 +134,11 @@ def cut_batch(
     those are.
     """
     args, kwargs = arguments(batch)
+    if next(iter(tensors_in((args, kwargs))), None) is None:
+        raise ArgumentTypeError(
+            f"calibrate: expected a batch of tensors, got none in a {type(batch).__name__} ({where}); of "
+            f"a data set a DataLoader makes batches"
+        )
     if isinstance(batch, (tuple, list)) and len(args) == len(inputs.args) + 1:
         args = args[:-1]
     if "labels" in kwargs and "labels" not in inputs.kwargs:

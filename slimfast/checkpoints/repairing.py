@@ -224,7 +224,7 @@ def report_to_json(report: RepairReport) -> dict[str, Any]:
 
 def report_from_json(fields: Fields) -> RepairReport:
     """Read what :func:`report_to_json` has written."""
-    kind: Any = fields.string("kind", ("weights", "activations"))
+    kind: Any = fields.string("kind", ("weights", "activations", "moments"))
     left, norms = fields.object("left"), fields.raw("norms")
     if not isinstance(norms, list) or not all(isinstance(norm, str) for norm in norms):
         raise SlimfastError(f"{fields.where}: norms: expected a list of names")

@@ -69,6 +69,7 @@ class Kind(str, Enum):
 
     weights = "weights"
     activations = "activations"
+    moments = "moments"
 
 
 Model = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,10 +107,17 @@ class Feed:
     batch size; the sampler's tail is repeated so that all have equally many). Any other iterable is shared by
     giving each process every n-th batch, the incomplete last round left out. An iterator, as a generator, is
     taken where ``steps`` are given: each epoch has that many of its batches, and the next goes on after them.
+    ``check`` is called with each batch and its name, to refuse it.
     """
 
     def __init__(
-        self, source: Iterable[Any], accelerator: Any, *, name: str, steps: int | None = None
+        self,
+        source: Iterable[Any],
+        accelerator: Any,
+        *,
+        name: str,
+        steps: int | None = None,
+        check: Callable[[Any, str], None] | None = None,
     ) -> None:
         if isinstance(source, Iterator) and steps is None:
             raise ArgumentTypeError(
@@ -124,6 +131,7 @@ class Feed:
         self._source: Any = source
         self._steps = steps if isinstance(source, Iterator) else None
         self._taken = 0
+        self._check = check
         self._turns = accelerator.num_processes
         if isinstance(getattr(source, "sampler", None), DistributedSampler):
             self._turns = 1
@@ -167,6 +175,9 @@ class Feed:
         turn = self._accelerator.process_index if self._turns > 1 else 0
         batches = iter(self._source)
         while len(in_turn := list(itertools.islice(batches, self._turns))) == self._turns:
+            if self._check is not None:
+                # Before it is on a GPU, which a token beyond a vocabulary ends.
+                self._check(in_turn[turn], f"batch {self._taken}")
             self._taken += 1
             yield to_device(in_turn[turn], self._accelerator.device)
 

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from slimfast.distillation.adapters import adapted, described
 from slimfast.distillation.batches import Feed, evaluating
+from slimfast.distillation.checkpointing import checkpointed
 from slimfast.distillation.hints import FeatureTap
 from slimfast.distillation.lending import accelerated, lent
 from slimfast.distillation.losses import DistillationLoss
@@ -21,6 +23,7 @@ from slimfast.distillation.recipe import EpochRecord, History, Recipe
 from slimfast.distillation.resume import postponed_interrupt, rng_state, save_training, set_rng_state
 from slimfast.distillation.saved_run import go_on, saved_run, state_of
 from slimfast.distillation.sharding import check_strategy
+from slimfast.distillation.texts import check_of
 from slimfast.distillation.training_run import Training
 from slimfast.distillation.training_setup import Evaluate, Loss, Setup
 from slimfast.errors import ArgumentError, SlimfastError
@@ -48,6 +51,8 @@ def distill(
     steps_per_epoch: int | None = None,
     restore: Literal["best", "last"] = "best",
     seed: int = 0,
+    gradient_checkpointing: bool = False,
+    adapter: Any = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: bool | Callable[[int, int], None] | None = None,
@@ -79,6 +84,12 @@ def distill(
             the student ends with are then the average's.
         mixed_precision: None takes accelerate's own setting, which is "no" unless it was configured.
         steps_per_epoch: for a ``train`` without length, or for shorter epochs.
+        gradient_checkpointing: keep no activations inside the student's blocks, and compute them again for
+            the backward pass: a third more time for a fraction of the memory. For networks that do it
+            themselves, as those of transformers (``gradient_checkpointing_enable``).
+        adapter: a ``peft.LoraConfig``: low-rank adapters are trained in place of the weights they stand
+            beside, and merged into them at the end. The student is then the network it was, of other
+            weights. Needs the extra ``slimfast[lora]``.
         checkpoint: folder to save the training to after every epoch and on Ctrl-C. With ``resume=True`` a run
             that was stopped goes on from there; on one CPU process it ends with the bits of an unstopped one.
         progress: a bar on stderr; None: where that is a terminal. A function is called with the number of
@@ -109,7 +120,10 @@ def distill(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         accelerator = stack.enter_context(accelerated(accelerator, mixed_precision))
-        feed = Feed(train, accelerator, name="train", steps=steps_per_epoch)
+        merge = stack.enter_context(adapted(student, adapter))
+        stack.enter_context(checkpointed(student, gradient_checkpointing))
+        check = check_of(student, getattr(teacher, "teacher", teacher))
+        feed = Feed(train, accelerator, name="train", steps=steps_per_epoch, check=check)
         recipe = Recipe(
             epochs=epochs,
             steps_per_epoch=len(feed) if steps_per_epoch is None else steps_per_epoch,
@@ -124,11 +138,13 @@ def distill(
             processes=accelerator.num_processes,
             loss=str(criterion) if isinstance(criterion, DistillationLoss) else "custom",
             ema=ema,
+            adapter=described(adapter),
         )
         setup = Setup(student, teacher, criterion, recipe, accelerator, feed, evaluate)
         run = _started(setup, folder, stack, resume=resume)
         _run_epochs(run, folder, progress, callback)
         run.give_weights(restore)
+        merge()
         return run.history()
 
 

@@ -28,6 +28,7 @@ class Recipe:
     processes: int
     loss: str
     ema: float | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch"):

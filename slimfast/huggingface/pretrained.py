@@ -65,6 +65,9 @@ def save_pretrained(thin: nn.Module, folder: str | os.PathLike[str], example: An
             f"save_pretrained: {found.why}; layers of the same kind must be equally wide, as "
             f"slimfast.plan_uniform plans them"
         )
+    if hasattr(found.config, "quantization_config"):
+        # The weights came from few bits, as of a GGUF file, and are of the thin network's dtype now.
+        found.config.__dict__.pop("quantization_config")
     stock = built_without_data(thin, found.config)
     assert stock is not None, "it was built when it was found"
     stock.load_state_dict(thin.state_dict(), assign=True, strict=False)

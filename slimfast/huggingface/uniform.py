@@ -100,7 +100,11 @@ def plan_uniform(
     if params is None and macs is None:
         raise ArgumentError("plan_uniform: expected params or macs, got none of them")
     request = check_request({"params": params, "macs": macs, "within": within})
-    graph = trace_channels(model, example, exclude=["head_dim"], outputs=outputs, also=also)
+    try:
+        graph = trace_channels(model, example, exclude=["head_dim"], outputs=outputs, also=also)
+    except ArgumentError:
+        # There are no heads to leave whole; anything else that is wrong is said again.
+        graph = trace_channels(model, example, outputs=outputs, also=also)
     knobs = Knobs(model, graph, multiple_of)
     if not knobs.chosen:
         raise SlimfastError(

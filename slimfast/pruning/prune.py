@@ -111,8 +111,9 @@ def prune_channels(
         select: How the units are chosen where the plan has not done so: a method of :func:`slimfast.select`.
         repair: Then solves the layers that read what was cut for the best weights in closed form, from the
             ``"weights"`` alone or from the ``"activations"`` of a ``calibration``, which also gives the batch
-            norms their statistics; ``repair_report(thin)`` says what was done and what was not.
-        repair_damping: The least damping from activations, in units of the mean variance of what a layer
+            norms their statistics; ``repair_report(thin)`` says what was done and what was not. From its
+            ``"moments"`` no network runs, in a fraction of the time: for networks without batch norms.
+        repair_damping: The least damping from data, in units of the mean variance of what a layer
             reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more
             than mean variance only, is the better start of a training.
         for_training: Chooses units and repair as a training starts best from them: large units, or those by
@@ -159,7 +160,7 @@ def prune_channels(
         check_not_chosen(TrainingStart(select, repair, repair_damping))
         kinds = {group.kind for group in plan.groups}
         select, repair, repair_damping = training_start(kinds, calibrated=calibration is not None)
-    total += _REPAIR_STAGES if repair == "activations" else 0
+    total += _REPAIR_STAGES if repair in ("activations", "moments") else 0
     network = Network.of(model)
     check_whole(network.tensors, type(model).__name__)
     check_kind(repair, calibration, repair_damping)

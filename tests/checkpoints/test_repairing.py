@@ -76,6 +76,21 @@ def test_other_repairs(case: Case, tmp_path: Path, options: Any) -> None:
     assert_same_report(found, wanted)
 
 
+def test_repair_from_moments(tmp_path: Path) -> None:
+    case = Case(tmp_path, Decoder, tokens())
+    options: dict[str, Any] = {"repair": "moments", "repair_damping": 1e-3}
+    wanted_plan, plan = plans(case, tmp_path / "state")
+    wanted = in_memory(case, wanted_plan, **options)
+    found = from_shards(case, plan, tmp_path / "state", tmp_path / "thin", **options)
+    assert_same(found, wanted)
+    ours, theirs = slimfast.repair_report(found), slimfast.repair_report(wanted)
+    assert list(ours.fits) == list(theirs.fits) != []
+    for weight, fit in theirs.fits.items():
+        assert fit.damping >= 1e-3
+        # Sums of the same numbers, which lie otherwise in memory.
+        assert ours.fits[weight].after == pytest.approx(fit.after, rel=1e-12)
+
+
 def test_a_plan_that_was_stopped_goes_on(case: Case, tmp_path: Path) -> None:
     wanted, _ = plans(case, tmp_path / "state")
     told: list[tuple[int, int]] = []

@@ -22,12 +22,15 @@ from slimfast.pruning.prune import prune_channels
 CUT = ("head", "channel")
 """The kinds of groups that are cut; the residual stream and the positions inside heads stay."""
 LAYERS = "model.layers."
+MEMORY = 512 << 20
+"""Bytes of activations that are held at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """How a thin decoder is made: ``plan`` from a study and the share of all parameters, or ``make`` at once
-    where that is None; ``moments``: whether the study's network has to be calibrated for it.
+    where that is None; ``moments``: whether the study's network has to be calibrated for it;
+    ``curves``: whether the plan goes by error curves.
     """
 
     plan: Callable[[Study, float], Plan] | None
@@ -36,6 +39,7 @@ class Row:
     control: bool = True
     make: Callable[[Study, float], nn.Module] | None = None
     moments: bool = True
+    curves: bool = False
 
 
 def uniform_mlp(study: Study, share: float) -> Plan:
@@ -135,7 +139,7 @@ def thin_decoder(row: Row, study: Study, share: float) -> nn.Module:
     if row.plan is None:
         assert row.make is not None, "a row has a plan or makes its network"
         return row.make(study, share)
-    options: dict[str, Any] = {"select": row.select, "repair": row.repair}
+    options: dict[str, Any] = {"select": row.select, "repair": row.repair, "memory": MEMORY}
     plan = row.plan(study, share)
     return prune_channels(study.model, plan, calibration=study.calibration, verify=False, **options)
 
@@ -161,10 +165,14 @@ def _rows() -> dict[str, Row]:
         make = functools.partial(decoder_depth.with_widths, layers=layers)
         name = f"{layers} layers dropped, then marginal gain, MLP, activations"
         rows[name] = Row(None, repair="activations", control=False, make=make, moments=False)
-    for repair in ("activations", None):
+    for repair in ("activations", "moments", None):
         for name, (plan, select, control) in ways.items():
+            if repair == "moments" and name not in ("marginal gain, MLP", "uniform, MLP"):
+                continue
             chosen = _widths(plan) if name == "FLAP's widths, MLP" else plan
-            rows[f"{name}, {repair or 'no repair'}"] = Row(chosen, select or "l1", repair, control)
+            rows[f"{name}, {repair or 'no repair'}"] = Row(
+                chosen, select or "l1", repair, control, curves=name.startswith("marginal gain")
+            )
     return rows
 
 

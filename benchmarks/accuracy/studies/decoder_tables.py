@@ -26,7 +26,7 @@ def table(result: Result) -> str:
                 f"{name.rpartition(', ')[0] if repair or name.endswith(', no repair') else name}"
                 f"{' (control)' if control else ''}",
                 repair or "none",
-                *(_cell(values, dense["perplexity"]) for values in cells[way]),
+                *(_cell(values, dense["perplexity"], settings["draws"]) for values in cells[way]),
                 f"{statistics.median(seconds):.0f}",
             ]
         )
@@ -47,12 +47,13 @@ def _of(result: Result, name: str, share: float) -> list[float]:
     return [row["perplexity"] for row in result["rows"] if (row["name"], row["share"]) == (name, share)]
 
 
-def _cell(values: list[float], dense: float) -> str:
+def _cell(values: list[float], dense: float, draws: int) -> str:
     if not values:
         return "not measured"
     mean = statistics.fmean(values)
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean:,.1f}{spread} ({mean / dense:,.2f} x)"
+    of = "" if len(values) == draws else f", {len(values)} of {draws} draws"
+    return f"{mean:,.1f}{spread} ({mean / dense:,.2f} x{of})"
 
 
 TABLES = (Table("accuracy-decoder*", ("decoder*.json",), table),)

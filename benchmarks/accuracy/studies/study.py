@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from slimfast.calibration import Calibration, ErrorCurve, calibrate, error_curves
+from slimfast.calibration.spilling import MEMORY
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans import Plan, plan_widths
 from slimfast.plans.costs import CostModel
@@ -38,14 +39,19 @@ class Study:
         budget: Budget = "macs",
         include: Sequence[str] | None = None,
         moments: bool = True,
+        with_curves: bool = True,
+        memory: int = MEMORY,
     ) -> Study:
-        """Everything measured once, without ``moments`` nothing; only groups of ``include`` are cut."""
+        """Everything measured once, without ``moments`` nothing; only groups of ``include`` are cut.
+        ``with_curves`` false: without the error curves, which want a backward pass; ``memory`` bytes of
+        activations at once.
+        """
         graph = trace_channels(model, example, include=include)
         if not moments:
             given = Calibration({}, {}, tuple(((), dict(batch)) for batch in batches), samples)
             return Study(model, graph, {}, given, {}, budget)
-        calibration = calibrate(model, graph, batches, samples=samples)
-        curves = error_curves(model, graph, calibration)
+        calibration = calibrate(model, graph, batches, samples=samples, memory=memory)
+        curves = error_curves(model, graph, calibration, memory=memory) if with_curves else {}
         return Study(model, graph, measure_spectra(model, graph), calibration, curves, budget)
 
     def plan(self, spectra: Mapping[str, Spectrum], share: float, **options: Any) -> Plan:

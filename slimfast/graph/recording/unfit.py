@@ -13,7 +13,10 @@ from slimfast.graph.recording.network import Network
 # Packages whose layers hold weights that were quantised.
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch.ao.nn.sparse.quantized",
               "bitsandbytes.nn", "auto_gptq.", "gptqmodel.", "awq.")  # fmt: skip
-_ADVICE = "slim the network first, and quantise the thin one"
+_ADVICE = (
+    "slim the network first, and quantise the thin one; what there is in few bits only is dequantised first, "
+    "as by model.dequantize() of transformers"
+)
 
 
 def refuse_unfit(network: Network) -> None:

@@ -15,6 +15,7 @@ from slimfast.calibration.spilling import MEMORY
 from slimfast.errors import ArgumentError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.pruning.repair.activations import repair_from_activations
+from slimfast.pruning.repair.from_moments import repair_from_moments
 from slimfast.pruning.repair.report import (
     Finished,
     Fit,
@@ -45,7 +46,8 @@ def repair_thin(
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place; the report also stays with it.
 
-    ``kind``: from ``weights`` alone, or from the ``activations`` of a calibration, with at least ``damping``
+    ``kind``: from ``weights`` alone, from the ``moments`` of a calibration, for which nothing runs, or from
+    its ``activations`` in the thin network, with at least ``damping``
     (:class:`slimfast.pruning.repair.least_squares.LeastSquares`), holding up to ``memory`` bytes of them in
     memory and telling ``tick`` how much is done; layers that are ``finished`` stay, and ``folder`` is
     where the temporary file is. ``ValueError`` as in :func:`check_kind`.
@@ -53,6 +55,11 @@ def repair_thin(
     check_kind(kind, calibration, damping)
     if kind == "weights":
         report = repair_from_weights(model, thin, graph, keeps)
+    elif kind == "moments":
+        assert calibration is not None
+        report = repair_from_moments(
+            model, thin, graph, keeps, calibration, damping=damping, tick=tick, finished=finished
+        )
     else:
         assert calibration is not None
         report = repair_from_activations(
@@ -77,11 +84,14 @@ def check_kind(kind: str | None, calibration: Calibration | None, damping: float
 
     Likewise for a damping that is not at least 0, or not for that kind; the kind None is no repair.
     """
-    if kind not in (None, "weights", "activations"):
-        raise ArgumentError(f"repair: expected 'weights' or 'activations', got {kind!r}")
-    if kind == "activations" and calibration is None:
-        raise ArgumentError("repair: expected a calibration for kind 'activations', got none")
+    if kind not in (None, "weights", "activations", "moments"):
+        raise ArgumentError(f"repair: expected 'weights', 'activations' or 'moments', got {kind!r}")
+    of_data = kind in ("activations", "moments")
+    if of_data and calibration is None:
+        raise ArgumentError(f"repair: expected a calibration for kind {kind!r}, got none")
     if not damping >= 0.0:
         raise ArgumentError(f"repair: expected a damping of at least 0, got {damping}")
-    if damping and kind != "activations":
-        raise ArgumentError(f"repair: a damping is for repair from activations, got {damping} with {kind!r}")
+    if damping and not of_data:
+        raise ArgumentError(
+            f"repair: a damping is for repair from activations or moments, got {damping} with {kind!r}"
+        )

@@ -10,7 +10,7 @@ from torch import nn
 
 from slimfast.errors import SlimfastError
 
-RepairKind: TypeAlias = Literal["weights", "activations"]
+RepairKind: TypeAlias = Literal["weights", "activations", "moments"]
 
 _ATTRIBUTE = "_slimfast_repair"
 
@@ -19,7 +19,8 @@ _ATTRIBUTE = "_slimfast_repair"
 class Fit:
     """A repaired layer: its ``damping``, infinite where the plain cut was best, and on held-out positions the
     squared error of its output as a share of the output's variance, ``before`` and ``after`` the repair; None
-    where no data was seen.
+    where no data was seen. From moments nothing is held out: ``before`` is of all positions, and ``after``
+    what generalised cross-validation tells.
     """
 
     damping: float
@@ -32,7 +33,7 @@ class RepairReport:
     """What a repair did, and what it did not.
 
     Attributes:
-        kind: From ``"weights"`` or from ``"activations"``.
+        kind: From ``"weights"``, from ``"activations"`` or from their ``"moments"``.
         fits: The repaired layers, by weight.
         norms: The batch norms that were measured again.
         left: The weights that were left as they were cut, with the reason.

@@ -113,13 +113,17 @@ def test_the_repair_starts_after_the_verified_cut_and_leaves_the_model_alone() -
 def test_wrong_requests() -> None:
     model, batch = conv_net().eval(), torch.randn(4, 3, 8, 8)
     plan = planned(model, batch, {"0": [0, 1]})
-    with pytest.raises(ValueError, match="expected 'weights' or 'activations', got 'data'"):
+    with pytest.raises(ValueError, match="expected 'weights', 'activations' or 'moments', got 'data'"):
         slimfast.prune_channels(model, plan, repair="data")  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="expected a calibration for kind 'activations', got none"):
         slimfast.prune_channels(model, plan, repair="activations")
-    with pytest.raises(ValueError, match=r"a damping is for repair from activations, got .* with 'weights'"):
+    with pytest.raises(
+        ValueError, match=r"a damping is for repair from activations or moments, got .* with 'weights'"
+    ):
         slimfast.prune_channels(model, plan, repair="weights", repair_damping=1.0)
-    with pytest.raises(ValueError, match=r"a damping is for repair from activations, got .* with None"):
+    with pytest.raises(
+        ValueError, match=r"a damping is for repair from activations or moments, got .* with None"
+    ):
         slimfast.prune_channels(model, plan, repair_damping=1.0)
     calibration = slimfast.calibrate(model, slimfast.trace_channels(model, batch), [batch])
     for wrong in (-1.0, float("nan")):
