@@ -180,6 +180,9 @@ def plan(
                 example,
                 macs=widths.macs,
                 params=widths.params,
+                latency=widths.latency,
+                latency_table=widths.latency_table,
+                peak_memory=widths.peak_memory,
                 multiple_of=widths.multiples(),
                 backend=backend,
                 **calls,
@@ -224,9 +227,8 @@ def _check_uniform(widths: Widths, **others: Any) -> None:
     """Refuse what a uniform plan cannot heed."""
     others |= {"min-width": widths.min_width, "include": widths.include, "exclude": widths.exclude}
     others |= {"width": widths.width, "explained-variance": widths.explained_variance is not None}
-    others |= {"within": widths.within, "latency": widths.latency, "latency-table": widths.latency_table}
-    others |= {"peak-memory": widths.peak_memory is not None}
-    console.refuse("--uniform: expected --macs, --params or --multiple-of", others)
+    others |= {"within": widths.within}
+    console.refuse("--uniform: expected --macs, --params, --latency, --peak-memory or --multiple-of", others)
 
 
 def _check_from_masks(widths: Widths, **others: Any) -> None:

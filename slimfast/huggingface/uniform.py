@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,12 +19,18 @@ from slimfast.graph.recording.network import Network
 from slimfast.huggingface.knobs import Knobs
 from slimfast.huggingface.stock import built_without_data
 from slimfast.huggingface.turning import Turned, by_gain, by_variance
+from slimfast.latency import LatencyTable
+from slimfast.memory import MemoryTable
 from slimfast.plans import Plan, plan_widths
+from slimfast.plans.budget import amount_text
 from slimfast.plans.costs import CostModel
 from slimfast.plans.fingerprint import fingerprint
 from slimfast.plans.language_models import warn_without_data
 from slimfast.plans.limits import Limits
+from slimfast.plans.measured import with_tables, within_measured
 from slimfast.plans.multiples import Multiples
+from slimfast.plans.plan_latency import PlanLatency
+from slimfast.plans.plan_memory import PlanMemory
 from slimfast.plans.request import Choice, Request, check_request
 from slimfast.plans.unreachable import why_unreachable
 from slimfast.pruning import select
@@ -42,6 +49,10 @@ def plan_uniform(
     *,
     params: float | str | Mapping[str, float | str] | None = None,
     macs: float | str | Mapping[str, float | str] | None = None,
+    latency: float | str | None = None,
+    latency_table: LatencyTable | str | os.PathLike[str] | None = None,
+    peak_memory: float | str | None = None,
+    memory_table: MemoryTable | None = None,
     within: str | Iterable[str] | None = None,
     calibration: Calibration | None = None,
     multiple_of: Multiples = 1,
@@ -67,6 +78,11 @@ def plan_uniform(
         example: A tensor, a tuple or a dict of its arguments.
         params: Budget of parameters, as for :func:`slimfast.plan_widths`.
         macs: Budget of multiply-adds, likewise.
+        latency: Budget of the time of one forward, as for :func:`slimfast.plan_widths`: a table is measured
+            where none is given, and the thin network is measured until it is inside.
+        latency_table: What the time is predicted by, of a graph traced with ``exclude=["head_dim"]``.
+        peak_memory: Budget of the bytes that one forward holds at once, likewise.
+        memory_table: What the memory follows from.
         within: The budget counts these layers alone, likewise.
         calibration: From :func:`slimfast.calibrate`; pass it to :func:`slimfast.prune_channels` for a repair.
         multiple_of: What widths are multiples of, or whole; a mapping has a multiple for each glob, as for
@@ -97,9 +113,19 @@ def plan_uniform(
     model = unwrapped(model)
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):
         raise ArgumentTypeError(f"plan_uniform: expected a transformers model, got {type(model).__name__}")
-    if params is None and macs is None:
-        raise ArgumentError("plan_uniform: expected params or macs, got none of them")
-    request = check_request({"params": params, "macs": macs, "within": within})
+    if (params, macs, latency, peak_memory) == (None, None, None, None):
+        raise ArgumentError("plan_uniform: expected params, macs, latency or peak_memory, got none of them")
+    request = check_request(
+        {
+            "params": params,
+            "macs": macs,
+            "latency": latency,
+            "latency_table": latency_table,
+            "peak_memory": peak_memory,
+            "memory_table": memory_table,
+            "within": within,
+        }
+    )
     try:
         graph = trace_channels(model, example, exclude=["head_dim"], outputs=outputs, also=also)
     except ArgumentError:
@@ -111,6 +137,7 @@ def plan_uniform(
             f"plan_uniform: no attribute of {type(model.config).__name__} narrows the layers of "
             f"{type(model).__name__}{_told(graph, knobs, request)}"
         )
+    request = with_tables(request, graph, model, example, None)
     problem = _Problem(graph, knobs, request)
     spectra: dict[str, Spectrum] = {}
     if calibration is None:
@@ -120,17 +147,25 @@ def plan_uniform(
     else:
         curves = error_curves(model, graph, calibration, memory=memory, backend=backend)
         turned = by_gain(knobs.chosen, curves, graph, problem.limits)
-    widths = problem.solved(turned)
+    made: dict[tuple[int, ...], dict[str, int]] = {}
+
+    def solve(wanted: Request) -> Plan:
+        problem = _Problem(graph, knobs, wanted)
+        widths = problem.solved(turned)
+        overrides = {glob.escape(name): width for name, width in widths.items()}
+        solved = plan_widths(graph, spectra, overrides=overrides, multiple_of=multiple_of)
+        made[tuple(solved.widths().values())] = widths
+        return problem.told(solved)
+
+    plan = within_measured(solve, request, graph, model, example)
+    widths = made[tuple(plan.widths().values())]
     found = knobs.config_of_cut(widths)
     if found.config is None:
         raise SlimfastError(
             f"plan_uniform: no {type(model.config).__name__} describes the widths of the budget: {found.why}"
         )
     _check_stock(model, found.config, graph)
-    overrides = {glob.escape(name): width for name, width in widths.items()}
-    plan = replace(
-        plan_widths(graph, spectra, overrides=overrides, multiple_of=multiple_of), weights=fingerprint(model)
-    )
+    plan = replace(plan, weights=fingerprint(model))
     if calibration is None:
         return plan
     return select(model, plan, method="activations", calibration=calibration, backend=backend)
@@ -160,7 +195,11 @@ class _Problem:
     def __init__(self, graph: ChannelGraph, knobs: Knobs, request: Request) -> None:
         self._costs = CostModel(graph)
         self._knobs = knobs.chosen
-        self.limits = Limits(graph, request.budget)
+        table, sizes = request.latency_table, request.memory_table
+        self._latency = None if table is None else table.priced(graph, factor=request.latency_factor)
+        self._memory = None if sizes is None else sizes.priced(graph, factor=request.memory_factor)
+        self._request = request
+        self.limits = Limits(graph, request.budget, self._latency, self._memory)
         least = [0] * len(self._knobs)
         if not self._fits(least):
             raise SlimfastError(
@@ -181,9 +220,21 @@ class _Problem:
 
     def _missed(self, least: Mapping[str, float]) -> str:
         return ", ".join(
-            f"{name} <= {limit:,.0f} (at least {least[name]:,.0f} of {self.limits.whole[name]:,.0f})"
+            f"{name} <= {amount_text(name, limit)} (at least {amount_text(name, least[name])} of "
+            f"{amount_text(name, self.limits.whole[name])})"
             for name, limit in self.limits.most.items()
         )
+
+    def told(self, plan: Plan) -> Plan:
+        """Say in a plan what is predicted of the time and the memory of its widths."""
+        widths = self._costs.vector(plan.widths())
+        table, sizes = self._request.latency_table, self._request.memory_table
+        if table is not None and self._latency is not None:
+            latency = PlanLatency.of(table, self._latency.whole, self._latency.price(widths))
+            plan = replace(plan, latency=latency)
+        if sizes is not None and self._memory is not None:
+            plan = replace(plan, peak_memory=PlanMemory.of(sizes, self._memory, widths))
+        return plan
 
     def solved(self, turned: Turned) -> dict[str, int]:
         """Solve the widths with the knobs turned up as far as fits, then turn up any knob that still fits."""

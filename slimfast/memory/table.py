@@ -20,7 +20,7 @@ class Stored:
     """Bytes in memory from one call of the forward up to another, of which they are no longer there.
 
     As many as ``each`` for every element of a tensor of these ``axes``, of which the lengths that widths
-    change are rounded up to multiples of ``block``.
+    change are rounded up to multiples of ``block``, or to half of one.
     """
 
     axes: Axes
@@ -74,6 +74,13 @@ class MemoryTable:
         return PricedMemory(self, factor)
 
 
+def blocked(lengths: FloatArray, block: int) -> FloatArray:
+    """Round lengths up to whole blocks; what fits into half of one takes half of one."""
+    half = max(block // 2, 1)
+    rounded: FloatArray = np.where(lengths <= half, half, np.ceil(lengths / block) * block)
+    return rounded
+
+
 class PricedMemory:
     """The peak of a forward in bytes at widths in the order of a graph's groups."""
 
@@ -125,7 +132,7 @@ class PricedMemory:
         lengths = self._lengths(widths / np.maximum(self._full, 1))
         weights = float(self._weights.values(lengths) @ self._itemsize) + self._table.held
         sizes = [
-            products.values(np.where(self._changing, np.ceil(lengths / block) * block, lengths))
+            products.values(np.where(self._changing, blocked(lengths, block), lengths))
             for block, products in self._blocks.items()
         ]
         stored = self._each * np.concatenate([np.zeros(0), *sizes])

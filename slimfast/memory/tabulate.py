@@ -29,7 +29,7 @@ from slimfast.graph.recording.network import Network
 from slimfast.memory.gauges import Level, gauge_of
 from slimfast.memory.lifetimes import LifetimeRecorder
 from slimfast.memory.measuring import device_of, in_eval, peak_memory, run_once
-from slimfast.memory.table import MemoryTable, Stored
+from slimfast.memory.table import MemoryTable, Stored, blocked
 from slimfast.wrappers import unwrapped
 
 # Of what an operation works with, that much may be told by the tensors it reads and makes to count as copies
@@ -141,6 +141,8 @@ def _scratch(
         read |= {ref.value: axes_of(ref, known) for ref in call.outputs}
         sizes = {v: prod(a.length for a in axes) * recorder.itemsizes[v] for v, axes in read.items()}
         parts = copies_in(beside, sizes)
+        # What is no copy, such as the patches that a convolution lays side by side, is not in blocks.
+        block = block if abs(sum(sizes[v] for v in parts) / beside - 1.0) <= _CLOSE else 1
         if not parts:
             yield Stored((Axis(1),), beside, at, at + 1)
         rounded = {v: _rounded(read[v], block) * recorder.itemsizes[v] for v in parts}
@@ -151,7 +153,8 @@ def _scratch(
 
 def _rounded(axes: Axes, block: int) -> int:
     """Count elements where the lengths that widths change are rounded up to multiples."""
-    return prod(-(-axis.length // block) * block if axis.places else axis.length for axis in axes)
+    lengths = blocked(np.array([axis.length for axis in axes], dtype=np.float64), block).tolist()
+    return round(prod(n if axis.places else axis.length for n, axis in zip(lengths, axes, strict=True)))
 
 
 def copies_in(beside: float, sizes: Mapping[int, int]) -> tuple[int, ...]:

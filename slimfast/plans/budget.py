@@ -206,10 +206,17 @@ def _unreachable(
 ) -> BudgetUnreachable:
     def told(name: str, count: float) -> str:
         share = f"{count / whole[name] if whole[name] else 0.0:.4f} of the original"
-        if name == PEAK:
-            return f"a peak memory of {bytes_text(count)} ({share})"
-        return f"{seconds_text(count)} ({share})" if is_latency(name) else f"{count:,.0f} {name} ({share})"
+        of = {PEAK: "a peak memory of "}.get(name, "")
+        unit = "" if name == PEAK or is_latency(name) else f" {name}"
+        return f"{of}{amount_text(name, count)}{unit} ({share})"
 
     wanted = " and ".join(told(name, limit) for name, limit in limits.items())
     nearest = " and ".join(told(name, least[name]) for name in limits)
     return BudgetUnreachable(f"budget: {wanted} cannot be reached; the nearest that can is {nearest}")
+
+
+def amount_text(name: str, count: float) -> str:
+    """Write an amount of what a budget of that name limits."""
+    if name == PEAK:
+        return bytes_text(count)
+    return seconds_text(count) if is_latency(name) else f"{count:,.0f}"
