@@ -163,12 +163,17 @@ def test_files_keep_it_and_those_of_before_are_read(tmp_path):
     with torch.no_grad():
         assert torch.equal(loaded(X), thin(X))
     document = json.loads(manifest(thin).to_json())
+    with pytest.raises(slimfast.SlimfastError, match="dropped"):
+        Manifest.from_json(json.dumps(document | {"schema": 2}))
+    del document["dropped"]
+    second = Manifest.from_json(json.dumps(document | {"schema": 2}))
+    assert (second.moved, second.dropped) == (manifest(thin).moved, ())
     del document["moved"]
     old = Manifest.from_json(json.dumps(document | {"schema": 1}))
-    assert old.moved == {}
+    assert (old.moved, old.dropped) == ({}, ())
     assert old.shapes() == manifest(thin).shapes()
     with pytest.raises(slimfast.SlimfastError, match="moved"):
-        Manifest.from_json(json.dumps(document))
+        Manifest.from_json(json.dumps(document | {"schema": 2}))
 
 
 @pytest.mark.parametrize("moved", [
