@@ -55,7 +55,10 @@ def measured(name: str, batch: int) -> dict[str, Any]:
         widths = {group.name: max(1, round(group.n * share)) for group in graph}
         taken = peak_memory(thin_network(network, graph, widths), example).total
         row["shares"][str(share)] = {"predicted": table.predicted(graph, widths), "measured": taken}
-    found = plan(model, example, graph=graph, peak_memory=BUDGET, memory_table=table)
+    try:
+        found = plan(model, example, graph=graph, peak_memory=BUDGET, memory_table=table)
+    except SlimfastError as error:
+        return row | {"budget": {"failed": str(error)}}
     assert found.peak_memory is not None
     assert found.peak_memory.measured is not None
     row["budget"] = {
@@ -76,7 +79,8 @@ def _told(rows: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for row in rows.values():
         if "failed" not in row:
             yield from row["shares"].values()
-            yield row["budget"]
+            if "failed" not in row["budget"]:
+                yield row["budget"]
 
 
 def table_text(result: Mapping[str, Any]) -> str:
@@ -95,11 +99,12 @@ def table_text(result: Mapping[str, Any]) -> str:
             continue
         cells = [_cell(row["shares"][str(share)]) for share in SHARES]
         budget = row["budget"]
-        kept = f"{budget['measured'] / row['bytes']:.3f}"
+        reached = "failed" not in budget
+        kept = f"{budget['measured'] / row['bytes']:.3f}" if reached else "cannot be reached"
         whole = (f"{row['bytes'] / 1e6:.1f}", f"{row['weights'] / 1e6:.1f}")
-        lines.append([name, *whole, *cells, kept, f"{budget['macs']:.3f}"])
+        lines.append([name, *whole, *cells, kept, f"{budget['macs']:.3f}" if reached else "-"])
     errors = errors_of(rows)
-    plans = [row for row in rows.values() if "failed" not in row]
+    plans = [row for row in rows.values() if "failed" not in row and "failed" not in row["budget"]]
     inside = sum(row["budget"]["measured"] <= BUDGET * row["bytes"] for row in plans)
     made = result["stamp"]
     summary = (

@@ -37,6 +37,11 @@ def test_errors_and_the_table() -> None:
     )
     assert "| other | no graph |" in text
     assert "worst 10.0%, within 5 % in 3 of 4; plans inside when measured: 1 of 1" in text
+    fixed = {**ROW, "budget": {"failed": "cannot"}}
+    assert len(memory.errors_of({"net": fixed})) == 3
+    assert "4.00 / 4.00 | cannot be reached | - |" in memory.table_text(
+        {"stamp": STAMP, "rows": {"net": fixed}}
+    )
     assert memory.table_text({}) == "Not measured yet.\n"
 
 
