@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
 from slimfast.calibration import Calibration
+from slimfast.calibration.batch_norms import norms_of
 from slimfast.calibration.consumers import Consumer, consumers_of, input_of, kept_variables
 from slimfast.calibration.moments import unit_covariance
+from slimfast.calibration.positions import picked, wanted
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.pruning.repair.least_squares import DAMPINGS
-from slimfast.pruning.repair.wide import norms_of, picked, wanted
 
 # Runs all samples through a network.
 Forward: TypeAlias = Callable[[nn.Module], Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.forward import Slice, count_of, elements_of, slices_of
+from slimfast.calibration.kept_rows import KeptRows
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.inputs import tensors_in
 
@@ -52,6 +53,8 @@ class Calibration:
         bytes_held: The most bytes of activations that a forward held, for each number of its input; 0 where
             that was not measured.
         bytes_made: The bytes of all activations of a forward, likewise.
+        rows: What the layers read at the positions that repair looks at, in memory or a temporary file; None
+            where that was not kept, as in a calibration that was loaded.
 
     Example:
         calibration = slimfast.calibrate(model, graph, loader)
@@ -65,6 +68,7 @@ class Calibration:
     masks: tuple[Tensor | None, ...] = ()
     bytes_held: float = 0.0
     bytes_made: float = 0.0
+    rows: KeptRows | None = field(default=None, repr=False)
 
     def slices(self, memory: int) -> Iterator[Slice]:
         """Give the samples in slices whose forwards hold up to ``memory`` bytes each, of neighbours of one

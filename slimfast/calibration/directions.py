@@ -14,6 +14,8 @@ from slimfast.graph.recording.inputs import tensors_in
 
 Unit: TypeAlias = Literal["output", "loss"]
 """What errors are measured in: deviations of the outputs, or the divergence of the classes they speak of."""
+# Numbers of a language model's output that are computed with at once: 16 MiB in float32.
+_AT_ONCE = 4 << 20
 
 
 def writes_text(model: nn.Module) -> bool:
@@ -68,17 +70,20 @@ class Directions:
         shape = z.shape[:-1] if counting is None else (int(counting.sum()),)
         points = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
         points = _placed(points.to(z.device), z.shape[:-1], counting)
-        slopes = torch.empty_like(z, requires_grad=False)
-        # A sample at a time: a vocabulary's probabilities are large.
-        for sample, scores in enumerate(z.detach()):
+        slopes = torch.empty_like(z, requires_grad=False, memory_format=torch.contiguous_format)
+        rows, places = z.detach().reshape(-1, z.shape[-1]), points.reshape(-1, 1)
+        # A few positions at a time: a vocabulary's probabilities are large.
+        step = max(1, _AT_ONCE // z.shape[-1])
+        for start in range(0, len(rows), step):
+            scores = rows[start : start + step]
             wide = scores if scores.dtype == torch.float64 else scores.float()
             probabilities = wide.softmax(-1)
             below = probabilities.cumsum(-1)
-            at = (points[sample, ..., None] * below[..., -1:]).to(below)
+            at = (places[start : start + step] * below[:, -1:]).to(below)
             drawn = torch.searchsorted(below, at, right=True)
             drawn = drawn.clamp_(max=z.shape[-1] - 1)
-            probabilities.scatter_add_(-1, drawn, torch.full_like(below[..., :1], -1.0))
-            slopes[sample] = probabilities
+            probabilities.scatter_add_(-1, drawn, torch.full_like(below[:, :1], -1.0))
+            slopes.view(-1, z.shape[-1])[start : start + step] = probabilities
         return slopes if counting is None else slopes.mul_(counting[..., None])
 
     def _generator(self, place: int) -> torch.Generator:

@@ -224,7 +224,7 @@ def slices_of(
             one = Slice(part_of(args, start, stop), stop - start, None if mask is None else mask[start:stop])
             if waiting and (
                 sum(s.samples for s in waiting) + one.samples > limit
-                or _signature(waiting[0]) != _signature(one)
+                or signature_of(waiting[0]) != signature_of(one)
             ):
                 yield _joined(waiting)
                 waiting = []
@@ -233,7 +233,7 @@ def slices_of(
         yield _joined(waiting)
 
 
-def _signature(part: Slice) -> Any:
+def signature_of(part: Slice) -> Any:
     """Describe what slices must have in common to be one: a tensor that is not of samples itself."""
 
     def describe(leaf: Any) -> Any:

@@ -97,6 +97,7 @@ def advance_together(
     store: Store | None,
     what: str = "repair",
     in_order: bool = False,
+    finished: Callable[[], bool] = lambda: False,
 ) -> None:
     """Run every slice on its own copy of a network, all of them up to the same stop before any goes on.
 
@@ -111,6 +112,7 @@ def advance_together(
         what: The verb that a forward which fails is said to fail in.
         in_order: At each place the slices come in the order of their numbers, which costs to put one more of
             them away there.
+        finished: Asked when a place is settled: whether nothing else is wanted, and all of them end there.
     """
     forwards: list[_Forward] = []
     tidy = _tidier(store)
@@ -140,6 +142,8 @@ def advance_together(
                 break
             first = min(set(waiting.values()), key=lambda place: (order.get(place[0], len(order)), place[1]))
             settle(first)
+            if finished():
+                break
             # The last to come is in memory still: it is the first to go on.
             back = not in_order and going == sorted(going)
             going = sorted((i for i, at in waiting.items() if at == first), reverse=back)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from slimfast.arrays import Arguments, Progress
 from slimfast.calibration.consumers import Consumer, consumers_of, with_moments
 from slimfast.calibration.data import Calibration, Reading, at_most
-from slimfast.calibration.forward import cut_batch, running, slices_of
+from slimfast.calibration.forward import Slice, cut_batch, elements_of, running, slices_of
+from slimfast.calibration.heap import give_back
 from slimfast.calibration.masks import MaskOption, mask_of
 from slimfast.calibration.measuring import Measured
+from slimfast.calibration.row_keeper import RowKeeper
 from slimfast.calibration.sleeping import weigh
 from slimfast.calibration.spilling import MEMORY, check_memory
 from slimfast.calibration.tokens import TOKENS, check_tokens, tokens_in
@@ -43,9 +45,12 @@ def calibrate(
 
     The model runs in eval mode on its own device, a few samples at a time; it stays as it is. Kept are 8 L^2
     bytes for each tensor of L channels that layers read, whatever the number of samples and of the layers
-    that read it, and the inputs. Products are float32 and sums of them float64 (Chan, Golub and LeVeque, *The
-    American Statistician* 37, 1983). Batches may have any lengths; positions that a mask hides do not count.
-    A token with far more energy than others of its sample counts for no more than a bound
+    that read it, and the inputs; and what layers read at the positions that repair will look at, so that it
+    does not run the model again: on a CPU, of samples of one shape without padding, in what repair leaves of
+    ``memory`` and up to four times ``memory`` in a temporary file, for as long as the calibration lives.
+    Products are float32 and sums of them float64 (Chan, Golub and LeVeque, *The American Statistician* 37,
+    1983). Batches may have any lengths; positions that a mask hides do not count. A token with far more
+    energy than others of its sample counts for no more than a bound
     (:func:`slimfast.calibration.massive.shrinking`).
 
     Args:
@@ -85,17 +90,18 @@ def calibrate(
     consumers, large = with_moments(every, memory=memory)
     left |= large
     measured = Measured(consumers, dtype, backend)
-    kept: list[Arguments] = []
-    masks: list[Tensor | None] = []
-    done, held, made = 0, 0.0, 0.0
+    done = 0
     with running(model) as (network, device):
-        for where, args, own_mask, count in taken_from(network, batches, graph, samples, mask, device):
-            if not kept:
-                held, made = weigh(network, args)
-            kept.append(args)
-            masks.append(own_mask)
+        taken = list(taken_from(network, batches, graph, samples, mask, device))
+        every_batch = [Slice(args, count, own_mask) for _, args, own_mask, count in taken]
+        keeper = RowKeeper(network, consumers, every_batch, memory)
+        with keeper.sizing():
+            held, made = weigh(network, every_batch[0].args)
+        keeper.make_room(sum(held * elements_of(batch.args) * batch.samples for batch in every_batch))
+        for where, args, own_mask, count in taken:
             for part in slices_of([(args, own_mask)], at_most(memory, held=held)):
-                measured.measure(network, part, where)
+                with keeper.keeping(part):
+                    measured.measure(network, part, where)
             done += count
             if progress is not None:
                 progress(done, samples)
@@ -107,7 +113,10 @@ def calibrate(
         if consumer.weight not in found:
             left[consumer.weight] = f"{consumer.module} was not called as a module"
     _log.info("calibrated %s on %d samples: %s", type(model).__name__, done, measured.held())
-    return Calibration(found, left, tuple(kept), done, tuple(masks), held, made)
+    # Moments were made among activations that are gone: what was between them is free, and resident.
+    give_back(memory // 8)
+    kept, masks = (tuple(getattr(batch, each) for batch in every_batch) for each in ("args", "mask"))
+    return Calibration(found, left, kept, done, masks, held, made, keeper.done(model))
 
 
 def taken_from(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from slimfast.arrays import Progress
 from slimfast.calibration.consumers import Consumer, input_of
 from slimfast.calibration.data import Calibration
 from slimfast.calibration.directions import Directions, Unit, in_loss
-from slimfast.calibration.forward import Slice, running
+from slimfast.calibration.forward import Slice, elements_of, running
+from slimfast.calibration.heap import give_back
 from slimfast.calibration.masks import positions_that_count
 from slimfast.calibration.massive import shrinking
-from slimfast.calibration.spilling import MEMORY
+from slimfast.calibration.saved_tensors import SavedTensors
+from slimfast.calibration.spilling import MEMORY, Store
 from slimfast.calibration.sums_file import SumsFile
 from slimfast.errors import NonFinite, SlimfastError, one_line
 from slimfast.graph.recording.inputs import cloned
@@ -48,20 +50,30 @@ def sensitivities(
     summed before the square: errors of neighbouring positions add up where the network averages them. Padded
     positions count neither in the sum nor in the outputs.
 
-    So many samples run at once as hold ``memory`` bytes for their backward pass; ``progress`` is told of
-    them, and ``resume`` is where the sums are after each slice. Raises :class:`SlimfastError` where the
-    output has no values, or none that can be differentiated.
+    So many samples run at once as hold ``memory`` bytes for their backward pass; of one that holds more by
+    itself half of ``memory`` stays there, and the rest of what its forward saves goes to a temporary file (on
+    a CPU). ``progress`` is told of them, and ``resume`` is where the sums are after each slice. Raises
+    :class:`SlimfastError` where the output has no values, or none that can be differentiated.
     """
     wanted = [consumer for consumer in consumers if consumer.weight in calibration.readings]
     if not wanted:
         return {}
     measured = _Measured(wanted, calibration, Directions(of_loss=in_loss(model, unit)))
     done, before = 0, measured.go_on(resume)
-    with running(model) as (network, _), left_on_shelves(shelves_of(named_tensors(model).values())):
+    with (
+        running(model) as (network, device),
+        left_on_shelves(shelves_of(named_tensors(model).values())),
+        Store("plan", memory // 2) as store,
+    ):
         network.requires_grad_(False)
+        own = {t.untyped_storage()._cdata for t in named_tensors(network).values() if not t.is_meta}
         for number, part in enumerate(calibration.slices_for_backward(memory)):
             if number >= before:
-                measured.run(network, part, number)
+                size = calibration.bytes_made * elements_of(part.args) * part.samples
+                large = size > memory and device.type == "cpu"
+                if large:
+                    give_back(memory // 8)
+                measured.run(network, part, number, SavedTensors(store, own) if large else None)
                 measured.keep(number + 1)
             done += part.samples
             if progress is not None:
@@ -96,17 +108,19 @@ class _Measured:
         if self._file is not None:
             self._file.write(slices, self._totals, self._directions.state())
 
-    def run(self, network: nn.Module, part: Slice, number: int) -> None:
-        """Add up one slice, of this number."""
+    def run(self, network: nn.Module, part: Slice, number: int, saved: SavedTensors | None = None) -> None:
+        """Add up one slice, of this number; ``saved`` holds what its backward pass will need."""
         drawn = self._directions.state()
         with torch.enable_grad():
-            probes = self._forward(network, part)
-            changed = {weight for weight, x, version in probes.reads if x._version != version}
+            probes = self._forward(network, part, saved)
+            changed = {weight for weight, is_changed in probes.reads if is_changed()}
             if changed:
                 self._changed |= changed
                 self._directions.go_back(drawn)
-                probes = self._forward(network, part)
+                probes.let_go()
+                probes = self._forward(network, part, saved)
             torch.autograd.backward(probes.outputs, probes.slopes)
+        probes.let_go()
         for weight, felt in probes.felt.items():
             self._totals[weight] = self._totals[weight] + felt if weight in self._totals else felt
         self._check_finite(probes.felt, number)
@@ -135,15 +149,18 @@ class _Measured:
             for c in self._consumers
         }
 
-    def _forward(self, network: nn.Module, part: Slice) -> _Probes:
-        probes = _Probes(part)
+    def _forward(self, network: nn.Module, part: Slice, saved: SavedTensors | None) -> _Probes:
+        probes = _Probes(part, saved)
         with ExitStack() as hooks:
             for consumer in self._consumers:
                 mean = self._readings[consumer.weight].mean
                 hook = functools.partial(probes.look, consumer, mean, consumer.weight in self._changed)
                 module = network.get_submodule(consumer.module)
                 hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            probes.outputs = self._directions.outputs(_output(network, part))
+            with nullcontext() if saved is None else saved.saving():
+                output = _output(network, part)
+            probes.outputs = self._directions.outputs(output)
+            del output
             probes.slopes = self._directions.of(probes.outputs, part.mask)
         return probes
 
@@ -154,10 +171,14 @@ class _Probes:
     outputs: list[Tensor]
     slopes: list[Tensor]
 
-    def __init__(self, part: Slice) -> None:
-        self._part = part
-        self.reads: list[tuple[str, Tensor, int]] = []
+    def __init__(self, part: Slice, saved: SavedTensors | None) -> None:
+        self._part, self._saved = part, saved
+        self.reads: list[tuple[str, Callable[[], bool]]] = []
         self.felt: dict[str, Tensor] = {}
+
+    def let_go(self) -> None:
+        """Let the graph go, whose hooks hold what holds it: it would stay during the next slice."""
+        self.outputs, self.slopes, self.reads = [], [], []
 
     def look(
         self, consumer: Consumer, mean: Tensor, copy: bool, module: nn.Module, args: Any, kwargs: Any
@@ -168,15 +189,22 @@ class _Probes:
             return None
         seen = x.detach().clone() if copy else x.detach()
         read = x.view_as(x) if x.requires_grad else seen.requires_grad_()
-        self.reads.append((consumer.weight, seen, seen._version))
-        read.register_hook(functools.partial(self._feel, consumer, seen.detach(), mean))  # type: ignore[no-untyped-call]
+        kept, version = seen.detach, seen._version
+        is_changed: Callable[[], bool] = lambda: seen._version != version  # noqa: E731
+        if self._saved is not None:
+            # In memory or in a file.
+            saved = self._saved.hold(seen.detach())
+            kept, is_changed = saved.tensor, saved.changed
+        self.reads.append((consumer.weight, is_changed))
+        read.register_hook(functools.partial(self._feel, consumer, kept, mean))  # type: ignore[no-untyped-call]
         if args and args[0] is x:
             return (read, *args[1:]), kwargs
         return args, {name: read if value is x else value for name, value in kwargs.items()}
 
-    def _feel(self, consumer: Consumer, x: Tensor, mean: Tensor, gradient: Tensor) -> None:
+    def _feel(self, consumer: Consumer, kept: Callable[[], Tensor], mean: Tensor, gradient: Tensor) -> None:
         """Square the sums over each sample's positions, and sum them over the samples: (L,) float64."""
         with torch.no_grad():
+            x = kept()
             view, slope = consumer.laid_out(x), consumer.laid_out(gradient)
             wide = view if view.dtype == torch.float64 else view.float()
             counting = positions_that_count(view.shape[:-1], self._part.mask)

@@ -107,6 +107,7 @@ class Activations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         own = _viewed(storage)
         here = own if own.device.type == "cpu" else torch.empty_like(own, device="cpu")
         store.read(blocks, bytes_of(here))
+        store.give_up(blocks)
         if here is not own:
             own.copy_(here)
         return True

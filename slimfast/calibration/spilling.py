@@ -60,7 +60,7 @@ class Store:
 
     def put(self, tensor: Tensor) -> Held:
         """Hold a tensor that nobody else changes; it comes back with the layout that it has here."""
-        tensor, order = _dense(tensor)
+        tensor, order = in_memory_order(tensor)
         if self.room_for(tensor.nbytes):
             self.held += tensor.nbytes
             return Held(self, tensor, None)
@@ -92,7 +92,7 @@ class Store:
         return blocks
 
     def read(self, blocks: list[int], data: memoryview) -> None:
-        """Take bytes back into ``data``, and give their blocks up."""
+        """Read bytes into ``data``; their blocks stay."""
         file = self._opened()
         for place, block in enumerate(blocks):
             file.seek(block * _BLOCK)
@@ -102,7 +102,6 @@ class Store:
                 if not got:
                     raise SlimfastError(f"{self._what}: the temporary file of activations was cut short")
                 rest = rest[got:]
-        self.give_up(blocks)
 
     def give_up(self, blocks: list[int]) -> None:
         """Let others have these blocks."""
@@ -138,21 +137,34 @@ class Held:
                 self._store.held -= self._tensor.nbytes
             self._tensor = self._away = None
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether it is held in memory."""
+        return self._tensor is not None
+
+    def look(self) -> Tensor:
+        """Give the tensor out, and hold it on where it is."""
+        return self._tensor if self._tensor is not None else self._read()
+
+    def _read(self) -> Tensor:
+        blocks, (dtype, shape, order, device) = self._away
+        found = torch.empty(shape, dtype=dtype, device="cpu")
+        self._store.read(blocks, bytes_of(found))
+        return found.to(device).permute([order.index(dim) for dim in range(len(order))])
+
     def take(self) -> Tensor:
         """Give the tensor out; to its last user for good."""
         if self._tensor is None:
-            blocks, (dtype, shape, order, device) = self._away
-            found = torch.empty(shape, dtype=dtype, device="cpu")
-            self._store.read(blocks, bytes_of(found))
-            places = [order.index(dim) for dim in range(len(order))]
-            self._tensor, self._away = found.to(device).permute(places), None
+            self._tensor = self._read()
+            self._store.give_up(self._away[0])
+            self._away = None
             self._store.held += self._tensor.nbytes
         tensor = self._tensor
         self.drop()
         return tensor
 
 
-def _dense(tensor: Tensor) -> tuple[Tensor, list[int]]:
+def in_memory_order(tensor: Tensor) -> tuple[Tensor, list[int]]:
     """Give a tensor, or a copy of it, without gaps in its memory, and its dims in the order of that memory.
 
     Sums over it depend on that order, to rounding, and are not to depend on where it was held.

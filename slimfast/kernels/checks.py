@@ -14,6 +14,8 @@ from slimfast.kernels.dtypes import COMPUTED, FLOATING
 
 # Elements that are looked at together.
 _PART = 1 << 20
+# Tensors of up to so many elements are copied to one place rather than summed one by one.
+_SMALL = 1 << 12
 
 
 class _Numbered(Sequence[str]):
@@ -166,6 +168,23 @@ def _check_keep(tensor: Tensor, dim: int, kept: _Kept, name: str) -> None:
             f"gather: expected sorted, distinct indices in 0..{length - 1}, got {kept.low}..{kept.high} "
             f"({name}, dim {dim})"
         )
+
+
+def all_finite(parts: Sequence[Tensor]) -> bool:
+    """Say whether all values of these are finite and so is their sum, in one look; small ones are summed
+    together.
+
+    False may also be said of values whose sum has no end.
+    """
+    together: dict[torch.dtype, list[Tensor]] = {}
+    sums: list[Tensor] = []
+    for part in parts:
+        if part.numel() > _SMALL:
+            sums.append(part.sum(dtype=torch.float64))
+        else:
+            together.setdefault(part.dtype, []).append(part if part.ndim == 1 else part.reshape(-1))
+    sums += [torch.cat(small).sum(dtype=torch.float64) for small in together.values()]
+    return not sums or bool(torch.stack(sums).sum().isfinite())
 
 
 def non_finite(op: str, name: str, x: Tensor) -> str:

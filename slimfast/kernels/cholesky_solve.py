@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from slimfast.errors import ArgumentError, NonFinite
-from slimfast.kernels.checks import check_one_device, check_squares, names_of, non_finite
+from slimfast.kernels.checks import all_finite, check_one_device, check_squares, names_of, non_finite
 from slimfast.kernels.dispatch import select_backend
 from slimfast.kernels.results import CholeskySolutions
 
@@ -56,7 +56,8 @@ def grouped_cholesky_solve(
         )
     check_squares(op, mats, named)
     for a, b, each, name in zip(mats, rhs, dampings, named, strict=True):
-        if b.ndim != 2 or len(b) != len(a) or b.shape[1] == 0 or b.dtype != a.dtype:
+        shape = b.shape
+        if len(shape) != 2 or shape[0] != a.shape[0] or shape[1] == 0 or b.dtype != a.dtype:
             raise ArgumentError(
                 f"{op}: expected a right-hand side ({len(a)}, k) with k >= 1 of {a.dtype}, got "
                 f"{tuple(b.shape)} of {b.dtype} ({name})"
@@ -69,12 +70,19 @@ def grouped_cholesky_solve(
         return CholeskySolutions([], [])
     every = [*mats, *rhs]
     check_one_device(op, every)
-    sums = torch.stack([x.sum(dtype=torch.float64) for x in every])
-    for i, finite in enumerate(sums.isfinite().tolist()):
-        # Of a matrix only the lower triangle counts: what is above it may be anything.
-        if not finite and (i >= len(mats) or not mats[i].tril().sum(dtype=torch.float64).isfinite()):
-            raise NonFinite(non_finite(op, [*named, *named][i], every[i]))
+    if not all_finite(every):
+        _refuse_what_is_not_finite(mats, rhs, named)
     lists = [[float(damping) for damping in each] for each in dampings]
     module = select_backend(op, every, backend)
     solved = module.cholesky_solve([a.detach() for a in mats], [b.detach() for b in rhs], lists)
     return CholeskySolutions([x for x, _ in solved], [failed for _, failed in solved])
+
+
+def _refuse_what_is_not_finite(mats: Sequence[Tensor], rhs: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raise :class:`NonFinite` for the first of them that holds a value which is not, and which counts."""
+    every = [*mats, *rhs]
+    sums = torch.stack([x.sum(dtype=torch.float64) for x in every])
+    for i, finite in enumerate(sums.isfinite().tolist()):
+        # Of a matrix only the lower triangle counts: what is above it may be anything.
+        if not finite and (i >= len(mats) or not mats[i].tril().sum(dtype=torch.float64).isfinite()):
+            raise NonFinite(non_finite("cholesky_solve", [*names, *names][i], every[i]))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from slimfast.errors import ArgumentError, NonFinite
+from slimfast.kernels.checks import all_finite
 from slimfast.kernels.convolutions import Convolution
 from slimfast.kernels.dtypes import COMPUTED, FLOATING
 from slimfast.kernels.results import CrossMoments, Moments
+
+# Moments of up to so many numbers are made many at a time, on lines of so many.
+_SMALL = 1 << 12
+_LINE = 8
 
 
 def with_variables_first(
@@ -27,7 +33,9 @@ def with_variables_first(
             raise ArgumentError(f"{op}: expected a dim of {x.ndim}, got {dim} ({name})")
         if x.shape[dim] == 0:
             raise ArgumentError(f"{op}: expected one or more variables, got {tuple(x.shape)} ({name})")
-        views.append(x.detach().movedim(dim, 0))
+        own = x.detach() if x.requires_grad else x
+        # Many small ones come here: what is in place already is not moved.
+        views.append(own if dim in (0, -x.ndim) else own.movedim(dim, 0))
     return views
 
 
@@ -93,6 +101,9 @@ def moments_to_add_to(
 ) -> list[Moments]:
     """Check the moments that are added to, of means of these shapes, or make new ones."""
     if into is None:
+        sizes = [math.prod(shape) * (1 + shape[-1]) for shape in shapes]
+        if len(xs) > 1 and max(sizes) <= _SMALL and all(x.is_cpu for x in xs):
+            return _together(shapes, sizes)
         return [
             Moments(0, _zeros(x, shape), _zeros(x, (*shape, shape[-1])))
             for x, shape in zip(xs, shapes, strict=True)
@@ -101,6 +112,23 @@ def moments_to_add_to(
     for moments, x, shape, name in zip(into, xs, shapes, names, strict=True):
         _check_sums(op, (moments.mean, moments.squares), (shape, (*shape, shape[-1])), x, name)
     return list(into)
+
+
+def _together(shapes: Sequence[tuple[int, ...]], sizes: Sequence[int]) -> list[Moments]:
+    """Make moments of many small layers out of one piece of memory, each on a cache line of its own."""
+    lengths = [-(-size // _LINE) * _LINE for size in sizes]
+    whole = torch.zeros(sum(lengths), dtype=torch.float64, device="cpu")
+    moments = []
+    for shape, own in zip(shapes, torch.split(whole, lengths), strict=True):
+        count = math.prod(shape)
+        squares = own.as_strided((*shape, shape[-1]), _strides(shape), own.storage_offset() + count)
+        moments.append(Moments(0, own[:count] if len(shape) == 1 else own[:count].view(shape), squares))
+    return moments
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    length = shape[-1]
+    return (length, 1) if len(shape) == 1 else (length * length, length, 1)
 
 
 def cross_to_add_to(
@@ -133,7 +161,7 @@ def check_finite(
 
     ``inputs``: of each layer its operands, variables first; the message is of the first that holds one.
     """
-    if not found:
+    if all_finite([part for parts in found for part in parts]):
         return
     # One look at all of them, on a GPU one wait.
     sums = torch.stack([torch.stack([part.sum() for part in parts]).sum() for parts in found])

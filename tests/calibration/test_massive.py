@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import slimfast
-from slimfast.calibration import massive, measuring, sensitivity
+from slimfast.calibration import massive, measuring, positions, sensitivity
 from slimfast.calibration.consumers import Consumer, consumers_of
 from slimfast.calibration.massive import BOUND, shrinking
 from slimfast.graph import trace_channels
-from slimfast.pruning.repair import wide
 
 
 class Mlp(nn.Module):
@@ -83,7 +82,7 @@ def test_no_token_is_touched_where_none_is_massive(monkeypatch: pytest.MonkeyPat
         return calibration.readings["second.weight"].covariance, torch.from_numpy(curve.residual), thin
 
     before = thin_and_curve()
-    for module in (measuring, sensitivity, wide):
+    for module in (measuring, sensitivity, positions):
         monkeypatch.setattr(module, "shrinking", lambda *given: None)
     after = thin_and_curve()
     assert torch.equal(before[0], after[0])

@@ -228,3 +228,20 @@ def test_the_number_of_threads_and_neighbours_change_no_bit(threads: Threads) ->
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.mean, other.mean)
         assert torch.equal(one.squares, other.squares)
+
+
+@pytest.mark.parametrize("dims", [0, -1])
+def test_many_small_layers_are_each_as_it_is_alone(dims: int, backend: str) -> None:
+    xs = [cases.normal(size, size + 3) + size for size in (1, 5, 8, 2, 13)]
+    found = grouped_moments(xs, dims=dims, backend=backend)
+    for x, moments in zip(xs, found, strict=True):
+        (alone,) = grouped_moments([x], dims=dims, backend=backend)
+        assert moments.count == alone.count
+        assert torch.equal(moments.mean, alone.mean)
+        assert torch.equal(moments.squares, alone.squares)
+    # What is added to one changes none of the others.
+    before = [moments.squares.clone() for moments in found]
+    grouped_moments([xs[2]], dims=dims, into=[found[2]], backend=backend)
+    assert [torch.equal(old, new.squares) for old, new in zip(before, found, strict=True)] == [
+        True, True, False, True, True,
+    ]  # fmt: skip

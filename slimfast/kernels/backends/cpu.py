@@ -173,10 +173,16 @@ def cross_covariance(
 
 def _positions(x: Tensor, y: Tensor, mask: Tensor | None) -> tuple[Any, ...]:
     """Describe two operands (variables, positions ...), their positions and which of them count."""
-    operands = [(each.data_ptr(), CODES[each.dtype], len(each), each.stride(0)) for each in (x, y)]
-    mask_strides = [0] * (x.ndim - 1) if mask is None else mask.stride()
-    dims = list(zip(x.shape[1:], x.stride()[1:], y.stride()[1:], mask_strides, strict=True))
-    return (*operands, dims, 0 if mask is None else mask.data_ptr())
+    # Many small ones come here: a tensor is asked for each thing once.
+    shape, strides = x.shape, x.stride()
+    own = other = (x.data_ptr(), CODES[x.dtype], shape[0], strides[0])
+    other_strides = strides
+    if y is not x:
+        other_strides = y.stride()
+        other = (y.data_ptr(), CODES[y.dtype], y.shape[0], other_strides[0])
+    mask_strides = (0,) * (len(shape) - 1) if mask is None else mask.stride()
+    dims = list(zip(shape[1:], strides[1:], other_strides[1:], mask_strides, strict=True))
+    return own, other, dims, 0 if mask is None else mask.data_ptr()
 
 
 def patch_moments(
@@ -213,8 +219,9 @@ def cholesky_solve(
     for a, b, each in zip(mats, rhs, dampings, strict=True):
         solutions = torch.empty(len(each), *b.shape, dtype=b.dtype, device="cpu")
         solved.append(solutions)
-        views = _view(a), _view(b)
-        tasks += [(*views, damping, x.data_ptr()) for damping, x in zip(each, solutions, strict=True)]
+        view, right, address = _view(a), _view(b), solutions.data_ptr()
+        step = b.shape[0] * b.shape[1] * b.element_size()
+        tasks += [(view, right, damping, address + i * step) for i, damping in enumerate(each)]
     failures = torch.tensor(
         _module().cholesky_solve(tasks, torch.get_num_threads(), isa), dtype=torch.int64, device="cpu"
     )

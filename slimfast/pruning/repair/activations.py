@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
+from slimfast.calibration.batch_norms import norms_of
 from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables
 from slimfast.calibration.data import Calibration, check_calibration
 from slimfast.calibration.folders import StoredReadings
 from slimfast.calibration.forward import Slice, copy_to_run, elements_of, stop_before
+from slimfast.calibration.heap import give_back
 from slimfast.calibration.lockstep import Place, advance_together
 from slimfast.calibration.spilling import MEMORY, Store
 from slimfast.errors import NonFinite, SlimfastError
@@ -25,7 +27,7 @@ from slimfast.pruning.repair.least_squares import FIRST
 from slimfast.pruning.repair.norms import NormMoments
 from slimfast.pruning.repair.report import Finished, Fit, RepairReport
 from slimfast.pruning.repair.thin_layer import ThinLayer
-from slimfast.pruning.repair.wide import WideReads, norms_of, read_wide
+from slimfast.pruning.repair.wide import WideReads, kept_of, read_wide
 from slimfast.storage.stored_tensors import shelves_of
 
 _log = logging.getLogger(__name__)
@@ -47,17 +49,17 @@ def repair_from_activations(
 ) -> RepairReport:
     """Repair ``thin``, ``model`` cut to ``keeps``, in place from what both see of the calibration's inputs.
 
-    The wide network runs once, slice by slice, and so does the thin one, all slices side by side: each layer
-    that reads a channel group is solved when all of them have reached it, from what it gets behind the layers
-    repaired before it, towards what the wide network's layer got. So the error that has built up is met again
-    at each layer, residual streams included (sequential as in He, Zhang and Sun, ICCV 2017, "Channel
-    Pruning"). Batch norms take the mean and variance of what reaches them. The damping pulls towards the
-    plain cut and is chosen, from ``damping`` upwards, by the error in the layer's output on a quarter of the
-    positions.
+    The wide network runs once, slice by slice, unless the calibration has kept what its layers read; and so
+    does the thin one, all slices side by side: each layer that reads a channel group is solved when all of
+    them have reached it, from what it gets behind the layers repaired before it, towards what the wide
+    network's layer got. So the error that has built up is met again at each layer, residual streams included
+    (sequential as in He, Zhang and Sun, ICCV 2017, "Channel Pruning"). Batch norms take the mean and variance
+    of what reaches them. The damping pulls towards the plain cut and is chosen, from ``damping`` upwards, by
+    the error in the layer's output on a quarter of the positions.
 
     Held are what the wide network's layers read where the least squares look, and what the thin network's
-    forwards hold while they wait: up to ``memory`` bytes in memory, less what the calibration's moments take
-    there but a quarter of it at least, and the rest in a temporary file, in ``folder`` if one is named.
+    forwards hold while they wait: up to ``memory`` bytes in memory, less what the calibration takes there but
+    a quarter of it at least, and the rest in a temporary file, in ``folder`` if one is named.
     ``tick``: called with how many layers and slices are done, and of how many. ``finished``: layers that are
     not solved again.
 
@@ -75,7 +77,8 @@ def repair_from_activations(
     known = [c for c in consumers if c.weight in calibration.readings and c.weight not in finished.fits]
     # The wide network goes from layer to layer where its weights come from files, else from slice to slice.
     stored = bool(shelves_of(named_tensors(model).values()))
-    done, total = 0, (len(known) if stored else len(slices)) + len(known)
+    kept = _kept(model, known, slices, calibration)
+    done, total = 0, (0 if kept else len(known) if stored else len(slices)) + len(known)
 
     def advance() -> None:
         nonlocal done
@@ -83,13 +86,15 @@ def repair_from_activations(
         if tick is not None:
             tick(min(done, total), total)
 
-    room = max(memory - _bytes_of_moments(calibration), memory // 4)
+    rows = 0 if calibration.rows is None else calibration.rows.held
+    give_back(memory // 8)
+    room = max(memory - _bytes_of_moments(calibration) - rows, memory // 4)
     with torch.inference_mode(False), torch.no_grad(), Store("repair", room, folder) as store:
         each = (part.samples * elements_of(part.args) for part in slices)
         at_once = int(calibration.bytes_held * sum(each)) if len(slices) > 1 else 0
         # What waits is put away and brought back at every layer, what the wide network's layers read once.
         store.reserved = min(at_once, room // 2)
-        wide = read_wide(model, graph, known, slices, calibration, store, advance)
+        wide = kept or read_wide(model, graph, known, slices, calibration, store, advance)
         store.reserved = 0
         _log.info("repair: what %d layers read at %d slices: %s", len(known), len(slices), store.told())
         usable = []
@@ -108,6 +113,20 @@ def repair_from_activations(
         repaired = [consumer for consumer in consumers if consumer.weight in finished.fits]
         run.all(usable, repaired, graph, store if at_once > room - store.held else None)
     return RepairReport("activations", run.fits, tuple(sorted(run.norms)), left | run.left)
+
+
+def _kept(
+    model: nn.Module, consumers: Sequence[Consumer], slices: Sequence[Slice], calibration: Calibration
+) -> WideReads | None:
+    """Find what the wide network's layers read, where the calibration has kept it; None where it has not."""
+    if calibration.rows is None or not consumers:
+        return None
+    counts = {consumer.weight: calibration.readings[consumer.weight].count for consumer in consumers}
+    why = calibration.rows.why_not(model, counts, slices)
+    if why is not None:
+        _log.info("repair: the wide network runs again: what its layers read is of no use here, %s", why)
+        return None
+    return kept_of(calibration.rows, consumers, slices, calibration)
 
 
 def _bytes_of_moments(calibration: Calibration) -> int:
@@ -159,6 +178,7 @@ class _Run:
         self._moments: dict[Place, NormMoments] = {}
         self._consumers: dict[str, Consumer] = {}
         self._done: set[str] = set()
+        self._waiting: set[str] = set()
         self._norms = norms_of(thin)
 
     def all(
@@ -175,6 +195,7 @@ class _Run:
         """
         self._done = {consumer.weight for consumer in repaired}
         self._consumers = {consumer.module: consumer for consumer in (*consumers, *repaired)}
+        self._waiting = set(self._consumers)
         statistics = {f"{path}.{name}" for path in self._norms for name in ("running_mean", "running_var")}
         networks = [copy_to_run(self._thin, shared=statistics) for _ in self._slices]
         order = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
@@ -186,6 +207,8 @@ class _Run:
             meet=self._meet,
             settle=self._settle,
             store=store,
+            # What comes behind the last layer, such as the logits of all tokens, nobody asks for.
+            finished=lambda: not self._norms and not self._waiting,
         )
 
     def _hooks(self, network: nn.Module, pause: Callable[[tuple[Place, Tensor]], None]) -> None:
@@ -218,6 +241,7 @@ class _Run:
                 self.norms.add(path)
             return
         weight, layer = self._consumers[path].weight, self._layers.pop(path, None)
+        self._waiting.discard(path)
         if weight in self._done:
             return
         if self._wide.pieces[weight]:

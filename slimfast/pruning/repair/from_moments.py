@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.arrays import IntArray
+from slimfast.calibration.batch_norms import norms_of
 from slimfast.calibration.consumers import Consumer, consumers_of, kept_variables
 from slimfast.calibration.data import Calibration, Reading, check_calibration
 from slimfast.errors import SlimfastError
@@ -18,7 +19,6 @@ from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.pruning.repair.least_squares import DAMPINGS, worst
 from slimfast.pruning.repair.report import Finished, Fit, RepairReport
-from slimfast.pruning.repair.wide import norms_of
 from slimfast.pruning.repair.writing import write_weight
 
 

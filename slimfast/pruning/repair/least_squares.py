@@ -26,6 +26,8 @@ DAMPINGS = tuple(10.0**power for power in range(-8, 2))
 FIRST = 1e-3
 # Share of the mean variance that makes a matrix of weights' products definite; far below what is reported.
 _JITTER = 1e-13
+# Directions of what is missing in which dampings are compared, where it has twice as many or more.
+DIRECTIONS = 128
 # Numbers of a weight that are computed with at once: 32 MiB in float64. Heads of language models are long.
 _AT_ONCE = 4 << 20
 
@@ -43,7 +45,9 @@ class LeastSquares:
 
     C = C0 + (S_ba - C0 S_aa) (S_aa + d m I)^-1 with C0 the cut itself, which keeps row ``kept[j]`` of b for
     variable j, and m the mean variance of a: no evidence, no change. d is the best of ``DAMPINGS`` on
-    held-out positions, from a least damping upwards. A damping is what noise of that variance on a would do:
+    held-out positions, from a least damping upwards; of outputs that miss much in many directions the error
+    in ``DIRECTIONS`` random ones of them, whose expectation is that in all (Avron and Toledo, *J. ACM* 58,
+    2011), as a share of what is missing in these. A damping is what noise of that variance on a would do:
     the one that fits best takes a as it is, and is in the way of a training, which changes a.
 
     What is missing is b - C0 a; where the layer has fewer outputs, times taps, than variables, it is what its
@@ -126,14 +130,14 @@ class LeastSquares:
         self, fit: Products, held: Products, outer: Tensor | None, damping: float, first: float
     ) -> tuple[float, float, float]:
         """Choose the damping by the error on what was held out: (damping, error without a change, error)."""
-        if outer is None:
-            before = float(held.size())
-        else:
-            before = float(held.weighed(outer))
-            # With a factor of the weights' products what is missing counts as its outputs do.
-            outer.diagonal().add_(_JITTER * float(outer.diagonal().mean()) or 1.0)
-            factor = torch.linalg.cholesky(outer)
-            fit, held = fit.turned(factor), held.turned(factor)
+        # With a factor of the weights' products what is missing counts as its outputs do.
+        before = float(held.size() if outer is None else held.weighed(outer))
+        factor = self._directions(outer)
+        some = factor is not None and factor.shape[1] < len(factor)
+        if factor is not None:
+            fit, held = fit.turned(factor, some=False), held.turned(factor, some=some)
+        # In some directions alone errors are shares of what is missing there.
+        share_of = before / (float(held.size()) or 1.0) if some else 1.0
         tried = sorted({max(share, damping) for share in DAMPINGS} - {math.inf})
         scale = float(fit.scale())
         if not tried or not scale > 0.0:
@@ -145,18 +149,43 @@ class LeastSquares:
             changes = fit.solved([tried[place] * scale for place in places], self._backend)
             gains = [nothing if change is None else held.gain(change) for change in changes]
             # One look at all of them, for which a GPU is waited for.
-            return [before - gain for gain in torch.stack(gains).tolist()]
+            return [before - gain * share_of for gain in torch.stack(gains).tolist()]
 
         place, best = _lowest(errors, len(tried), sum(share < first for share in tried))
         return (tried[place], before, best) if best < before else (math.inf, before, before)
 
     def _outer(self) -> Tensor:
-        """Compute the products (L, L) of the weights, summed over outputs and taps."""
-        outer = self._weight.new_zeros(self._weight.shape[1], self._weight.shape[1], dtype=torch.float64)
+        """Compute the products (L, L) of the weights, summed over outputs and taps, float64."""
+        length = self._weight.shape[1]
+        # Where they are summed with others alone, and not factored, their digits are those of weights.
+        dtype = torch.float32 if length >= 2 * DIRECTIONS else torch.float64
+        outer = self._weight.new_zeros(length, length, dtype=torch.promote_types(dtype, self._weight.dtype))
         for piece in torch.split(self._weight, self._step()):
-            rows = _rows(piece)
+            rows = _rows(piece, outer.dtype)
             outer.addmm_(rows.T, rows)
-        return outer
+        return outer.double()
+
+    def _directions(self, outer: Tensor | None) -> Tensor | None:
+        """Make a factor (r, q) of the products of what is missing in the output, whose own products are
+        these: exactly, None for the identity, or in expectation where q is smaller.
+        """
+        if self._rows is not None:
+            if len(self._rows) < 2 * DIRECTIONS:
+                return None
+            return _signs(len(self._rows), self._rows)
+        assert outer is not None
+        if len(outer) < 2 * DIRECTIONS:
+            outer.diagonal().add_(_JITTER * float(outer.diagonal().mean()) or 1.0)
+            exact: Tensor = torch.linalg.cholesky(outer)
+            return exact
+        count, _, taps = self._weight.shape
+        factor = outer.new_zeros(len(outer), DIRECTIONS)
+        signs = _signs(count * taps, factor)
+        for piece, own in zip(
+            torch.split(self._weight, self._step()), torch.split(signs, self._step() * taps), strict=True
+        ):
+            factor.addmm_(_rows(piece).T, own)
+        return factor
 
     def _written(
         self, change: Tensor | None, mean_a: Tensor, mean_missing: Tensor, outputs: Tensor | None
@@ -175,9 +204,9 @@ class LeastSquares:
                 moved = None if change is None else change.T.reshape(count, taps, -1)[some]
                 off = shift.reshape(count, taps)[some]
             else:
-                rows = _rows(own)
-                moved = None if change is None else (rows @ change.T).reshape(len(some), taps, -1)
-                off = (rows @ shift).reshape(len(some), taps)
+                rows = _rows(own, torch.promote_types(torch.float32, own.dtype))
+                moved = None if change is None else (rows @ change.T.to(rows)).reshape(len(some), taps, -1)
+                off = (rows.double() @ shift).reshape(len(some), taps)
             new = own[:, self._kept].double()
             weight[start : start + len(some)] = new if moved is None else new + moved.movedim(1, 2)
             shifts[start : start + len(some)] = off.sum(1)
@@ -204,9 +233,19 @@ class LeastSquares:
         return mean_a, mean_missing
 
 
-def _rows(weight: Tensor) -> Tensor:
-    """Lay weights (outputs, L, taps) out as rows (outputs x taps, L), float64."""
-    return weight.double().movedim(1, 2).reshape(-1, weight.shape[1])
+def _rows(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Lay weights (outputs, L, taps) out as rows (outputs x taps, L)."""
+    return weight.to(dtype).movedim(1, 2).reshape(-1, weight.shape[1])
+
+
+def _signs(count: int, like: Tensor) -> Tensor:
+    """Draw signs (count, q), always the same, of such a size that their products are the identity in
+    expectation.
+    """
+    generator = torch.Generator().manual_seed(count)
+    signs = torch.randint(0, 2, (count, DIRECTIONS), generator=generator, device="cpu")
+    scaled: Tensor = (2.0 * signs.to(like) - 1.0) / DIRECTIONS**0.5
+    return scaled
 
 
 def _lowest(errors: Callable[[Sequence[int]], list[float]], count: int, start: int) -> tuple[int, float]:

@@ -25,9 +25,10 @@ class ByMoments(NamedTuple):
     cross: Tensor
     missing: Tensor | None = None
 
-    def turned(self, factor: Tensor) -> ByMoments:
-        """Take what is missing times a factor (r, r); its own products are of no more use."""
-        return ByMoments(self.gram, self.cross @ factor)
+    def turned(self, factor: Tensor, *, some: bool) -> ByMoments:
+        """Take what is missing times a factor (r, q); its own products where ``some`` of it are left."""
+        own = factor.T @ (self.missing @ factor) if some and self.missing is not None else None
+        return ByMoments(self.gram, self.cross @ factor, own)
 
     def size(self) -> Tensor:
         """Compute the mean square of what is missing, about which errors are."""
@@ -58,8 +59,8 @@ class ByPositions(NamedTuple):
     a: Tensor
     missing: Tensor
 
-    def turned(self, factor: Tensor) -> ByPositions:
-        """Take what is missing times a factor (r, r)."""
+    def turned(self, factor: Tensor, *, some: bool) -> ByPositions:
+        """Take what is missing times a factor (r, q), all or ``some`` of it."""
         return ByPositions(self.a, factor.T @ self.missing)
 
     def size(self) -> Tensor:

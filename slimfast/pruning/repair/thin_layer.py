@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray
 from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.data import Reading
+from slimfast.calibration.positions import wanted
 from slimfast.pruning.repair.least_squares import FIRST, LeastSquares, worst
 from slimfast.pruning.repair.report import Fit
-from slimfast.pruning.repair.wide import Piece, wanted
+from slimfast.pruning.repair.wide import Piece
 from slimfast.pruning.repair.writing import write_weight
 
 

@@ -3,30 +3,53 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from slimfast.calibration.batch_norms import followed
 from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.data import Calibration
 from slimfast.calibration.forward import Slice, copy_to_run, run, running, stop_before, watched
+from slimfast.calibration.kept_rows import KeptRows
 from slimfast.calibration.lockstep import advance_together
 from slimfast.calibration.masks import positions_that_count
-from slimfast.calibration.massive import shrinking
+from slimfast.calibration.positions import Picks, rows_at, wanted
 from slimfast.calibration.reads import Seen
 from slimfast.calibration.spilling import Held, Store
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.storage.stored_tensors import shelves_of
 
-# Positions of each layer's input that the least squares see: at least so many, and so many per variable.
-POSITIONS = 8192
-POSITIONS_PER_VARIABLE = 4
-BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+class Rows(Protocol):
+    """Rows that wait until they are taken, or dropped."""
+
+    def take(self) -> Tensor:
+        """Give them out."""
+
+    def drop(self) -> None:
+        """Let them go."""
+
+
+class _Kept(NamedTuple):
+    """Rows that the calibration has kept: of a layer, from one position of those that are seen to another."""
+
+    kept: KeptRows
+    weight: str
+    first: int
+    last: int
+
+    def take(self) -> Tensor:
+        """Read them."""
+        return self.kept.read(self.weight, self.first, self.last)
+
+    def drop(self) -> None:
+        """Leave them to other repairs."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,15 +60,15 @@ class Piece:
     what brings massive tokens down to their bound, in ``rows`` already, None where there are none.
     """
 
-    rows: Held
+    rows: Rows
     index: Tensor | None
     shape: torch.Size
     first: int
     factors: Tensor | None = None
 
 
-# A piece, and what was asked for: of how many positions how many, and from which on.
-_Held: TypeAlias = tuple[Piece, tuple[tuple[int, int], int]]
+# A piece with what holds its rows, and what was asked for: of how many positions how many, from which on.
+_Held: TypeAlias = tuple[Piece, Held, tuple[tuple[int, int], int]]
 
 
 @dataclass(slots=True, eq=False)
@@ -53,14 +76,33 @@ class WideReads:
     """What each layer reads, slice by slice: by its weight and the slice's number.
 
     ``calls``: the most calls of a layer in one slice; ``followed``: the layers whose output goes right into a
-    batch norm; ``positions``: how many each has read; ``picks``: which of so many positions are seen.
+    batch norm; ``positions``: how many each has read.
     """
 
     pieces: dict[str, dict[int, Piece]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     followed: set[str] = field(default_factory=set)
     positions: dict[str, int] = field(default_factory=dict)
-    picks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+    picks: Picks = field(default_factory=Picks)
+
+
+def kept_of(
+    kept: KeptRows, consumers: Sequence[Consumer], slices: Sequence[Slice], calibration: Calibration
+) -> WideReads:
+    """Find what these layers read of these slices among what was kept while they were calibrated."""
+    found = WideReads({consumer.weight: {} for consumer in consumers}, followed=set(kept.followed))
+    for weight, pieces in found.pieces.items():
+        layer, picks = kept.layers[weight], found.picks
+        for number, part in enumerate(slices):
+            shape = torch.Size((layer.lead * part.samples, *layer.rest))
+            start, size = found.positions.get(weight, 0), shape.numel()
+            found.positions[weight] = start + size
+            first, index = picks.within(layer.total, layer.wanted, start, size)
+            last = first + (size if index is None else len(index))
+            rows = _Kept(kept, weight, first, last)
+            pieces[number] = Piece(rows, index, shape, first, kept.factors(weight, first, last))
+        found.calls[weight] = 1
+    return found
 
 
 def read_wide(
@@ -88,7 +130,7 @@ def read_wide(
         with torch.inference_mode(False), torch.no_grad(), ExitStack() as hooks:
             networks = [copy_to_run(model) for _ in slices]
             for network in networks:
-                hooks.enter_context(_followed(network, consumers, found.followed))
+                hooks.enter_context(followed(network, consumers, found.followed))
             advance_together(
                 networks,
                 slices,
@@ -103,7 +145,7 @@ def read_wide(
         with running(model) as (network, _):
             for number, part in enumerate(slices):
                 see = functools.partial(hold, number)
-                with watched(network, consumers, see), _followed(network, consumers, found.followed):
+                with watched(network, consumers, see), followed(network, consumers, found.followed):
                     run(network, part.args, "repair")
                 seen[number] = Seen()
                 tick()
@@ -135,74 +177,19 @@ def _hold(
     start = found.positions.get(weight, 0)
     found.positions[weight] = start + size
     ask = (calibration.readings[weight].count, wanted(consumer))
-    known, same = seen.look(consumer, x) or (None, None)
-    if known is not None and same == (ask, start):
-        known.rows.users += 1
+    known, held, same = seen.look(consumer, x) or (None, None, None)
+    if known is not None and held is not None and same == (ask, start):
+        held.users += 1
         found.pieces[weight][number] = known
         return
-    if ask not in found.picks:
-        found.picks[ask] = picked(*ask)
-    picks, index, first = found.picks[ask], None, start
-    if picks is not None:
-        first, last = torch.searchsorted(picks, torch.tensor([start, start + size], device="cpu")).tolist()
-        index = picks[first:last] - start
+    first, index = found.picks.within(*ask, start, size)
     if counting is not None:
         places = counting.reshape(-1).nonzero()[:, 0]
         index = places if index is None else places[index.to(places.device)]
     if index is not None:
         index = index.to(x.device)
-    rows = consumer.columns(x, index)
-    if rows.untyped_storage()._cdata == x.untyped_storage()._cdata:
-        rows = rows.clone()
-    factors = shrinking(consumer, x, part.samples, counting)
-    if factors is not None:
-        factors = factors.reshape(-1) if index is None else factors.reshape(-1)[index]
-        rows = rows * factors.to(rows)
-    piece = Piece(store.put(rows), index, shape, first, factors)
-    seen.note(consumer, x, (piece, (ask, start)))
+    rows, factors = rows_at(consumer, x, index, part.samples, counting)
+    held = store.put(rows)
+    piece = Piece(held, index, shape, first, factors)
+    seen.note(consumer, x, (piece, held, (ask, start)))
     found.pieces[weight][number] = piece
-
-
-def wanted(consumer: Consumer) -> int:
-    """Count the positions of a layer's input that its least squares see, where there are as many."""
-    return max(POSITIONS, POSITIONS_PER_VARIABLE * consumer.length)
-
-
-def picked(total: int, count: int) -> Tensor | None:
-    """Pick ``count`` of so many positions, in order and always the same; None for all of them."""
-    if total <= count:
-        return None
-    generator = torch.Generator().manual_seed(total)
-    return torch.randperm(total, generator=generator, device="cpu")[:count].sort().values
-
-
-@contextmanager
-def _followed(network: nn.Module, consumers: Sequence[Consumer], followed: set[str]) -> Iterator[None]:
-    """Find the layers whose output goes right into a batch norm."""
-    made: dict[int, tuple[str, Tensor]] = {}
-
-    def made_by(weight: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        made.clear()
-        if isinstance(output, Tensor):
-            made[id(output)] = (weight, output)
-
-    def taken(module: nn.Module, inputs: Any) -> None:
-        if inputs and id(inputs[0]) in made:
-            followed.add(made[id(inputs[0])][0])
-
-    with ExitStack() as hooks:
-        for consumer in consumers:
-            module = network.get_submodule(consumer.module)
-            hooks.callback(module.register_forward_hook(functools.partial(made_by, consumer.weight)).remove)
-        for norm in norms_of(network).values():
-            hooks.callback(norm.register_forward_pre_hook(taken).remove)
-        yield
-
-
-def norms_of(network: nn.Module) -> Mapping[str, Any]:
-    """Find the batch norms that keep running statistics, by path."""
-    return {
-        path: module
-        for path, module in network.named_modules()
-        if isinstance(module, BATCH_NORM) and module.running_mean is not None
-    }

@@ -115,3 +115,31 @@ def test_few_positions_give_what_their_moments_give(
     assert found.fit.after == pytest.approx(expected.fit.after, abs=1e-9)
     assert torch.allclose(found.weight, expected.weight, atol=1e-8)
     assert torch.allclose(found.shift, expected.shift, atol=1e-8)
+
+
+@pytest.mark.parametrize("positions", [120, 900])
+@pytest.mark.parametrize("outputs", [260, 2000])
+def test_dampings_compared_in_some_directions_are_those_of_all_of_them(
+    outputs: int, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(outputs + positions)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    length, kept = 300, torch.arange(0, 300, 2)
+    b = normal(length, 40) @ normal(40, positions) + 2.0 * normal(length, positions)
+    # What the thin layer gets is noisy: neither the least nor the most damping is best.
+    a = b[kept] + 0.5 * normal(len(kept), positions)
+    weight = normal(outputs, length, 1) / length**0.5
+    found, _, fit = solved(a, b, kept, weight, centred=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(least_squares, "DIRECTIONS", 1 << 20)
+        expected, _, exact = solved(a, b, kept, weight, centred=True)
+    assert fit.damping == exact.damping
+    assert 1e-8 < fit.damping < 10.0
+    assert fit.before == pytest.approx(exact.before, rel=1e-9)
+    # An expectation from 128 directions of 260 or 300, in shares of what is missing in them.
+    assert fit.after == pytest.approx(exact.after, rel=0.1)
+    assert fit.after != exact.after
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ def test_moments_count_towards_what_is_held(memory: int, held: str, monkeypatch:
     model = nn.Sequential(*(layer for _ in range(6) for layer in (nn.Linear(96, 96), nn.ReLU())))
     x = torch.randn(16, 128, 96)
     graph = slimfast.trace_channels(model, x[:1])
-    calibration = slimfast.calibrate(model, graph, [x])
+    # Without what it keeps for repair: that is held by the repair itself then.
+    calibration = dataclasses.replace(slimfast.calibrate(model, graph, [x]), rows=None)
     moments = sum(8 * reading.covariance.numel() for reading in calibration.readings.values())
     assert _bytes_of_moments(calibration) == moments
     room = memory - moments if held == "rest" else memory // 4
@@ -41,3 +43,33 @@ def test_moments_count_towards_what_is_held(memory: int, held: str, monkeypatch:
     assert slimfast.repair_report(thin).fits
     # What is taken back is beside the rest for a moment: one layer's input of one slice.
     assert room // 2 < most <= room + x[0].nbytes
+
+
+class Behind(nn.Module):
+    """Notes how many samples come to it, in whatever copy of the network."""
+
+    seen: ClassVar[list[int]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(x))
+        return x * 2.0
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_what_comes_behind_the_last_layer_is_not_run(norm: bool) -> None:
+    torch.manual_seed(0)
+    last = nn.BatchNorm1d(5) if norm else nn.Identity()
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 5), Behind(), last).eval()
+    x = torch.randn(40, 6)
+    graph = slimfast.trace_channels(model, x[:2])
+    calibration = slimfast.calibrate(model, graph, [x])
+    plan = planned(model, x[:2], {graph.groups[0].name: [0, 2, 3, 7]})
+    Behind.seen.clear()
+    thin = slimfast.prune_channels(
+        model, plan, repair="activations", calibration=calibration, memory=2000, verify=False
+    )
+    report = slimfast.repair_report(thin)
+    assert list(report.fits) == ["2.weight"]
+    # The example of two samples is traced once more.
+    assert Behind.seen == [2, *([4] * 10 if norm else [])]
+    assert report.norms == (("4",) if norm else ())
