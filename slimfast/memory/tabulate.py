@@ -93,7 +93,7 @@ def memory_table(graph: ChannelGraph, model: nn.Module, example: Any) -> MemoryT
     except SlimfastError:
         operations = alike_operations(graph, recording, "memory")
     stored = list(_stored(made[0], operations))
-    stored += _scratch(made[0], recording, operations, graph, gauge.levels, stored)
+    stored += _scratch(made[0], recording, operations, graph, gauge.levels, stored, whole.activations)
     calls = tuple((operation.name, operation.module) for operation in operations)
     # What the network holds beside parameters and buffers, and what it is given.
     sizes = {name: prod(axis.length for axis in axes) * graph.itemsize.get(name, 4)
@@ -117,6 +117,7 @@ def _scratch(
     graph: ChannelGraph,
     levels: Sequence[Level],
     stored: Sequence[Stored],
+    most: int,
 ) -> Iterator[Stored]:
     """Say of what each call works with beside what is there behind it, which tensors it is made of."""
     if len(levels) != len(operations):
@@ -135,7 +136,8 @@ def _scratch(
         read = {ref.value: axes_of(ref, known) for ref in refs_in(call.arguments)}
         known |= {ref.value: own for ref, own in zip(call.outputs, operation.outputs, strict=True)}
         block = _BLOCKS.get(torch.backends.cpu.get_cpu_capability(), 8) if operation.name in _BLOCKED else 1
-        beside = level.most - there
+        # What only this run took, such as what is made once, is not in what was measured.
+        beside = min(level.most, most) - there
         if beside <= 0:
             continue
         read |= {ref.value: axes_of(ref, known) for ref in call.outputs}

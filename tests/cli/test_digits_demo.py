@@ -22,6 +22,9 @@ from slimfast.plans.controls import uniform_like
 from slimfast.plans.costs import count_module
 from slimfast.spectra import measure_spectra
 
+# The machine that runs the tests may be busy.
+pytestmark = pytest.mark.filterwarnings("default:latency. the samples spread")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
