@@ -123,7 +123,7 @@ def _cell(told: Mapping[str, Any]) -> str:
     return f"{told['predicted'] / 1e6:.2f} / {told['measured'] / 1e6:.2f}"
 
 
-TABLES = (Table("peak memory", ("memory.json",), table_text),)
+TABLES = (Table("peak-memory", ("memory.json",), table_text),)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
