@@ -38,6 +38,7 @@ def calibrate(
     mask: MaskOption = "attention_mask",
     dtype: torch.dtype | None = None,
     memory: int = MEMORY,
+    for_repair: bool = True,
     backend: str = "auto",
     progress: Progress | None = None,
 ) -> Calibration:
@@ -67,6 +68,8 @@ def calibrate(
         memory: Bytes of activations that a forward may hold: larger batches run a part at a time. A layer
             whose moments take more than twice of that, and more than 2 GiB, is left out: its units can be
             chosen by activations, from a share of the positions, but it has no error curve and no repair.
+        for_repair: Whether to keep, beside the moments, what repair looks at. Without it repair runs the
+            model once more, to the same result: for calibrations that go to a file, or that plan alone.
         backend: The kernels to use.
         progress: Called with the samples done and of all; what it raises (:class:`slimfast.Cancelled`) ends
             the work.
@@ -94,7 +97,7 @@ def calibrate(
     with running(model) as (network, device):
         taken = list(taken_from(network, batches, graph, samples, mask, device))
         every_batch = [Slice(args, count, own_mask) for _, args, own_mask, count in taken]
-        keeper = RowKeeper(network, consumers, every_batch, memory)
+        keeper = RowKeeper(network, consumers, every_batch, memory, keeps=for_repair)
         with keeper.sizing():
             held, made = weigh(network, every_batch[0].args)
         keeper.make_room(sum(held * elements_of(batch.args) * batch.samples for batch in every_batch))

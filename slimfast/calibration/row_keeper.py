@@ -39,9 +39,17 @@ class RowKeeper:
     """Keeps what a network's layers read of some batches; says in the log why, where it does not."""
 
     def __init__(
-        self, network: nn.Module, consumers: Sequence[Consumer], batches: Sequence[Slice], memory: int
+        self,
+        network: nn.Module,
+        consumers: Sequence[Consumer],
+        batches: Sequence[Slice],
+        memory: int,
+        *,
+        keeps: bool,
     ) -> None:
-        """``batches``: all that will be run, in slices of each; ``memory``: what may be held in memory."""
+        """``batches``: all that will be run, in slices of each; ``memory``: what may be held in memory;
+        ``keeps``: whether it was asked for.
+        """
         self._network, self._consumers = network, consumers
         self._samples = sum(batch.samples for batch in batches)
         self._kept: KeptRows | None = None
@@ -52,7 +60,9 @@ class RowKeeper:
         self._sized = self._moments = 0
         self._memory = memory
         self._most = min(_ON_DISK * memory, int(_SHARE * shutil.disk_usage(tempfile.gettempdir()).free))
-        if not hasattr(os, "preadv"):
+        if not keeps:
+            self._give_up("for_repair=False")
+        elif not hasattr(os, "preadv"):
             self._give_up("this system cannot read at a place of a file")
         elif shelves_of(named_tensors(network).values()):
             self._give_up("its weights come from files")

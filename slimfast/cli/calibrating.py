@@ -64,7 +64,15 @@ def calibrate(
     loaded = batches.load(data, network, example, seed=seed)
     graph = trace_channels(network, example)
     with console.progress("calibrating") as advance:
-        found = measure(network, graph, loaded.train, samples=samples, backend=backend, progress=advance)
+        found = measure(
+            network,
+            graph,
+            loaded.train,
+            samples=samples,
+            for_repair=False,  # a file holds moments alone
+            backend=backend,
+            progress=advance,
+        )
     with console.output(output, ".safetensors") as path:
         save_calibration(found, path)
         _show(found, as_json=as_json)

@@ -108,6 +108,18 @@ def test_repair_from_what_was_kept_is_repair_with_another_forward(
         assert torch.equal(tensor, again)
 
 
+def test_what_is_not_for_repair_keeps_moments_alone() -> None:
+    model, plan, calibration = made("convolutions", [8])
+    graph = slimfast.trace_channels(model, images(2))
+    bare = slimfast.calibrate(model, graph, [images(8)], for_repair=False)
+    assert bare.rows is None
+    for name, reading in calibration.readings.items():
+        assert torch.equal(bare.readings[name].covariance, reading.covariance)
+    found, expected = (repaired(model, plan, one) for one in (bare, calibration))
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+
 def test_a_changed_network_runs_again(caplog: pytest.LogCaptureFixture) -> None:
     model, plan, calibration = made("tokens", [8, 8])
     with torch.no_grad():
