@@ -17,6 +17,7 @@ def summary(
     before: Result,
     after: Result,
     untrained: Result,
+    trained_long: Result,
     sentences: Result,
     decoder: Result,
     zoo: Result,
@@ -28,6 +29,8 @@ def summary(
         lines.append(_before(before))
     if after:
         lines.append(_after(after, untrained))
+    if trained_long:
+        lines.append(_after(trained_long, untrained))
     if sentences:
         lines.append(_sentences(sentences))
     if decoder:
@@ -69,13 +72,15 @@ def _after(result: Result, untrained: Result) -> list[str]:
         for name in dict.fromkeys(row["name"] for row in result["rows"])
     }
     controls = [means[row["name"]] for row in result["rows"] if row["control"]]
+    seeds = len({row["seed"] for row in result["rows"] if row["name"] == "default"})
+    shown = {name: f"{mean:.1f} %" for name, mean in means.items()}
     return [
         f"{settings['network']}, {settings['macs']:.3g} of the MACs, **{settings['epochs']} epochs** on "
-        f"{settings['train_images']:,} images, {len(settings['seeds'])} seeds",
+        f"{settings['train_images']:,} images, {seeds} seed{'s' * (seeds != 1)}",
         f"{100 * untrained['dense']['test']:.1f} %" if untrained else NOT_MEASURED,
-        f"{means['default']:.1f} %",
-        f"{max(controls):.1f} %",
-        f"{means['uniform, L1']:.1f} %",
+        shown.get("default", NOT_MEASURED),
+        f"{max(controls):.1f} %" if controls else NOT_MEASURED,
+        shown.get("uniform, L1", NOT_MEASURED),
     ]
 
 
@@ -155,6 +160,7 @@ TABLES = (
             "oneshot-resnet56-telling.json",
             "recovery-resnet20.json",
             "oneshot-resnet20-telling.json",
+            "recovery-resnet20-long.json",
             "minilm-short.json",
             "decoder-draws.json",
             "zoo.json",
