@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ MOMENTS = (
     "typer",
     "slimfast.cli",
 )
+
+
+@pytest.fixture(autouse=True)
+def heeded() -> Iterator[None]:
+    """Let Ctrl-C mean something in what the tests start, also where they run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted_after(module: str, command: list[str], folder: Path) -> tuple[int, list[str]]:
@@ -86,6 +95,7 @@ def test_a_program_that_imports_slimfast_keeps_its_own_ctrl_c(tmp_path: Path) ->
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
+        timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "mine\n", "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -26,16 +27,17 @@ def norms_of(network: nn.Module) -> Mapping[str, Any]:
 @contextmanager
 def followed(network: nn.Module, consumers: Sequence[Consumer], found: set[str]) -> Iterator[None]:
     """Find, in forwards, the layers whose output goes right into a batch norm."""
-    made: dict[int, tuple[str, Tensor]] = {}
+    # By a weak reference: it would stay for longer than the forward wants it.
+    made: dict[str, weakref.ref[Tensor]] = {}
 
     def made_by(weight: str, module: nn.Module, inputs: Any, output: Any) -> None:
         made.clear()
         if isinstance(output, Tensor):
-            made[id(output)] = (weight, output)
+            made[weight] = weakref.ref(output)
 
     def taken(module: nn.Module, inputs: Any) -> None:
-        if inputs and id(inputs[0]) in made:
-            found.add(made[id(inputs[0])][0])
+        if inputs:
+            found.update(weight for weight, output in made.items() if output() is inputs[0])
 
     with ExitStack() as hooks:
         for consumer in consumers:

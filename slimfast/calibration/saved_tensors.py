@@ -7,6 +7,7 @@ goes to a temporary file and comes back to the bit when it is asked for.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 
 import torch
@@ -15,6 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from slimfast.calibration.spilling import Held, Store
 from slimfast.errors import SlimfastError
+from slimfast.storage.stored_tensors import Shelf, left_on_shelves
 
 # Less than that, in bytes, is not worth a look.
 _SMALL = 1 << 16
@@ -49,15 +51,17 @@ class Saved:
 
 
 class SavedTensors:
-    """Holds what is saved under :meth:`saving`, up to the store's memory, less what belongs to ``own``."""
+    """Holds what is saved under :meth:`saving`, up to the store's memory, less what belongs to ``own`` and
+    what lies on ``shelves``, which stays there.
+    """
 
-    def __init__(self, store: Store, own: set[int]) -> None:
-        self._store, self._own = store, own
+    def __init__(self, store: Store, own: set[int], shelves: Collection[Shelf] = ()) -> None:
+        self._store, self._own, self._shelves = store, own, shelves
         self._found: weakref.WeakValueDictionary[tuple[object, ...], Saved] = weakref.WeakValueDictionary()
 
     def saving(self) -> AbstractContextManager[object]:
         """Make what autograd saves meanwhile be held here."""
-        return torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+        return left_on_shelves(self._shelves, (self._pack, self._unpack))
 
     def hold(self, tensor: Tensor) -> Saved:
         """Hold a tensor, once however often it comes."""

@@ -60,9 +60,10 @@ def sensitivities(
         return {}
     measured = _Measured(wanted, calibration, Directions(of_loss=in_loss(model, unit)))
     done, before = 0, measured.go_on(resume)
+    shelves = shelves_of(named_tensors(model).values())
     with (
         running(model) as (network, device),
-        left_on_shelves(shelves_of(named_tensors(model).values())),
+        left_on_shelves(shelves),
         Store("plan", memory // 2) as store,
     ):
         network.requires_grad_(False)
@@ -73,7 +74,7 @@ def sensitivities(
                 large = size > memory and device.type == "cpu"
                 if large:
                     give_back(memory // 8)
-                measured.run(network, part, number, SavedTensors(store, own) if large else None)
+                measured.run(network, part, number, SavedTensors(store, own, shelves) if large else None)
                 measured.keep(number + 1)
             done += part.samples
             if progress is not None:

@@ -98,10 +98,20 @@ def shelves_of(tensors: Iterable[Tensor]) -> set[Shelf]:
     return {tensor.shelf for tensor in tensors if isinstance(tensor, StoredTensor)}
 
 
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """What was made of a tensor that lies on no shelf."""
+
+    packed: Any
+
+
 @contextmanager
-def left_on_shelves(shelves: Collection[Shelf]) -> Iterator[None]:
+def left_on_shelves(
+    shelves: Collection[Shelf],
+    others: tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None = None,
+) -> Iterator[None]:
     """Let autograd keep no values of stored tensors for a backward pass: it takes them again when it comes to
-    them.
+    them. What it saves of all others goes through the two functions ``others``, there and back.
     """
 
     def pack(tensor: Tensor) -> Any:
@@ -111,9 +121,12 @@ def left_on_shelves(shelves: Collection[Shelf]) -> Iterator[None]:
                 entry = shelf.entry_at(address)
                 if entry is not None:
                     return shelf, entry, (tensor.size(), tensor.stride(), tensor.storage_offset())
-        return tensor, tensor._version
+        return (tensor, tensor._version) if others is None else _Other(others[0](tensor))
 
     def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, _Other):
+            assert others is not None
+            return others[1](packed.packed)
         if len(packed) == 2:
             tensor, version = packed
             # PyTorch does not look at what hooks have packed.
@@ -124,7 +137,7 @@ def left_on_shelves(shelves: Collection[Shelf]) -> Iterator[None]:
         found: Tensor = shelf.take(entry).as_strided(*place)
         return found
 
-    if not shelves:
+    if not shelves and others is None:
         yield
         return
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):

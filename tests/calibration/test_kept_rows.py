@@ -76,7 +76,7 @@ def without_the_wide_network(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("few", [False, True])
-@pytest.mark.parametrize("memory", [1 << 30, 60_000])
+@pytest.mark.parametrize("memory", [1 << 30, 40_000])
 @pytest.mark.parametrize("room", ["all", "some", "none"])
 @pytest.mark.parametrize("name", CASES)
 def test_repair_from_what_was_kept_is_repair_with_another_forward(

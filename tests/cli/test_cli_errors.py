@@ -40,7 +40,7 @@ PLAN = ["plan", NET, "--random-weights", "--input", "3x6x6"]
         (["nonsense"], "No such command 'nonsense'"),
         (["plan"], "MODEL"),
         ([*PLAN, "--macs", "half"], "Invalid value for '--macs'"),
-        (PLAN, "expected a budget: --macs, --params, --latency or --explained-variance"),
+        (PLAN, "expected a budget: --macs, --params, --latency, --peak-memory or --explained-variance"),
         (
             [*PLAN, "--macs", "0.5", "--width", "conv1"],
             "expected PATTERN=WIDTH, as in 'layer1.*=16', got 'conv1'",

@@ -79,7 +79,7 @@ def test_the_latency_is_told_as_json(folder, capsys):
         (["--latency", "12"], "expected latency in (0, 1]"),
         (["--latency", "0ms"], "expected latency in (0, 1]"),
         (["--latency", "0.5", "--latency-table", "none.json"], "none.json"),
-        (["--latency", "0.5", "--uniform"], "--uniform"),
+        (["--latency", "0.5", "--uniform"], "expected a transformers model"),
         (["--latency", "0.5", "--from-masks"], "--from-masks"),
         (["--latency", "0.5", "--stream"], "expected --latency-table"),
     ],

@@ -77,7 +77,7 @@ def test_a_thin_transformer_becomes_a_folder_of_its_class(
         ([*PLAN], "expected a budget"),
         (
             [*PLAN, "--macs", "0.5", "--stream"],
-            "--uniform: expected --macs, --params or --multiple-of, got --stream",
+            "--uniform: expected --macs, --params, --latency, --peak-memory or --multiple-of, got --stream",
         ),
         ([*PLAN, "--explained-variance", "0.5"], "got --explained-variance"),
         ([*PLAN, "--macs", "0.5", "--exclude", "x"], "got --exclude"),

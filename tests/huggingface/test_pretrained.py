@@ -192,7 +192,7 @@ def test_arguments():
     with pytest.raises(TypeError, match="expected a transformers model, got Linear"):
         save_pretrained(nn.Linear(2, 2), "thin", torch.zeros(1, 2))
     model, inputs = network("bert")
-    with pytest.raises(ValueError, match="expected params or macs, got none"):
+    with pytest.raises(ValueError, match="expected params, macs, latency or peak_memory, got none"):
         plan_uniform(model, inputs)
     with pytest.raises(SlimfastError, match=r"have params <= 10 \(at least "):
         plan_uniform(model, inputs, params=10)

@@ -148,7 +148,7 @@ def test_heads_are_multiples_in_channels() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "expected explained_variance, params, macs or latency, got none"),
+        ({}, "expected explained_variance, params, macs, latency or peak_memory, got none"),
         ({"explained_variance": 0.0}, r"expected explained_variance in \(0, 1\], got 0.0"),
         ({"explained_variance": 1.5}, r"expected explained_variance in \(0, 1\], got 1.5"),
         ({"explained_variance": math.nan}, "got nan"),

@@ -165,7 +165,8 @@ def writes(path: Path) -> bool:
             continue
         function = node.func
         name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-        texts = [a.value for a in node.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
+        parts = [part for a in node.args for part in ast.walk(a) if isinstance(part, ast.Constant)]
+        texts = [part.value for part in parts if isinstance(part.value, str)]
         modes = any(set(text) <= set("rwabx+") and set(text) & set("wax+") for text in texts)
         hub = name == "save_pretrained" and isinstance(function, ast.Attribute)
         if name in CALLS or hub or (name in ("open", "FileIO") and modes):
