@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,3 +44,12 @@ def read_only_folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     os.seteuid(user)
     tmp_path.chmod(0o755)
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_is_left() -> Iterator[None]:
+    """Forget the process-wide settings of an accelerator that a test made: the next test may want others."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.AcceleratorState._shared_state:
+        state.AcceleratorState._reset_state()
