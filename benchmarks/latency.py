@@ -8,15 +8,10 @@ is inside the budget. The plan of half the multiply-adds is measured too, as it 
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
 import importlib
-import json
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,10 +19,8 @@ from torch import nn
 
 from benchmarks.accuracy.networks.resnet_cifar import resnet56
 from benchmarks.markdown import NOT_YET, Table, rows_of
-from benchmarks.run import RESULTS
-from benchmarks.stamp import stamp
+from benchmarks.network_rows import measure_rows, parser_of
 from benchmarks.zoo.networks import build
-from slimfast.checkpoints.torchvision_ops import prepare_torchvision
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.recording.network import Network
@@ -35,7 +28,6 @@ from slimfast.latency import latency_table, measure_latency
 from slimfast.latency.tabulate import thin_network
 from slimfast.plans import Plan, plan
 from slimfast.spectra import measure_spectra
-from slimfast.storage.atomic import atomic_path
 
 SHARES = (0.75, 0.5, 0.35)
 BATCHES = (1, 16)
@@ -183,35 +175,10 @@ TABLES = (Table("latency", ("latency.json",), table_text),)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the networks that are asked for, one after the other."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names"
-    )
-    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="examples in a forward")
+    parser = parser_of("latency", __doc__, BATCHES)
     parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
-    parser.add_argument("--again", action="store_true", help="measure rows anew that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS / "latency.json", help="where the results go")
     options = parser.parse_args(arguments)
-    prepare_torchvision()
-    known = json.loads(options.results.read_text())["rows"] if options.results.exists() else {}
-    made = stamp("cpu")
-    names = [f"{name}, batch {batch}" for name in NETWORKS for batch in BATCHES]
-    for name in NETWORKS:
-        for batch in options.batches:
-            row = f"{name}, batch {batch}"
-            wanted = any(fnmatch.fnmatchcase(name, glob) for glob in options.only)
-            if not wanted or (row in known and "failed" not in known[row] and not options.again):
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    known[row] = measured(name, batch, options.threads)
-                except SlimfastError as error:
-                    known[row] = {"failed": str(error)}
-            print(f"{row}: {json.dumps(known[row])}", flush=True)
-            ordered = {key: known[key] for key in dict.fromkeys([*names, *known]) if key in known}
-            with atomic_path(options.results) as beside:
-                beside.write_text(json.dumps({"stamp": made, "rows": ordered}, indent=1) + "\n")
+    measure_rows(options, NETWORKS, BATCHES, lambda name, batch: measured(name, batch, options.threads))
     return 0
 
 

@@ -8,29 +8,21 @@ depend on, and nothing is timed.
 
 from __future__ import annotations
 
-import argparse
-import fnmatch
-import json
 import statistics
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.latency import BATCHES, NETWORKS
 from benchmarks.markdown import NOT_YET, Table, rows_of
-from benchmarks.run import RESULTS
-from benchmarks.stamp import stamp
-from slimfast.checkpoints.torchvision_ops import prepare_torchvision
+from benchmarks.network_rows import measure_rows, parser_of
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.recording.network import Network
 from slimfast.latency.tabulate import thin_network
 from slimfast.memory import memory_table, peak_memory
 from slimfast.plans import plan
-from slimfast.storage.atomic import atomic_path
 
 SHARES = (0.75, 0.5, 0.25)
 BUDGET = 0.5
@@ -128,34 +120,8 @@ TABLES = (Table("peak-memory", ("memory.json",), table_text),)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the networks that are asked for, one after the other."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names"
-    )
-    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES), help="examples in a forward")
-    parser.add_argument("--again", action="store_true", help="measure rows anew that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS / "memory.json", help="where the results go")
-    options = parser.parse_args(arguments)
-    prepare_torchvision()
-    known = json.loads(options.results.read_text())["rows"] if options.results.exists() else {}
-    made = stamp("cpu")
-    names = [f"{name}, batch {batch}" for name in NETWORKS for batch in BATCHES]
-    for name in NETWORKS:
-        for batch in options.batches:
-            row = f"{name}, batch {batch}"
-            wanted = any(fnmatch.fnmatchcase(name, glob) for glob in options.only)
-            if not wanted or (row in known and "failed" not in known[row] and not options.again):
-                continue
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                try:
-                    known[row] = measured(name, batch)
-                except SlimfastError as error:
-                    known[row] = {"failed": str(error)}
-            print(f"{row}: {json.dumps(known[row])}", flush=True)
-            ordered = {key: known[key] for key in dict.fromkeys([*names, *known]) if key in known}
-            with atomic_path(options.results) as beside:
-                beside.write_text(json.dumps({"stamp": made, "rows": ordered}, indent=1) + "\n")
+    parser = parser_of("memory", __doc__, BATCHES)
+    measure_rows(parser.parse_args(arguments), NETWORKS, BATCHES, measured)
     return 0
 
 

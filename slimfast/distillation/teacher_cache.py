@@ -17,7 +17,7 @@ from slimfast.distillation.top_logits import TopLogits
 from slimfast.distillation.top_teacher import TopTeacher
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
-from slimfast.storage.atomic import check_file, lock
+from slimfast.storage.atomic import append_whole, check_file, lock
 
 _MAGIC = b"slimfast.logits.1\n"
 
@@ -111,14 +111,7 @@ class CachedTeacher(nn.Module):
                 end = file.seek(0, os.SEEK_END)
                 # A process that was killed while it wrote has left a part.
                 whole = 0 if end < len(header) else end - (end - len(header)) % size
-                file.truncate(whole)
-                left = memoryview(records if whole else header + records)
-                try:
-                    while left:
-                        left = left[file.write(left) :]
-                except OSError:
-                    file.truncate(whole)
-                    raise
+                append_whole(file, whole, records if whole else header + records)
         except OSError as error:
             raise SlimfastError(f"cannot write {self._path}: {error.strerror or error}") from error
 

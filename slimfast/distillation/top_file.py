@@ -12,7 +12,7 @@ import torch
 
 from slimfast.distillation.top_logits import TopLogits
 from slimfast.errors import SlimfastError
-from slimfast.storage.atomic import cannot_read, cannot_write, check_file, lock
+from slimfast.storage.atomic import append_whole, cannot_read, cannot_write, check_file, lock
 
 _MAGIC = b"slimfast.top_logits.1\n"
 _OTHER = b"slimfast.logits."
@@ -106,15 +106,7 @@ class TopFile:
                 lock(file.fileno(), self._path, wait=True)
                 # Others may have written since; a process that was killed meanwhile has left a part.
                 whole = self._caught_up(file)
-                file.truncate(whole)
-                file.seek(whole)
-                left = memoryview(records if whole else header + records)
-                try:
-                    while left:
-                        left = left[file.write(left) :]
-                except OSError:
-                    file.truncate(whole)
-                    raise
+                append_whole(file, whole, records if whole else header + records)
                 self._index(file)
         except OSError as error:
             raise cannot_write(self._path, error) from error

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -113,6 +114,21 @@ def lock(descriptor: int, path: str | os.PathLike[str], *, wait: bool = False) -
         raise SlimfastError(f"{os.fspath(path)}: another run writes to it; wait, or name another") from None
     except OSError as error:
         raise SlimfastError(f"{os.fspath(path)}: cannot be locked: {reason_of(error)}") from error
+
+
+def append_whole(file: BinaryIO, place: int, content: bytes) -> None:
+    """Write all of ``content`` from ``place`` to the end of an unbuffered file, or nothing; what a killed
+    process left behind that place is cut off. :class:`OSError` where it does not fit.
+    """
+    file.truncate(place)
+    file.seek(place)
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        file.truncate(place)
+        raise
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
