@@ -4,8 +4,8 @@ SmolLM2-135M-Instruct is cut to shares of the parameters of its decoder layers b
 ``benchmarks.accuracy.studies.decoder_rows``, with repair and without, and its perplexity measured on the
 test split of WikiText-2 before any training. Articles of the validation split calibrate, in as many draws
 as the settings say. Each row is written as it is done: the same command goes on where it was stopped.
-``--short`` is a few minutes: one share, one draw, a few windows and rows; ``--draws`` is two hours:
-four times the calibration in three draws, two shares, and the rows between which the default is chosen;
+``--short`` is a few minutes: one share, one draw, a few windows and rows; ``--draws`` is three hours:
+four times the calibration in three draws, three shares, and the rows between which the default is chosen;
 ``--depth`` is one of those draws with layers dropped, and about half an hour.
 """
 
@@ -70,7 +70,7 @@ SHORT = Settings(
 # As many tokens as curves by the loss want.
 DRAWS = replace(
     SHORT,
-    shares=(0.8, 0.7),
+    shares=(0.8, 0.7, 0.5),
     calibration=32,
     calibration_length=256,
     draws=3,
@@ -142,8 +142,8 @@ def run(settings: Settings, path: Path) -> dict[str, Any]:
     known = json.loads(json.dumps(result["settings"]))
     if path.exists():
         result = json.loads(path.read_text())
-        # Further rows may join those that are there.
-        if {**result["settings"], "rows": known["rows"]} != known:
+        # Further rows and shares may join those that are there.
+        if {**result["settings"], "rows": known["rows"], "shares": known["shares"]} != known:
             raise SlimfastError(f"{path} has results of other settings: {result['settings']}")
         result["settings"] = known
     done = {(row["draw"], row["name"], row["share"]) for row in result["rows"]}
@@ -225,7 +225,7 @@ def _write(path: Path, result: dict[str, Any]) -> None:
 
 def main(
     short: Annotated[bool, typer.Option("--short", help="A few windows, one share, one draw.")] = False,
-    draws: Annotated[bool, typer.Option("--draws", help="Few windows, two shares, three draws.")] = False,
+    draws: Annotated[bool, typer.Option("--draws", help="Few windows, three shares, three draws.")] = False,
     depth: Annotated[bool, typer.Option("--depth", help="One share and draw, with layers dropped.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write.")] = None,
 ) -> None:

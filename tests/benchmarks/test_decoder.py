@@ -181,7 +181,7 @@ def test_the_short_form_names_ways_that_there_are() -> None:
     assert set(decoder.SHORT.rows or ()) <= set(ROWS)
     assert len(list(decoder.wanted(decoder.SHORT))) == 7
     assert set(decoder.DRAWS.rows or ()) <= set(ROWS)
-    assert len(list(decoder.wanted(decoder.DRAWS))) == 30
+    assert len(list(decoder.wanted(decoder.DRAWS))) == 45
     assert set(decoder.DEPTH.rows or ()) <= set(ROWS)
     assert len(list(decoder.wanted(decoder.DEPTH))) == 5
 
