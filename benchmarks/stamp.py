@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,25 @@ def stamp(device: str) -> dict[str, Any]:
         "commit": _commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def add_row(result: dict[str, Any], row: Mapping[str, Any], made: dict[str, Any]) -> None:
+    """Append a row to a result, and the stamp of the run that made it; stamps of other commits, which rows
+    that are there have, stay below ``earlier``, the latest first.
+    """
+    if result["rows"] and result["stamp"]["commit"] != made["commit"]:
+        stamps = [result["stamp"], *result.get("earlier", [])]
+        result["earlier"] = [old for old in stamps if old["commit"] != made["commit"]]
+    result["rows"].append(dict(row))
+    result["stamp"] = made
+
+
+def made_at(result: Mapping[str, Any]) -> str:
+    """What the tables say of a result's origin: version of torch, date and commits."""
+    made = result["stamp"]
+    earlier = [f"{old['commit']} ({old['date']})" for old in result.get("earlier", [])]
+    also = f"; earlier rows at {', '.join(earlier)}" if earlier else ""
+    return f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}{also}"
 
 
 def _version(distribution: str) -> str | None:

@@ -27,7 +27,7 @@ import slimfast
 from benchmarks.accuracy.data import smollm2_data, wikitext2_data
 from benchmarks.accuracy.studies.decoder_rows import CUT, LAYERS, MEMORY, ROWS, thin_decoder
 from benchmarks.accuracy.studies.study import Study
-from benchmarks.stamp import ROOT, stamp
+from benchmarks.stamp import ROOT, add_row, stamp
 from slimfast.calibration import error_curves
 from slimfast.errors import SlimfastError
 from slimfast.storage.atomic import atomic_path, output_folder
@@ -148,7 +148,8 @@ def run(settings: Settings, path: Path) -> dict[str, Any]:
         result["settings"] = known
     done = {(row["draw"], row["name"], row["share"]) for row in result["rows"]}
     left = [row for row in wanted(settings) if row not in done]
-    result["stamp"] = stamp("cpu")
+    made = stamp("cpu")
+    result.setdefault("stamp", made)
     file = smollm2_data.model_file()
     model, encode = smollm2_data.load_decoder(file), smollm2_data.load_tokenizer(file)
     text = wikitext2_data.load_text("test")
@@ -191,7 +192,7 @@ def run(settings: Settings, path: Path) -> dict[str, Any]:
                 study, curves=error_curves(study.model, study.graph, study.calibration, memory=MEMORY)
             )
         row = measure(name, study, share, draw, test)
-        result["rows"].append(asdict(row))
+        add_row(result, asdict(row), made)
         _write(path, result)
         print(f"{draw} {name:48} {share:g} {row.perplexity:12,.2f}  {row.seconds:.0f} s", flush=True)
     return result

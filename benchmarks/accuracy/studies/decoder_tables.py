@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 
 from benchmarks.markdown import NOT_YET, Result, Table, rows_of
+from benchmarks.stamp import made_at
 
 
 def table(result: Result) -> str:
     """A line for each way, the best first; a column for each share of the decoder layers' parameters."""
     if not result:
         return f"{NOT_YET}\n"
-    settings, made, dense = result["settings"], result["stamp"], result["dense"]
+    settings, dense = result["settings"], result["dense"]
     shares = sorted({row["share"] for row in result["rows"]}, reverse=True)
     heads = [f"{share:.0%} kept" for share in shares]
     lines = [["thin decoder", "repair", *heads, "seconds"], ["---", "---", *["--:"] * len(shares), "--:"]]
@@ -39,7 +40,7 @@ def table(result: Result) -> str:
         f"of {settings['calibration_length']} tokens of the validation articles calibrate, {draws} "
         f"draw{'s' * (draws != 1)} of them. Kept is the share of the parameters of the decoder's layers; MLP "
         f"alone, or MLP and heads, are cut. Before any training. Seconds of the plan, the cut and repair; "
-        f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}.\n"
+        f"{made_at(result)}.\n"
     )
 
 

@@ -34,7 +34,7 @@ from benchmarks.accuracy.data.stsb_data import (
 from benchmarks.accuracy.studies import allocations
 from benchmarks.accuracy.studies.study import Study
 from benchmarks.accuracy.studies.trainings import training_folder
-from benchmarks.stamp import ROOT, stamp
+from benchmarks.stamp import ROOT, add_row, stamp
 from slimfast.distillation import CachedTeacher, distill
 from slimfast.errors import SlimfastError
 from slimfast.plans import Plan
@@ -214,7 +214,8 @@ def run(settings: Settings, *, work: Path, path: Path) -> dict[str, Any]:
         if result["settings"] != known:
             raise SlimfastError(f"{path} has results of other settings: {result['settings']}")
     done = {(row["name"], row["seed"]) for row in result["rows"]}
-    result["stamp"] = stamp("cpu")
+    made = stamp("cpu")
+    result.setdefault("stamp", made)
     folder = model_folder()
     data = Data.load(folder, settings)
     teacher = load_encoder(folder)
@@ -248,7 +249,7 @@ def run(settings: Settings, *, work: Path, path: Path) -> dict[str, Any]:
             test=test,
             seconds=round(seconds, 1),
         )
-        result["rows"].append(asdict(row))
+        add_row(result, asdict(row), made)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
         print(

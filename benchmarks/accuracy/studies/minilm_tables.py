@@ -6,13 +6,14 @@ import statistics
 
 from benchmarks.accuracy.studies.cells import mean_of
 from benchmarks.markdown import NOT_YET, Result, Table, rows_of
+from benchmarks.stamp import made_at
 
 
 def table(result: Result) -> str:
     """One-shot networks and distilled ones, the best first in each part."""
     if not result:
         return f"{NOT_YET}\n"
-    settings, made, dense = result["settings"], result["stamp"], result["dense"]
+    settings, dense = result["settings"], result["dense"]
     lines = [
         ["thin network", "repair", "trained", "test", "dev", "seeds", "of the encoder"],
         ["---", "---", "---", "--:", "--:", "--:", "--:"],
@@ -45,8 +46,7 @@ def table(result: Result) -> str:
         f"{settings['encoder']:g} of the encoder's parameters, {settings['calibration']} sentences of the "
         f"training split calibrate. Distilled: {epochs} on {sentences} of its sentences, without scores, "
         f"AdamW, cosine from {settings['lr']:g}, batches of {settings['batch']}, the same for all; "
-        f"torch {made['versions']['torch']}, {made['date']}, commit "
-        f"{made['commit']}.\n"
+        f"{made_at(result)}.\n"
     )
 
 

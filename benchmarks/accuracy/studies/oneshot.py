@@ -23,7 +23,7 @@ from benchmarks.accuracy.data.cifar10_data import data_folder, load_split
 from benchmarks.accuracy.studies.allocations import ALLOCATIONS, CONTROLS, explained_variance, noise_null
 from benchmarks.accuracy.studies.cifar10 import load_network
 from benchmarks.accuracy.studies.study import Study
-from benchmarks.stamp import ROOT, stamp
+from benchmarks.stamp import ROOT, add_row, stamp
 from slimfast.distillation import accuracy
 from slimfast.errors import SlimfastError
 from slimfast.plans.costs import count_module
@@ -106,7 +106,7 @@ def main(
     data = data_folder()
     test = load_split("test", folder=data)[: 10000 if form else 2000]
     settings = {"network": network, "calibration_images": calibration, "test_images": len(test)}
-    result = _read(path, settings)
+    result, made = _read(path, settings), stamp("cpu")
     done = {tuple(row[key] for key in ("share", "allocation", "select", "repair")) for row in result["rows"]}
     model = load_network(network, data)
     example = torch.zeros(1, 3, 32, 32)
@@ -122,7 +122,7 @@ def main(
         if (share, name, select_by, repair) in done:
             continue
         row = measure(study, network, name, select_by, repair, share, example, test.batches(250))
-        result["rows"].append(asdict(row))
+        add_row(result, asdict(row), made)
         _write(path, result)
         print(f"{share:g} {name:28} {select_by:17} {repair!s:12} {100 * row.test:6.2f} %", flush=True)
     _write(path, result)

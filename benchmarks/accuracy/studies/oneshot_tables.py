@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.markdown import NOT_MEASURED, NOT_YET, Result, Table, rows_of
+from benchmarks.stamp import made_at
 
 _ALIKE, PAPER = "marginal gain, shares of activations", "explained variance (paper)"
 OURS = "marginal gain, activations"
@@ -91,18 +92,17 @@ def table(result: Result) -> str:
                 f"{row['macs'] / whole['macs']:.4f}",
             ]
         )
-    settings, made = result["settings"], result["stamp"]
+    settings = result["settings"]
     noise = ", ".join(
         f"{found['squared_correlation']:.2f} at {found['share']:g} (tau {found['tau']:.3f}, of noise "
         f"{found['tau_of_noise']:.3f})"
         for found in result.get("profile", ())
     )
-    torch, commit = made["versions"]["torch"], made["commit"]
     return (
         f"{rows_of(lines)}\n\nSquared correlation of the paper's kept shares with those of noise of the same "
         f"shapes: {noise or NOT_MEASURED}.\n\n{settings['network']}, no training; "
         f"{settings['calibration_images']} training images calibrate, {settings['test_images']:,} test "
-        f"images, each network run once; torch {torch}, {made['date']}, commit {commit}.\n"
+        f"images, each network run once; {made_at(result)}.\n"
     )
 
 

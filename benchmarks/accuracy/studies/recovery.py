@@ -35,7 +35,7 @@ from benchmarks.accuracy.studies.cifar10 import Settings, held_out, load_network
 from benchmarks.accuracy.studies.contenders import LOSSES, RECOVERY, STARTS, Contender, thin_network, wanted
 from benchmarks.accuracy.studies.study import Study
 from benchmarks.accuracy.studies.trainings import training_folder
-from benchmarks.stamp import ROOT, stamp
+from benchmarks.stamp import ROOT, add_row, stamp
 from slimfast.distillation import CachedTeacher, accuracy
 from slimfast.errors import SlimfastError
 from slimfast.plans.costs import count_module
@@ -113,7 +113,8 @@ def run(
         result = json.loads(path.read_text())
         if result["settings"] != known:
             raise SlimfastError(f"{path} has results of other settings: {result['settings']}")
-    result["stamp"] = stamp("cuda" if torch.cuda.is_available() else "cpu")
+    made = stamp("cuda" if torch.cuda.is_available() else "cpu")
+    result.setdefault("stamp", made)
     result["planned"] = len(wanted(parts, settings.seeds))
     done = {(row["name"], row["seed"]) for row in result["rows"]}
     teacher = load_network(settings.network, data)
@@ -158,7 +159,7 @@ def run(
             loss=history.epochs[-1].loss,
             seconds=round(seconds, 1),
         )
-        result["rows"].append(asdict(row))
+        add_row(result, asdict(row), made)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")
         print(f"{name:26} seed {seed:3}  {100 * row.test:6.2f} %  {row.seconds:.0f} s", flush=True)

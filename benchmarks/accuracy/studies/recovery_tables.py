@@ -6,6 +6,7 @@ import statistics
 
 from benchmarks.accuracy.studies.cells import cells_of
 from benchmarks.markdown import NOT_MEASURED, NOT_YET, Result, Table, rows_of
+from benchmarks.stamp import made_at
 
 TELLING = (
     "default",
@@ -25,7 +26,7 @@ def table(result: Result) -> str:
     """Per contender, the best first: mean and deviation over the seeds that were trained."""
     if not result:
         return f"{NOT_YET}\n"
-    settings, made = result["settings"], result["stamp"]
+    settings = result["settings"]
     names = dict.fromkeys(row["name"] for row in result["rows"])
     groups = [[row for row in result["rows"] if row["name"] == name] for name in names]
     groups.sort(key=lambda rows: -statistics.fmean(row["test"] for row in rows))
@@ -48,8 +49,7 @@ def table(result: Result) -> str:
         f"SGD with Nesterov momentum, cosine from {settings['lr']:g}, weight decay "
         f"{settings['weight_decay']:g}, {settings['soft']:g} x targets at T = {settings['temperature']:g} "
         f"+ {settings['hard']:g} x labels, {settings['test_images']:,} test images read once; "
-        f"{trained} of {asked} trainings run; "
-        f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}.\n"
+        f"{trained} of {asked} trainings run; {made_at(result)}.\n"
     )
 
 
