@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -18,33 +17,16 @@ from benchmarks.accuracy.studies import decoder_rows, decoder_tables
 from benchmarks.accuracy.studies.decoder_rows import CUT, ROWS, fluctuation, influences, thin_decoder
 from benchmarks.accuracy.studies.study import Study
 from slimfast.errors import SlimfastError
+from tests.support.small_decoder import TEXT, encode, small_llama, write_texts
 
 transformers = pytest.importorskip("transformers")
 
-ARTICLE = " = {0} = \n \n {0} is a word . \n = = Of it = = \n \n It has {0} letters , as a b c d e f g h . \n"
-TEXT = " \n" + "".join(ARTICLE.format(word) for word in ("One", "Two", "Three", "Four", "Five", "Six"))
 SHARE = 0.6
-
-
-def encode(text: str) -> list[int]:
-    """A word's token is its length."""
-    return [len(word) for word in text.split()]
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=32,
-        max_position_embeddings=64,
-        use_cache=False,
-    )
-    return transformers.LlamaForCausalLM(config).eval()
+    return small_llama()
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +34,6 @@ def study(model: Any) -> Study:
     rows = torch.randint(32, (16, 12), generator=torch.Generator().manual_seed(0))
     batches = decoder.batches_of(rows)
     return Study.of(model, batches[0], batches, 16, budget="params", include=CUT)
-
-
-def write_texts(folder: Path) -> None:
-    place = folder / "wikitext2"
-    place.mkdir()
-    sums = []
-    for split in ("valid", "test"):
-        (place / f"wiki.{split}.raw").write_text(TEXT)
-        sums.append(f"{hashlib.sha256(TEXT.encode()).hexdigest()}  wiki.{split}.raw")
-    (place / "SHA256SUMS").write_text("\n".join(sums) + "\n")
 
 
 def test_a_text_is_cut_at_its_titles_and_nowhere_else() -> None:

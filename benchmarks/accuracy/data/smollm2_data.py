@@ -52,12 +52,27 @@ def load_decoder(path: Path) -> nn.Module:
 
 def load_tokenizer(path: Path) -> Any:
     """The network's tokenizer, as a function from a text to tokens."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = _tokenizer(path)
 
     def encode(text: str) -> list[int]:
         found: list[int] = tokenizer(text).input_ids
         return found
 
     return encode
+
+
+def load_decoding(path: Path) -> Any:
+    """A function from the network's tokens to their text, without those that mark beginnings and ends."""
+    tokenizer = _tokenizer(path)
+
+    def decode(tokens: list[int]) -> str:
+        found: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        return found
+
+    return decode
+
+
+def _tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 
 from benchmarks.markdown import NOT_YET, Result, Table, rows_of
@@ -57,4 +58,45 @@ def _cell(values: list[float], dense: float, draws: int) -> str:
     return f"{mean:,.1f}{spread} ({mean / dense:,.2f} x{of})"
 
 
-TABLES = (Table("accuracy-decoder*", ("decoder*.json",), table),)
+def training_table(result: Result) -> str:
+    """A line for each way that was trained, the best first, and what each network writes."""
+    if not result:
+        return f"{NOT_YET}\n"
+    settings, dense, rows = result["settings"], result["dense"], result["rows"]
+    lines = [["thin decoder", "before", "after", "seeds", "seconds"], ["---", *["--:"] * 4]]
+    whole = f"{dense['perplexity']:.2f}"
+    lines.append(["original", whole, whole, "", ""])
+    names = dict.fromkeys((row["name"], row["control"]) for row in rows)
+    of = {name: [row for row in rows if row["name"] == name] for name, _ in names}
+    for name, control in sorted(names, key=lambda key: statistics.fmean(r["after"] for r in of[key[0]])):
+        cells = [
+            _cell([row[key] for row in of[name]], dense["perplexity"], len(of[name]))
+            for key in ("before", "after")
+        ]
+        seconds = f"{statistics.fmean(row['seconds'] for row in of[name]):.0f}"
+        lines.append([f"{name}{' (control)' if control else ''}", *cells, str(len(of[name])), seconds])
+    told = [["", *(f"{prompt} ..." for prompt in dense["prompts"])], ["---"] * (len(dense["prompts"]) + 1)]
+    told.append(["original", *map(_quoted, dense["writes"])])
+    for (name, _), stage in itertools.product(names, ("before", "after")):
+        told.append([f"{name}, {stage}", *map(_quoted, of[name][0][f"writes_{stage}"])])
+    return (
+        f"{rows_of(lines)}\n\nSmolLM2-135M-Instruct with {settings['share']:.0%} of its decoder layers' "
+        f"parameters; perplexity (and times the original's) on {settings['windows']} test windows of "
+        f"{settings['test_length']} tokens of WikiText-2, {dense['tokens']:,} predictions, so rough. Before: "
+        f"cut and repaired by {settings['calibration']} windows of {settings['length']} tokens; after: "
+        f"{settings['steps']} steps of {settings['batch']} x {settings['length']} tokens of the validation "
+        f"articles, AdamW, cosine from {settings['lr']:g} (not searched), soft targets at T = "
+        f"{settings['temperature']:g} and labels, the same for all. {made_at(result)}.\n\n"
+        f"What they write, the most probable token at each step (first seed):\n\n{rows_of(told)}\n"
+    )
+
+
+def _quoted(text: str) -> str:
+    """A text for a cell of a table."""
+    return " ".join(text.split()).replace("|", "/")
+
+
+TABLES = (
+    Table("accuracy-decoder*", ("decoder*.json",), table),
+    Table("accuracy-distilled-decoder*", ("distilled-decoder*.json",), training_table),
+)
