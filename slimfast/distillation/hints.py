@@ -184,12 +184,15 @@ class FeatureTap:
     def __init__(self, hints: tuple[Hint, ...]) -> None:
         self._hints = hints
         self._seen: dict[tuple[str, int], Tensor] = {}
+        self._modules: dict[int, nn.Module] = {}
 
     def recorder(self, side: str, index: int) -> Any:
         """Make a hook that keeps the output of hint ``index`` on ``side`` ("student" or "teacher")."""
 
         def record(module: nn.Module, args: Any, output: Any) -> None:
             self._seen[side, index] = output
+            if side == "student":
+                self._modules[index] = module
 
         return record
 
@@ -200,6 +203,12 @@ class FeatureTap:
                 if not isinstance(self._seen.get((side, index)), Tensor):
                     raise ArgumentError(f"the {side} gave no tensor at {hint.module!r} since the last step")
             student, teacher = self._seen["student", index], self._seen["teacher", index].detach()
+            learns = any(p.requires_grad for p in self._modules[index].parameters())
+            if learns and torch.is_grad_enabled() and not student.requires_grad:
+                raise ArgumentError(
+                    f"hint {hint.module!r}: its output has no gradient and would teach nothing; where the "
+                    f"student runs it under torch.utils.checkpoint, pass use_reentrant=False there"
+                )
             if hint.keep is not None:
                 teacher = teacher.index_select(hint.dim, torch.tensor(hint.keep, device=teacher.device))
             if student.shape != teacher.shape:

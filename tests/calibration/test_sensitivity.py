@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import slimfast
 from slimfast.calibration.consumers import consumers_of
@@ -132,3 +133,45 @@ def test_widths_go_where_the_output_feels_them() -> None:
     calibration = slimfast.calibrate(model, graph, [x])
     widths = slimfast.plan(model, x[:1], macs=0.6, calibration=calibration).widths()
     assert widths["c"] > widths["a"]
+
+
+class Recomputed(nn.Module):
+    """Its blocks are computed again in the backward pass, in eval mode too, as some public classes do."""
+
+    def __init__(self, again: bool | None) -> None:
+        super().__init__()
+        self.again = again
+        self.first = nn.Linear(5, 8)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 8)) for _ in range(3)
+        )
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        for block in self.blocks:
+            x = x + (block(x) if self.again is None else checkpoint(block, x, use_reentrant=self.again))
+        logits: Tensor = self.last(x)
+        return logits
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["saved tensors", "reentrant"])
+@pytest.mark.parametrize("memory", [1 << 30, 1 << 9], ids=["in memory", "spilled"])
+def test_blocks_that_are_computed_again_are_felt_as_others(again: bool, memory: int) -> None:
+    rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(2))
+    found = {}
+    for kind in (None, again):
+        torch.manual_seed(0)
+        model = Recomputed(kind).eval()
+        graph = slimfast.trace_channels(model, rows[:1])
+        calibration = slimfast.calibrate(model, graph, [rows], dtype=torch.float64)
+        found[kind] = sensitivities(model, consumers_of(model, graph)[0], calibration, memory=memory)
+        plan = slimfast.plan(model, rows[:1], params=0.6, calibration=calibration)
+        thin = slimfast.prune_channels(model, plan, repair="activations", calibration=calibration)
+        assert sum(p.numel() for p in thin.parameters()) < sum(p.numel() for p in model.parameters())
+    assert found[None].keys() == found[again].keys()
+    for name, values in found[None].items():
+        assert bool((values > 0).any())
+        torch.testing.assert_close(found[again][name], values)
+    # And is as it was for those who train.
+    assert issubclass(torch.utils.checkpoint.CheckpointFunction, torch.autograd.Function)

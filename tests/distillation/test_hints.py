@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
+from torch.utils.checkpoint import checkpoint
 
 import slimfast
 from slimfast.distillation import DistillationLoss, Hint, aligned_hints, hint_loss
@@ -214,3 +215,39 @@ def test_hints_of_channels_last_features() -> None:
         ((ours, theirs),) = features()
     assert ours.shape == theirs.shape == (2, 2, 5)
     torch.testing.assert_close(ours - 1, theirs)
+
+
+class Recomputed(nn.Module):
+    """A block that its backward pass computes again."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(checkpoint(self.block, self.first(x), use_reentrant=self.reentrant))
+
+
+# A trial without gradients comes first.
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("soft", [0.0, 0.5])
+def test_a_hint_that_would_teach_nothing_is_refused(soft: float) -> None:
+    torch.manual_seed(0)
+    loss = DistillationLoss(soft=soft, hard=0.0, hint=1.0, hints=(Hint("block.0"),))
+    data = [torch.randn(8, 3)]
+    with pytest.raises(ValueError, match=r"hint 'block\.0': its output has no gradient"):
+        slimfast.distill(Recomputed(True), teacher=Recomputed(False), train=data, epochs=1, loss=loss)
+    student, teacher = Recomputed(False), Recomputed(False)
+    before = student.block[0].weight.detach().clone()
+    slimfast.distill(student, teacher=teacher, train=data, epochs=1, loss=loss)
+    assert not torch.equal(student.block[0].weight, before)
+
+
+def test_a_hint_at_frozen_layers_is_no_fault() -> None:
+    torch.manual_seed(0)
+    student, teacher = Net(), Net()
+    student.conv.requires_grad_(False)
+    loss = DistillationLoss(hard=0.0, hint=1.0, hints=(Hint("conv"),))
+    slimfast.distill(student, teacher=teacher, train=[torch.randn(8, 2, 4, 4)], epochs=1, loss=loss)

@@ -23,6 +23,7 @@ from slimfast.errors import NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.graph.recording.recomputing import without_recomputing
 from slimfast.pruning.repair.least_squares import FIRST
 from slimfast.pruning.repair.norms import NormMoments
 from slimfast.pruning.repair.report import Finished, Fit, RepairReport
@@ -89,7 +90,12 @@ def repair_from_activations(
     rows = 0 if calibration.rows is None else calibration.rows.held
     give_back(memory // 8)
     room = max(memory - _bytes_of_moments(calibration) - rows, memory // 4)
-    with torch.inference_mode(False), torch.no_grad(), Store("repair", room, folder) as store:
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        without_recomputing(),
+        Store("repair", room, folder) as store,
+    ):
         each = (part.samples * elements_of(part.args) for part in slices)
         at_once = int(calibration.bytes_held * sum(each)) if len(slices) > 1 else 0
         # What waits is put away and brought back at every layer, what the wide network's layers read once.
