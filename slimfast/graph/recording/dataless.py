@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -63,3 +65,15 @@ def dataless(tensor: Tensor, tensor_mode: TensorMode, fake_mode: FakeTensorMode 
         fake.requires_grad_(tensor.requires_grad)
         fake._is_param = True
     return fake
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence fake tensors, which log every operation that fails before the error that says so is raised."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
+    finally:
+        log.disabled = before

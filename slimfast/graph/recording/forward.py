@@ -3,10 +3,9 @@ helped."""
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from slimfast.arrays import Arguments
 from slimfast.errors import UnsupportedGraph, one_line
 from slimfast.graph.recording.calls import Call, Ref
-from slimfast.graph.recording.dataless import TensorMode, dataless, dataless_copy, dataless_tensors
+from slimfast.graph.recording.dataless import TensorMode, dataless, dataless_copy, dataless_tensors, quiet
 from slimfast.graph.recording.decisions import Decider, Decision
 from slimfast.graph.recording.dispatch_mode import Recorder, RecordingLimit
 from slimfast.graph.recording.inputs import map_tensors, tensors_in
@@ -102,13 +101,16 @@ def _record_where_it_runs(
     """Record on the first kind of tensors on which the forward runs."""
     made: dict[str, Any] = {"training": training, "trace_numbers": trace_numbers}
     modes: tuple[TensorMode, ...] = ("fake", "real") if decisions else ("meta", "fake", "real")
+    on_meta = any(tensor.is_meta for tensor in network.tensors.values())
     for tensor_mode in modes:
         try:
             found = record_at(network, args, kwargs, tensor_mode, decisions=decisions, **made)
         except ForwardFailed as failure:
-            on_meta = any(tensor.is_meta for tensor in network.tensors.values())
             if tensor_mode == ("fake" if on_meta else "real"):
                 raise UnsupportedGraph(f"{type(network.model).__name__}: {failure}") from failure.__cause__
+            continue
+        if tensor_mode == "fake" and len(found.decisions) < len(decisions) and not on_meta:
+            # code that asks whether tensors have data went another way than the recording it is compared with
             continue
         if tensor_mode == "real" and found.decisions and not decisions:
             return _without_data(network, args, kwargs, found, made)
@@ -261,7 +263,7 @@ def _run(
         stack.enter_context(telling_equal(recorder.note_equal))
         if fake_mode is not None:
             stack.enter_context(fake_mode)
-            stack.enter_context(_quiet())
+            stack.enter_context(quiet())
         # the fused encoder layer hides its projections from the recorder
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
@@ -285,15 +287,3 @@ def _run(
             message = f"{where}: {one_line(error)}"
             raise ForwardFailed(message, tuple(recorder.calls), module) from error
     return output, reads.saw_lengths
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence fake tensors, which log every operation that fails before the error that says so is raised."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before = log.disabled
-    log.disabled = True
-    try:
-        yield
-    finally:
-        log.disabled = before

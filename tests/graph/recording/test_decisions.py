@@ -8,6 +8,7 @@ import torch
 from support.graph_cases import Net
 from support.graph_helpers import summary
 from torch import nn
+from torch._subclasses.fake_tensor import is_fake
 
 import slimfast
 from slimfast.errors import UnsupportedGraph
@@ -218,3 +219,37 @@ def test_training_may_decide_otherwise():
     thin = slimfast.slim(model, x, params=0.6)
     assert thin.aux.in_features == thin.a.out_features < 32
     assert thin.train()(x)[1].shape[1] == 4
+
+
+def _skips_a_mask_without_data(self, x):
+    # Hugging Face's masks: what is not masked at all is looked for only where tensors have data
+    features = torch.relu(self.a(x))
+    if not is_fake(features):
+        seen = x.abs().sum(-1) > 0
+        if not seen.all():
+            features = features * seen[:, None]
+    return self.b(features[: 1 + int((x[:, 0] > 0).sum())])
+
+
+def _asks_more_than_data_do(self, x):
+    features = torch.relu(self.a(x))
+    if int((x[:, 1] > 0).sum()) < 0 or (not is_fake(x) and bool((x != 0).all())):
+        features = features * 2
+    return self.b(features[: 1 + int((x[:, 0] > 0).sum())])
+
+
+@pytest.mark.parametrize("forward", [_skips_a_mask_without_data, _asks_more_than_data_do])
+def test_what_only_data_decide_is_compared_on_data(forward):
+    torch.manual_seed(0)
+    model, x = Net(forward, a=nn.Linear(8, 32), b=nn.Linear(32, 4)).eval(), torch.randn(40, 8)
+    network = Network.of(model)
+    recorded = record(network, (x,), {})
+    assert recorded.tensor_mode == "real", "the case needs a forward that goes another way without data"
+    again = record(network, (x,), {}, decisions=recorded.decisions)
+    assert [(c.op, [o.shape for o in c.outputs]) for c in again.calls] == [
+        (c.op, [o.shape for o in c.outputs]) for c in recorded.calls
+    ]
+    thin = slimfast.slim(model, x, params=0.5)
+    assert thin.a.out_features < 32
+    for inputs in (torch.randn(9, 8), x):
+        assert thin(inputs).shape == model(inputs).shape
