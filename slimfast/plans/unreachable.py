@@ -97,7 +97,8 @@ def remedies(reasons: Iterable[str], request: Request) -> list[str]:
     if Reason.NETWORK_OUTPUT.text in given:
         found.append("outputs=, where not all that is returned has to stay")
     if Reason.NOT_USED.text in given:
-        found.append("also=, examples of other calls that use what this one leaves out")
+        unused = "what no call uses can be deleted from the model"
+        found.append(f"also=, examples of other calls that use what this one leaves out ({unused})")
     unknown = sorted(reason for reason in given if _OPERATION.fullmatch(reason))
     if unknown:
         found.append(f"slimfast.register_rule({unknown[0]!r}, ...), where another operation is like it")

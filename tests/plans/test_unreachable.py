@@ -106,6 +106,18 @@ def test_what_another_call_uses_is_explained_with_the_remedy_and_follows_it():
     assert "does not use it" not in slimfast.plan(model, {"x": X}, params=0.5, also=[other]).explain()
 
 
+def test_what_no_call_uses_can_be_deleted():
+    """The last stage of an encoder, of which a decoder asks for the first alone (PSPNet)."""
+    parts = {"a": nn.Linear(12, 40), "unused": nn.Linear(40, 200), "b": nn.Linear(40, 3)}
+    model = Net(lambda self, x: self.b(torch.relu(self.a(x))), **parts).eval()
+    said = _said(model, params=0.5)
+    assert "the forward does not use it with this example (unused.weight" in said
+    assert "(what no call uses can be deleted from the model)" in said
+    del model.unused
+    thin = slimfast.slim(model, X, params=0.5)
+    assert sum(p.numel() for p in thin.parameters()) <= 0.5 * sum(p.numel() for p in model.parameters())
+
+
 def test_multiples_and_excluded_groups_are_told():
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     said = _said(model, params=0.05, multiple_of=8, exclude=["0"])
