@@ -142,6 +142,9 @@ class _Run:
         except Exception as error:
             # kernels that want sizes in multiples say so in their errors
             advice = "; a plan with multiple_of=16 may help" if "multiple" in str(error) else ""
+            left = [name for name, _ in self.pair.network.plain_tensors()]
+            if left and not advice:
+                advice = f"; where {', '.join(left[:3])} is left of an earlier call, clear it before"
             raise SlimfastError(
                 f"verify: the thin network's forward fails: {one_line(error)}{advice}"
             ) from error

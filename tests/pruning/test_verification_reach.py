@@ -241,3 +241,23 @@ def test_what_was_found_stays_with_the_thin_network():
     again = slimfast.prune_channels(thin, slimfast.plan(thin, x, params=0.8), verify=False)
     with pytest.raises(SlimfastError, match="Net: it was not verified"):
         verification_report(again)
+
+
+def test_what_an_earlier_call_left_is_named_where_the_thin_network_fails():
+    """A cache of the frame before, which is as wide as the wide network."""
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        before = getattr(self, "frame", None)
+        fits = before is not None and len(before) == len(h) and before.shape[2:] == h.shape[2:]
+        self.frame, before = h.detach(), before if fits else torch.zeros_like(h)
+        return self.b(torch.cat([h, before], 1))
+
+    model, x = Net(forward, a=conv(3, 16, 3), b=conv(32, 4, 3)).eval(), torch.randn(1, 3, 8, 8)
+    model(x)
+    with pytest.raises(SlimfastError, match="where frame is left of an earlier call, clear it before"):
+        slimfast.slim(model, x, params=0.5)
+    model.frame = None
+    thin = slimfast.slim(model, x, params=0.5)
+    for inputs in (x, x, torch.randn(2, 3, 8, 8)):
+        assert thin(inputs).shape == model(inputs).shape

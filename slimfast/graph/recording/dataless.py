@@ -48,8 +48,6 @@ def dataless_tensors(
 
 def dataless(tensor: Tensor, tensor_mode: TensorMode, fake_mode: FakeTensorMode | None) -> Tensor:
     """Make what stands for one tensor, as :func:`dataless_tensors` says."""
-    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-        raise UnsupportedGraph("a lazy parameter has no shape yet; run the model once before tracing it")
     if tensor_mode == "real":
         return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
     if fake_mode is None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from slimfast.errors import UnsupportedGraph
 from slimfast.graph.recording.calls import Call, Ref, SizeOrigins
 from slimfast.graph.recording.decisions import Decider
 from slimfast.graph.recording.inputs import tensors_in
@@ -93,6 +94,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Number a tensor: the same object has the same number."""
         value = self._values.get(id(tensor))
         if value is None:
+            if tensor.is_nested:
+                where = self.module or "the model itself"
+                raise UnsupportedGraph(f"{where}: a nested tensor cannot be followed; pad its rows instead")
             self._refuse(tensor)
             value = self._values[id(tensor)] = len(self._alive)
             self._alive.append(tensor)

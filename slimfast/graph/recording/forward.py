@@ -285,5 +285,7 @@ def _run(
             shapes = ", ".join(map(str, called_with)) or "no tensors"
             where = f"forward failed in {module or 'the model itself'} called with shapes {shapes}"
             message = f"{where}: {one_line(error)}"
+            if "does not require grad" in message:
+                message += "; nothing is differentiated here: give the part that makes what is differentiated"
             raise ForwardFailed(message, tuple(recorder.calls), module) from error
     return output, reads.saw_lengths

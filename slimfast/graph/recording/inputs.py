@@ -52,6 +52,12 @@ class TensorSpec:
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorSpec:
+        if tensor.is_nested:
+            raise ArgumentTypeError("example: expected tensors padded to one length, got a nested one")
+        if tensor.layout != torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            advice = "give its to_dense(), and what is made of that takes the sparse one too"
+            raise ArgumentTypeError(f"example: expected dense tensors, got one of layout {layout}: {advice}")
         shape, dtype = tuple(tensor.shape), tensor.dtype
         if dtype.is_floating_point or dtype.is_complex or tensor.is_meta:
             return cls(shape, dtype)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from slimfast.errors import UnsupportedGraph
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Network:
@@ -23,7 +25,7 @@ class Network:
 
     @classmethod
     def of(cls, model: nn.Module) -> Network:
-        """Go through a model."""
+        """Go through a model; raises UnsupportedGraph for a layer that waits for its first call."""
         places = list(_places(model))
         modules: dict[int, tuple[str, nn.Module]] = {}
         for path, module in places:
@@ -37,6 +39,10 @@ class Network:
                     if tensor is None:
                         continue
                     name = f"{path}.{own}" if path else own
+                    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+                        raise UnsupportedGraph(
+                            f"{name}: a lazy parameter has no shape yet; run the model once before"
+                        )
                     if first.setdefault(id(tensor), name) is name:
                         tensors[name] = tensor
                     else:

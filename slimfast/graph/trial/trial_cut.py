@@ -89,6 +89,7 @@ def inexact_groups(
     them; each with the reason. ``wide``: the calls before the cut.
     """
     trial, inexact = settlement.trial, dict[str, str]()
+    alone = dict[str, set[int]]()
     if not _changed_factors(trial.cut, wide, settlement.calls):
         return inexact
     operations = trial.cut.graph.operations
@@ -102,7 +103,14 @@ def inexact_groups(
             beside = [operations[j] for j in layout.inside[path] if operations[j].module == path]
             around = [axis for operation in beside for axis in _outputs(operation)]
             change = f"{before:g} to {after:g} in {operations[i].name} at {path or 'the model itself'}"
-            for name in some.groups_in(own) or some.groups_in(around):
+            near = dict.fromkeys([*some.groups_in(own), *some.groups_in(around)])
+            # the heads of scores stand beside a number that the length of what was summed over makes
+            for name in near if len(near) > 1 else ():
+                if name not in alone:
+                    one = trial.only({name})
+                    alone[name] = set(_changed_factors(one.cut, wide, runner.run(one).calls))
+            sure = [name for name in near if i in alone.get(name, ())]
+            for name in sure or some.groups_in(own) or some.groups_in(around):
                 inexact.setdefault(name, f"its width changes a factor: {change}")
     return inexact
 

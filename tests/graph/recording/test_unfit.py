@@ -115,3 +115,85 @@ def test_what_is_advised_works():
         warnings.simplefilter("ignore")
         small = torch.ao.quantization.quantize_dynamic(thin, {nn.Linear})
     assert small(X).shape == (4, 32)
+
+
+def _graph_convolution():
+    class GraphConvolution(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 32), nn.Linear(32, 3)
+
+        def forward(self, x, edges):
+            return self.b(edges @ torch.relu(self.a(x)))
+
+    return GraphConvolution().eval()
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_examples_are_refused_and_what_is_made_of_dense_ones_takes_them(layout):
+    model, x, edges = _graph_convolution(), torch.randn(5, 6), torch.eye(5).roll(1, 0)
+    name = str(layout).removeprefix("torch.")
+    with warnings.catch_warnings():
+        # torch says that its layouts are new
+        warnings.simplefilter("ignore")
+        sparse = edges.to_sparse(layout=layout)
+        with pytest.raises(
+            TypeError, match=rf"^example: expected dense tensors, got one of layout {name}: give its to_dense"
+        ):
+            slimfast.plan(model, (x, sparse), params=0.5)
+        thin = slimfast.slim(model, (x, edges), params=0.5)
+        torch.testing.assert_close(thin(x, sparse), thin(x, edges))
+    assert thin.a.out_features < 32
+
+
+def test_rows_of_several_lengths_are_refused_as_examples_and_inside():
+    class Inside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 32), nn.Linear(32, 3)
+
+        def forward(self, first, second):
+            rows = torch.nested.nested_tensor([first, second], layout=torch.jagged)
+            return torch.nested.to_padded_tensor(self.b(torch.relu(self.a(rows))), 0.0)
+
+    rows = (torch.randn(2, 6), torch.randn(5, 6))
+    assert Inside()(*rows).shape == (2, 5, 3)
+    with pytest.raises(slimfast.errors.UnsupportedGraph, match=": a nested tensor cannot be followed"):
+        slimfast.plan(Inside().eval(), rows, params=0.5)
+    with pytest.raises(TypeError, match="example: expected tensors padded to one length, got a nested"):
+        slimfast.plan(_network(), torch.nested.nested_tensor(list(rows), layout=torch.jagged), params=0.5)
+
+
+def test_forces_that_are_a_gradient_say_that_nothing_is_differentiated():
+    class Forces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.energy = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1))
+
+        def forward(self, x):
+            with torch.enable_grad():
+                x = x.detach().requires_grad_()
+                return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+    model, x = Forces().eval(), torch.randn(4, 6)
+    assert model(x).shape == (4, 6)
+    with pytest.raises(slimfast.errors.UnsupportedGraph, match="nothing is differentiated here: give"):
+        slimfast.plan(model, x, params=0.5)
+    assert slimfast.slim(model.energy, x, params=0.5)(x).shape == (4, 1)
+
+
+def test_layers_that_wait_for_their_first_call_are_named_wherever_they_come_in(tmp_path):
+    def lazy():
+        return nn.Sequential(nn.LazyLinear(32), nn.LazyBatchNorm1d(), nn.ReLU(), nn.LazyLinear(3)).eval()
+
+    model, x = lazy(), torch.randn(4, 6)
+    with pytest.raises(slimfast.errors.UnsupportedGraph, match=r"^0\.weight: a lazy parameter has no shape"):
+        slimfast.plan(model, x, params=0.5)
+    model(x)
+    thin = slimfast.slim(model, x, params=0.5)
+    slimfast.save(thin, tmp_path / "thin.safetensors")
+    with pytest.raises(slimfast.errors.UnsupportedGraph, match=r"^0\.weight: a lazy parameter has no shape"):
+        slimfast.load(tmp_path / "thin.safetensors", lazy())
+    again = lazy()
+    again(x)
+    assert torch.equal(slimfast.load(tmp_path / "thin.safetensors", again)(x), thin(x))
