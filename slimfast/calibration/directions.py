@@ -46,13 +46,18 @@ class Directions:
         self._generators: list[torch.Generator] = []
 
     def outputs(self, output: Any) -> list[Tensor]:
-        """Find the outputs in which to draw; :class:`SlimfastError` where there are none."""
+        """Find the outputs in which to draw, whether they have a derivative or not."""
         given = tensors_in(_scores(output) if self._of_loss else output)
-        found = [t for t in given if t.is_floating_point() and t.requires_grad and t.numel()]
-        if not found:
-            what = "scores of classes, in the last dim," if self._of_loss else "outputs"
-            raise SlimfastError(f"plan: expected {what} that can be differentiated, got none")
-        return found
+        real = [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in given]
+        return [t for t in real if t.is_floating_point() and t.numel()]
+
+    def none(self) -> SlimfastError:
+        """Make the error of a network without outputs to draw in."""
+        what = "scores of classes, in the last dim," if self._of_loss else "outputs"
+        return SlimfastError(
+            f"plan: expected {what} that can be differentiated, got none; let the network return what it "
+            "decides by, or plan without the calibration"
+        )
 
     def of(self, outputs: list[Tensor], mask: Tensor | None) -> list[Tensor]:
         """Draw a direction in each output, 0 for padding."""

@@ -17,7 +17,7 @@ from slimfast.errors import ArgumentTypeError, SlimfastError, one_line
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.graph.recording.inputs import InputSpec, TensorSpec, arguments, cloned, map_leaves
 from slimfast.graph.recording.module_copies import copy_with, named_tensors
-from slimfast.graph.recording.recomputing import without_recomputing
+from slimfast.graph.recording.own_modes import without_own_modes
 
 
 class _Fault(BaseException):
@@ -45,7 +45,7 @@ def running(model: nn.Module) -> Iterator[tuple[nn.Module, torch.device]]:
     """Yield a copy of ``model`` in eval mode, without gradients, and its device; it shares the parameters,
     but not the buffers, which a forward may write to.
     """
-    with torch.inference_mode(False), torch.no_grad(), without_recomputing():
+    with torch.inference_mode(False), torch.no_grad(), without_own_modes():
         yield copy_to_run(model), device_of(model)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from slimfast.calibration.derivatives import as_it_is
 from slimfast.calibration.spilling import Held, Store
 from slimfast.errors import SlimfastError
 from slimfast.storage.stored_tensors import Shelf, left_on_shelves
@@ -70,7 +71,8 @@ class SavedTensors:
                tensor._version)  # fmt: skip
         found = self._found.get(key)
         if found is None or not found.known:
-            found = self._found[key] = Saved(self._store, tensor.detach())
+            with as_it_is():
+                found = self._found[key] = Saved(self._store, tensor.detach())
         return found
 
     def _pack(self, tensor: Tensor) -> Tensor | Saved:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from slimfast.arrays import Progress
 from slimfast.calibration.consumers import Consumer, input_of
 from slimfast.calibration.data import Calibration
+from slimfast.calibration.derivatives import AllDerivatives, as_it_is
 from slimfast.calibration.directions import Directions, Unit, in_loss
 from slimfast.calibration.forward import Slice, elements_of, running
 from slimfast.calibration.heap import give_back
@@ -25,6 +26,9 @@ from slimfast.errors import NonFinite, SlimfastError, one_line
 from slimfast.graph.recording.inputs import cloned
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.storage.stored_tensors import left_on_shelves, shelves_of
+
+# After a weight's name: what is felt of it where nothing is hidden.
+_BEHIND = ", behind what hides it"
 
 
 def sensitivities(
@@ -92,6 +96,8 @@ class _Measured:
         self._directions = directions
         self._totals: dict[str, Tensor] = {}
         self._file: SumsFile | None = None
+        # Whether what the network hides is looked at as well; None until the first slice decides.
+        self._behind: bool | None = None
         # Layers whose input the network changes in place after they have read it.
         self._changed: set[str] = set()
 
@@ -102,6 +108,8 @@ class _Measured:
             return 0
         slices, self._totals, drawn = resume.read()
         self._directions.go_on(drawn)
+        if slices:
+            self._behind = any(weight.endswith(_BEHIND) for weight in self._totals)
         return slices
 
     def keep(self, slices: int) -> None:
@@ -110,21 +118,52 @@ class _Measured:
             self._file.write(slices, self._totals, self._directions.state())
 
     def run(self, network: nn.Module, part: Slice, number: int, saved: SavedTensors | None = None) -> None:
-        """Add up one slice, of this number; ``saved`` holds what its backward pass will need."""
+        """Add up one slice, of this number; ``saved`` holds what its backward pass will need.
+
+        A network may hide what its outputs depend on: it detaches it, or computes without gradients. Where
+        the first slice has layers that no output feels, or outputs without a derivative, it runs once more
+        with nothing hidden; where that tells more, all slices do, and of each layer the larger sums count.
+        """
+        drawn = self._directions.state()
+        felt, lacking = self._felt(network, part, saved, behind=False)
+        if self._behind or (self._behind is None and (lacking or self._numb(felt))):
+            # The same directions, for they go by the outputs alone.
+            self._directions.go_back(drawn)
+            behind, still = self._felt(network, part, saved, behind=True)
+            if self._behind is None:
+                self._behind = still < lacking or len(self._numb(behind)) < len(self._numb(felt))
+            if self._behind:
+                felt |= {weight + _BEHIND: values for weight, values in behind.items()}
+        self._behind = bool(self._behind)
+        if not felt:
+            raise self._directions.none()
+        self._check_finite(felt, number)
+        for weight, values in felt.items():
+            self._totals[weight] = self._totals[weight] + values if weight in self._totals else values
+
+    def _numb(self, felt: Mapping[str, Tensor]) -> list[str]:
+        """Name the weights of layers that no output feels."""
+        return [c.weight for c in self._consumers if c.weight not in felt or not felt[c.weight].any()]
+
+    def _felt(
+        self, network: nn.Module, part: Slice, saved: SavedTensors | None, *, behind: bool
+    ) -> tuple[dict[str, Tensor], bool]:
+        """Measure one slice; also whether it has outputs without a derivative."""
         drawn = self._directions.state()
         with torch.enable_grad():
-            probes = self._forward(network, part, saved)
+            probes = self._forward(network, part, saved, behind=behind)
             changed = {weight for weight, is_changed in probes.reads if is_changed()}
             if changed:
                 self._changed |= changed
                 self._directions.go_back(drawn)
                 probes.let_go()
-                probes = self._forward(network, part, saved)
-            torch.autograd.backward(probes.outputs, probes.slopes)
+                probes = self._forward(network, part, saved, behind=behind)
+            felt = [i for i, z in enumerate(probes.outputs) if z.requires_grad]
+            lacking = len(felt) < len(probes.outputs)
+            if felt:
+                torch.autograd.backward([probes.outputs[i] for i in felt], [probes.slopes[i] for i in felt])
         probes.let_go()
-        for weight, felt in probes.felt.items():
-            self._totals[weight] = self._totals[weight] + felt if weight in self._totals else felt
-        self._check_finite(probes.felt, number)
+        return probes.felt, lacking
 
     def _check_finite(self, felt: Mapping[str, Tensor], number: int) -> None:
         """Refuse derivatives that are not finite, in one wait for each device."""
@@ -135,7 +174,8 @@ class _Measured:
             finite = torch.stack([felt[weight].sum() for weight in weights]).isfinite()
             for weight, fine in zip(weights, finite.tolist(), strict=True):
                 if not fine:
-                    module = next(c.module for c in self._consumers if c.weight == weight)
+                    name = weight.removesuffix(_BEHIND)
+                    module = next(c.module for c in self._consumers if c.weight == name)
                     raise NonFinite(
                         f"plan: expected finite derivatives, got others at what {module} reads, "
                         f"slice {number}"
@@ -143,14 +183,17 @@ class _Measured:
 
     def totals(self) -> dict[str, Tensor]:
         """Give the sums, zero for what no output feels."""
-        return {
-            c.weight: self._totals[c.weight].cpu()
-            if c.weight in self._totals
-            else torch.zeros(c.length, dtype=torch.float64, device="cpu")
-            for c in self._consumers
-        }
+        return {c.weight: self._total(c) for c in self._consumers}
 
-    def _forward(self, network: nn.Module, part: Slice, saved: SavedTensors | None) -> _Probes:
+    def _total(self, consumer: Consumer) -> Tensor:
+        ways = (consumer.weight, consumer.weight + _BEHIND)
+        sums = [self._totals[way].cpu() for way in ways if way in self._totals]
+        nothing = torch.zeros(consumer.length, dtype=torch.float64, device="cpu")
+        return max(sums, key=lambda values: float(values.sum()), default=nothing)
+
+    def _forward(
+        self, network: nn.Module, part: Slice, saved: SavedTensors | None, *, behind: bool
+    ) -> _Probes:
         probes = _Probes(part, saved)
         with ExitStack() as hooks:
             for consumer in self._consumers:
@@ -158,7 +201,10 @@ class _Measured:
                 hook = functools.partial(probes.look, consumer, mean, consumer.weight in self._changed)
                 module = network.get_submodule(consumer.module)
                 hooks.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            with nullcontext() if saved is None else saved.saving():
+            with (
+                nullcontext() if saved is None else saved.saving(),
+                AllDerivatives() if behind else nullcontext(),
+            ):
                 output = _output(network, part)
             probes.outputs = self._directions.outputs(output)
             del output
@@ -188,14 +234,15 @@ class _Probes:
         x = input_of(args, kwargs)
         if x is None or not x.numel():
             return None
-        seen = x.detach().clone() if copy else x.detach()
-        read = x.view_as(x) if x.requires_grad else seen.requires_grad_()
-        kept, version = seen.detach, seen._version
-        is_changed: Callable[[], bool] = lambda: seen._version != version  # noqa: E731
-        if self._saved is not None:
-            # In memory or in a file.
-            saved = self._saved.hold(seen.detach())
-            kept, is_changed = saved.tensor, saved.changed
+        with as_it_is():
+            seen = x.detach().clone() if copy else x.detach()
+            read = x.view_as(x) if x.requires_grad else seen.requires_grad_()
+            kept, version = seen.detach, seen._version
+            is_changed: Callable[[], bool] = lambda: seen._version != version  # noqa: E731
+            if self._saved is not None:
+                # In memory or in a file.
+                saved = self._saved.hold(seen.detach())
+                kept, is_changed = saved.tensor, saved.changed
         self.reads.append((consumer.weight, is_changed))
         read.register_hook(functools.partial(self._feel, consumer, kept, mean))  # type: ignore[no-untyped-call]
         if args and args[0] is x:

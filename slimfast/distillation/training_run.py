@@ -159,6 +159,11 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.rate(self.steps_done)
         loss = self._loss_of(self.model, inputs, targets, features)
+        if not loss.requires_grad or loss.is_inference():
+            raise SlimfastError(
+                "distill: the loss has no gradient; does the student's forward run under torch.no_grad() or "
+                "torch.inference_mode(), or detach what it returns?"
+            )
         accelerator.backward(loss)
         if recipe.max_grad_norm is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)

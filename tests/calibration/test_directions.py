@@ -176,8 +176,19 @@ def test_scores_are_found_in_what_is_returned(kind: str) -> None:
     output = (loss, scores, states) if kind == "tuple" else Returned(scores)
     (found,) = Directions(of_loss=True).outputs(output)
     assert found is scores
+    # Those without a derivative as well, so that directions are the same where it is hidden.
+    hidden = scores.detach()
+    (found,) = Directions(of_loss=True).outputs({"logits": hidden, "states": states})
+    assert found is hidden
+    assert Directions(of_loss=True).outputs({"states": torch.zeros(3)}) == []
+
+
+def test_a_loss_without_scores_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Flatten(0))
+    graph = slimfast.trace_channels(model, torch.randn(2, 4))
+    calibration = slimfast.calibrate(model, graph, [torch.randn(2, 4)])
     with pytest.raises(slimfast.SlimfastError, match=r"expected scores of classes, .* got none"):
-        Directions(of_loss=True).outputs({"logits": scores.detach(), "states": states})
+        slimfast.calibration.error_curves(model, graph, calibration, unit="loss")
 
 
 class Classifier(nn.Module):

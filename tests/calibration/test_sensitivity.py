@@ -175,3 +175,102 @@ def test_blocks_that_are_computed_again_are_felt_as_others(again: bool, memory: 
         torch.testing.assert_close(found[again][name], values)
     # And is as it was for those who train.
     assert issubclass(torch.utils.checkpoint.CheckpointFunction, torch.autograd.Function)
+
+
+class Hiding(nn.Module):
+    """What its output depends on is hidden from a backward pass, in the way that ``how`` says."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.second, self.last = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def part(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.second(torch.tanh(self.first(x))))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        if self.how == "block":
+            with torch.no_grad():
+                part = self.part(x)
+        elif self.how == "inference block":
+            with torch.inference_mode():
+                part = self.part(x)
+        else:
+            part = self.part(x)
+        part = {"detach": part.detach(), "data": part.data}.get(self.how, part)
+        logits: Tensor = self.last(part)
+        if self.how == "two outputs":
+            return logits, torch.relu(part)
+        return (logits.detach(), torch.relu(part)) if self.how == "an output" else logits
+
+
+class Decorated(Hiding):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
+class Inferring(Hiding):
+    @torch.inference_mode()
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 1 << 9], ids=["in memory", "spilled"])
+@pytest.mark.parametrize(
+    ("kind", "how", "open_to_all"),
+    [
+        (Hiding, "detach", ""),
+        (Hiding, "data", ""),
+        (Hiding, "block", ""),
+        (Hiding, "inference block", ""),
+        (Hiding, "an output", "two outputs"),
+        (Decorated, "", ""),
+        (Inferring, "", ""),
+    ],
+)
+def test_what_a_forward_hides_is_felt(kind: Any, how: str, open_to_all: str, memory: int) -> None:
+    rows = torch.randn(12, 5, generator=torch.Generator().manual_seed(2))
+    found = []
+    for model in (Hiding(open_to_all), kind(how)):
+        for number, tensor in enumerate(model.parameters()):
+            tensor.data = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number))
+        graph = slimfast.trace_channels(model.eval(), rows[:1])
+        calibration = slimfast.calibrate(model, graph, [rows[:5], rows[5:]], dtype=torch.float64)
+        found.append(sensitivities(model, consumers_of(model, graph)[0], calibration, memory=memory))
+    assert found[0].keys() == found[1].keys() >= {"second.weight"}
+    for name, values in found[0].items():
+        assert bool((values > 0).all())
+        torch.testing.assert_close(found[1][name], values)
+
+
+def test_an_estimate_of_a_derivative_stays_as_the_network_has_it() -> None:
+    class Straight(Hiding):
+        def part(self, x: Tensor) -> Tensor:
+            inner = torch.tanh(self.second(torch.tanh(self.first(x))))
+            return inner + (torch.round(inner) - inner).detach()
+
+    torch.manual_seed(0)
+    rows = torch.randn(12, 5)
+    # With no other part hidden, and with one that is.
+    found = [felt(Straight(how).eval(), rows[:1], [rows]) for how in ("two outputs", "an output")]
+    for name, values in found[0].items():
+        assert bool((values > 0).any()), name
+        assert bool((found[1][name] > 0).any()), name
+
+
+def test_an_output_of_complex_numbers_is_felt_as_its_two_parts() -> None:
+    class Spectrum(Hiding):
+        def forward(self, x: Tensor) -> Tensor:
+            spectrum = torch.fft.rfft(self.last(self.part(x)))
+            return torch.view_as_real(spectrum) if self.how else spectrum
+
+    found = []
+    for how in ("real", ""):
+        torch.manual_seed(0)
+        model = Spectrum(how).eval()
+        rows = torch.randn(12, 5)
+        found.append(felt(model, rows[:1], [rows]))
+    for name, values in found[0].items():
+        assert bool((values > 0).any())
+        torch.testing.assert_close(found[1][name], values)

@@ -114,3 +114,20 @@ def test_a_stream_needs_steps_per_epoch(teacher: nn.Module) -> None:
         distill(network(), teacher=teacher, train=stream, epochs=1)
     history = distill(network(), teacher=teacher, train=stream, epochs=2, steps_per_epoch=4)
     assert len(history.epochs) == 2
+
+
+@pytest.mark.parametrize("block", [torch.no_grad, torch.inference_mode, None])
+def test_a_student_without_gradients_is_named(block: Any, teacher: nn.Module) -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if block is None:
+                return self.inner(x).detach()
+            with block():
+                return self.inner(x)
+
+    with pytest.raises(SlimfastError, match="the loss has no gradient; does the student's forward"):
+        distill(Fixed(), teacher=teacher, train=batches(), epochs=1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from slimfast.errors import UnsupportedGraph
 from slimfast.graph.recording.network import Network
-from slimfast.graph.recording.recomputing import without_recomputing
+from slimfast.graph.recording.own_modes import without_own_modes
 from slimfast.graph.recording.recursion import nested_calls_allowed
 
 
@@ -118,7 +118,7 @@ def a_copy_runs(network: Network) -> Iterator[None]:
     containers = [c for module in network.modules.values() for c in _containers_of_hooks(module)]
     before = [copy.copy(container) for container in containers]
     try:
-        with nested_calls_allowed(network), without_recomputing():
+        with nested_calls_allowed(network), without_own_modes():
             yield
     finally:
         for container, content in zip(containers, before, strict=True):

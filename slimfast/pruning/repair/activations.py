@@ -23,7 +23,7 @@ from slimfast.errors import NonFinite, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.module_copies import named_tensors
-from slimfast.graph.recording.recomputing import without_recomputing
+from slimfast.graph.recording.own_modes import without_own_modes
 from slimfast.pruning.repair.least_squares import FIRST
 from slimfast.pruning.repair.norms import NormMoments
 from slimfast.pruning.repair.report import Finished, Fit, RepairReport
@@ -93,7 +93,7 @@ def repair_from_activations(
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        without_recomputing(),
+        without_own_modes(),
         Store("repair", room, folder) as store,
     ):
         each = (part.samples * elements_of(part.args) for part in slices)
