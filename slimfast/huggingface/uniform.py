@@ -29,8 +29,7 @@ from slimfast.plans.language_models import warn_without_data
 from slimfast.plans.limits import Limits
 from slimfast.plans.measured import with_tables, within_measured
 from slimfast.plans.multiples import Multiples
-from slimfast.plans.plan_latency import PlanLatency
-from slimfast.plans.plan_memory import PlanMemory
+from slimfast.plans.predicted import PlanLatency, PlanMemory
 from slimfast.plans.request import Choice, Request, check_request
 from slimfast.plans.unreachable import why_unreachable
 from slimfast.pruning import select

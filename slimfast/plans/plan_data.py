@@ -26,10 +26,9 @@ from slimfast.plans.plan_fields import (
     share_from_json,
     weights_from_json,
 )
-from slimfast.plans.plan_latency import PlanLatency, latency_from_json
-from slimfast.plans.plan_memory import PlanMemory, memory_from_json
 from slimfast.plans.plan_table import table
 from slimfast.plans.plan_text import explanation
+from slimfast.plans.predicted import PlanLatency, PlanMemory
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.documents import Fields, first_repeated, parse_object, read_text
 
@@ -190,8 +189,8 @@ class Plan:
         plan = Plan(
             allocation=allocation,
             weights=weights_from_json(fields) if version > 2 else None,
-            latency=latency_from_json(fields) if version > 4 else None,
-            peak_memory=memory_from_json(fields) if version > 5 else None,
+            latency=PlanLatency.from_json(fields) if version > 4 else None,
+            peak_memory=PlanMemory.from_json(fields) if version > 5 else None,
             groups=tuple(_group_from_json(item) for item in fields.objects("groups")),
             explained_variance=share_from_json(fields, "explained_variance"),
             budget=budget_from_json(fields.object("budget"), version),

@@ -21,8 +21,7 @@ from slimfast.plans.gains import widths_by_gain
 from slimfast.plans.limits import PEAK, Limits, is_latency
 from slimfast.plans.narrow import warn_of_few
 from slimfast.plans.plan_data import GroupPlan, Plan
-from slimfast.plans.plan_latency import PlanLatency
-from slimfast.plans.plan_memory import PlanMemory
+from slimfast.plans.predicted import PlanLatency, PlanMemory
 from slimfast.plans.request import Choice, Request, choose, rounding_of
 from slimfast.plans.stairs import with_stairs
 from slimfast.plans.unreachable import remedies, why_unreachable
