@@ -19,12 +19,13 @@ from torch import nn
 
 from benchmarks.accuracy.networks.resnet_cifar import resnet56
 from benchmarks.markdown import NOT_YET, Table, rows_of
-from benchmarks.network_rows import measure_rows, parser_of
+from benchmarks.network_rows import RESULTS, measure_rows, origin, parser_of
 from benchmarks.zoo.networks import build
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.recording.network import Network
 from slimfast.latency import latency_table, measure_latency
+from slimfast.latency.runtimes import Runtime
 from slimfast.latency.tabulate import thin_network
 from slimfast.plans import Plan, plan
 from slimfast.spectra import measure_spectra
@@ -80,7 +81,7 @@ NETWORKS: Mapping[str, Callable[[int], Built]] = {
 }  # fmt: skip
 
 
-def measured(name: str, batch: int, threads: int) -> dict[str, Any]:
+def measured(name: str, batch: int, threads: int, runtime: Runtime) -> dict[str, Any]:
     """Measure the table of a network, and thin networks of three budgets and of half the multiply-adds."""
     torch.manual_seed(0)
     model, example = NETWORKS[name](batch)
@@ -88,7 +89,7 @@ def measured(name: str, batch: int, threads: int) -> dict[str, Any]:
     begun = time.monotonic()
     graph = trace_channels(model, example)
     traced = time.monotonic()
-    table = latency_table(graph, model, example, threads=threads)
+    table = latency_table(graph, model, example, threads=threads, runtime=runtime)
     row: dict[str, Any] = {"table_s": round(time.monotonic() - traced, 1), "budgets": {}}
     spectra = measure_spectra(model, graph)
     priced = table.priced(graph)
@@ -97,7 +98,7 @@ def measured(name: str, batch: int, threads: int) -> dict[str, Any]:
     def tried(**budget: Any) -> tuple[Plan, float, float]:
         found = plan(model, example, graph=graph, spectra=spectra, latency_table=table, **budget)
         thin = thin_network(network, graph, found.widths())
-        whole, cut = measure_latency([model, thin], example, threads=threads)
+        whole, cut = measure_latency([model, thin], example, threads=threads, runtime=runtime)
         return found, whole.seconds, cut.seconds
 
     for share in SHARES:
@@ -151,7 +152,6 @@ def table_text(result: Mapping[str, Any]) -> str:
     errors = errors_of(rows)
     told = list(_told(rows))
     inside = sum(CLOSE * one["share"] <= one["measured"] <= one["share"] for one in told)
-    made = result["stamp"]
     summary = (
         f"Predicted / measured share of the whole network's time. Error of the prediction: median "
         f"{statistics.median(errors):.1%}, worst {max(errors):.1%}; measured within 3 % under the budget: "
@@ -159,9 +159,7 @@ def table_text(result: Mapping[str, Any]) -> str:
         if errors
         else ""
     )
-    where = f"{made['machine']['cpu']}, load {made['machine']['load']:g} at the start"
-    versions = f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}"
-    return f"{rows_of(lines)}\n\n{summary}{where}; {versions}.\n"
+    return f"{rows_of(lines)}\n\n{summary}{origin(result)}.\n"
 
 
 def _cell(told: Mapping[str, Any]) -> str:
@@ -170,15 +168,22 @@ def _cell(told: Mapping[str, Any]) -> str:
     return f"{told['predicted']:.3f} / {told['measured']:.3f}" if told else "-"
 
 
-TABLES = (Table("latency", ("latency.json",), table_text),)
+TABLES = (Table("latency*", ("latency*.json",), table_text),)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the networks that are asked for, one after the other."""
     parser = parser_of("latency", __doc__, BATCHES)
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a forward")
+    parser.add_argument("--runtime", choices=("torch", "onnxruntime"), default="torch", help="what runs it")
     options = parser.parse_args(arguments)
-    measure_rows(options, NETWORKS, BATCHES, lambda name, batch: measured(name, batch, options.threads))
+    if options.runtime != "torch" and options.results == parser.get_default("results"):
+        options.results = RESULTS / f"latency-{options.runtime}.json"
+
+    def measure(name: str, batch: int) -> dict[str, Any]:
+        return measured(name, batch, options.threads, options.runtime)
+
+    measure_rows(options, NETWORKS, BATCHES, measure)
     return 0
 
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.latency import BATCHES, NETWORKS
 from benchmarks.markdown import NOT_YET, Table, rows_of
-from benchmarks.network_rows import measure_rows, parser_of
+from benchmarks.network_rows import measure_rows, origin, parser_of
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.graph.recording.network import Network
@@ -98,7 +98,6 @@ def table_text(result: Mapping[str, Any]) -> str:
     errors = errors_of(rows)
     plans = [row for row in rows.values() if "failed" not in row and "failed" not in row["budget"]]
     inside = sum(row["budget"]["measured"] <= BUDGET * row["bytes"] for row in plans)
-    made = result["stamp"]
     summary = (
         "Predicted / measured peak of thin networks in MB, at uniform shares of all groups as they come; "
         f"then the measured share of the peak that a plan for `peak_memory={BUDGET:g}` leaves. Error of the "
@@ -106,9 +105,7 @@ def table_text(result: Mapping[str, Any]) -> str:
         f"{sum(error <= WITHIN for error in errors)} of {len(errors)}; plans inside when measured: {inside} "
         f"of {len(plans)}. "
     )
-    where = f"{made['machine']['cpu']} ({made['machine']['isa']})"
-    versions = f"torch {made['versions']['torch']}, {made['date']}, commit {made['commit']}"
-    return f"{rows_of(lines)}\n\n{summary}{where}; {versions}.\n"
+    return f"{rows_of(lines)}\n\n{summary}{origin(result)}.\n"
 
 
 def _cell(told: Mapping[str, Any]) -> str:

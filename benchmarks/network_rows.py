@@ -8,7 +8,7 @@ import argparse
 import fnmatch
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +39,11 @@ def measure_rows(
     measured: Callable[[str, int], dict[str, Any]],
 ) -> None:
     """Measure the rows that are asked for and not there, or failed, and write each as it is done; a network
-    that is refused has the reason in its row.
+    that is refused has the reason in its row. Each row has the commit and the date of its own.
     """
     prepare_torchvision()
-    known = json.loads(options.results.read_text())["rows"] if options.results.exists() else {}
+    before = json.loads(options.results.read_text()) if options.results.exists() else {"rows": {}}
+    known = {name: {**_when(before["stamp"]), **row} for name, row in before["rows"].items()}
     made, networks = stamp("cpu"), list(networks)
     names = [f"{name}, batch {batch}" for name in networks for batch in batches]
     for name in networks:
@@ -54,10 +55,26 @@ def measure_rows(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    known[row] = measured(name, batch)
+                    found = measured(name, batch)
                 except SlimfastError as error:
-                    known[row] = {"failed": str(error)}
+                    found = {"failed": str(error)}
+            known[row] = {**_when(made), **found}
             print(f"{row}: {json.dumps(known[row])}", flush=True)
             ordered = {key: known[key] for key in dict.fromkeys([*names, *known]) if key in known}
             with atomic_path(options.results) as beside:
                 beside.write_text(json.dumps({"stamp": made, "rows": ordered}, indent=1) + "\n")
+
+
+def _when(made: Mapping[str, Any]) -> dict[str, str]:
+    return {"commit": made["commit"], "date": made["date"]}
+
+
+def origin(result: Mapping[str, Any]) -> str:
+    """What the tables say of a result's origin: machine, version of torch, and the commits of its rows."""
+    made = result["stamp"]
+    rows = [{**_when(made), **row} for row in result["rows"].values()]
+    whens = {(row["date"], row["commit"]) for row in rows}
+    commits = ", ".join(f"{commit} ({date})" for date, commit in sorted(whens))
+    machine = made["machine"]
+    where = f"{machine['cpu']} ({machine['isa']}), load {machine['load']:g} at the start of the last run"
+    return f"{where}; torch {made['versions']['torch']}, commit{'s' * (len(whens) > 1)} {commits}"

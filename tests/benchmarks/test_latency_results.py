@@ -10,7 +10,7 @@ from benchmarks import latency
 from slimfast.errors import SlimfastError
 
 STAMP = {
-    "machine": {"cpu": "a board", "load": 0.1},
+    "machine": {"cpu": "a board", "isa": "its own", "load": 0.1},
     "versions": {"torch": "2.0"},
     "date": "2026-01-01",
     "commit": "abc",
@@ -52,8 +52,8 @@ def test_rows_are_kept_and_failures_measured_again(tmp_path, monkeypatch):
     )
     asked = []
 
-    def measured(name, batch, threads):
-        asked.append((name, batch, threads))
+    def measured(name, batch, threads, runtime):
+        asked.append((name, batch, threads, runtime))
         if name == "swin_tiny":
             raise SlimfastError("cannot run alone")
         return ROW
@@ -61,14 +61,28 @@ def test_rows_are_kept_and_failures_measured_again(tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "measured", measured)
     only = ["--only", "resnet18", "*_tiny", "--batches", "1", "--results", str(path)]
     assert latency.main(only) == 0
-    assert asked == [("convnext_tiny", 1, 1), ("vit_tiny", 1, 1), ("swin_tiny", 1, 1)]
+    assert asked == [(name, 1, 1, "torch") for name in ("convnext_tiny", "vit_tiny", "swin_tiny")]
     rows = json.loads(path.read_text())["rows"]
     assert list(rows) == [
         "resnet18, batch 1", "convnext_tiny, batch 1", "vit_tiny, batch 1", "swin_tiny, batch 1",
     ]  # fmt: skip
-    assert rows["swin_tiny, batch 1"] == {"failed": "cannot run alone"}
+    assert rows["swin_tiny, batch 1"]["failed"] == "cannot run alone"
+    # Each row is of its own commit.
+    assert rows["resnet18, batch 1"] == {**ROW, "commit": "abc", "date": "2026-01-01"}
+    assert rows["vit_tiny, batch 1"]["date"] != "2026-01-01"
+    assert "abc (2026-01-01)" in latency.table_text(json.loads(path.read_text()))
     assert latency.main(["--only", "resnet18", "--batches", "1", "--results", str(path), "--again"]) == 0
-    assert asked[-1] == ("resnet18", 1, 1)
+    assert asked[-1] == ("resnet18", 1, 1, "torch")
+    assert "2026-01-01" not in path.read_text()
+
+
+def test_each_runtime_has_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "RESULTS", tmp_path)
+    monkeypatch.setattr(latency, "measured", lambda name, batch, threads, runtime: {**ROW, "is": runtime})
+    only = ["--only", "resnet18", "--batches", "1", "--runtime", "onnxruntime"]
+    assert latency.main(only) == 0
+    rows = json.loads((tmp_path / "latency-onnxruntime.json").read_text())["rows"]
+    assert rows["resnet18, batch 1"]["is"] == "onnxruntime"
 
 
 def test_the_twelve_networks_are_there():

@@ -64,5 +64,5 @@ def test_rows_are_kept_and_failures_measured_again(tmp_path, monkeypatch) -> Non
     )
     assert asked == [("vit_tiny", 1), ("swin_tiny", 1)]
     rows = json.loads(path.read_text())["rows"]
-    assert rows["vit_tiny, batch 1"] == ROW
-    assert rows["swin_tiny, batch 1"] == {"failed": "cannot run"}
+    assert rows["vit_tiny, batch 1"].items() >= ROW.items()
+    assert rows["swin_tiny, batch 1"]["failed"] == "cannot run"
