@@ -88,30 +88,66 @@ class Axis:
                 alive[places.indices] &= mask[np.minimum(places.units, len(mask) - 1)]
         return np.flatnonzero(alive)
 
-    def terms(self) -> dict[tuple[str, ...], int]:
+    def terms(self) -> dict[tuple[str, ...], float]:
         """Count the indices by the groups that have a say in them.
 
         This is the polynomial of the axis's length in widths: with w_g of n_g units kept, the length is the
         sum over terms of count * prod(w_g / n_g); exact where every unit of a group has equally many indices,
-        which holds for the axes of parameters.
+        which holds for the axes of parameters. Two units of one group, as in a product of channels with
+        channels, are kept in w (w - 1) / (n (n - 1)) of all pairs, which is written as terms of w / n.
         """
         if not self.places:
             return {(): self.length}
         say = np.zeros(self.length, dtype=np.int64)
         for _, places in self.places:
             say[places.indices] += 1
-        counts: dict[tuple[str, ...], int] = {}
+        counts: dict[tuple[str, ...], float] = {}
         if free := int(np.count_nonzero(say == 0)):
             counts[()] = free
         index = np.concatenate([places.indices for _, places in self.places])
         number = np.repeat(np.arange(len(self.places)), [len(places.units) for _, places in self.places])
         # the numbers of the places that each index has, one index after the other
-        numbers = number[np.argsort(index, kind="stable")]
+        order = np.argsort(index, kind="stable")
+        numbers, indices = number[order], index[order]
         several = say[say > 0]
         starts = np.cumsum(several) - several
         for many in np.unique(several).tolist():
             rows = numbers[starts[several == many][:, None] + np.arange(many)]
             for row, count in zip(*np.unique(rows, axis=0, return_counts=True), strict=True):
                 groups = tuple(self.places[place][0] for place in row.tolist())
-                counts[groups] = counts.get(groups, 0) + int(count)
-        return counts
+                if len(set(groups)) < len(groups):
+                    own = indices[starts[several == many]][(rows == row).all(axis=1)]
+                    self._add_pairs(counts, row.tolist(), own)
+                else:
+                    counts[groups] = counts.get(groups, 0) + int(count)
+        return {groups: count for groups, count in counts.items() if count}
+
+    def _add_pairs(self, counts: dict[tuple[str, ...], float], row: list[int], indices: IntArray) -> None:
+        """Add the terms of indices that belong to several units of one group, by the places ``row``."""
+        of_group: dict[str, list[IntArray]] = {}
+        for place in row:
+            group, places = self.places[place]
+            of_group.setdefault(group, []).append(places.along()[indices])
+        distinct = np.stack(
+            [
+                1 + (np.diff(np.sort(np.stack(units), axis=0), axis=0) != 0).sum(axis=0)
+                for units in of_group.values()
+            ]
+        )
+        sizes = {
+            name: 1 + max(int(p.units.max()) for own, p in self.places if own == name) for name in of_group
+        }
+        for many, count in zip(*np.unique(distinct.T, axis=0, return_counts=True), strict=True):
+            terms: dict[tuple[str, ...], float] = {(): float(count)}
+            for group, k in zip(of_group, many.tolist(), strict=True):
+                for i in range(k):
+                    # of n - i units that are left, w - i are kept
+                    left, more = sizes[group] - i, dict[tuple[str, ...], float]()
+                    for names, c in terms.items():
+                        one = tuple(sorted((*names, group)))
+                        more[one] = more.get(one, 0.0) + c * sizes[group] / left
+                        more[names] = more.get(names, 0.0) - c * i / left
+                    terms = more
+            for names, c in terms.items():
+                if abs(c) > 1e-9:
+                    counts[names] = counts.get(names, 0) + c

@@ -9,7 +9,7 @@ from functools import lru_cache
 from slimfast.graph.channel_graph import Axis
 
 # (the groups that have a say, the number of indices in which they have it), as Axis.terms() has them.
-Polynomial = tuple[tuple[tuple[str, ...], int], ...]
+Polynomial = tuple[tuple[tuple[str, ...], float], ...]
 
 
 @lru_cache(maxsize=4096)

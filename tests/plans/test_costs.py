@@ -69,7 +69,14 @@ def test_a_group_that_stands_twice_on_an_axis_counts_wherever_it_stands() -> Non
     """As where units of one group lie beside and upon each other."""
     first, second = np.array([0, 1, -1, -1, 0, -1]), np.array([-1, -1, 0, 1, 1, -1])
     axis = Axis.of(6, [("a", first), ("a", second)])
-    assert axis.terms() == {(): 1, ("a",): 4, ("a", "a"): 1}
+    terms = axis.terms()
+    # the pair, w (w - 1) / 2 of it, is 2 (w / 2)^2 - w / 2
+    assert terms == {(): 1, ("a",): 4 - 1, ("a", "a"): 2}
+    for keep in ([0], [1], [0, 1]):
+        share = len(keep) / 2
+        assert sum(n * share ** len(names) for names, n in terms.items()) == len(
+            axis.kept({"a": np.array(keep)})
+        )
 
 
 def test_costs_of_groups_are_those_of_what_they_take_part_in() -> None:

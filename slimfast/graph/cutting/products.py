@@ -11,7 +11,7 @@ import numpy as np
 from slimfast.arrays import FloatArray, IntArray
 from slimfast.graph.channel_graph import Axis
 
-Terms: TypeAlias = tuple[tuple[tuple[int, ...], int], ...]
+Terms: TypeAlias = tuple[tuple[tuple[int, ...], float], ...]
 
 
 class AxisNumbers:
