@@ -6,6 +6,8 @@ from slimfast.pruning.manifests import Manifest, manifest
 from slimfast.pruning.one_call import slim
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import RepairReport, repair_report
+from slimfast.pruning.rotation.report import RotationReport, rotation_report
+from slimfast.pruning.rotation.rotate import rotate_heads
 from slimfast.pruning.selection import select
 from slimfast.pruning.training_state import prune_state
 from slimfast.pruning.verification import Verification, verification_report, verify
@@ -14,6 +16,7 @@ __all__ = [
     "DepthReport",
     "Manifest",
     "RepairReport",
+    "RotationReport",
     "Verification",
     "depth_report",
     "drop_layers",
@@ -21,6 +24,8 @@ __all__ = [
     "prune_channels",
     "prune_state",
     "repair_report",
+    "rotate_heads",
+    "rotation_report",
     "select",
     "slim",
     "verification_report",

@@ -15,7 +15,7 @@ from slimfast.pruning.depth.shorter import Dropped, Fate
 from slimfast.storage.documents import LARGEST, Fields
 
 # What a cut, or a repair after it, does to values: it puts constants into biases, or solves for weights.
-Change: TypeAlias = Literal["masks", "repair"]
+Change: TypeAlias = Literal["masks", "repair", "rotation"]
 _CHANGES: tuple[str, ...] = get_args(Change)
 _FATES: tuple[Fate, ...] = get_args(Fate)
 # A branch returns no more than so many values.

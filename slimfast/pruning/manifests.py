@@ -51,8 +51,8 @@ class Manifest:
         patches: The Python attributes that changed.
         widths: Group name -> (wide, thin) number of units.
         moved: The tensors that may hold other values than the slices of the wide ones, and what has changed
-            them, in order: ``"masks"``, whose dead units left constants to them, or ``"repair"``. What is cut
-            from other weights by this manifest has the slices alone.
+            them, in order: ``"masks"``, whose dead units left constants to them, ``"rotation"`` or
+            ``"repair"``. What is cut from other weights by this manifest has the slices alone.
         schema: The version of its JSON document.
 
     Example:
@@ -260,14 +260,18 @@ def check_values(moved: Mapping[str, tuple[Change, ...]], what: str) -> None:
 
     Where a repair is missing, it warns. ``moved``: which tensors are more than slices; ``what`` is cut.
     """
-    folded = [name for name, changes in moved.items() if "masks" in changes]
+    kinds = ("rotation", "masks", "repair")
+    turned, folded, repaired = ([name for name, all_ in moved.items() if kind in all_] for kind in kinds)
     if folded:
         raise SlimfastError(
             f"{what}: expected a cut of weights alone, got one of masks, whose dead units left constants to "
             f"{len(folded)} tensors ({folded[0]}) that these weights have not; load them into the wide "
             "network and make a plan of their own masks (slimfast.plan_from_masks)"
         )
-    repaired = [name for name, changes in moved.items() if "repair" in changes]
+    if turned:
+        raise SlimfastError(
+            f"{what}: expected a cut of weights alone, got one of rotated heads ({turned[0]}); rotate these"
+        )
     if repaired:
         warnings.warn(
             f"{what}: {len(repaired)} tensors ({repaired[0]}) were solved for by a repair of other weights: "

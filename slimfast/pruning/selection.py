@@ -22,6 +22,7 @@ from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
 from slimfast.plans import GroupPlan, Plan, check_plan, warn_of_units
+from slimfast.pruning.rotation.report import given_units
 from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
 from slimfast.pruning.wide_reads import wide_rows
 from slimfast.pruning.wide_units import pivoted_rows
@@ -32,8 +33,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 # The paper's is l1; on ResNets units by lookahead end higher after the same training (docs/evidence).
 DEFAULT_METHOD: Method = "lookahead"
 
-# Bytes of covariances factored in one grouped call on a CPU.
-_BATCH_BYTES = 256 << 20
+_BATCH_BYTES = 256 << 20  # of covariances factored in one grouped call on a CPU
 
 
 def select(
@@ -60,7 +60,8 @@ def select(
 
     The largest stay; ties go to the smaller index. The paper's is ``l1``. Weights are those that the layers
     compute with: masked, normed, or otherwise made of parameters. A unit of which they are all 0, or that a
-    batch norm or a depthwise filter behind multiplies by 0, goes before any other.
+    batch norm or a depthwise filter behind multiplies by 0, goes before any other. Of head dims that
+    :func:`slimfast.rotate_heads` has sorted the first stay, whatever the method.
 
     Args:
         model: The network.
@@ -102,17 +103,16 @@ def select_units(
     if method not in METHODS:
         hint = did_you_mean(method, METHODS)
         raise ArgumentError(f"select: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
-    keeps = {g.name: np.arange(g.n, dtype=np.int64) for g in groups if g.width == g.n}
-    chosen = [g for g in groups if g.width < g.n]
+    keeps = given_units(model, groups)
+    chosen = [g for g in groups if g.name not in keeps]
     tensors = named_tensors(model)
     for g in chosen:
         for name in graph.needed(graph[g.name]):
             if tensors[name].is_meta:
                 raise SlimfastError(f"select: {name} is a meta tensor and has no values ({g.name})")
     if method == "pivoted_cholesky":
-        return keeps | _by_weights(
-            graph, [(graph[g.name], g.width) for g in chosen], graph.effective(tensors), backend
-        )
+        wanted = [(graph[g.name], g.width) for g in chosen]
+        return keeps | _by_weights(graph, wanted, graph.effective(tensors), backend)
     if method == "activations":
         if calibration is None:
             raise ArgumentError("select: expected a calibration for method 'activations', got none")
@@ -249,9 +249,9 @@ def _by_activations(
         keeps[group.name] = _first(*pivoted_rows(rows[group.name], width), width)
 
     def read(group: ChannelGroup) -> Tensor:
-        covariance = unit_covariance(graph, group, consumers, calibration)
-        assert covariance is not None, "a layer with moments reads it"
-        return covariance
+        found = unit_covariance(graph, group, consumers, calibration)
+        assert found is not None, "a layer with moments reads it"
+        return found
 
     return keeps | _pivoted_cholesky(narrow, read, backend)
 

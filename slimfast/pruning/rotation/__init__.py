@@ -1,0 +1,1 @@
+"""Rotation: bases inside attention heads in which what matters least comes last."""
