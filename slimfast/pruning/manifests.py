@@ -270,7 +270,7 @@ def check_values(moved: Mapping[str, tuple[Change, ...]], what: str) -> None:
         )
     if turned:
         raise SlimfastError(
-            f"{what}: expected a cut of weights alone, got one of rotated heads ({turned[0]}); rotate these"
+            f"{what}: expected a cut of weights alone, got one of rotated heads ({turned[0]})"
         )
     if repaired:
         warnings.warn(

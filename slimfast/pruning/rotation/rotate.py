@@ -257,6 +257,6 @@ def _blame(found: Mapping[str, Sequence[HeadPair]], grams: _Grams, outputs: _Out
             names.append(name)
     return (
         f"rotate_heads: expected the original's output, got one off by {error:.2g} of its size where "
-        f"rounding explains {outputs.limit:.2g} ({names[0] if names else 'all groups together'}): something else "
-        "depends on these dims; cut them as they are"
+        f"rounding explains {outputs.limit:.2g} ({names[0] if names else 'all groups together'}): something "
+        "else depends on these dims; cut them as they are"
     )

@@ -24,6 +24,10 @@ _MOVES = frozenset(
      "movedim", "repeat_interleave", "flatten", "unflatten", "swapaxes"}
 )  # fmt: skip
 _SAME = frozenset({"clone", "detach", "alias", "contiguous", "_to_copy", "to", "lift_fresh"})
+# Of a tensor they take the shape.
+_SHAPES = frozenset(
+    {"new_empty", "new_zeros", "new_ones", "new_full", "empty_like", "zeros_like", "ones_like", "full_like"}
+)
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "mm"})
 
 
@@ -88,7 +92,7 @@ class Walk:
         where = f"{call.op} at {call.module or 'the network itself'}"
         for name in tensors:
             self.spoiled.setdefault(name, f"{where} takes {name}")
-        if linear is not None or not any(ref.value in self._coded for ref in refs):
+        if linear is not None or plain in _SHAPES or not any(ref.value in self._coded for ref in refs):
             return
         coded = self._coded.get(refs[0].value)
         if plain in _SAME or (plain in ("mul", "div") and _is_scaled(call)):
