@@ -19,8 +19,8 @@ from slimfast.pruning.rotation.solving import balanced_basis
 class Attention(nn.Module):
     """Attention of its own, every variation of which is an argument.
 
-    ``groups`` heads of keys and values serve ``heads`` queries; ``fused``: one layer makes all three; ``plain``:
-    written with matrix products; ``between`` works on the queries. ``tied``: value dims are those of keys.
+    ``groups`` heads of keys and values serve ``heads`` queries; ``fused``: one layer makes all three;
+    ``plain``: written with matrix products; ``between`` works on the queries.
     """
 
     def __init__(self, heads: int = 4, groups: int = 4, key: int = 5, value: int = 6, *, bias: bool = True,
@@ -71,7 +71,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "products": {"plain": True},
     "fused": {"fused": True},
     "fused, grouped": {"fused": True, "groups": 2, "plain": True},
-    "one head": {"heads": 1, "groups": 1},
+    "two heads": {"heads": 2, "groups": 2},
     "scaled queries": {"between": lambda q: q * 0.5, "plain": True},
 }
 
@@ -134,20 +134,19 @@ def test_first_dims_are_the_best_approximation_of_the_product(dims: int) -> None
 
 
 def test_with_data_the_first_dims_lose_least_of_what_is_computed_of_it() -> None:
-    model = moved(Between(Attention(heads=1, groups=1))).double().eval()
+    model = moved(Between(Attention(heads=2, groups=2))).double().eval()
     x = torch.randn(40, 6, 8, dtype=torch.float64) @ torch.diag(torch.logspace(-2, 1, 8).double()) + 0.5
     graph = slimfast.trace_channels(model, x)
     calibration = slimfast.calibrate(model, graph, [x], dtype=torch.float64)
     read = model.first(x).detach().reshape(-1, 16)
 
     def lost(thin: nn.Module, dims: int) -> float:
-        attention, made = thin.inner, model.inner.o.weight @ model.inner.v(read).T
-        part = attention.o.weight[:, :dims] @ attention.v(read)[:, :dims].T
+        part = thin.inner.o.weight[:, :dims] @ thin.inner.v(read)[:, :dims].T
         return float((made - part).detach().norm())
 
     with_data = slimfast.rotate_heads(model, x, calibration=calibration)
     without = slimfast.rotate_heads(model, x)
-    made = (model.inner.o.weight @ model.inner.v(read).T).detach()
+    made = (model.inner.o.weight[:, :6] @ model.inner.v(read)[:, :6].T).detach()
     for dims in (1, 2, 3):
         best = float(torch.linalg.svdvals(made)[dims:].norm())
         assert lost(with_data, dims) == pytest.approx(best, rel=1e-4)
@@ -159,7 +158,8 @@ def test_the_first_units_stay_whatever_the_method(method: Any) -> None:
     model = moved(Between(Attention(groups=2))).eval()
     x = torch.randn(2, 5, 8)
     rotated = slimfast.rotate_heads(model, x)
-    (name,) = slimfast.rotation_report(rotated).losses
+    name = "inner.v[head_dim]"
+    assert name in slimfast.rotation_report(rotated).losses
     plan = slimfast.plan(rotated, x, params=0.9, include=["head_dim"])
     chosen = slimfast.select(rotated, plan, method=method)
     width = next(g.width for g in chosen.groups if g.name == name)
@@ -185,8 +185,7 @@ def test_rotating_loses_less_than_choosing_among_the_dims_there_are() -> None:
         model.inner.v.bias.zero_()
     x = torch.randn(4, 6, 8).double()
     rotated = slimfast.rotate_heads(model, x)
-    (name,) = slimfast.rotation_report(rotated).losses
-    assert slimfast.rotation_report(rotated).losses[name][3] < 1e-7
+    assert slimfast.rotation_report(rotated).losses["inner.v[head_dim]"][3] < 1e-6
     for head in range(2):
         kept = (
             rotated.inner.v.weight[8 * head : 8 * head + 3],
@@ -195,7 +194,8 @@ def test_rotating_loses_less_than_choosing_among_the_dims_there_are() -> None:
         whole = (
             model.inner.o.weight[:, 8 * head : 8 * head + 8] @ model.inner.v.weight[8 * head : 8 * head + 8]
         )
-        assert float((whole - kept[1] @ kept[0]).abs().max()) < 1e-3 * float(whole.abs().max())
+        lost = (whole - kept[1] @ kept[0]).detach().abs().max()
+        assert float(lost) < 1e-3 * float(whole.detach().abs().max())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -205,9 +205,9 @@ def test_dtypes_and_modes_stay(dtype: torch.dtype) -> None:
     x = torch.randn(2, 5, 8).to(dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     rotated = slimfast.rotate_heads(model, x)
-    assert (
-        rotated.training and not rotated.inner.v.weight.requires_grad and rotated.inner.q.weight.requires_grad
-    )
+    assert rotated.training
+    assert not rotated.inner.v.weight.requires_grad
+    assert rotated.inner.q.weight.requires_grad
     assert all(tensor.dtype == dtype for tensor in rotated.state_dict().values())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     # what is left is the rounding of the weights to their dtype
@@ -224,13 +224,9 @@ def test_heads_of_one_dim_and_zero_matrices() -> None:
     rotated = slimfast.rotate_heads(model, x)
     assert all(bool(p.isfinite().all()) for p in rotated.parameters())
     torch.testing.assert_close(rotated(x), model(x), rtol=2e-5, atol=2e-5)
-    thin = moved(Between(Attention(heads=3, groups=3, value=1, key=3))).eval()
-    try:
-        turned = slimfast.rotate_heads(thin, x)
-    except SlimfastError as error:
-        assert "head dims" in str(error)
-    else:
-        torch.testing.assert_close(turned(x), thin(x), rtol=2e-5, atol=2e-5)
+    alone = moved(Between(Attention(heads=3, groups=3, value=1, key=3))).eval()
+    turned = slimfast.rotate_heads(alone, x)
+    torch.testing.assert_close(turned(x), alone(x), rtol=2e-5, atol=2e-5)
 
 
 def test_a_calibration_of_other_weights_changes_the_order_alone() -> None:
@@ -242,7 +238,7 @@ def test_a_calibration_of_other_weights_changes_the_order_alone() -> None:
     # of a calibration the inputs are used
     for name, tensor in states[0].items():
         torch.testing.assert_close(tensor, states[1][name])
-    with pytest.raises(ArgumentTypeError, match="calibration of slimfast.calibrate, got list"):
+    with pytest.raises(ArgumentTypeError, match=r"calibration of slimfast\.calibrate, got list"):
         slimfast.rotate_heads(model, x, calibration=[x])  # type: ignore[arg-type]
 
 
@@ -263,13 +259,16 @@ class Normed(Attention):
         return self.o((out / (1 + out.abs())).transpose(1, 2).reshape(*x.shape[:-1], -1))
 
 
-@pytest.mark.parametrize(
-    ("inner", "reason"),
-    [(Leaking(), "inner.v.weight: aten.relu at inner works on it"), (Normed(), "inner.v.weight: aten.abs")],
-)
-def test_what_else_works_on_the_dims_leaves_them(inner: nn.Module, reason: str) -> None:
-    with pytest.raises(SlimfastError, match=reason):
-        slimfast.rotate_heads(moved(Between(inner)).eval(), torch.randn(2, 5, 8))
+@pytest.mark.parametrize("inner", [Leaking(), Normed()])
+def test_what_else_works_on_the_dims_leaves_them(inner: nn.Module) -> None:
+    model, x = moved(Between(inner)).eval(), torch.randn(2, 5, 8)
+    rotated = slimfast.rotate_heads(model, x)
+    left = slimfast.rotation_report(rotated).left
+    assert left.keys() <= {"inner.v[head_dim]"}
+    assert all(reason.startswith("inner.") for reason in left.values())
+    assert torch.equal(rotated.inner.v.weight, model.inner.v.weight)
+    assert torch.equal(rotated.inner.o.weight, model.inner.o.weight)
+    torch.testing.assert_close(rotated(x), model(x), rtol=2e-5, atol=2e-5)
 
 
 def test_norms_of_queries_leave_queries_and_keys() -> None:
@@ -311,7 +310,7 @@ def test_a_cut_of_rotated_heads_is_saved_and_not_taken_for_one_of_other_weights(
     loaded = slimfast.load(tmp_path / "thin.safetensors", Between(Attention()))
     assert torch.equal(loaded.eval()(x), thin(x))
     with pytest.raises(SlimfastError, match="rotated heads"):
-        slimfast.prune_state(model.state_dict(), slimfast.manifest(thin))
+        slimfast.prune_state(model.state_dict(), model, thin)
 
 
 def test_basis_is_turned_back_where_factors_have_fewer_dims() -> None:
