@@ -17,6 +17,7 @@ from benchmarks import latency, memory
 from benchmarks.accuracy.studies import (
     cifar10_tables,
     decoder_tables,
+    head_dims_tables,
     minilm_tables,
     oneshot_tables,
     recovery_tables,
@@ -43,6 +44,7 @@ DECLARING = (
     oneshot_tables,
     recovery_tables,
     minilm_tables,
+    head_dims_tables,
     decoder_tables,
     summary_tables,
     zoo,

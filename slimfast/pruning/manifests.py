@@ -256,9 +256,8 @@ def attach(model: nn.Module, described: Manifest) -> None:
 
 
 def check_values(moved: Mapping[str, tuple[Change, ...]], what: str) -> None:
-    """Refuse the cut of other weights to which the constants of dead units are missing.
-
-    Where a repair is missing, it warns. ``moved``: which tensors are more than slices; ``what`` is cut.
+    """Refuse the cut of other weights to which the constants of dead units, or a rotation, are missing; where
+    a repair is, it warns. ``moved``: which tensors are more than slices; ``what`` is cut.
     """
     kinds = ("rotation", "masks", "repair")
     turned, folded, repaired = ([name for name, all_ in moved.items() if kind in all_] for kind in kinds)
