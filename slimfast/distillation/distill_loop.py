@@ -26,7 +26,8 @@ from slimfast.distillation.sharding import check_strategy
 from slimfast.distillation.texts import check_of
 from slimfast.distillation.training_run import Training
 from slimfast.distillation.training_setup import Evaluate, Loss, Setup
-from slimfast.errors import ArgumentError, SlimfastError
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
+from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.storage.atomic import output_folder
 
 _log = logging.getLogger(__name__)
@@ -149,6 +150,14 @@ def distill(
 
 
 def _check_networks(student: nn.Module, teacher: nn.Module) -> None:
+    for name, network in (("student", student), ("teacher", teacher)):
+        if not isinstance(network, nn.Module):
+            kind = type(network).__name__
+            raise ArgumentTypeError(f"distill: expected the {name} to be a module, got {kind}")
+        if empty := [of for of, tensor in named_tensors(network).items() if tensor.is_meta]:
+            raise SlimfastError(
+                f"distill: the {name}'s {empty[0]} is on the meta device and has no data; load its weights"
+            )
     if student is teacher:
         raise ArgumentError("distill: the student is the teacher; pass two networks")
     if made := [name for name, tensor in student.state_dict().items() if tensor.is_inference()]:

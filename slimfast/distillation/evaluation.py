@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -12,6 +15,18 @@ from slimfast.distillation.losses import DistillationLoss
 from slimfast.distillation.scores import mean_score, tally
 from slimfast.distillation.training_setup import Setup
 from slimfast.errors import ArgumentTypeError, SlimfastError
+
+
+def _number(score: Any) -> float:
+    """Take what a user's function gave; a score that is no number warns, and no epoch with it is the best."""
+    try:
+        found = float(score)
+    except (TypeError, ValueError, RuntimeError):
+        kind = type(score).__name__
+        raise ArgumentTypeError(f"evaluate: expected a function that returns a number, got {kind}") from None
+    if math.isnan(found):
+        warnings.warn("evaluate returned nan: this epoch cannot be the best one", stacklevel=2)
+    return found
 
 
 class Evaluation:
@@ -37,7 +52,7 @@ class Evaluation:
             return None
         if callable(evaluate):
             with evaluating(setup.student):
-                score = torch.tensor(float(evaluate(setup.student)), dtype=torch.float64, device="cpu")
+                score = torch.tensor(_number(evaluate(setup.student)), dtype=torch.float64, device="cpu")
             if setup.recipe.processes > 1:
                 score = score.to(setup.accelerator.device)
                 torch.distributed.broadcast(score, 0)

@@ -43,8 +43,8 @@ class DistillationLoss:
 
     The weights: ``soft`` targets, ``hard`` labels, and the aligned ``hint``\ s, all in use by default;
     ``decoupled`` soft targets, the ``correlation`` of DIST and the ``relational`` loss, all three of the
-    logits; and ``attention``, on the hinted features. ``class_dim`` is where the logits have their classes;
-    ``label_smoothing`` is that of the cross entropy (Szegedy et al. 2016).
+    logits; and ``attention``, on the hinted features. ``class_dim`` is where the logits have their classes,
+    None: where the targets fit; ``label_smoothing`` is that of the cross entropy (Szegedy et al. 2016).
 
     Every output of the network is taught: soft and hard losses are those of its kind, a softmax over classes,
     a sigmoid for each yes or no, or the values themselves. The kinds are found from the first targets
@@ -72,7 +72,7 @@ class DistillationLoss:
     hint: float = 1.0
     label_smoothing: float = 0.0
     hints: tuple[Hint, ...] = ()
-    class_dim: int = -1
+    class_dim: int | None = None
     decoupled: float = 0.0
     correlation: float = 0.0
     relational: float = 0.0

@@ -51,7 +51,7 @@ class Output:
 
 
 def settled_outputs(
-    outputs: Sequence[Output], student: Any, targets: Any, class_dim: int, ignore_index: int
+    outputs: Sequence[Output], student: Any, targets: Any, class_dim: int | None, ignore_index: int
 ) -> tuple[Output, ...]:
     """Find from one batch what ``outputs`` were not given: kinds, class dims, whose the targets are.
 
@@ -64,11 +64,17 @@ def settled_outputs(
     One without targets is "softmax" if it is the network's only one and has two classes or more, and "mse"
     otherwise, which is right for logits, too.
 
+    ``class_dim`` None: of an output in whose dim 1 class indices fit, and not in its last dim, dim 1, as in
+    segmentation; of others the last one.
+
     Raises:
         ValueError: targets that fit no output, or several; an output that can be several things.
     """
     tensors = {o.name: output_named(student, o.name) for o in outputs}
-    placed = [replace(o, class_dim=class_dim if o.class_dim is None else o.class_dim) for o in outputs]
+    placed = [
+        replace(o, class_dim=_class_dim(o, tensors[o.name], _own(o, outputs, targets), class_dim))
+        for o in outputs
+    ]
     if isinstance(targets, Tensor):
         placed = _labelled(placed, tensors, targets, ignore_index)
     alone = len(placed) == 1
@@ -124,6 +130,25 @@ def positions_of(tensor: Tensor, class_dim: int) -> tuple[int, ...]:
 def classes_of(tensor: Tensor, class_dim: int) -> int:
     """Count the classes of an output; one of (N,) has one value a sample."""
     return tensor.shape[class_dim] if tensor.dim() > 1 else 1
+
+
+def _own(output: Output, outputs: Sequence[Output], targets: Any) -> Any:
+    """Find the targets that may be an output's, before it is known whose they are."""
+    if isinstance(targets, Mapping):
+        return targets.get(output.name)
+    if isinstance(targets, (tuple, list)):
+        return targets[list(outputs).index(output)] if len(targets) == len(outputs) else None
+    return targets
+
+
+def _class_dim(output: Output, tensor: Tensor, targets: Any, given: int | None) -> int:
+    """Find the dim of an output's classes."""
+    if output.class_dim is not None or given is not None:
+        return given if output.class_dim is None else output.class_dim  # type: ignore[return-value]
+    if tensor.dim() < 3 or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return -1
+    fits = {dim: aligned(targets, positions_of(tensor, dim)) is not None for dim in (1, -1)}
+    return 1 if fits[1] and not fits[-1] else -1
 
 
 def _labelled(

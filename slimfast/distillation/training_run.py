@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from slimfast.distillation.resume import rng_state, set_rng_state
 from slimfast.distillation.training_setup import Loss, Setup
 from slimfast.distributed.dtensors import is_part
 from slimfast.errors import SlimfastError
+from slimfast.graph.recording.inputs import tensors_in
 
 # Looking at the losses waits for the accelerator, and asks all processes: done once for so many steps.
 _STEPS_PER_LOOK = 16
@@ -99,6 +101,7 @@ class Training:
             if batch is None:
                 epoch = position.epoch + 1
                 raise SlimfastError(f"train: {position.step} batches in epoch {epoch}, expected {steps}")
+            self._check_samples(batch)
             self._train_step(batch, features)
             if alone or position.step % _STEPS_PER_LOOK == 0 or position.step == steps:
                 self._check_losses()
@@ -142,7 +145,9 @@ class Training:
 
     def _best(self, score: float | None) -> dict[str, Any] | None:
         """Find the best epoch so far, the one with this score included, with the weights as they are."""
-        if score is None or (self.best is not None and not score > self.best["score"]):
+        if score is None or math.isnan(score):
+            return self.best
+        if self.best is not None and score <= self.best["score"]:
             return self.best
         # A part stays on its device: its process's share of the copy is small.
         weights = {
@@ -191,6 +196,14 @@ class Training:
         with evaluating(self.setup.student), torch.no_grad():
             self._loss_of(self.setup.student, inputs, targets, features)
         set_rng_state(before)
+
+    def _check_samples(self, batch: Any) -> None:
+        """Refuse a batch without samples, whose mean loss is not a number."""
+        if any(tensor.dim() and not len(tensor) for tensor in tensors_in(split_batch(batch)[0])):
+            position = self.position
+            raise SlimfastError(
+                f"train: batch {position.step + 1} of epoch {position.epoch + 1} has no samples"
+            )
 
     def _check_losses(self) -> None:
         recipe, position = self.setup.recipe, self.position

@@ -131,3 +131,32 @@ def test_a_student_without_gradients_is_named(block: Any, teacher: nn.Module) ->
 
     with pytest.raises(SlimfastError, match="the loss has no gradient; does the student's forward"):
         distill(Fixed(), teacher=teacher, train=batches(), epochs=1)
+
+
+def test_networks_that_are_none_or_have_no_data(teacher: nn.Module) -> None:
+    anything: Any = "resnet18"
+    for student, wide in ((anything, teacher), (network(), anything)):
+        with pytest.raises(TypeError, match=r"expected the (student|teacher) to be a module, got str"):
+            distill(student, teacher=wide, train=batches(), epochs=1)
+    for student, wide in ((network().to("meta"), teacher), (network(), network().to("meta"))):
+        with pytest.raises(SlimfastError, match="is on the meta device and has no data"):
+            distill(student, teacher=wide, train=batches(), epochs=1)
+
+
+def test_a_batch_without_samples_is_named(teacher: nn.Module) -> None:
+    x, y = samples(8)
+    with pytest.raises(SlimfastError, match="train: batch 2 of epoch 1 has no samples"):
+        distill(network(seed=1), teacher=teacher, train=[(x, y), (x[:0], y[:0])], epochs=1)
+
+
+def test_scores_that_are_no_numbers(teacher: nn.Module) -> None:
+    with pytest.raises(TypeError, match="expected a function that returns a number, got NoneType"):
+        distill(network(), teacher=teacher, train=batches(), epochs=1, evaluate=lambda model: None)
+    scores = iter([float("nan"), 0.2, 0.5, float("nan")])
+    with pytest.warns(UserWarning, match="evaluate returned nan: this epoch cannot be the best one"):
+        found = distill(
+            network(), teacher=teacher, train=batches(), epochs=4, evaluate=lambda model: next(scores)
+        )
+    # A first epoch without a score is not the best one for ever.
+    assert found.best is not None
+    assert found.best.epoch == 3

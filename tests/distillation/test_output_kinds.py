@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimfast.distillation import DistillationLoss, Output, accuracy
+from slimfast.distillation import DistillationLoss, Output, accuracy, distill
 from slimfast.distillation.network_outputs import named_outputs
+from slimfast.distillation.output_kinds import settled_outputs
 from slimfast.errors import SlimfastError
 
 
@@ -212,3 +213,35 @@ def test_accuracy_is_of_classes() -> None:
     assert accuracy(
         nn.Identity(), [(torch.tensor([[3.0], [-1.0], [2.0]]), torch.tensor([1, 0, 0]))]
     ) == pytest.approx(2 / 3)
+
+
+def test_the_dim_of_the_classes_is_where_the_targets_fit() -> None:
+    def found(shape: tuple[int, ...], targets: torch.Tensor | None, **given: Any) -> int | None:
+        student = torch.randn(shape)
+        (output,) = settled_outputs((Output(),), student, targets, given.get("class_dim"), -100)
+        return output.class_dim
+
+    classes = torch.zeros(2, 5, 6, dtype=torch.int64)
+    assert found((2, 3, 5, 6), classes) == 1
+    assert found((2, 5, 6, 3), classes) == -1
+    assert found((2, 3, 7), torch.zeros(2, 7, dtype=torch.int64)) == 1
+    assert found((2, 7, 3), torch.zeros(2, 7, dtype=torch.int64)) == -1
+    assert found((2, 3), torch.zeros(2, dtype=torch.int64)) == -1
+    # What is given counts; what fits twice is the last one, as without targets.
+    assert found((2, 7, 7), torch.zeros(2, 7, dtype=torch.int64), class_dim=1) == 1
+    assert found((2, 7, 7), torch.zeros(2, 7, dtype=torch.int64)) == -1
+    assert found((2, 7, 5), None) == -1
+
+
+def test_segmentation_is_taught_without_being_told() -> None:
+    def segmenter(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+
+    data = [(torch.randn(2, 3, 6, 5), torch.randint(0, 4, (2, 6, 5))) for _ in range(3)]
+    found = []
+    for given in (None, 1):
+        student = segmenter(1)
+        loss = DistillationLoss(class_dim=given)
+        found.append(distill(student, teacher=segmenter(0), train=data, epochs=1, loss=loss).epochs[-1].loss)
+    assert found[0] == found[1]
