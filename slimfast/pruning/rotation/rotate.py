@@ -144,9 +144,16 @@ class _Grams:
         found: Mapping[str, Sequence[HeadPair]],
         calibration: Calibration | None,
     ) -> None:
-        self._network, self._moments = network, {} if calibration is not None else None
-        if calibration is None:
-            return
+        self._network = network
+        self._moments: dict[str, Tensor] | None = None
+        if calibration is not None:
+            self._moments = self._measured(walk, found, calibration)
+
+    def _measured(
+        self, walk: Walk, found: Mapping[str, Sequence[HeadPair]], calibration: Calibration
+    ) -> dict[str, Tensor]:
+        """Measure what the layers read whose rows are rotated: second moments, a constant one appended."""
+        network = self._network
         made = {s.weight for pairs in found.values() for p in pairs for s in (p.first, *p.second)
                 if p.kind == "score" or s is p.first}  # fmt: skip
         consumers = []
@@ -163,13 +170,15 @@ class _Grams:
         with running(network.model) as (copy, _):
             for number, part in enumerate(calibration.slices(MEMORY)):
                 measured.measure(copy, part, f"slice {number} of the calibration")
+        moments = {}
         for weight, reading in measured.readings(network.tensors).items():
             mean = torch.cat([reading.mean, torch.ones(1, dtype=torch.float64, device="cpu")])
             second = mean[:, None] * mean
             second[:-1, :-1] += reading.covariance * ((reading.count - 1) / reading.count)
-            self._moments[weight] = second
-        if missing := made - self._moments.keys():
+            moments[weight] = second
+        if missing := made - moments.keys():
             raise SlimfastError(f"rotate_heads: {min(missing)} read nothing of the calibration")
+        return moments
 
     def rows(self, piece: Slice, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Gather a slice (E, ...), and its bias (E, 1) where it has one, float64 on the CPU."""
@@ -197,7 +206,8 @@ class _Grams:
         if reads and self._moments is not None:
             moment = self._moments[piece.weight]
             rows_of_moment = moment if rows.shape[1] == len(moment) else moment[:-1, :-1]
-            return rows @ rows_of_moment @ rows.T
+            weighted: Tensor = rows @ rows_of_moment @ rows.T
+            return weighted
         return rows @ rows.T
 
 

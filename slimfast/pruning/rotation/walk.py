@@ -176,9 +176,9 @@ class Walk:
     def _score(self, first: _Coded | None, second: _Coded | None, where: str) -> None:
         """Note which rows are summed over in the product of every query with every key."""
         if first is not None and second is not None and not first.summed and not second.summed:
-            rows = _heads(first.codes), _heads(second.codes)
-            if rows[0] is not None and rows[1] is not None and len(rows[0]) == len(rows[1]):
-                self.scores.update(zip(*rows, strict=True))
+            queries, keys = _heads(first.codes), _heads(second.codes)
+            if queries is not None and keys is not None and len(queries) == len(keys):
+                self.scores.update(zip(queries, keys, strict=True))
                 return
         for coded in (first, second):
             if coded is not None:
@@ -194,7 +194,7 @@ class Walk:
         self._coded[out.value] = _Coded(coded.codes[..., :1, :].expand(out.shape), summed=True)
 
     def _spoil(self, coded: _Coded, why: str) -> None:
-        for code in coded.codes.unique().tolist():
+        for code in set(coded.codes.flatten().tolist()):
             self.spoiled.setdefault(code, why)
 
     def _spoil_all(self, refs: Iterable[Ref], why: str) -> None:

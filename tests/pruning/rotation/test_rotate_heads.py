@@ -203,7 +203,14 @@ class Normed(Attention):
         return self.o((out / (1 + out.abs())).transpose(1, 2).reshape(*x.shape[:-1], -1))
 
 
-@pytest.mark.parametrize("inner", [Leaking(), Normed()])
+class Added(Attention):
+    """Its weight of the values is a tensor of another operation too."""
+
+    def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
+        return super().forward(x, memory) + self.v.weight.abs().mean(0)
+
+
+@pytest.mark.parametrize("inner", [Leaking(), Normed(), Added()])
 def test_what_else_works_on_the_dims_leaves_them(inner: nn.Module) -> None:
     model, x = moved(Between(inner)).eval(), torch.randn(2, 5, 8)
     rotated = slimfast.rotate_heads(model, x)
