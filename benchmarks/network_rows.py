@@ -20,7 +20,7 @@ from slimfast.storage.atomic import atomic_path
 
 
 def parser_of(module: str, about: str, batches: Sequence[int]) -> argparse.ArgumentParser:
-    """Make the parser of ``python -m benchmarks.MODULE``, whose results go to ``MODULE.json``."""
+    """Make the parser of a module of ``benchmarks``, whose results go to a file of its name."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{module}", description=about.splitlines()[0])
     parser.add_argument(
         "--only", nargs="+", default=["*"], metavar="GLOB", help="only networks of these names"

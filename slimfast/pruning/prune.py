@@ -30,6 +30,7 @@ from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manife
 from slimfast.pruning.mask_folding import check_repairable, check_same, fold_masks, is_of_masks
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
 from slimfast.pruning.repair.report import repaired_tensors
+from slimfast.pruning.rotation.report import given_units
 from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
 from slimfast.pruning.training_start import TrainingStart, check_not_chosen, training_start
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
@@ -220,7 +221,7 @@ def _keeps(
     """Find the kept units of every group: the plan's, or chosen now."""
     keeps = {g.name: np.array(g.keep, dtype=np.int64) for g in groups if g.keep is not None}
     open_groups = [g for g in groups if g.keep is None]
-    if any(g.width < g.n for g in open_groups):
+    if len(given_units(model, open_groups)) < len(open_groups):
         warn_of_units(model, method, "prune")
     return keeps | select_units(
         model, graph, open_groups, method=method, calibration=calibration, backend=backend

@@ -82,10 +82,10 @@ def select(
         chosen = slimfast.select(model, slimfast.plan(model, example, macs=0.5), method="l1")
         thin = slimfast.prune_channels(model, chosen)
     """
-    model = unwrapped(model)
-    plan = Plan.of(plan)
+    model, plan = unwrapped(model), Plan.of(plan)
     graph = graph_of(model, plan)
-    warn_of_units(model, method, "select")
+    if len(given_units(model, plan.groups)) < len(plan.groups):
+        warn_of_units(model, method, "select")
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
     return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from support.head_networks import Attention, Between, moved
 from torch import Tensor, nn
 
@@ -270,3 +272,25 @@ def test_basis_is_turned_back_where_factors_have_fewer_dims() -> None:
     torch.testing.assert_close((a @ basis) @ (b @ inverse).T, a @ b.T, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(values[:2], torch.linalg.svdvals(a @ b.T)[:2], rtol=1e-6, atol=0.0)
     assert float(values[2]) < 1e-3 * float(values[0])
+
+
+def test_a_cut_of_sorted_dims_alone_is_no_choice_by_weights() -> None:
+    """Of a language model such a choice warns."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=16, n_embd=16, n_layer=1, n_head=2, use_cache=False, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    model, tokens = transformers.GPT2LMHeadModel(config).eval(), torch.randint(40, (2, 8))
+    calibration = slimfast.calibrate(model, slimfast.trace_channels(model, tokens), [tokens])
+    rotated = slimfast.rotate_heads(model, tokens, calibration=calibration)
+    again = slimfast.calibrate(rotated, slimfast.trace_channels(rotated, tokens), [tokens])
+    options = {"params": 0.95, "include": ["head_dim"]}
+    plan = slimfast.plan(rotated, tokens, calibration=again, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert slimfast.select(rotated, plan).groups
+        slimfast.prune_channels(rotated, plan)
+    plain = slimfast.plan(model, tokens, calibration=calibration, **options)
+    with pytest.warns(UserWarning, match="by the weights alone"):
+        slimfast.prune_channels(model, plain)
