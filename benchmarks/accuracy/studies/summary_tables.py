@@ -20,6 +20,7 @@ def summary(
     trained_long: Result,
     sentences: Result,
     decoder: Result,
+    distilled: Result,
     zoo: Result,
     pipeline: Result,
 ) -> str:
@@ -35,6 +36,8 @@ def summary(
         lines.append(_sentences(sentences))
     if decoder:
         lines.append(_decoder(decoder))
+    if distilled and distilled["rows"]:
+        lines.append(_distilled(distilled))
     spent = road_seconds(zoo)
     speed = (
         f"The tool itself, from trace to prune: {statistics.median(spent):.1f} s in the median of "
@@ -115,15 +118,41 @@ def _decoder(result: Result) -> list[str]:
         found = [value for value in map(mean, names) if value is not None]
         return f"{min(found):.1f}" if found else NOT_MEASURED
 
-    draws = len({row["draw"] for row in rows})
+    known = {row["name"] for row in rows}
+    controls = {row["name"] for row in rows if row["control"]}
+    best = min(controls, key=lambda name: mean(name) or float("inf"), default="")
+    draws, of_best = (len({row["draw"] for row in rows if row["name"] in of}) for of in (known, {best}))
+    fewer = f", of the control {of_best}" if controls and of_best < draws else ""
     return [
         f"SmolLM2-135M, {share:g} of its layers' parameters, **no training**, {settings['calibration']} x "
         f"{settings['calibration_length']} tokens (perplexity, lower is better; on "
-        f"{result['dense']['tokens']:,} predictions: rough; {draws} draws)",
+        f"{result['dense']['tokens']:,} predictions: rough; {draws} draws{fewer})",
         f"{result['dense']['perplexity']:.1f}",
         shown("marginal gain, MLP, activations"),
-        shown(*{row["name"] for row in rows if row["control"]}),
+        shown(best),
         shown("uniform, L1, activations"),
+    ]
+
+
+def _distilled(result: Result) -> list[str]:
+    settings, dense = result["settings"], result["dense"]
+
+    def after(*, control: bool) -> str:
+        found: dict[str, list[float]] = {}
+        for row in result["rows"]:
+            if row["control"] == control:
+                found.setdefault(row["name"], []).append(row["after"])
+        return f"{min(map(statistics.fmean, found.values())):.1f}" if found else NOT_MEASURED
+
+    seeds = len({row["seed"] for row in result["rows"]})
+    return [
+        f"SmolLM2-135M, {settings['share']:g} of its layers' parameters, **{settings['steps']} steps** of "
+        f"{settings['batch']} x {settings['length']} tokens of the same kind (perplexity; on "
+        f"{dense['tokens']:,} predictions: rough; {seeds} seed{'s' * (seeds > 1)})",
+        f"{dense['perplexity']:.1f}",
+        after(control=False),
+        after(control=True),
+        NOT_MEASURED,
     ]
 
 
@@ -163,6 +192,7 @@ TABLES = (
             "recovery-resnet20-long.json",
             "minilm-short.json",
             "decoder-draws.json",
+            "distilled-decoder.json",
             "zoo.json",
             "cpu-pipeline.json",
         ),
