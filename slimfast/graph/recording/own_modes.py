@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,16 +40,43 @@ def without_own_modes() -> Iterator[None]:
     written to. The exchange is of the whole process: a training in another thread keeps its activations
     meanwhile, to the same gradients.
     """
-    exchanged: tuple[tuple[Any, str, Any], ...] = (
-        (torch.utils.checkpoint, "CheckpointFunction", _Called),
-        (torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing),
-        (torch.inference_mode, "__enter__", _enter),
-    )
-    before = [getattr(place, name) for place, name, _ in exchanged]
+    _exchange.begin()
     try:
-        for place, name, other in exchanged:
-            setattr(place, name, other)
         yield
     finally:
-        for (place, name, _), one in zip(exchanged, before, strict=True):
-            setattr(place, name, one)
+        _exchange.end()
+
+
+class _Exchange:
+    """What stands in PyTorch's modules meanwhile: from the first block that begins to the last one that ends,
+    whichever threads they are in.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._blocks = threading.Lock(), 0
+        self._before: list[tuple[Any, str, Any]] = []
+
+    def begin(self) -> None:
+        """Put them in with the first block."""
+        others: tuple[tuple[Any, str, Any], ...] = (
+            (torch.utils.checkpoint, "CheckpointFunction", _Called),
+            (torch.utils.checkpoint, "_checkpoint_without_reentrant_generator", _nothing),
+            (torch.inference_mode, "__enter__", _enter),
+        )
+        with self._lock:
+            if not self._blocks:
+                self._before = [(place, name, getattr(place, name)) for place, name, _ in others]
+                for place, name, other in others:
+                    setattr(place, name, other)
+            self._blocks += 1
+
+    def end(self) -> None:
+        """Put back what was there with the last one."""
+        with self._lock:
+            self._blocks -= 1
+            if not self._blocks:
+                for place, name, before in self._before:
+                    setattr(place, name, before)
+
+
+_exchange = _Exchange()
