@@ -50,15 +50,22 @@ def why_unreachable(graph: ChannelGraph, choices: Sequence[Choice], request: Req
     ]
     excluded = [g.name for g, c in zip(graph.groups, choices, strict=True) if c.chosen == "excluded"]
     if excluded:
-        said.append(f"{len(excluded)} groups are left alone: excluded, or without a spectrum ({excluded[0]})")
+        asked = request.include is not None or bool(request.exclude)
+        unseen = "not measured, for no module was called by whose weight they are made or read"
+        why = f"excluded, or {unseen}" if asked else unseen
+        said.append(f"{_counted(len(excluded), 'left alone')}: {why} ({excluded[0]})")
     narrow = too_narrow(graph, request.multiple_of)
     stuck = [name for name in narrow if least[name] < 1]
     if stuck:
         said.append(
-            f"{len(stuck)} groups stay whole, for no narrower width is a multiple of {narrow[stuck[0]]} "
-            f"({stuck[0]})"
+            f"{_counted(len(stuck), 'kept whole')}, for no narrower width is a multiple of "
+            f"{narrow[stuck[0]]} ({stuck[0]})"
         )
     return "; ".join(said + remedies([reason for reason, _ in told], request))
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} group{'s are' if count > 1 else ' is'} {what}"
 
 
 def _least_length(axis: Axis, least: Mapping[str, float]) -> float:

@@ -109,7 +109,7 @@ def test_a_budget_out_of_reach_says_what_stays_and_what_may_help():
     with pytest.raises(SlimfastError, match=r"cannot be reached; the nearest") as told:
         slimfast.plan(model.eval(), x, params=0.01, multiple_of=4)
     assert "what may help: a smaller multiple_of or min_width" in str(told.value)
-    with pytest.raises(SlimfastError, match=r"1 groups are left alone: excluded.*fewer groups excluded"):
+    with pytest.raises(SlimfastError, match=r"1 group is left alone: excluded.*fewer groups excluded"):
         slimfast.plan(model, x, params=0.5, exclude=["a"])
     model.unused = nn.Linear(100, 100)
     with pytest.raises(

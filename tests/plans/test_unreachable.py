@@ -121,5 +121,18 @@ def test_what_no_call_uses_can_be_deleted():
 def test_multiples_and_excluded_groups_are_told():
     model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
     said = _said(model, params=0.05, multiple_of=8, exclude=["0"])
-    assert "1 groups are left alone: excluded" in said
+    assert "1 group is left alone: excluded, or not measured" in said
     assert "what may help: a smaller multiple_of or min_width, fewer groups excluded" in said
+
+
+def test_what_a_calibration_could_not_see_is_not_called_excluded():
+    """A layer whose weight is used without a call of its module reads nothing that is measured."""
+    parts = {"a": nn.Linear(12, 24), "b": nn.Linear(24, 16), "c": nn.Linear(16, 3)}
+    hidden = lambda self, x: torch.relu(torch.vmap(lambda row: self.b.weight @ row)(torch.relu(self.a(x))))  # noqa: E731
+    model = Net(lambda self, x: self.c(hidden(self, x)), **parts).eval()
+    graph = slimfast.trace_channels(model, X)
+    calibration = slimfast.calibrate(model, graph, [torch.randn(32, 12)])
+    with pytest.raises(slimfast.SlimfastError) as caught:
+        slimfast.plan(model, X, params=0.05, calibration=calibration)
+    assert "group is left alone: not measured, for no module was called by whose weight" in str(caught.value)
+    assert "excluded" not in str(caught.value)
