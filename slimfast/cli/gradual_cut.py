@@ -12,8 +12,9 @@ from torch import nn
 from slimfast.checkpoints.thin_files import load
 from slimfast.cli import console
 from slimfast.cli.data import Data
-from slimfast.cli.option_groups import Cut, Gradual, Training
+from slimfast.cli.option_groups import Cut, Gradual
 from slimfast.cli.training import Lesson, show_score, train
+from slimfast.cli.training_options import Training
 from slimfast.distillation.resume import FILE
 from slimfast.errors import SlimfastError
 from slimfast.gradual import rounds

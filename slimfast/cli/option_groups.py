@@ -16,7 +16,6 @@ from slimfast.calibration.folders import load_calibration
 from slimfast.cli import options, width_options
 from slimfast.cli.console import tell
 from slimfast.cli.data import Data, Loading, load_data
-from slimfast.distillation import DistillationLoss
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.nests import tensors_in
 from slimfast.plans import Plan
@@ -159,31 +158,6 @@ class Gradual:
 
     rounds: options.Rounds = 1
     schedule: options.Schedule = options.DEFAULT_SCHEDULE
-
-
-@dataclass(frozen=True, slots=True)
-class Training:
-    """How a thin network is trained."""
-
-    epochs: options.Epochs = 10
-    lr: options.LearningRate = 0.05
-    optimizer: Annotated[options.Optimizer, typer.Option(help="How weights are moved.")] = (
-        options.Optimizer.sgd
-    )
-    weight_decay: Annotated[float, typer.Option(help="Decay of the weights.", min=0.0)] = 5e-4
-    soft: options.Soft = 0.9
-    hard: options.Hard = None
-    temperature: options.Temperature = 4.0
-    precision: Annotated[options.Precision, typer.Option(help="Arithmetic of the training.")] = (
-        options.Precision.no
-    )
-    ema: options.Ema = None
-    resume: options.Resume = None
-
-    def loss(self, *, labelled: bool) -> DistillationLoss:
-        """Make the loss; without labels there is no weight on them, unless one was asked for."""
-        hard = (0.1 if labelled else 0.0) if self.hard is None else self.hard
-        return DistillationLoss(temperature=self.temperature, soft=self.soft, hard=hard)
 
 
 @dataclass(frozen=True, slots=True)

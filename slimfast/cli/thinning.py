@@ -19,9 +19,10 @@ from slimfast.cli.curves import measured_curves
 from slimfast.cli.gradual_cut import data_of_rounds, slim_in_rounds
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
-from slimfast.cli.option_groups import Batches, Cut, Gradual, Training, Widths, takes_groups
+from slimfast.cli.option_groups import Batches, Cut, Gradual, Widths, takes_groups
 from slimfast.cli.stored import in_dtypes
 from slimfast.cli.training import Lesson, show_score, train
+from slimfast.cli.training_options import Training
 from slimfast.graph import trace_channels
 from slimfast.huggingface.pretrained import save_pretrained
 from slimfast.plans import Plan

@@ -18,8 +18,9 @@ from slimfast.cli import console, options
 from slimfast.cli.data import Data
 from slimfast.cli.inputs import example_of
 from slimfast.cli.models import build, build_model
-from slimfast.cli.option_groups import Batches, Training, takes_groups
+from slimfast.cli.option_groups import Batches, takes_groups
 from slimfast.cli.stored import in_dtypes, in_float32
+from slimfast.cli.training_options import Training
 from slimfast.distillation import EpochRecord, History
 from slimfast.distillation import distill as train_student
 from slimfast.distillation.losses import DistillationLoss
@@ -99,7 +100,7 @@ def train(lesson: Lesson, output: Path, training: Training, seed: int) -> Histor
     try:
         history = train_student(
             lesson.student,
-            teacher=lesson.teacher,
+            teacher=training.cached(lesson.teacher),
             train=lesson.data.train,
             evaluate=lesson.data.evaluate,
             epochs=training.epochs,
@@ -109,6 +110,8 @@ def train(lesson: Lesson, output: Path, training: Training, seed: int) -> Histor
             weight_decay=training.weight_decay,
             mixed_precision=training.precision.value,
             ema=training.ema,
+            gradient_checkpointing=training.gradient_checkpointing,
+            adapter=training.adapter(),
             seed=seed,
             checkpoint=folder,
             resume=resume is not None,
