@@ -24,7 +24,7 @@ from slimfast.reports.figures import report_figures
 from slimfast.reports.html import check_report
 from slimfast.reports.html import report as write_report
 from slimfast.reports.plots import check_figure, save_figure
-from slimfast.spectra import Spectrum, load_spectra, measure_spectra
+from slimfast.spectra import load_spectra, measure_spectra
 from slimfast.studies import sensitivity, trade_off
 from slimfast.studies.trade_offs import BUDGETS
 
@@ -89,7 +89,8 @@ def sweep(
     if measured is None and known is None:
         with console.progress("measuring spectra") as advance:
             known = measure_spectra(network, graph, backend=backend, progress=advance)
-    how: dict[str, Any] = {"calibration": measured, "spectra": known, "backend": backend}
+    curves = _curves(network, graph, measured, backend)
+    how: dict[str, Any] = {"calibration": measured, "spectra": known, "curves": curves, "backend": backend}
     with console.progress("planning") as advance:
         found = trade_off(
             network,
@@ -111,8 +112,8 @@ def sweep(
         save_figure(report_figures(trade_off=found)["trade-off"], plot)
     if report is not None:
         plan = (found.knee() or found.points[-1]).plan
-        curves = _curves(network, graph, measured, known, backend)
-        write_report(plan, report, curves=curves, trade_off=found, sensitivities=alone, title=model)
+        drawn = curves or known or {}
+        write_report(plan, report, curves=drawn, trade_off=found, sensitivities=alone, title=model)
     if output is not None:
         with console.output(output, ".json") as path:
             path.write_text(found.to_json(), encoding="utf-8")
@@ -147,26 +148,23 @@ def report(
     if found.allocation != "marginal_gain" and known is None:
         with console.progress("measuring spectra") as advance:
             known = measure_spectra(network, graph, backend=backend, progress=advance)
+    by_gain = found.allocation == "marginal_gain"
+    curves = _curves(network, graph, measured if by_gain or sensitivities else None, backend)
+    how: dict[str, Any] = {"calibration": measured, "spectra": known, "curves": curves, "backend": backend}
     alone = None
     if sensitivities:
         with console.progress("cutting one group at a time") as advance:
-            alone = sensitivity(
-                network, graph=graph, calibration=measured, spectra=known, backend=backend, progress=advance
-            )
-    by_gain = measured if found.allocation == "marginal_gain" else None
-    curves = _curves(network, graph, by_gain, known, backend)
-    write_report(found, output, curves=curves, sensitivities=alone, graph=graph, title=model)
+            alone = sensitivity(network, graph=graph, progress=advance, **how)
+    drawn = (curves if by_gain else known) or {}
+    write_report(found, output, curves=drawn, sensitivities=alone, graph=graph, title=model)
     console.tell_written(output)
 
 
 def _curves(
-    network: nn.Module,
-    graph: ChannelGraph,
-    calibration: Calibration | None,
-    spectra: Mapping[str, Spectrum] | None,
-    backend: str,
-) -> Mapping[str, Spectrum] | Mapping[str, ErrorCurve]:
-    """Find the curves that plans are made from."""
-    if calibration is not None:
-        return error_curves(network, graph, calibration, backend=backend)
-    return spectra or {}
+    network: nn.Module, graph: ChannelGraph, calibration: Calibration | None, backend: str
+) -> Mapping[str, ErrorCurve] | None:
+    """Measure the error curves of a calibration once, for all that is made of them."""
+    if calibration is None:
+        return None
+    with console.progress("measuring error curves") as advance:
+        return error_curves(network, graph, calibration, backend=backend, progress=advance)

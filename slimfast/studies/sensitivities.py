@@ -43,6 +43,7 @@ def sensitivity(
     evaluate: Evaluate | None = None,
     calibration: Calibration | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
+    curves: Mapping[str, ErrorCurve] | None = None,
     include: Iterable[str] | None = None,
     exclude: Iterable[str] | None = None,
     select: Method | None = None,
@@ -65,6 +66,7 @@ def sensitivity(
         evaluate: From a network in eval mode to its score, called once for each cut too.
         calibration: From :func:`slimfast.calibrate`: the predictions are then those of the error curves.
         spectra: Saved ones, which save the measurement where there is no calibration.
+        curves: From :func:`slimfast.calibration.error_curves`, which save that of the calibration.
         include: Only groups that one of these names or globs means.
         exclude: No group that one of these means.
         select: How units are chosen, as for :func:`slimfast.select`; by activations where there is a
@@ -96,11 +98,10 @@ def sensitivity(
         graph = trace_channels(model, example)
     check_shapes({n: tuple(a.length for a in axes) for n, axes in graph.axes.items()}, model, _VERB)
     groups = _chosen(graph, include, exclude)
-    if calibration is None:
-        spectra = measure_spectra(model, graph, backend=backend) if spectra is None else spectra
-        curves: Mapping[str, ErrorCurve] = {}
-    else:
+    if curves is None and calibration is not None:
         curves = error_curves(model, graph, calibration, memory=memory, backend=backend)
+    if spectra is None and curves is None:
+        spectra = measure_spectra(model, graph, backend=backend)
     network = Network.of(model)
     outputs = _Outputs(model, _slices(graph, example, calibration, memory))
     method = select or (DEFAULT_METHOD if calibration is None else "activations")
@@ -117,7 +118,7 @@ def sensitivity(
                 kind=planned.kind,
                 n=planned.n,
                 width=planned.width,
-                predicted=_predicted(planned, curves, spectra),
+                predicted=_predicted(planned, curves or {}, spectra),
                 error=outputs.error(thin),
                 score=score_of(evaluate, thin, _VERB),
             )
@@ -126,7 +127,7 @@ def sensitivity(
     return Sensitivities(
         cuts=tuple(found[group.name, i] for group in groups for i in range(len(wanted))),
         shares=wanted,
-        predicted_by="explained variance" if calibration is None else "error curves",
+        predicted_by="explained variance" if curves is None else "error curves",
         score=whole,
     )
 

@@ -55,6 +55,7 @@ def trade_off(
     uniform: bool = True,
     calibration: Calibration | None = None,
     spectra: Mapping[str, Spectrum] | None = None,
+    curves: Mapping[str, ErrorCurve] | None = None,
     select: Method | None = None,
     repair: RepairKind | None = None,
     memory_at_once: int = MEMORY,
@@ -83,6 +84,7 @@ def trade_off(
         calibration: From :func:`slimfast.calibrate`: the plans are then those by marginal gain, and what they
             lose is told by the error curves.
         spectra: Saved ones, which save the measurement where there is no calibration.
+        curves: From :func:`slimfast.calibration.error_curves`, which save that of the calibration.
         select: How units are chosen for ``evaluate``; by activations where there is a calibration.
         repair: How thin networks are repaired for it; from activations where there is a calibration.
         memory_at_once: Bytes of activations held at once.
@@ -110,7 +112,11 @@ def trade_off(
         if example is None:
             raise ArgumentTypeError(f"{_VERB}: expected an example of the model's arguments, or its graph")
         graph = trace_channels(model, example, outputs=outputs, also=list(also))
-    measured = _Measured.of(model, example, graph, calibration, spectra, memory_at_once, backend)
+    if curves is None and calibration is not None:
+        curves = error_curves(model, graph, calibration, memory=memory_at_once, backend=backend)
+    if spectra is None and curves is None:
+        spectra = measure_spectra(model, graph, backend=backend)
+    measured = _Measured(model, example, graph, curves, spectra if curves is None and spectra else {})
     if budget == "latency" and options.get("latency_table") is None:
         options["latency_table"] = latency_table(graph, model, measured.example)
     if budget == "peak_memory" and options.get("memory_table") is None:
@@ -195,24 +201,6 @@ class _Measured:
         self.model, self.graph, self.curves, self.spectra = model, graph, curves, spectra
         args, kwargs = graph.inputs.example() if example is None else ((), {})
         self.example = (args or kwargs) if example is None else example
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        example: Any,
-        graph: ChannelGraph,
-        calibration: Calibration | None,
-        spectra: Mapping[str, Spectrum] | None,
-        memory: int,
-        backend: str,
-    ) -> _Measured:
-        """Measure a network."""
-        if calibration is not None:
-            curves = error_curves(model, graph, calibration, memory=memory, backend=backend)
-            return cls(model, example, graph, curves, {})
-        found = measure_spectra(model, graph, backend=backend) if spectra is None else spectra
-        return cls(model, example, graph, None, found)
 
     def plan(self, backend: str, options: Any) -> Plan:
         """Plan for one budget; a network that has a budget of time is measured too."""

@@ -64,9 +64,11 @@ def test_a_report_measures_once(network, monkeypatch, capsys) -> None:
 
         return once
 
-    for module in ("slimfast.cli.curves", "slimfast.plans.planning"):
-        monkeypatch.setattr(f"{module}.measure_spectra", counted("spectra", slimfast.measure_spectra))
-        monkeypatch.setattr(f"{module}.error_curves", counted("curves", slimfast.error_curves))
+    places = ("cli.curves", "plans.planning", "cli.studying", "studies.trade_offs", "studies.sensitivities")
+    for module in places:
+        place = f"slimfast.{module}"
+        monkeypatch.setattr(f"{place}.measure_spectra", counted("spectra", slimfast.measure_spectra))
+        monkeypatch.setattr(f"{place}.error_curves", counted("curves", slimfast.error_curves))
     assert main(["slim", *wanted, "-o", "out", "--report", "slim.html"]) == 0
     assert calls == ["spectra"]
     data = ["--data", f"{NETS}:data"]
@@ -87,6 +89,15 @@ def test_a_report_measures_once(network, monkeypatch, capsys) -> None:
         )
         assert outcome == 0
         assert calls == ["curves"], command
+    calls.clear()
+    known = ["--input", "3x6x6", "--calibration", "c.safetensors", "--sensitivities"]
+    studied = ["--budgets", "0.8,0.5", "--report", "s.html", "-o", "s.json"]
+    assert main(["sweep", *network, *known, *studied]) == 0
+    assert calls == ["curves"]
+    calls.clear()
+    told = ["report", *network[:1], "plan-out.json", *network[1:], *known[2:], "-o", "t.html"]
+    assert main(told) == 0
+    assert calls == ["curves"]
     capsys.readouterr()
 
 

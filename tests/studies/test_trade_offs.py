@@ -176,3 +176,24 @@ def test_scores_decide_the_knee_where_there_are_any() -> None:
 def test_what_cannot_be_meant_is_refused(options, error, said: str) -> None:
     with pytest.raises(error, match=said):
         slimfast.trade_off(network(), X, **options)
+
+
+def test_curves_that_are_there_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    graph = slimfast.trace_channels(model, X)
+    calibration = slimfast.calibrate(model, graph, [torch.randn(64, 3, 8, 8)])
+    curves = slimfast.error_curves(model, graph, calibration)
+    how = {"graph": graph, "calibration": calibration}
+    found = slimfast.trade_off(model, budgets=(0.8, 0.5), **how)
+    alone = slimfast.sensitivity(model, shares=(0.5,), **how)
+    for module in ("trade_offs", "sensitivities"):
+        monkeypatch.delattr(f"slimfast.studies.{module}.error_curves")
+    assert slimfast.trade_off(model, budgets=(0.8, 0.5), curves=curves, **how).to_json() == found.to_json()
+    again = slimfast.sensitivity(model, shares=(0.5,), curves=curves, **how)
+    assert [cut.predicted for cut in again.cuts] == [cut.predicted for cut in alone.cuts]
+    # Without the calibration they are what plans are made from, too.
+    known = slimfast.trade_off(model, graph=graph, budgets=(0.8, 0.5), curves=curves)
+    assert [p.plan.widths().tolist() for p in known.points] == [
+        p.plan.widths().tolist() for p in found.points
+    ]
+    assert known.predicted_by == "error curves"
