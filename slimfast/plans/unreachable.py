@@ -53,19 +53,19 @@ def why_unreachable(graph: ChannelGraph, choices: Sequence[Choice], request: Req
         asked = request.include is not None or bool(request.exclude)
         unseen = "not measured, for no module was called by whose weight they are made or read"
         why = f"excluded, or {unseen}" if asked else unseen
-        said.append(f"{_counted(len(excluded), 'left alone')}: {why} ({excluded[0]})")
+        said.append(f"{_counted(excluded, 'are', 'is')} left alone: {why} ({excluded[0]})")
     narrow = too_narrow(graph, request.multiple_of)
     stuck = [name for name in narrow if least[name] < 1]
     if stuck:
         said.append(
-            f"{_counted(len(stuck), 'kept whole')}, for no narrower width is a multiple of "
+            f"{_counted(stuck, 'stay', 'stays')} whole, for no narrower width is a multiple of "
             f"{narrow[stuck[0]]} ({stuck[0]})"
         )
     return "; ".join(said + remedies([reason for reason, _ in told], request))
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} group{'s are' if count > 1 else ' is'} {what}"
+def _counted(names: Sequence[str], plural: str, singular: str) -> str:
+    return f"{len(names)} groups {plural}" if len(names) > 1 else f"1 group {singular}"
 
 
 def _least_length(axis: Axis, least: Mapping[str, float]) -> float:
