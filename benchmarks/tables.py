@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import latency, memory
+from benchmarks import first_wait, latency, memory
 from benchmarks.accuracy.studies import (
     cifar10_tables,
     decoder_tables,
@@ -51,6 +51,7 @@ DECLARING = (
     traces,
     latency,
     memory,
+    first_wait,
 )
 TABLES: tuple[Table, ...] = tuple(table for module in DECLARING for table in module.TABLES)
 
