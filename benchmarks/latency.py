@@ -1,8 +1,8 @@
 """Budgets of latency beside what thin networks take: ``python -m benchmarks.latency [--only GLOB ...]``.
 
 For each network and batch a latency table is measured, the network planned for three shares of its time, and
-each thin network measured beside the whole one: what the table predicts, what is measured, and whether that
-is inside the budget. The plan of half the multiply-adds is measured too, as it is. Rows that
+each thin network measured beside the whole one, twice: what the table predicts, what is measured, and whether
+that is inside the budget. The plan of half the multiply-adds is measured too, as it is. Rows that
 ``benchmarks/results/latency.json`` has are left as they are, unless ``--again``.
 """
 
@@ -95,34 +95,44 @@ def measured(name: str, batch: int, threads: int, runtime: Runtime) -> dict[str,
     priced = table.priced(graph)
     network = Network.of(model)
 
-    def tried(**budget: Any) -> tuple[Plan, float, float]:
+    def tried(**budget: Any) -> tuple[Plan, float, dict[str, Any]]:
         found = plan(model, example, graph=graph, spectra=spectra, latency_table=table, **budget)
-        thin = thin_network(network, graph, found.widths())
-        whole, cut = measure_latency([model, thin], example, threads=threads, runtime=runtime)
-        return found, whole.seconds, cut.seconds
+        networks = [model, thin_network(network, graph, found.widths())]
+        (whole, cut), (whole_again, cut_again) = (
+            measure_latency(networks, example, threads=threads, runtime=runtime) for _ in range(2)
+        )
+        told = {
+            "measured": cut.share_of(whole),
+            "again": cut_again.share_of(whole_again),
+            "medians": [cut.seconds / whole.seconds, cut_again.seconds / whole_again.seconds],
+            "macs": found.cost_after.macs / found.cost_before.macs,
+        }
+        return found, whole.seconds, told
 
     for share in SHARES:
         try:
-            found, whole, cut = tried(latency=share)
+            found, _, told = tried(latency=share)
         except SlimfastError as error:
             row["budgets"][str(share)] = {"failed": str(error)}
             continue
         predicted = table.predicted(graph, found.widths()) / priced.whole
-        told = {"predicted": predicted, "measured": cut / whole, "macs": _macs(found)}
-        row["budgets"][str(share)] = told
-        row["seconds"] = whole
-    half, whole, cut = tried(macs=0.5)
-    row["half"] = {"macs": _macs(half), "measured": cut / whole}
-    return row | {"seconds": whole, "all_s": round(time.monotonic() - begun, 1)}
-
-
-def _macs(found: Plan) -> float:
-    return found.cost_after.macs / found.cost_before.macs
+        row["budgets"][str(share)] = {"predicted": predicted, **told}
+    _, seconds, row["half"] = tried(macs=0.5)
+    return row | {"seconds": seconds, "all_s": round(time.monotonic() - begun, 1)}
 
 
 def errors_of(rows: Mapping[str, Any]) -> list[float]:
     """List how far each predicted share is from the measured one, as a share of that."""
     return [abs(told["predicted"] / told["measured"] - 1.0) for told in _told(rows)]
+
+
+def repeats_of(rows: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """List how far two measurements of one thin network lie apart, as shares of the first: what is shown, and
+    shares of medians.
+    """
+    told = [one for one in _told(rows) if "again" in one]
+    shown = [abs(one["again"] / one["measured"] - 1.0) for one in told]
+    return shown, [abs(one["medians"][1] / one["medians"][0] - 1.0) for one in told]
 
 
 def _told(rows: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -159,6 +169,13 @@ def table_text(result: Mapping[str, Any]) -> str:
         if errors
         else ""
     )
+    shown, medians = repeats_of(rows)
+    if shown:
+        summary += (
+            f"Two measurements of the same networks differ by {statistics.median(shown):.1%} in the median "
+            f"and {max(shown):.1%} at most, shares of medians by {statistics.median(medians):.1%} and "
+            f"{max(medians):.1%}. "
+        )
     return f"{rows_of(lines)}\n\n{summary}{origin(result)}.\n"
 
 

@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from slimfast.errors import SlimfastError
 from slimfast.graph.recording.forward import tensors_in
-from slimfast.latency.runtimes import quiet_about_torchvision
+from slimfast.latency.onnx_runtime import quiet_about_torchvision
 
 # Protocol buffers stop at 2 GiB; the graph itself needs a part of it.
 _ONNX_BYTES = 2_000_000_000

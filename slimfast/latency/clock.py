@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +21,8 @@ _MOST_RUNS = 1000
 # At least so many samples, however long one takes.
 _LEAST_SAMPLES = 5
 _WARM_RUNS = 2
+# Which part of the samples, the fastest ones, tells what a run takes undisturbed, and how many at least.
+_UNDISTURBED, _LEAST_UNDISTURBED = 0.25, 3
 
 
 def sampled(
@@ -49,6 +52,15 @@ def sampled(
             return samples
         for name, run in runs.items():
             samples[name].append(_sample(run, numbers[name], device))
+
+
+def undisturbed(samples: Sequence[float]) -> float:
+    """Estimate what a run takes with nothing else beside it: the mean of the fastest quarter of its samples.
+
+    What else a machine does makes samples longer and never shorter, so that the fast ones repeat best.
+    """
+    count = max(_LEAST_UNDISTURBED, round(_UNDISTURBED * len(samples)))
+    return statistics.fmean(sorted(samples)[:count])
 
 
 def _sample(run: Run, number: int, device: torch.device) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,14 +33,15 @@ class Unfinished:
         if path is not None and path.exists():
             self._read(parse_object(read_text(path), str(path)))
 
-    def known(self, signature: str, point: Point, take: Callable[[str, Point], float]) -> float:
-        """Return the seconds of a piece at a point; ``take`` measures them where they are not known."""
-        key = signature, point
-        if key not in self._seconds:
-            self._seconds[key] = take(signature, point)
-            if self._path is not None and time.monotonic() - self._saved > _EVERY_SECONDS:
-                self._write(self._path)
-        return self._seconds[key]
+    def has(self, signature: str, point: Point) -> bool:
+        """Whether a piece was measured at a point."""
+        return (signature, point) in self._seconds
+
+    def keep(self, signature: str, point: Point, seconds: float) -> None:
+        """Note what a piece took at a point, and write the file where that was long ago."""
+        self._seconds[signature, point] = seconds
+        if self._path is not None and time.monotonic() - self._saved > _EVERY_SECONDS:
+            self._write(self._path)
 
     def seconds(self, signature: str, point: Point) -> float:
         """Look up what was measured."""

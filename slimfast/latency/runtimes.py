@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import platform
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -17,7 +14,7 @@ from torch import nn
 
 from slimfast.arrays import Arguments
 from slimfast.errors import ArgumentError, SlimfastError, did_you_mean, one_line
-from slimfast.graph.recording.inputs import tensors_in
+from slimfast.latency.onnx_runtime import onnx_run
 
 Runtime = Literal["torch", "compile", "onnxruntime"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
@@ -51,7 +48,7 @@ def runner(model: nn.Module, given: Arguments, runtime: str, threads: int) -> Ru
     """
     args, kwargs = given
     if runtime == "onnxruntime":
-        return _in_onnx_runtime(model, given, threads)
+        return onnx_run(model, given, threads)
     if runtime == "compile":
         compiled = torch.compile(model)
         try:
@@ -62,51 +59,6 @@ def runner(model: nn.Module, given: Arguments, runtime: str, threads: int) -> Ru
             ) from error
         return lambda: compiled(*args, **kwargs)
     return lambda: model(*args, **kwargs)
-
-
-def _in_onnx_runtime(model: nn.Module, given: Arguments, threads: int) -> Run:
-    import onnxruntime
-
-    args, kwargs = given
-    try:
-        with quiet_about_torchvision(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            written = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False)
-        assert written is not None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(
-            written.model_proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:
-        raise SlimfastError(
-            f"latency: ONNX Runtime cannot take {type(model).__name__}: {one_line(error)}"
-        ) from error
-    arrays = [tensor.detach().cpu().numpy() for tensor in tensors_in((args, kwargs))]
-    # an input that the network does not read is not in the file
-    names = [value.name for value in session.get_inputs()]
-    feed = dict(zip(names, arrays, strict=len(names) == len(arrays)))
-    return lambda: session.run(None, feed)
-
-
-@contextmanager
-def quiet_about_torchvision() -> Iterator[None]:
-    """Drop PyTorch's warnings that torchvision is not installed, which come with every network (2.13).
-
-    Its exporter looks up the operators of torchvision before it looks at the network, and a network that was
-    captured without torchvision has none of them.
-    """
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-
-    def keep(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("torchvision is not installed")
-
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)
 
 
 def machine_name(device: torch.device) -> str:

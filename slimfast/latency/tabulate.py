@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from slimfast.arrays import Arguments, Progress
 from slimfast.errors import ArgumentError, SlimfastError, one_line
@@ -20,20 +21,23 @@ from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.cutting.cut import Cut
 from slimfast.graph.recording.inputs import arguments, map_tensors
 from slimfast.graph.recording.network import Network
-from slimfast.latency.clock import as_used, batch_of, device_of, sampled
+from slimfast.latency.clock import as_used, batch_of, device_of, sampled, undisturbed
+from slimfast.latency.onnx_runtime import onnx_runs
 from slimfast.latency.pieces import Piece, Split, split_forward
 from slimfast.latency.pricing import PricedLatency, TimedPiece
 from slimfast.latency.resuming import Unfinished
 from slimfast.latency.runtimes import Runtime, check_runtime, machine_name, runner
 from slimfast.latency.surfaces import STEP, Point, points_of
 from slimfast.latency.table import LatencyTable, fingerprint_of_graph
-from slimfast.latency.timing import Measure, checked_seconds, median_of
+from slimfast.latency.timing import Measure, checked_seconds
 from slimfast.wrappers import unwrapped
 
 # Of the units of every group: whole networks are measured at these shares, ascending.
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 # Seconds of samples of a piece at one point, and of a whole network.
 _PIECE_SECONDS, _WHOLE_SECONDS = 0.01, 1.0
+# How many pieces are made ready at once where that takes long, and bytes that they may hold.
+_TOGETHER, _TOGETHER_BYTES = 32, 2**26
 # Groups of fewer units are not rounded to multiples of STEP.
 _SMALL = 16
 
@@ -123,12 +127,22 @@ class _Clock:
     device: torch.device
     measure: Measure | None
 
-    def piece(self, module: nn.Module, args: tuple[Any, ...]) -> float:
-        """Measure a piece."""
+    @property
+    def together(self) -> int:
+        """How many pieces are made ready at once: an export takes long however small a network is."""
+        return _TOGETHER if self.measure is None and self.runtime == "onnxruntime" else 1
+
+    def pieces(self, modules: Sequence[tuple[nn.Module, tuple[Tensor, ...]]]) -> Iterator[float]:
+        """Measure pieces one after the other, made ready together."""
         if self.measure is not None:
-            return checked_seconds(self.measure(module, args))
-        run = runner(module, (args, {}), self.runtime, self.threads)
-        return median_of(sampled({"": run}, self.device, None, _PIECE_SECONDS)[""])
+            yield from (checked_seconds(self.measure(module, args)) for module, args in modules)
+            return
+        if self.runtime == "onnxruntime":
+            runs = onnx_runs([m for m, _ in modules], [args for _, args in modules], self.threads)
+        else:
+            runs = [runner(module, (args, {}), self.runtime, self.threads) for module, args in modules]
+        for run in runs:
+            yield undisturbed(sampled({"": run}, self.device, None, _PIECE_SECONDS)[""])
 
     def in_turn(self, networks: Sequence[nn.Module], given: Arguments) -> list[float]:
         """Measure whole networks, in turn."""
@@ -138,7 +152,7 @@ class _Clock:
         runs = {
             str(i): runner(network, given, self.runtime, self.threads) for i, network in enumerate(networks)
         }
-        return [median_of(s) for s in sampled(runs, self.device, None, _WHOLE_SECONDS).values()]
+        return [undisturbed(s) for s in sampled(runs, self.device, None, _WHOLE_SECONDS).values()]
 
 
 def _timed(
@@ -159,39 +173,62 @@ def _timed(
             seconds={},
         )
 
-    def take(signature: str, point: Point) -> float:
-        piece = distinct[signature][0]
-        widths = timed[signature].widths_at(point)
-        try:
-            return clock.piece(*split.module_at(piece, widths))
-        except RuntimeError as error:
-            at = ", ".join(f"{name} {width}" for name, width in widths.items())
-            raise SlimfastError(
-                f"latency: {piece.module or 'the network'} ({', '.join(piece.operations)}) cannot be "
-                f"measured alone with {at}: {one_line(error)}; use budgets of macs or params, and "
-                f"measure_latency"
-            ) from error
+    def take(wanted: Iterable[tuple[str, Point]]) -> Iterator[tuple[str, Point]]:
+        """Measure pieces at points, those that are not known, and yield each that is."""
+        ready: list[tuple[str, Point, nn.Module, tuple[Tensor, ...]]] = []
+        for signature, point in wanted:
+            if unfinished.has(signature, point):
+                yield signature, point
+                continue
+            with _told(distinct[signature][0], timed[signature].widths_at(point)) as widths:
+                ready.append((signature, point, *split.module_at(distinct[signature][0], widths)))
+            held = sum(t.nbytes for _, _, module, args in ready for t in (*module.buffers(), *args))
+            if len(ready) >= clock.together or held > _TOGETHER_BYTES:
+                yield from measured(ready)
+                ready = []
+        yield from measured(ready)
 
-    begun = time.perf_counter()
+    def measured(
+        ready: Sequence[tuple[str, Point, nn.Module, tuple[Tensor, ...]]],
+    ) -> Iterator[tuple[str, Point]]:
+        seconds = clock.pieces([(module, args) for _, _, module, args in ready])
+        for signature, point, _, _ in ready:
+            with _told(distinct[signature][0], timed[signature].widths_at(point)):
+                unfinished.keep(signature, point, next(seconds))
+            yield signature, point
+
+    begun = before = time.perf_counter()
     costs = {}
-    for signature, whole in timed.items():
-        before = time.perf_counter()
-        unfinished.known(signature, whole.full, take)
+    for signature, _ in take((signature, whole.full) for signature, whole in timed.items()):
         costs[signature] = time.perf_counter() - before
+        before = time.perf_counter()
+    if clock.together > 1:
+        # What is made ready together takes what it takes for all of them alike.
+        costs = dict.fromkeys(costs, sum(costs.values()) / len(costs))
     points = _points(timed, costs, most - (time.perf_counter() - begun))
-    total, done = sum(map(len, points.values())), 0
-    for signature, own in points.items():
-        for point in own:
-            unfinished.known(signature, point, take)
-            done += 1
-            if progress is not None:
-                progress(done, total)
+    total = sum(map(len, points.values()))
+    for done, _ in enumerate(take((s, point) for s, own in points.items() for point in own), 1):
+        if progress is not None:
+            progress(done, total)
     return tuple(
         TimedPiece(
             p.module, p.operations, p.groups, p.places, {at: unfinished.seconds(s, at) for at in points[s]}
         )
         for s, p in timed.items()
     )
+
+
+@contextmanager
+def _told(piece: Piece, widths: Mapping[str, int]) -> Iterator[Mapping[str, int]]:
+    """Name the piece and its widths where it cannot run."""
+    try:
+        yield widths
+    except RuntimeError as error:
+        at = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise SlimfastError(
+            f"latency: {piece.module or 'the network'} ({', '.join(piece.operations)}) cannot be measured "
+            f"alone with {at}: {one_line(error)}; use budgets of macs or params, and measure_latency"
+        ) from error
 
 
 def _leading(names: tuple[str, ...], full: Mapping[str, int]) -> tuple[tuple[str, int], ...]:

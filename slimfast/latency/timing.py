@@ -15,7 +15,7 @@ from torch import nn
 from slimfast.arrays import Arguments
 from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import arguments, map_tensors
-from slimfast.latency.clock import as_used, batch_of, device_of, sampled
+from slimfast.latency.clock import as_used, batch_of, device_of, sampled, undisturbed
 from slimfast.latency.runtimes import Runtime, check_runtime, machine_name, runner
 from slimfast.wrappers import unwrapped
 
@@ -34,6 +34,7 @@ class Latency:
         seconds: The median of the samples.
         p20: A fifth of the samples took no longer.
         p80: A fifth of them took at least as long.
+        undisturbed: The mean of the fastest quarter of them, which other programs disturb least.
         samples: How many there are.
         runtime: What ran it: ``torch``, ``compile``, ``onnxruntime``, or ``measure`` for a function of the
             user's own.
@@ -48,6 +49,7 @@ class Latency:
     seconds: float
     p20: float
     p80: float
+    undisturbed: float
     samples: int
     runtime: str
     threads: int | None
@@ -58,6 +60,18 @@ class Latency:
     def spread(self) -> float:
         """How far the p80 is above the p20, as a share of the median."""
         return (self.p80 - self.p20) / self.seconds if self.seconds else 0.0
+
+    def share_of(self, other: Latency) -> float:
+        """Estimate the share of another network's time that this one takes, both measured in one call.
+
+        It is the share of the undisturbed times: on a machine that does other things too it repeats better
+        than that of the medians.
+
+        Example:
+            wide, thin = slimfast.measure_latency([model, thin], example)
+            print(f"{thin.share_of(wide):.1%} of the time")
+        """
+        return self.undisturbed / other.undisturbed
 
     def __str__(self) -> str:
         where = self.runtime if self.threads is None else f"{self.runtime}, {threads_text(self.threads)}"
@@ -156,7 +170,7 @@ def measure_latency(
 
     Example:
         both = slimfast.measure_latency({"wide": model, "thin": thin}, example, threads=1)
-        print(both["thin"].seconds / both["wide"].seconds)
+        print(both["thin"].share_of(both["wide"]))
     """
     _check(threads, repeats, seconds)
     check_runtime(runtime)
@@ -229,20 +243,16 @@ def _measured(
     }
 
 
-def median_of(samples: Sequence[float]) -> float:
-    """Return the median."""
-    return statistics.median(samples)
-
-
 def _summary(
     samples: Sequence[float], runtime: str, threads: int | None, batch: int, machine: str
 ) -> Latency:
     ordered = sorted(samples)
     last = len(ordered) - 1
     return Latency(
-        seconds=median_of(ordered),
+        seconds=statistics.median(ordered),
         p20=ordered[round(0.2 * last)],
         p80=ordered[round(0.8 * last)],
+        undisturbed=undisturbed(ordered),
         samples=len(ordered),
         runtime=runtime,
         threads=threads,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import nn
 
 from slimfast.arrays import Progress
+from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph
 from slimfast.graph.recording.network import Network
 from slimfast.latency import LatencyTable, latency_table, measure_latency
@@ -23,8 +24,10 @@ from slimfast.plans.plan_data import Plan
 from slimfast.plans.request import Request
 
 _log = logging.getLogger(__name__)
-# A plan that is this close to its budget is not solved again.
-_CLOSE = 0.97
+# Between which shares of its budget a plan is not solved again.
+_CLOSE = (0.97, 1.0)
+# The same where a clock of ours measures, and what plans aim at then, so that it finds them inside again.
+_TIME_AIM, _TIME_CLOSE = 0.985, (0.975, 0.995)
 _ROUNDS = 6
 # Where the same widths are found outside again, the factors are made so much larger.
 _PUSH = 1.02
@@ -57,35 +60,49 @@ def within_measured(
     inside: tuple[float, Plan] | None = None
     outside: tuple[float, str, Plan] | None = None
     seen: set[tuple[int, ...]] = set()
-    wanted = request
+    exact, aiming = request, False
     for _ in range(_ROUNDS):
-        found = solve(wanted)
+        aims = [meter.aim if aiming else 1.0 for meter in meters]
+        wanted = exact
+        for meter, aim in zip(meters, aims, strict=True):
+            wanted = meter.scaled(wanted, 1.0 / aim)
+        try:
+            found = solve(wanted)
+        except SlimfastError:
+            if inside is not None:
+                break
+            if not aiming:
+                raise
+            # What is aimed at is out of reach, and the budget itself may not be.
+            aiming = False
+            continue
         widths = tuple(found.widths().values())
         if widths in seen:
             if inside is not None:
                 break
             for meter in meters:
-                wanted = meter.scaled(wanted, _PUSH)
+                exact = meter.scaled(exact, _PUSH)
             continue
         seen.add(widths)
         thin = thin_network(Network.of(model), graph, found.widths())
-        told, corrected, readings = found, wanted, []
-        for meter in meters:
-            reading = meter.read(found, thin)
+        told, readings = found, []
+        for meter, aim in zip(meters, aims, strict=True):
+            reading = meter.read(found, thin, aim)
             _log.info(
                 "%s: at %g of the budget, off by a factor of %g", meter.name, reading.share, reading.off
             )
             told = reading.told(told)
-            corrected = meter.scaled(corrected, reading.off)
-            readings.append((reading.share, meter.name))
-        share, name = max(readings)
-        if share <= 1.0 and (inside is None or share > inside[0]):
-            inside = share, told
+            exact = meter.scaled(exact, reading.off)
+            readings.append((reading.share, meter))
+        share, binding = max(readings, key=lambda one: one[0])
+        off_aim = abs(share - binding.aim)
+        if share <= 1.0 and (inside is None or off_aim < inside[0]):
+            inside = off_aim, told
         elif share > 1.0 and (outside is None or share < outside[0]):
-            outside = share, name, told
-        if _CLOSE <= share <= 1.0:
+            outside = share, binding.name, told
+        if binding.close[0] <= share <= binding.close[1]:
             break
-        wanted = corrected
+        aiming = True
     if inside is not None:
         return inside[1]
     assert outside is not None
@@ -119,7 +136,15 @@ class _Meter(Protocol):
     @property
     def name(self) -> str: ...
 
-    def read(self, plan: Plan, thin: nn.Module) -> _Reading: ...
+    @property
+    def aim(self) -> float: ...
+
+    @property
+    def close(self) -> tuple[float, float]: ...
+
+    def read(self, plan: Plan, thin: nn.Module, aim: float) -> _Reading:
+        """Measure a thin network whose plan was to take the share ``aim`` of the budget."""
+        ...
 
     def scaled(self, request: Request, factor: float) -> Request: ...
 
@@ -163,17 +188,22 @@ class _Clock:
     name = LATENCY
 
     def __init__(self, request: Request, table: LatencyTable, model: nn.Module, example: Any) -> None:
+        # A clock of the user's own is taken at its word.
+        own = table.measure is not None
+        self.aim, self.close = (1.0, _CLOSE) if own else (_TIME_AIM, _TIME_CLOSE)
         self._budget, self._model, self._example = request.budget, model, example
         self._how: dict[str, Any] = {"measure": table.measure}
         if table.measure is None:
             self._how = {"runtime": table.runtime, "threads": table.threads}
 
-    def read(self, plan: Plan, thin: nn.Module) -> _Reading:
+    def read(self, plan: Plan, thin: nn.Module, aim: float) -> _Reading:
         """Measure both networks."""
         found = plan.latency
         assert found is not None
+        predicted = found.predicted * aim
         both = measure_latency([self._model, thin], self._example, **self._how)
-        whole, cut = both[0].seconds, both[1].seconds
+        whole = both[0].seconds
+        cut = both[1].share_of(both[0]) * whole
         limits = []
         if LATENCY in self._budget:
             limits.append(self._budget[LATENCY] * whole)
@@ -181,9 +211,9 @@ class _Clock:
             limits.append(self._budget[LATENCY_SECONDS])
         # A share of the whole network is one of what it takes now.
         scale = found.before / whole if LATENCY in self._budget else 1.0
-        measured = replace(found, before=whole, measured=cut)
+        measured = replace(found, before=whole, predicted=predicted / scale, measured=cut)
         return _Reading(
-            cut / min(limits), scale * cut / found.predicted, lambda told: replace(told, latency=measured)
+            cut / min(limits), scale * cut / predicted, lambda told: replace(told, latency=measured)
         )
 
     def scaled(self, request: Request, factor: float) -> Request:
@@ -194,21 +224,20 @@ class _Clock:
 class _Scales:
     """Measures the peak memory of a thin network."""
 
-    name = PEAK
+    name, aim, close = PEAK, 1.0, _CLOSE
 
     def __init__(self, budget: float, example: Any) -> None:
         self._budget, self._example = budget, example
 
-    def read(self, plan: Plan, thin: nn.Module) -> _Reading:
+    def read(self, plan: Plan, thin: nn.Module, aim: float) -> _Reading:
         """Measure it."""
         found = plan.peak_memory
         assert found is not None
+        predicted = found.predicted * aim
         taken = float(peak_memory(thin, self._example).total)
         most = self._budget * found.before if self._budget <= 1 else self._budget
-        measured = replace(found, measured=taken)
-        return _Reading(
-            taken / most, taken / found.predicted, lambda told: replace(told, peak_memory=measured)
-        )
+        measured = replace(found, predicted=predicted, measured=taken)
+        return _Reading(taken / most, taken / predicted, lambda told: replace(told, peak_memory=measured))
 
     def scaled(self, request: Request, factor: float) -> Request:
         """Correct what is predicted."""

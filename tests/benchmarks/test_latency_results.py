@@ -41,6 +41,16 @@ def test_the_table_has_predicted_and_measured_shares():
     assert "within 3 % under the budget: 2 of 2" in text
 
 
+def test_two_measurements_are_compared():
+    told = {"predicted": 0.5, "measured": 0.5, "again": 0.51, "medians": [0.5, 0.55], "macs": 0.3}
+    rows = {"net": {**ROW, "budgets": {"0.5": told, "0.35": {**told, "again": 0.49, "medians": [0.5, 0.4]}}}}
+    shown, medians = latency.repeats_of(rows)
+    assert shown == pytest.approx([0.02, 0.02])
+    assert medians == pytest.approx([0.1, 0.2])
+    text = latency.table_text({"stamp": STAMP, "rows": rows})
+    assert "differ by 2.0% in the median and 2.0% at most, shares of medians by 15.0% and 20.0%." in text
+
+
 def test_nothing_measured_is_said():
     assert latency.table_text({}) == "Not measured yet.\n"
 

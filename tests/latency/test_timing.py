@@ -183,8 +183,19 @@ def test_times_are_written_in_three_digits(seconds, text):
     assert seconds_text(seconds) == text
 
 
+def test_a_share_is_that_of_the_fastest_quarters():
+    """What disturbs three quarters of the samples of one network changes no share."""
+    told = ("torch", 1, 1, "a board")
+    quiet = timing._summary([4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0], *told)
+    disturbed = timing._summary([9.0, 3.0, 7.0, 2.0, 8.0, 1.0, 9.0, 9.0, 5.0, 9.0, 9.0, 9.0], *told)
+    assert disturbed.seconds == 8.5
+    assert disturbed.undisturbed == 2.0
+    assert disturbed.share_of(quiet) == 0.5
+    assert timing._summary([6.0, 2.0], *told).undisturbed == 4.0
+
+
 def test_a_latency_is_told_in_one_line():
-    found = timing.Latency(0.01, 0.0098, 0.0104, 31, "torch", 2, 16, "a board")
+    found = timing.Latency(0.01, 0.0098, 0.0104, 0.0097, 31, "torch", 2, 16, "a board")
     assert str(found) == "10.0 ms (9.80 ms to 10.4 ms in 31 samples; torch, 2 threads, batch 16)"
     assert found.spread == pytest.approx(0.06)
 
