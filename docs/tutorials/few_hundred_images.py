@@ -61,15 +61,15 @@ data = slimfast.calibrate(model, graph, [x for x, _ in train], samples=300)
 # %%
 by_weights = slimfast.prune_channels(model, slimfast.plan(model, images[:1], macs=0.5))
 plan = slimfast.plan(model, images[:1], macs=0.5, calibration=data)
-by_data = slimfast.prune_channels(model, plan, calibration=data, select="activations", repair="activations")
+by_data = slimfast.prune_channels(model, plan, calibration=data)
 first, second = accuracy(by_weights, test), accuracy(by_data, test)
 print(f"from weights alone: {first:.1%}, with 300 images: {second:.1%}")
 assert second > first
 
 # %% [markdown]
-# Where a training of a convolutional network follows, leave `select` at its default and add
-# `repair_damping=1.0`: large units and a repair that fits less closely start lower and end higher.
+# Where a training follows, say so with `for_training=True`: large units (in a transformer those by
+# activations) and a repair that fits less closely start lower and end higher.
 
 # %%
-start = slimfast.prune_channels(model, plan, calibration=data, repair="activations", repair_damping=1.0)
+start = slimfast.prune_channels(model, plan, calibration=data, for_training=True)
 print(slimfast.repair_report(start))

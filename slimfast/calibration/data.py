@@ -13,7 +13,7 @@ from slimfast.arrays import Arguments
 from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.forward import Slice, count_of, elements_of, slices_of
 from slimfast.calibration.kept_rows import KeptRows
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import tensors_in
 
 # So far may the norms of a layer's weights be from those that were calibrated: more than rounding does.
@@ -116,6 +116,10 @@ def check_calibration(
 
     ``tensors``: the model's, as its layers compute with them.
     """
+    if not isinstance(calibration, Calibration):
+        raise ArgumentTypeError(
+            f"calibration: expected what slimfast.calibrate returns, got {type(calibration).__name__}"
+        )
     known = {consumer.weight: consumer for consumer in consumers}
     for name, reading in calibration.readings.items():
         consumer = known.get(name)

@@ -37,13 +37,14 @@ from slimfast.graph.cutting.cut import thin_shape
 from slimfast.graph.recording.module_copies import aliases, copy_with, named_tensors
 from slimfast.plans import Plan
 from slimfast.plans.fingerprint import check_weights
+from slimfast.pruning.choices import Given, Repair, chosen
 from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest, check_values, manifest
 from slimfast.pruning.mask_folding import is_of_masks
 from slimfast.pruning.prune import prune_channels
-from slimfast.pruning.repair import RepairKind, check_kind
+from slimfast.pruning.repair import check_kind
 from slimfast.pruning.repair.report import repaired_tensors
-from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units, with_keeps
+from slimfast.pruning.selection import Method, first_method, graph_of, select_units, with_keeps
 from slimfast.storage.atomic import atomic_path, output_folder
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors
@@ -61,8 +62,8 @@ def prune_checkpoint(
     folder: str | os.PathLike[str],
     *,
     model: nn.Module | None = None,
-    select: Method = DEFAULT_METHOD,
-    repair: RepairKind | None = None,
+    select: Method | None = None,
+    repair: Repair = "auto",
     repair_damping: float = 0.0,
     calibration: Calibration | None = None,
     memory: int = MEMORY,
@@ -83,8 +84,8 @@ def prune_checkpoint(
             does not. What a repair has solved for is not in a manifest: a warning says so.
         folder: Where to write.
         model: The wide network, on the meta device or not.
-        select: How units are chosen that a plan has not chosen.
-        repair: As for :func:`slimfast.prune_channels`; the report stays with what :func:`load_checkpoint`
+        select: How units are chosen that a plan has not chosen, as for :func:`slimfast.prune_channels`.
+        repair: Likewise; the report stays with what :func:`load_checkpoint`
             gives. Both networks run from their files, all samples side by side from layer to layer; what is
             repaired is in ``folder/repair`` until all is done, from which a run that was stopped goes on.
         repair_damping: The least damping from activations, likewise.
@@ -119,8 +120,14 @@ def prune_checkpoint(
             "prune_checkpoint: expected a plan that cuts weights alone, got one of masks, whose dead units "
             "leave constants to the biases; load the network and use slimfast.prune_channels"
         )
-    if repair is not None and isinstance(plan, Manifest):
+    if repair not in (None, "auto") and isinstance(plan, Manifest):
         raise ArgumentError("prune_checkpoint: expected a plan and its model for a repair, got a manifest")
+    # A manifest has the units, and no network that runs.
+    select, repair, repair_damping = chosen(
+        Given(select, repair, repair_damping),
+        calibrated=calibration is not None,
+        lossless=isinstance(plan, Manifest),
+    )
     check_kind(repair, calibration, repair_damping)
     check_memory("prune", memory)
     weights = open_weights(path)
@@ -191,7 +198,7 @@ def _choice(
     weights: Weights,
     plan: Plan | Manifest,
     model: nn.Module | None,
-    select: Method,
+    select: Method | None,
     calibration: Calibration | None,
     backend: str,
 ) -> _Choice:
@@ -207,7 +214,7 @@ def _choice(
     graph = graph_of(empty, plan)
     stored = {first.get(name, name): name for name in weights.infos}
     groups = list(plan.groups)
-    if select == "activations" and calibration is not None:
+    if calibration is not None and first_method(select, calibration) == "activations":
         # What has no moments is read in a forward, and so needs all of the network.
         network = streamed_copy(model, weights, Shelf(WEIGHTS))
         still = [group for group in groups if group.keep is None]
@@ -220,8 +227,8 @@ def _choice(
             held = copy_with(empty, {name: weights.load(stored[name]) for name in names}, share=True)
             keeps = select_units(held, graph, [group], method=select, backend=backend)
             (groups[i],) = with_keeps([group], keeps)
-    chosen = dataclasses.replace(plan, groups=tuple(groups), graph=graph)
-    described = manifest(prune_channels(empty, chosen, verify=False))
+    decided = dataclasses.replace(plan, groups=tuple(groups), graph=graph)
+    described = manifest(prune_channels(empty, decided, verify=False))
     kept = {group.name: np.array(group.keep, dtype=np.int64) for group in groups}
     return _Choice(described, first, graph, kept)
 

@@ -1,11 +1,12 @@
 """The whole road on a bare machine: a small residual network on the digit scans that scikit-learn ships.
 
-Trained, planned to a share of its MACs, pruned and distilled, beside a control of uniform widths and equal
-MACs that is pruned and distilled in the same way.
+Trained, calibrated with some scans, planned to a share of its MACs, pruned and distilled, beside a control of
+uniform widths and equal MACs, as it is cut by the weights alone, that is distilled in the same way.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from rich import box
 from rich.table import Table
 from torch import nn
 
+from slimfast.calibration import Calibration, calibrate, error_curves
 from slimfast.checkpoints.exporting import export
 from slimfast.checkpoints.thin_files import save
 from slimfast.cli.digits import TEST, DigitNet, Scans, load_scans
@@ -32,11 +34,13 @@ from slimfast.plans.costs import count_module
 from slimfast.plans.plan_table import quantity
 from slimfast.pruning.prune import prune_channels
 from slimfast.reports.plots import plan_figure, save_figure
-from slimfast.spectra import measure_spectra
 from slimfast.storage.atomic import atomic_path, output_folder
 
 MACS = 0.35
 """Share of the network's MACs that the demo keeps."""
+TEACHER_EPOCHS, EPOCHS = 20, 8
+CALIBRATION = 256
+"""So many training scans, without their digits, say what the layers read."""
 TIMED_IMAGES, TIMED_ROUNDS = 256, 15
 
 
@@ -63,8 +67,8 @@ class Demo:
 def run_demo(
     folder: str | os.PathLike[str] = "demo",
     *,
-    teacher_epochs: int = 30,
-    epochs: int = 30,
+    teacher_epochs: int = TEACHER_EPOCHS,
+    epochs: int = EPOCHS,
     seed: int = 0,
     progress: bool | None = None,
     tell: Callable[[str], None] = lambda text: None,
@@ -88,7 +92,9 @@ class _Trainer:
     seed: int
     progress: bool | None
 
-    def fit(self, network: nn.Module, teacher: nn.Module, epochs: int, loss: DistillationLoss) -> nn.Module:
+    def fit(
+        self, network: nn.Module, teacher: nn.Module, epochs: int, loss: DistillationLoss, lr: float
+    ) -> nn.Module:
         """Train a network in place, and put it in eval mode."""
         distill(
             network,
@@ -96,7 +102,7 @@ class _Trainer:
             train=self.train,
             evaluate=self.validation,
             epochs=epochs,
-            lr=0.1,
+            lr=lr,
             loss=loss,
             seed=self.seed,
             progress=self.progress,
@@ -122,31 +128,32 @@ def _run(
     tell(f"training a residual network on {len(train.digits)} digit scans")
     # Hard labels only: nobody teaches the teacher.
     hard = DistillationLoss(soft=0.0, hard=1.0, label_smoothing=0.1)
-    trainer.fit(teacher, nn.Identity(), teacher_epochs, hard)
+    trainer.fit(teacher, nn.Identity(), teacher_epochs, hard, lr=0.1)
 
     tell(f"planning it to {MACS:.0%} of its MACs")
     graph = trace_channels(teacher, example)
-    spectra = measure_spectra(teacher, graph)
-    ours = plan(teacher, example, macs=MACS, spectra=spectra)
-    uniform = uniform_like(ours, graph, spectra)
+    calibration = calibrate(teacher, graph, [train.images[:CALIBRATION]])
+    curves = error_curves(teacher, graph, calibration)
+    ours = plan(teacher, example, macs=MACS, calibration=calibration, curves=curves)
+    uniform = uniform_like(ours, graph, {})
     networks: dict[str, nn.Module] = {"teacher": teacher}
-    for name, widths in (("thin", ours), ("uniform", uniform)):
+    for name, widths, data in (("thin", ours, calibration), ("uniform", uniform, None)):
         tell(f"pruning and distilling: {name}")
-        networks |= _thin_networks(name, teacher, widths, trainer, epochs)
+        networks |= _thin_networks(name, teacher, widths, data, trainer, epochs)
 
     tell("measuring, writing")
     thin = networks["thin, distilled"]
     ours.save(folder / "plan.json")
     save(thin, folder / "thin.safetensors")
     export(thin, folder / "thin.onnx", example)
-    save_figure(plan_figure(ours, spectra), folder / "plan.png")
+    save_figure(plan_figure(ours, curves), folder / "plan.png")
     rows = _measure(networks, test)
     settings = {
         "seed": seed,
         "teacher_epochs": teacher_epochs,
         "epochs": epochs,
         "macs": MACS,
-        "explained_variance": ours.explained_variance,
+        "calibration": CALIBRATION,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
@@ -194,13 +201,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def _thin_networks(
-    name: str, teacher: nn.Module, plan: Plan, trainer: _Trainer, epochs: int
+    name: str,
+    teacher: nn.Module,
+    plan: Plan,
+    calibration: Calibration | None,
+    trainer: _Trainer,
+    epochs: int,
 ) -> dict[str, nn.Module]:
     """Cut the network to a plan, and give it as it is cut and after its distillation."""
-    pruned = prune_channels(teacher, plan)
-    student = prune_channels(teacher, plan, verify=False)
+    pruned = prune_channels(teacher, plan, calibration=calibration)
     loss = DistillationLoss(temperature=4.0, soft=0.9, hard=0.1)
-    return {f"{name}, pruned": pruned, f"{name}, distilled": trainer.fit(student, teacher, epochs, loss)}
+    distilled = trainer.fit(copy.deepcopy(pruned), teacher, epochs, loss, lr=0.05)
+    return {f"{name}, pruned": pruned, f"{name}, distilled": distilled}
 
 
 def _measure(networks: Mapping[str, nn.Module], test: Scans) -> tuple[Row, ...]:

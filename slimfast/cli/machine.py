@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from slimfast.cli import console, options
-from slimfast.cli.digits_demo import demo_table, run_demo
+from slimfast.cli.digits_demo import EPOCHS, TEACHER_EPOCHS, demo_table, run_demo
 from slimfast.cli.models import build_model, check_device
 from slimfast.diagnostics.comparison import RESNET18, compare_ops, random_layers, weight_matrices
 from slimfast.diagnostics.doctor import diagnose
@@ -56,8 +56,10 @@ def bench(
 
 def demo(
     seed: options.Seed = 0,
-    teacher_epochs: Annotated[int, typer.Option(help="Epochs of the network that is slimmed.")] = 30,
-    epochs: Annotated[int, typer.Option(help="Epochs of each distillation.")] = 30,
+    teacher_epochs: Annotated[
+        int, typer.Option(help="Epochs of the network that is slimmed.")
+    ] = TEACHER_EPOCHS,
+    epochs: Annotated[int, typer.Option(help="Epochs of each distillation.")] = EPOCHS,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path("demo"),
     as_json: options.Json = False,
 ) -> None:

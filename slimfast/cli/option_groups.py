@@ -24,7 +24,7 @@ from slimfast.plans.floors import Floors
 from slimfast.plans.multiples import Multiples
 from slimfast.plans.request import WidthOptions
 from slimfast.pruning.prune import prune_channels
-from slimfast.pruning.repair import repair_report
+from slimfast.pruning.repair.report import found_report
 from slimfast.pruning.verification import verification_report
 
 
@@ -103,12 +103,21 @@ class Narrowing:
 class Cut:
     """How a network is cut."""
 
-    select: options.Select = options.DEFAULT_METHOD
+    select: options.Select = None
     repair: options.Repair = None
     repair_damping: options.RepairDamping = 0.0
     for_training: options.ForTraining = False
     calibration: options.Calibration = None
     verify: Annotated[bool, typer.Option(help="Run both networks and compare what comes out.")] = True
+
+    def chosen(self) -> dict[str, Any]:
+        """Make the keywords of ``prune_channels`` that say what units stay, and how they are repaired."""
+        repair = "auto" if self.repair is None else self.repair.value
+        return {
+            "select": self.select.value if self.select else None,
+            "repair": None if repair == "none" else repair,
+            "repair_damping": self.repair_damping,
+        }
 
     def load_calibration(self, device: str) -> Calibration | None:
         """Load the calibration that was named."""
@@ -124,12 +133,10 @@ class Cut:
         strict: bool = False,
     ) -> nn.Module:
         """Cut the network to a plan, and say what a repair left as it was cut."""
-        thin = prune_channels(
+        thin: nn.Module = prune_channels(
             network,
             plan,
-            select=self.select.value,
-            repair=self.repair.value if self.repair else None,
-            repair_damping=self.repair_damping,
+            **self.chosen(),
             for_training=self.for_training,
             calibration=calibration,
             verify=self.verify,
@@ -141,9 +148,9 @@ class Cut:
 
     def tell_not_repaired(self, thin: nn.Module) -> None:
         """Say which layers a repair left as they were cut."""
-        if self.repair is not None or (self.for_training and self.calibration is not None):
-            for name, reason in repair_report(thin).left.items():
-                tell(f"not repaired: {name}: {reason}")
+        report = found_report(thin)
+        for name, reason in report.left.items() if report is not None else ():
+            tell(f"not repaired: {name}: {reason}")
 
     def tell_verified(self, thin: nn.Module) -> None:
         """Say what was compared, and what was not."""

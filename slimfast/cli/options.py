@@ -18,7 +18,6 @@ from slimfast.cli.models import build
 from slimfast.cli.stored import in_float32, stored_weights
 from slimfast.distributed.team import Team, join_team, launched
 from slimfast.errors import SlimfastError
-from slimfast.pruning import selection
 from slimfast.storage.atomic import cannot_write
 from slimfast.storage.weights import Weights as StoredWeights
 
@@ -33,9 +32,6 @@ class Method(str, Enum):
     bn_scale = "bn_scale"
     pivoted_cholesky = "pivoted_cholesky"
     activations = "activations"
-
-
-DEFAULT_METHOD = Method(selection.DEFAULT_METHOD)
 
 
 class Schedules(str, Enum):
@@ -65,8 +61,9 @@ class Precision(str, Enum):
 
 
 class Kind(str, Enum):
-    """The ways to repair a thin network."""
+    """The ways to repair a thin network, and not to."""
 
+    none = "none"
     weights = "weights"
     activations = "activations"
     moments = "moments"
@@ -106,13 +103,19 @@ Backend = Annotated[str, typer.Option(help="Kernels: auto, cpu, cuda, triton or 
 Device = Annotated[str, typer.Option(help="Where to run: cpu, cuda, cuda:1, ...")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write.")]
-Select = Annotated[Method, typer.Option(help="Which units of a group stay.")]
+Select = Annotated[
+    Method | None,
+    typer.Option(help="Which units of a group stay; by activations with --calibration, else by lookahead."),
+]
 Calibration = Annotated[
     Path | None,
-    typer.Option(help="What 'slimfast calibrate' wrote: for widths, and for 'activations' elsewhere."),
+    typer.Option(help="What 'slimfast calibrate' wrote: for widths, units and repair."),
 ]
 Repair = Annotated[
-    Kind | None, typer.Option(help="Solve the layers that read what is cut, from weights or activations.")
+    Kind | None,
+    typer.Option(
+        help="Solve the layers that read what is cut; from activations with --calibration, else not."
+    ),
 ]
 RepairDamping = Annotated[
     float,

@@ -51,7 +51,7 @@ def rounds(
     """Prune a network in rounds, between which the caller trains it.
 
     Each round measures the network as it is then, plans, chooses units and repairs as a training best starts
-    from (:func:`slimfast.pruning.training_start.training_start`), and cuts to its share of the way to the
+    from (:func:`slimfast.pruning.choices.chosen_for_training`), and cuts to its share of the way to the
     budget. ``model`` stays as it is unless ``in_place``; names, and the manifest, which is relative to
     ``model``, allow :func:`slimfast.save` and :func:`slimfast.load` after any round. The other keywords are
     those of :func:`slimfast.plan_widths`.

@@ -107,7 +107,7 @@ def plan_uniform(
         slimfast.save_pretrained(thin, "thin", example)   # AutoModel.from_pretrained("thin") from now on
 
         plan = slimfast.plan_uniform(model, example, params=0.6, calibration=calibration)
-        thin = slimfast.prune_channels(model, plan, repair="activations", calibration=calibration)
+        thin = slimfast.prune_channels(model, plan, calibration=calibration)
     """
     model = unwrapped(model)
     if not hasattr(model, "config") or not hasattr(model.config, "to_dict"):

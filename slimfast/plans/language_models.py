@@ -23,7 +23,7 @@ def warn_without_data(model: nn.Module, what: str) -> None:
         warnings.warn(
             f"{what} by the weights alone, after which the perplexity of a language model as "
             f"{type(model).__name__} is beyond use: calibrate with a few hundred sentences "
-            f"(slimfast.calibrate), and pass calibration= with select='activations', repair='activations'",
+            f"(slimfast.calibrate), and pass calibration=",
             UserWarning,
             stacklevel=3,
         )

@@ -13,11 +13,10 @@ from slimfast.calibration.data import Calibration
 from slimfast.calibration.spilling import MEMORY
 from slimfast.plans import Allocation, plan
 from slimfast.plans.request import WidthOptions, takes_width_options
+from slimfast.pruning.choices import Given, Repair, check_not_given
 from slimfast.pruning.depth.mixed import check_depth, slim_to_depth
 from slimfast.pruning.prune import prune_channels
-from slimfast.pruning.repair import RepairKind
-from slimfast.pruning.selection import DEFAULT_METHOD, Method
-from slimfast.pruning.training_start import TrainingStart, check_not_chosen
+from slimfast.pruning.selection import Method
 from slimfast.wrappers import unwrapped
 
 
@@ -31,8 +30,8 @@ def slim(
     allocation: Allocation | None = None,
     calibration: Calibration | None = None,
     depth: int | Iterable[int] = 0,
-    select: Method = DEFAULT_METHOD,
-    repair: RepairKind | None = None,
+    select: Method | None = None,
+    repair: Repair = "auto",
     repair_damping: float = 0.0,
     for_training: bool = False,
     memory: int = MEMORY,
@@ -65,7 +64,7 @@ def slim(
         thin = slimfast.slim(model, torch.randn(1, 3, 224, 224), macs=0.5)
     """
     if for_training:
-        check_not_chosen(TrainingStart(select, repair, repair_damping))
+        check_not_given(Given(select, repair, repair_damping))
     model = unwrapped(model)
     if depth != 0:
         numbers = depth if isinstance(depth, int) else list(depth)

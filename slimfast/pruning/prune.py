@@ -24,15 +24,15 @@ from slimfast.graph.recording.network import Network
 from slimfast.plans import GroupPlan, Plan, warn_of_units
 from slimfast.plans.costs import count_kept
 from slimfast.plans.fingerprint import check_weights, fingerprint
+from slimfast.pruning.choices import Given, Repair, chosen, chosen_for_training
 from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifest_fields import Change
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.mask_folding import check_repairable, check_same, fold_masks, is_of_masks
-from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
+from slimfast.pruning.repair import check_kind, repair_thin
 from slimfast.pruning.repair.report import repaired_tensors
 from slimfast.pruning.rotation.report import given_units
-from slimfast.pruning.selection import DEFAULT_METHOD, Method, graph_of, select_units
-from slimfast.pruning.training_start import TrainingStart, check_not_chosen, training_start
+from slimfast.pruning.selection import Method, first_method, graph_of, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
 from slimfast.pruning.verification import attach_verification, verify_and_patch
 from slimfast.wrappers import unwrapped
@@ -50,8 +50,8 @@ def prune_channels(
     model: nn.Module,
     plan: Plan | str | os.PathLike[str],
     *,
-    select: Method = ...,
-    repair: RepairKind | None = ...,
+    select: Method | None = ...,
+    repair: Repair = ...,
     repair_damping: float = ...,
     for_training: bool = ...,
     calibration: Calibration | None = ...,
@@ -68,8 +68,8 @@ def prune_channels(
     model: nn.Module,
     plan: Plan | str | os.PathLike[str],
     *,
-    select: Method = ...,
-    repair: RepairKind | None = ...,
+    select: Method | None = ...,
+    repair: Repair = ...,
     repair_damping: float = ...,
     for_training: bool = ...,
     calibration: Calibration | None = ...,
@@ -86,8 +86,8 @@ def prune_channels(
     model: nn.Module,
     plan: Plan | str | os.PathLike[str],
     *,
-    select: Method = DEFAULT_METHOD,
-    repair: RepairKind | None = None,
+    select: Method | None = None,
+    repair: Repair = "auto",
     repair_damping: float = 0.0,
     for_training: bool = False,
     calibration: Calibration | None = None,
@@ -109,17 +109,19 @@ def prune_channels(
     Args:
         model: The network; one in a usual wrapper is taken out of it, and returned without.
         plan: Its widths, or the path of the file they are in.
-        select: How the units are chosen where the plan has not done so: a method of :func:`slimfast.select`.
+        select: How the units are chosen where the plan has not done so: a method of :func:`slimfast.select`;
+            unless given "activations" where the ``calibration`` has measured, else "lookahead".
         repair: Then solves the layers that read what was cut for the best weights in closed form, from the
             ``"weights"`` alone or from the ``"activations"`` of a ``calibration``, which also gives the batch
             norms their statistics; ``repair_report(thin)`` says what was done and what was not. From its
-            ``"moments"`` no network runs, in a fraction of the time: for networks without batch norms.
+            ``"moments"`` no network runs, in a fraction of the time: for networks without batch norms. None
+            repairs nothing; unless given, it is from activations where there is a calibration.
         repair_damping: The least damping from data, in units of the mean variance of what a layer
             reads: 0 fits what the thin network is now; 1, which moves weights along the directions of more
             than mean variance only, is the better start of a training.
         for_training: Chooses units and repair as a training starts best from them: large units, or those by
             activations where heads are cut, and with a ``calibration`` a repair with a damping of 1.
-        calibration: From :func:`slimfast.calibrate`.
+        calibration: From :func:`slimfast.calibrate`: chooses the units and repairs, unless told otherwise.
         memory: Bytes of activations that a repair holds in memory; the rest goes to a temporary file.
         verify: Also runs both networks and compares (:func:`slimfast.verify`); ``verification_report(thin)``
             says what was found.
@@ -157,10 +159,12 @@ def prune_channels(
 
     model = unwrapped(model)
     plan = Plan.of(plan)
+    given, calibrated = Given(select, repair, repair_damping), calibration is not None
     if for_training:
-        check_not_chosen(TrainingStart(select, repair, repair_damping))
         kinds = {group.kind for group in plan.groups}
-        select, repair, repair_damping = training_start(kinds, calibrated=calibration is not None)
+        select, repair, repair_damping = chosen_for_training(given, kinds, calibrated=calibrated)
+    else:
+        select, repair, repair_damping = chosen(given, calibrated=calibrated, lossless=is_of_masks(plan))
     total += _REPAIR_STAGES if repair in ("activations", "moments") else 0
     network = Network.of(model)
     check_whole(network.tensors, type(model).__name__)
@@ -214,7 +218,7 @@ def _keeps(
     model: nn.Module,
     graph: ChannelGraph,
     groups: Sequence[GroupPlan],
-    method: Method,
+    method: Method | None,
     calibration: Calibration | None,
     backend: str,
 ) -> dict[str, IntArray]:
@@ -222,7 +226,7 @@ def _keeps(
     keeps = {g.name: np.array(g.keep, dtype=np.int64) for g in groups if g.keep is not None}
     open_groups = [g for g in groups if g.keep is None]
     if len(given_units(model, open_groups)) < len(open_groups):
-        warn_of_units(model, method, "prune")
+        warn_of_units(model, first_method(method, calibration), "prune")
     return keeps | select_units(
         model, graph, open_groups, method=method, calibration=calibration, backend=backend
     )

@@ -31,7 +31,7 @@ from slimfast.wrappers import unwrapped
 Method: TypeAlias = Literal[Score, "pivoted_cholesky", "activations"]
 METHODS: tuple[str, ...] = get_args(Method)
 # The paper's is l1; on ResNets units by lookahead end higher after the same training (docs/evidence).
-DEFAULT_METHOD: Method = "lookahead"
+DEFAULT_METHOD: Literal["lookahead"] = "lookahead"
 
 _BATCH_BYTES = 256 << 20  # of covariances factored in one grouped call on a CPU
 
@@ -40,7 +40,7 @@ def select(
     model: nn.Module,
     plan: Plan | str | os.PathLike[str],
     *,
-    method: Method = DEFAULT_METHOD,
+    method: Method | None = None,
     calibration: Calibration | None = None,
     backend: str = "auto",
 ) -> Plan:
@@ -66,7 +66,8 @@ def select(
     Args:
         model: The network.
         plan: Its widths, or the path of the file they are in.
-        method: One of the above.
+        method: One of the above; unless given ``activations`` where there is a calibration, with
+            ``lookahead`` for groups that it has not measured, else ``lookahead``.
         calibration: What ``activations`` goes by.
         backend: The kernels to use.
 
@@ -85,7 +86,7 @@ def select(
     model, plan = unwrapped(model), Plan.of(plan)
     graph = graph_of(model, plan)
     if len(given_units(model, plan.groups)) < len(plan.groups):
-        warn_of_units(model, method, "select")
+        warn_of_units(model, first_method(method, calibration), "select")
     keeps = select_units(model, graph, plan.groups, method=method, calibration=calibration, backend=backend)
     return dataclasses.replace(plan, groups=with_keeps(plan.groups, keeps))
 
@@ -95,11 +96,12 @@ def select_units(
     graph: ChannelGraph,
     groups: Sequence[GroupPlan],
     *,
-    method: Method,
+    method: Method | None,
     calibration: Calibration | None = None,
     backend: str = "auto",
 ) -> dict[str, IntArray]:
     """Choose the kept units of each of ``groups``: group name -> sorted units; see :func:`select`."""
+    given, method = method, first_method(method, calibration)
     if method not in METHODS:
         hint = did_you_mean(method, METHODS)
         raise ArgumentError(f"select: expected one of {', '.join(METHODS)}, got {method!r}{hint}")
@@ -116,11 +118,16 @@ def select_units(
     if method == "activations":
         if calibration is None:
             raise ArgumentError("select: expected a calibration for method 'activations', got none")
-        return keeps | _by_activations(
-            model, graph, [(graph[g.name], g.width) for g in chosen], calibration, backend
-        )
+        wanted = [(graph[g.name], g.width) for g in chosen]
+        keeps |= _by_activations(model, graph, wanted, calibration, backend, strict=given is not None)
+        method, chosen = DEFAULT_METHOD, [g for g in chosen if g.name not in keeps]
     scores = unit_scores(model, graph, [graph[g.name] for g in chosen], method)
     return keeps | {g.name: largest(scores(graph[g.name]), g.width) for g in chosen}
+
+
+def first_method(method: Method | None, calibration: Calibration | None) -> Method:
+    """Return the method that was given, or the one that chooses where none was."""
+    return method or (DEFAULT_METHOD if calibration is None else "activations")
 
 
 def with_keeps(groups: Sequence[GroupPlan], keeps: Mapping[str, IntArray]) -> tuple[GroupPlan, ...]:
@@ -224,10 +231,13 @@ def _by_activations(
     chosen: Sequence[tuple[ChannelGroup, int]],
     calibration: Calibration,
     backend: str,
+    *,
+    strict: bool,
 ) -> dict[str, IntArray]:
     """Choose each group's units by how they vary in what its consumers read.
 
-    Where those have no moments, because of their width, by a share of the positions that they read.
+    Where those have no moments, because of their width, by a share of the positions that they read. Groups
+    that were not calibrated are left out, or are an error where ``strict``.
     """
     consumers = {consumer.weight: consumer for consumer in consumers_of(model, graph)[0]}
     check_calibration(calibration, graph.effective(named_tensors(model)), consumers.values())
@@ -243,6 +253,8 @@ def _by_activations(
     keeps: dict[str, IntArray] = {}
     for group, width in wide:
         if group.name not in rows:
+            if not strict:
+                continue
             left = calibration.left
             why = next((left[m.tensor] for m in group.members if m.tensor in left), "no layer reads it")
             raise SlimfastError(f"select: {group.name} was not calibrated: {why}")

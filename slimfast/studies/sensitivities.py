@@ -22,7 +22,7 @@ from slimfast.graph.recording.network import Network
 from slimfast.plans import GroupPlan
 from slimfast.plans.planning import check_shapes
 from slimfast.pruning.repair import RepairKind, check_kind, repair_thin
-from slimfast.pruning.selection import DEFAULT_METHOD, Method, select_units
+from slimfast.pruning.selection import Method, select_units
 from slimfast.spectra import Spectrum, measure_spectra
 from slimfast.studies.scoring import Evaluate, check_evaluate, score_of
 from slimfast.studies.sensitivity_data import CutAlone, Sensitivities
@@ -104,12 +104,11 @@ def sensitivity(
         spectra = measure_spectra(model, graph, backend=backend)
     network = Network.of(model)
     outputs = _Outputs(model, _slices(graph, example, calibration, memory))
-    method = select or (DEFAULT_METHOD if calibration is None else "activations")
     found: dict[tuple[str, int], CutAlone] = {}
     whole = score_of(evaluate, model_in_eval(model), _VERB)
     for number, share in enumerate(wanted):
         narrow = [_narrowed(group, share) for group in groups]
-        keeps = select_units(model, graph, narrow, method=method, calibration=calibration, backend=backend)
+        keeps = select_units(model, graph, narrow, method=select, calibration=calibration, backend=backend)
         for place, planned in enumerate(narrow):
             alone = {planned.name: keeps[planned.name]}
             thin = _thin(model, network, graph, alone, calibration, repair=repair, memory=memory)

@@ -24,9 +24,10 @@ from slimfast.plans.limits import Priced
 from slimfast.plans.measured import within_measured
 from slimfast.plans.request import Request, WidthOptions, check_request, takes_width_options
 from slimfast.plans.solving import solved_plan
+from slimfast.pruning.choices import Given, Repair, chosen
 from slimfast.pruning.prune import prune_channels
-from slimfast.pruning.repair import RepairKind, check_kind
-from slimfast.pruning.selection import DEFAULT_METHOD, Method
+from slimfast.pruning.repair import check_kind
+from slimfast.pruning.selection import Method
 from slimfast.spectra import Spectrum, measure_spectra
 from slimfast.studies.scoring import Evaluate, check_evaluate, score_of
 from slimfast.studies.sensitivities import model_in_eval
@@ -57,7 +58,7 @@ def trade_off(
     spectra: Mapping[str, Spectrum] | None = None,
     curves: Mapping[str, ErrorCurve] | None = None,
     select: Method | None = None,
-    repair: RepairKind | None = None,
+    repair: Repair = "auto",
     memory_at_once: int = MEMORY,
     backend: str = "auto",
     progress: Progress | None = None,
@@ -85,8 +86,8 @@ def trade_off(
             lose is told by the error curves.
         spectra: Saved ones, which save the measurement where there is no calibration.
         curves: From :func:`slimfast.calibration.error_curves`, which save that of the calibration.
-        select: How units are chosen for ``evaluate``; by activations where there is a calibration.
-        repair: How thin networks are repaired for it; from activations where there is a calibration.
+        select: How units are chosen for ``evaluate``, as for :func:`slimfast.prune_channels`.
+        repair: How thin networks are repaired for it, likewise.
         memory_at_once: Bytes of activations held at once.
         backend: The kernels to use.
         progress: Called with the number of budgets done and of all.
@@ -105,8 +106,8 @@ def trade_off(
     """
     check_evaluate(evaluate, _VERB)
     wanted = _checked(budgets, budget, options)
-    repair = "activations" if repair is None and calibration is not None else repair
-    check_kind(repair, calibration)
+    how = chosen(Given(select, repair, 0.0), calibrated=calibration is not None)
+    check_kind(how.repair, calibration)
     model = unwrapped(model)
     if graph is None:
         if example is None:
@@ -126,12 +127,11 @@ def trade_off(
     def score(plan: Plan) -> float | None:
         if evaluate is None:
             return None
-        method = select or (DEFAULT_METHOD if calibration is None else "activations")
         thin = prune_channels(
             model,
             plan,
-            select=method,
-            repair=repair,
+            select=how.select,
+            repair=how.repair,
             calibration=calibration,
             memory=memory_at_once,
             verify=False,

@@ -44,7 +44,9 @@ def test_the_networks_compared(demo: Demo) -> None:
     assert (uniform.params, uniform.macs) == (control.params, control.macs)
     # Two epochs are enough to beat chance (0.1) by far, on scans never trained on; cutting alone is not.
     assert teacher.accuracy > 0.5
-    assert distilled.accuracy > thin.accuracy + 0.2
+    # The calibration keeps what the teacher knows; weights alone do not.
+    assert thin.accuracy > 0.8 * teacher.accuracy > uniform.accuracy + 0.2
+    assert distilled.accuracy > 0.8 * teacher.accuracy
     assert control.accuracy > uniform.accuracy + 0.2
     assert all(row.milliseconds > 0 for row in demo.rows)
 

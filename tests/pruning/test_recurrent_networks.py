@@ -8,6 +8,7 @@ from support.recurrent_cases import CASES
 from support.recurrent_models import Reader, Stacked, Tagger
 
 import slimfast
+from slimfast import SlimfastError
 from slimfast.checkpoints.exporting import export
 from slimfast.graph import trace_channels
 from slimfast.spectra.unit_matrices import layers_of, unit_matrix
@@ -86,9 +87,30 @@ def test_repair_solves_what_reads_linearly_and_says_why_recurrent_layers_are_lef
         "rnn (LSTM) is recurrent: what it reads and what it says of the step before are one sum"
     }
     with torch.no_grad():
-        plain = slimfast.prune_channels(model, plan)
+        plain = slimfast.prune_channels(model, plan, repair=None, calibration=calibration)
         wanted = model(tokens)
         assert (thin(tokens) - wanted).square().mean() < (plain(tokens) - wanted).square().mean()
+
+
+def test_units_that_no_calibration_has_measured_are_chosen_by_the_weights():
+    torch.manual_seed(0)
+    model, tokens = Tagger().eval(), _tokens(4, 6)
+    plan = slimfast.plan(model, tokens, params=0.6)
+    calibration = slimfast.calibrate(model, plan.graph, [tokens])
+    found = {g.name: g.keep for g in slimfast.select(model, plan, calibration=calibration).groups}
+    by_weights = {g.name: g.keep for g in slimfast.select(model, plan).groups}
+    with pytest.raises(SlimfastError, match=r"embed was not calibrated: rnn .LSTM. is recurrent"):
+        slimfast.select(model, plan, method="activations", calibration=calibration)
+    read = {
+        g.name
+        for g in plan.groups
+        if any(m.tensor == "out.weight" for m in plan.graph.consumers(plan.graph[g.name]))
+    }
+    assert read
+    assert {name: found[name] for name in found if name not in read} == {
+        name: by_weights[name] for name in found if name not in read
+    }
+    assert any(found[name] != by_weights[name] for name in read)
 
 
 def test_repair_from_weights_takes_on_no_units_of_gates():

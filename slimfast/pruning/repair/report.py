@@ -91,7 +91,13 @@ def repair_report(thin: nn.Module) -> RepairReport:
         thin = slimfast.prune_channels(model, plan, repair="weights")
         print(slimfast.repair_report(thin).left)
     """
-    report = vars(thin).get(_ATTRIBUTE)
-    if not isinstance(report, RepairReport):
+    report = found_report(thin)
+    if report is None:
         raise SlimfastError(f"{type(thin).__name__}: no repair was made")
     return report
+
+
+def found_report(thin: nn.Module) -> RepairReport | None:
+    """Look up what was repaired in a network; None where nothing was."""
+    report = vars(thin).get(_ATTRIBUTE)
+    return report if isinstance(report, RepairReport) else None
