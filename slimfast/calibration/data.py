@@ -109,6 +109,14 @@ def norms_of_variables(consumer: Consumer, weight: Tensor) -> Tensor:
     return total.sqrt().reshape(-1).cpu()
 
 
+def check_is_calibration(calibration: object) -> None:
+    """Refuse what is no calibration, such as the batches of one."""
+    if not isinstance(calibration, Calibration):
+        raise ArgumentTypeError(
+            f"calibration: expected what slimfast.calibrate returns, got {type(calibration).__name__}"
+        )
+
+
 def check_calibration(
     calibration: Calibration, tensors: Mapping[str, Tensor], consumers: Iterable[Consumer]
 ) -> None:
@@ -116,10 +124,7 @@ def check_calibration(
 
     ``tensors``: the model's, as its layers compute with them.
     """
-    if not isinstance(calibration, Calibration):
-        raise ArgumentTypeError(
-            f"calibration: expected what slimfast.calibrate returns, got {type(calibration).__name__}"
-        )
+    check_is_calibration(calibration)
     known = {consumer.weight: consumer for consumer in consumers}
     for name, reading in calibration.readings.items():
         consumer = known.get(name)

@@ -9,7 +9,7 @@ from torch import nn
 from typing_extensions import Unpack
 
 from slimfast.arrays import Progress
-from slimfast.calibration.data import Calibration
+from slimfast.calibration.data import Calibration, check_is_calibration
 from slimfast.calibration.spilling import MEMORY
 from slimfast.plans import Allocation, plan
 from slimfast.plans.request import WidthOptions, takes_width_options
@@ -65,6 +65,8 @@ def slim(
     """
     if for_training:
         check_not_given(Given(select, repair, repair_damping))
+    if calibration is not None:
+        check_is_calibration(calibration)
     model = unwrapped(model)
     if depth != 0:
         numbers = depth if isinstance(depth, int) else list(depth)

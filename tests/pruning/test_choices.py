@@ -96,3 +96,21 @@ def test_both_are_refused(given):
     plan = slimfast.plan(model, X[:2], params=0.5)
     with pytest.raises(ValueError, match="for_training"):
         slimfast.prune_channels(model, plan, for_training=True, **given)
+
+
+@pytest.mark.parametrize("batches", [[X], "calibration.safetensors", 3])
+def test_what_is_no_calibration_is_refused_in_one_line(batches):
+    model = network()
+    graph = slimfast.trace_channels(model, X[:2])
+    plan = slimfast.plan(model, graph=graph, params=0.5)
+    for use in (
+        lambda: slimfast.plan(model, graph=graph, params=0.5, calibration=batches),
+        lambda: slimfast.prune_channels(model, plan, calibration=batches),
+        lambda: slimfast.select(model, plan, calibration=batches),
+        lambda: slimfast.slim(model, X[:2], params=0.5, calibration=batches),
+        lambda: slimfast.slim(model, X[:2], params=0.5, depth=1, calibration=batches),
+        lambda: slimfast.error_curves(model, graph, batches),
+    ):
+        said = f"calibration: expected what slimfast.calibrate returns, got {type(batches).__name__}"
+        with pytest.raises(TypeError, match=f"^{said}$"):
+            use()
