@@ -17,6 +17,7 @@ from benchmarks import first_wait, latency, memory
 from benchmarks.accuracy.studies import (
     cifar10_tables,
     decoder_tables,
+    equal_time_tables,
     head_dims_tables,
     minilm_tables,
     oneshot_tables,
@@ -46,6 +47,7 @@ DECLARING = (
     minilm_tables,
     head_dims_tables,
     decoder_tables,
+    equal_time_tables,
     summary_tables,
     zoo,
     traces,
