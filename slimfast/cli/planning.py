@@ -10,21 +10,15 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from slimfast.calibration.curves import ErrorCurve
-from slimfast.calibration.folders import load_calibration
-from slimfast.checkpoints.shard_plans import plan_checkpoint
 from slimfast.cli import console, options
-from slimfast.cli.curves import measured_curves
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Widths, takes_groups
+from slimfast.cli.plan_roads import Journey, road_of
 from slimfast.cli.stored import is_weight_file
 from slimfast.distributed.team import launched
 from slimfast.errors import SlimfastError
 from slimfast.graph import trace_channels
-from slimfast.huggingface.uniform import plan_uniform
-from slimfast.plans import plan as make_plan
-from slimfast.plans import plan_from_masks
 from slimfast.plans.request import WidthOptions
 from slimfast.reports.html import check_report
 from slimfast.reports.html import report as write_report
@@ -137,83 +131,51 @@ def plan(
     as_json: options.Json = False,
 ) -> None:
     """Choose one width per channel group, so that a budget is met, or as the existing masks say."""
-    others: dict[str, Any] = {"spectra": spectra, "calibration": calibration, "plot": plot}
-    others |= {"report": report}
-    others |= {"resume": resume, "stream": stream}
+    given: dict[str, Any] = {"spectra": spectra, "calibration": calibration, "plot": plot, "report": report}
+    given |= {"resume": resume, "stream": stream}
     if from_masks:
-        _check_from_masks(widths, uniform=uniform, outputs=outputs, also=also, **others)
+        _check_from_masks(widths, uniform=uniform, outputs=outputs, also=also, **given)
     wanted = WidthOptions() if from_masks else widths.request_options()
     if uniform:
-        _check_uniform(widths, **others)
-    if stream and calibration is not None:
-        console.refuse("--stream --calibration: expected a table", {"plot": plot, "report": report})
-    if stream and widths.latency is not None and widths.latency_table is None:
-        raise SlimfastError(
-            "--stream --latency: expected --latency-table, for the weights stay in their files"
-        )
-    if stream and widths.peak_memory is not None:
-        raise SlimfastError("--peak-memory: expected no --stream, for the network runs once")
+        _check_uniform(widths, **given)
+    if stream:
+        _check_streamed(widths, calibrated=calibration is not None, plot=plot, report=report)
     console.check_outputs(output, suffixes=(".json",))
     check_figure(plot)
     check_report(report)
-    shown = plot is not None or report is not None
-    measured = None if spectra is None else load_spectra(spectra)
+    road = road_of(
+        widths, masks=from_masks, equal=uniform, calibrated=calibration is not None, streamed=stream
+    )
+    at_hand = None if spectra is None else load_spectra(spectra)
     network, source = _network(model, weights, seed, device, stream=stream, random_weights=random_weights)
     example = example_of(input, network, model, seed=seed, device=device)
-    how: dict[str, Any] = {"backend": backend, "resume": resume}
-    calls: dict[str, Any] = {
-        "outputs": options.outputs_of(outputs),
-        "also": other_calls(also, network, model, seed=seed, device=device),
-    }
-    drawn: dict[str, ErrorCurve] = {}
+    calls = other_calls(also, network, model, seed=seed, device=device)
     with console.progress("measuring spectra") as advance, options.team_if_launched() as team:
-        how |= {"progress": advance, "team": team}
-        if shown and measured is None and calibration is None:
-            measured = measure_spectra(source, trace_channels(network, example, **calls), **how)
-        if from_masks:
-            found = plan_from_masks(
-                network, example, include=widths.include or None, exclude=widths.exclude or None
-            )
-        elif uniform:
-            found = plan_uniform(
-                network,
-                example,
-                macs=widths.macs,
-                params=widths.params,
-                latency=widths.latency,
-                latency_table=widths.latency_table,
-                peak_memory=widths.peak_memory,
-                multiple_of=widths.multiples(),
+        found, curves = road(
+            Journey(
+                network=network,
+                source=source,
+                example=example,
+                widths=widths,
+                wanted=wanted,
+                outputs=options.outputs_of(outputs),
+                also=calls,
+                calibration=calibration,
+                spectra=at_hand,
+                shown=plot is not None or report is not None,
+                device=device,
                 backend=backend,
-                **calls,
-            )
-        elif stream or (calibration is None and widths.latency is None and widths.peak_memory is None):
-            stored = None if calibration is None else load_calibration(calibration)
-            found = plan_checkpoint(
-                source, network, example, spectra=measured, calibration=stored, **calls, **how, **wanted
-            )
-        else:
-            data = None if calibration is None else load_calibration(calibration, device=device)
-            known: dict[str, Any] = {"spectra": measured, **calls}
-            if shown and data is not None and widths.explained_variance is None:
-                graph = trace_channels(network, example, **calls)
-                known = {"graph": graph, **measured_curves(network, graph, data, backend, advance)}
-                drawn = known["curves"]
-            found = make_plan(
-                network,
-                example,
-                calibration=data,
-                backend=backend,
+                resume=resume,
                 progress=advance,
-                **known,
-                **wanted,
+                team=team,
             )
+        )
     if not options.is_first(team):
         return
     if plot is not None:
-        save_figure(plan_figure(found, drawn or measured or {}), plot)
+        save_figure(plan_figure(found, curves), plot)
     if report is not None:
-        write_report(found, report, curves=drawn or measured or {}, title=model)
+        write_report(found, report, curves=curves, title=model)
     with console.output(output or Path(os.devnull), ".json") as path:
         if output is not None:
             found.save(path)
@@ -221,6 +183,18 @@ def plan(
         if explain:
             print(f"\n{found.explain()}", file=sys.stderr if as_json else sys.stdout)
     console.tell_written(output, plot, report)
+
+
+def _check_streamed(widths: Widths, *, calibrated: bool, plot: Path | None, report: Path | None) -> None:
+    """Refuse what wants the network to run, or its curves, while the weights stay in their file."""
+    if calibrated:
+        console.refuse("--stream --calibration: expected a table", {"plot": plot, "report": report})
+    if widths.latency is not None and widths.latency_table is None:
+        raise SlimfastError(
+            "--stream --latency: expected --latency-table, for the weights stay in their files"
+        )
+    if widths.peak_memory is not None:
+        raise SlimfastError("--peak-memory: expected no --stream, for the network runs once")
 
 
 def _check_uniform(widths: Widths, **others: Any) -> None:
