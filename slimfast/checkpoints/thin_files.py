@@ -129,6 +129,15 @@ def is_thin(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def thin_manifest(path: str | os.PathLike[str]) -> Manifest:
+    """Read what was kept of the network in a file of :func:`save`, without its tensors.
+
+    Raises :class:`SlimfastError` for any other file.
+    """
+    with open_tensor_document(path, "a network saved by slimfast") as file:
+        return Manifest.from_json(file.document, what=f"{os.fspath(path)}: manifest")
+
+
 def _check_tensors(
     present: Mapping[str, Tensor], expected: Mapping[str, Shape], made: set[str], what: str
 ) -> None:

@@ -132,7 +132,7 @@ class Cut:
         *,
         strict: bool = False,
     ) -> nn.Module:
-        """Cut the network to a plan, and say what a repair left as it was cut."""
+        """Cut the network to a plan."""
         thin: nn.Module = prune_channels(
             network,
             plan,
@@ -143,7 +143,6 @@ class Cut:
             strict=strict,
             backend=backend,
         )
-        self.tell_not_repaired(thin)
         return thin
 
     def tell_not_repaired(self, thin: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from slimfast.checkpoints.exporting import SUFFIXES
 from slimfast.checkpoints.exporting import export as export_network
+from slimfast.checkpoints.thin_files import thin_manifest
 from slimfast.cli import console, options
 from slimfast.cli.inputs import example_of
 from slimfast.cli.models import build, build_model
@@ -18,8 +20,9 @@ from slimfast.cli.option_groups import Batches, takes_groups
 from slimfast.cli.stored import in_float32, load_weights
 from slimfast.cli.training import score_of
 from slimfast.errors import SlimfastError
-from slimfast.graph import trace_channels
 from slimfast.plans import Plan
+from slimfast.pruning.manifests import Manifest
+from slimfast.pruning.selection import graph_of
 
 Thin = Annotated[Path, typer.Argument(help="The thin network, as 'slimfast prune' writes it.")]
 
@@ -73,15 +76,27 @@ def evaluate(
 
 
 def explain(
-    plan: Annotated[Path, typer.Argument(help="A plan, as 'slimfast plan' writes it.")],
+    plan: Annotated[
+        Path, typer.Argument(help="A plan, as 'slimfast plan' writes it, or a thin network's file.")
+    ],
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]", help="Its model: also says what is coupled, and what is left alone."
+            metavar="[MODEL]", help="The plan's model: also says what is coupled, and what is left alone."
         ),
     ] = None,
 ) -> None:
-    """Show a plan: its widths and, with its model, what each group couples and why the rest stays."""
+    """Show a plan: its widths and, with its model, what each group couples and why the rest stays.
+
+    Of a thin network the layers that it has not, its widths, and what changed its weights.
+    """
+    if plan.suffix == ".safetensors":
+        if model is not None:
+            raise SlimfastError(
+                f"explain: expected a plan before MODEL, got {plan}, which says all by itself"
+            )
+        print("\n".join(_lines_of(thin_manifest(plan))))
+        return
     found = Plan.load(plan)
     print(found)
     print(
@@ -90,8 +105,25 @@ def explain(
     if model is not None:
         with torch.device("meta"):
             network = build(model, device="meta", random_weights=True).model
-        args, kwargs = found.inputs.example(device="meta")
-        print(f"\n{found.explain(trace_channels(network, kwargs or args))}")
+        print(f"\n{found.explain(graph_of(network, found))}")
+
+
+def _lines_of(kept: Manifest) -> Iterator[str]:
+    """Say what separates a thin network from the wide one."""
+    yield f"{len(kept.keeps)} of {len(kept.shapes_before)} parameters and buffers are cut"
+    if kept.dropped:
+        yield "without, by the names of the original; what stays is numbered anew:"
+        fates = {"gone": "", "input": ", which hands on what it reads", "zeros": ", which adds zeros"}
+        yield from (f"  {one.name}{fates[one.fate]}" for one in kept.dropped)
+    narrower = {name: pair for name, pair in kept.widths.items() if pair[1] < pair[0]}
+    yield f"{len(narrower)} groups are narrower, {len(kept.widths) - len(narrower)} are whole"
+    yield from (f"  {name}: {wide} -> {thin}" for name, (wide, thin) in narrower.items())
+    reasons = {"masks": "constants of dead units", "rotation": "a rotation of heads", "repair": "a repair"}
+    for change, reason in reasons.items():
+        moved = [name for name, changes in kept.moved.items() if change in changes]
+        if moved:
+            others = ", ..." if moved[1:] else ""
+            yield f"{len(moved)} have other values than the original by {reason}: {moved[0]}{others}"
 
 
 def _with_weights(model: str, thin: Path, seed: int, device: str) -> nn.Module:

@@ -15,6 +15,8 @@ from slimfast.checkpoints.thin_files import is_thin, load
 from slimfast.checkpoints.thin_shards import is_thin_folder, load_checkpoint
 from slimfast.cli.console import tell
 from slimfast.errors import SlimfastError
+from slimfast.pruning.depth.shorter import Names
+from slimfast.pruning.manifests import manifest
 from slimfast.storage.weights import INDEX_SUFFIX, SUFFIXES, Weights, fitted_weights
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -102,6 +104,17 @@ def in_dtypes(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> Iterator[N
     finally:
         for tensor, data in held:
             tensor.data = data
+
+
+def dtypes_of_cut(
+    dtypes: Mapping[str, torch.dtype], network: nn.Module, thin: nn.Module
+) -> dict[str, torch.dtype]:
+    """Give a network's dtypes the names that ``thin`` has for its tensors, whose layers are numbered anew
+    where some were dropped.
+    """
+    before, after = (Names(manifest(each).dropped) for each in (network, thin))
+    named = ((after.shorter(before.deep(name)), dtype) for name, dtype in dtypes.items())
+    return {name: dtype for name, dtype in named if name is not None}
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,18 +16,17 @@ from slimfast.checkpoints.shards import prune_checkpoint
 from slimfast.checkpoints.thin_files import save
 from slimfast.checkpoints.thin_shards import stored_report
 from slimfast.cli import console, options
-from slimfast.cli.curves import measured_curves
 from slimfast.cli.gradual_cut import data_of_rounds, slim_in_rounds
 from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Batches, Cut, Gradual, Widths, takes_groups
-from slimfast.cli.stored import in_dtypes
+from slimfast.cli.reshaping import Reshaping
+from slimfast.cli.slimming import Slimming
+from slimfast.cli.stored import dtypes_of_cut, in_dtypes
 from slimfast.cli.training import Lesson, show_score, train
 from slimfast.cli.training_options import Training
-from slimfast.graph import trace_channels
 from slimfast.huggingface.pretrained import save_pretrained
 from slimfast.plans import Plan
-from slimfast.plans import plan as make_plan
 from slimfast.plans.costs import Cost, count_module
 from slimfast.reports.html import check_report
 from slimfast.reports.html import report as write_report
@@ -79,6 +79,7 @@ def prune(
     found = Plan.load(plan)
     built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
     thin = cut.apply(built.model, found, cut.load_calibration(device), backend, strict=strict)
+    cut.tell_not_repaired(thin)
     args, kwargs = found.inputs.example(device=device)
     example = kwargs or args
     with console.output(output, ".safetensors") as path:
@@ -136,6 +137,7 @@ def slim(
     also: options.Also = None,
     random_weights: options.RandomWeights = False,
     *,
+    reshaping: Reshaping,
     widths: Widths,
     cut: Cut,
     gradual: Gradual,
@@ -152,11 +154,15 @@ def slim(
 ) -> None:
     """Plan, prune and, with --data, distil: all of it, into one folder.
 
-    It gets plan.json and thin.safetensors, and with --data distilled.safetensors too. With --rounds it gets
-    the last round and the plans of all in rounds, and distilled.safetensors; the same command goes on where
-    it was stopped. Every round measures the training batches, and cuts as --for-training does.
+    It gets plan.json and thin.safetensors, and with --data distilled.safetensors too. After --depth and
+    --rotate-heads the plan is one of the network that these make. With --rounds it gets the last round and
+    the plans of all in rounds, and distilled.safetensors; the same command goes on where it was stopped.
+    Every round measures the training batches, and cuts as --for-training does.
     """
     wanted = widths.request_options()
+    numbers = reshaping.numbers(widths, cut.calibration)
+    if gradual.rounds > 1:
+        reshaping.check_rounds()
     check_report(report)
     built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
     folder = output_folder(output)
@@ -175,45 +181,45 @@ def slim(
         _export(thin, export, example)
         _show_costs(count_module(network, example), count_module(thin, example), as_json=as_json)
         return
-    calibration = cut.load_calibration(device)
     with console.progress("measuring spectra") as advance:
-        graph = trace_channels(network, example, outputs=options.outputs_of(outputs), also=others)
-        curves: dict[str, Any] = {}
-        if report is not None:
-            by_gain = calibration if wanted.get("explained_variance") is None else None
-            curves = measured_curves(network, graph, by_gain, backend, advance)
-        plan = make_plan(
-            network,
-            example,
-            graph=graph,
-            calibration=calibration,
+        slimming = Slimming(
+            example=example,
+            cut=cut,
+            numbers=numbers,
+            rotated=reshaping.rotate_heads,
+            outputs=options.outputs_of(outputs),
+            also=others,
+            curves=report is not None,
             backend=backend,
             progress=advance,
-            **curves,
-            **wanted,
         )
-    thin = cut.apply(network, plan, calibration, backend)
-    plan.save(folder / "plan.json")
-    with in_dtypes(thin, built.dtypes):
+        thin, made = slimming(network, cut.load_calibration(device), wanted)
+    cut.tell_not_repaired(thin)
+    dtypes = dtypes_of_cut(built.dtypes, network, thin)
+    made.plan.save(folder / "plan.json")
+    with in_dtypes(thin, dtypes):
         save(thin, folder / "thin.safetensors")
     console.tell_written(folder / "plan.json", folder / "thin.safetensors")
+    made.tell_of_plan()
     cut.tell_verified(thin)
     if report is not None:
-        write_report(plan, report, curves=next(iter(curves.values())), thin=thin, title=model)
+        write_report(made.plan, report, curves=made.curves, thin=thin, title=model)
         console.tell_written(report)
     if loaded is not None:
         target = folder / "distilled.safetensors"
-        lesson = Lesson(thin, network, loaded, device, built.dtypes)
+        lesson = Lesson(thin, network, loaded, device, dtypes)
         show_score("the original", network, loaded)
         show_score("pruned, before any training", thin, loaded)
         history = train(lesson, target, training, seed)
         console.show(history_table(history), stderr=True)
         console.tell_written(target)
     _export(thin, export, example)
-    if as_json:
-        print(plan.to_json(), end="")
-    else:
-        print(plan)
+    for text in made.reports():
+        print(f"{text}\n", file=sys.stderr if as_json else sys.stdout)
+    print(made.plan.to_json() if as_json else f"{made.plan}\n", end="")
+    if made.depth is not None and not as_json:
+        print()
+        _show_costs(count_module(network, example), count_module(thin, example), as_json=False)
 
 
 def _export(thin: nn.Module, path: Path | None, example: Any) -> None:

@@ -80,7 +80,7 @@ def slim(
                 memory=memory, verify=verify, backend=backend, progress=progress, **rest,
             )  # fmt: skip
 
-        return slim_to_depth(model, example, asked, calibration, options, cut_widths)
+        return slim_to_depth(model, example, asked, calibration, options, cut_widths, progress)
     planned = plan(
         model,
         example,

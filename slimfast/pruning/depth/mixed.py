@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from slimfast.arrays import Progress
+from slimfast.calibration.again import calibrated_again, check_repeatable
 from slimfast.calibration.data import Calibration
-from slimfast.calibration.moments import calibrate
 from slimfast.errors import ArgumentError
 from slimfast.graph.trace import trace_channels
 from slimfast.plans.limits import COSTS, Limits, budget_of, options_of
 from slimfast.pruning.depth.divergence import Divergence, first_samples, samples_of
 from slimfast.pruning.depth.drop import SAMPLES, drop_layers
-from slimfast.pruning.depth.report import depth_report
-from slimfast.pruning.padded_inputs import MASK
+from slimfast.pruning.depth.report import Score, attach_depth_report, depth_report
 
 # How a network is cut to width options, with a calibration of its own.
 CutWidths = Callable[[nn.Module, Calibration, Mapping[str, Any]], nn.Module]
@@ -37,12 +38,7 @@ def check_depth(
         raise ArgumentError(
             f"slim: expected a budget of params or macs alone for depth, got {', '.join(budget) or 'none'}"
         )
-    masks = calibration.masks or (None,) * len(calibration.batches)
-    pairs = zip(masks, calibration.batches, strict=True)
-    if any(mask is not None and MASK not in batch[1] for mask, batch in pairs):
-        raise ArgumentError(
-            "slim: expected masks named attention_mask for depth, got a calibration of others"
-        )
+    check_repeatable(calibration, "depth")
     return sorted(set(numbers))
 
 
@@ -53,18 +49,25 @@ def slim_to_depth(
     calibration: Calibration,
     options: Mapping[str, Any],
     cut_widths: CutWidths,
+    progress: Progress | None = None,
 ) -> nn.Module:
     """Drop so many layers, cut the widths of the others to what the budget of the deep network leaves, and
     return the network that diverges least from the deep one where several ``numbers`` are tried.
+
+    ``progress``: told of the networks measured for the choice of layers.
     """
     budget = budget_of(options)
     most = Limits(trace_channels(model, example, include=()), budget).most
     rest = {name: value for name, value in options.items() if name not in ("params", "macs", "within")}
     rest |= options_of(most)
     order: tuple[str, ...] = ()
+    scores: Mapping[str, Score] = {}
     if max(numbers):
-        deepest = drop_layers(model, example, calibration=calibration, layers=max(numbers), repair=False)
-        order = depth_report(deepest).dropped
+        deepest = drop_layers(
+            model, example, calibration=calibration, layers=max(numbers), repair=False, progress=progress
+        )
+        order, scores = depth_report(deepest).dropped, depth_report(deepest).scores
+        del deepest
     some = first_samples(samples_of(calibration, model, example, "slim"), SAMPLES)
     measured = Divergence(model, some) if len(numbers) > 1 else None
     best: nn.Module | None = None
@@ -73,7 +76,8 @@ def slim_to_depth(
         short, own = model, calibration
         if number:
             short = drop_layers(model, example, calibration=calibration, layers=order[:number])
-            own = calibrated_again(short, example, calibration)
+            attach_depth_report(short, replace(depth_report(short), scores=scores))
+            own = calibrated_again(short, trace_channels(short, example), calibration)
         thin = cut_widths(short, own, rest)
         if measured is None:
             return thin
@@ -83,15 +87,3 @@ def slim_to_depth(
             best, least = thin, found
     assert best is not None, "there is at least one number"
     return best
-
-
-def calibrated_again(short: nn.Module, example: Any, calibration: Calibration) -> Calibration:
-    """Calibrate a shorter network with the samples of a calibration."""
-    batches = [_as_batch(*batch) for batch in calibration.batches]
-    return calibrate(short, trace_channels(short, example), batches, samples=calibration.samples)
-
-
-def _as_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    if args and kwargs:
-        raise ArgumentError("slim: expected batches of arguments by place or by name for depth, got both")
-    return args or dict(kwargs)
