@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -118,6 +118,13 @@ class Cut:
             "repair": None if repair == "none" else repair,
             "repair_damping": self.repair_damping,
         }
+
+    def before_training(self) -> Cut:
+        """Return it with units and repair as a training starts best from them, unless they were chosen."""
+        usual = Cut()
+        names = ("select", "repair", "repair_damping")
+        chosen = any(getattr(self, name) != getattr(usual, name) for name in names)
+        return self if chosen else replace(self, for_training=True)
 
     def load_calibration(self, device: str) -> Calibration | None:
         """Load the calibration that was named."""

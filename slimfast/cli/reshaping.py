@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,8 +17,8 @@ Depth = Annotated[
         metavar="NUMBER",
         min=0,
         help="So many layers go first, and the widths of the others are cut to what that leaves of --macs or "
-        "--params; needs --calibration. Repeat it to try several (--depth 0 --depth 2): the network nearest "
-        "to the original is taken.",
+        "--params; needs --calibration or --data. Repeat it to try several (--depth 0 --depth 2): the "
+        "network nearest to the original is taken.",
     ),
 ]
 RotateHeads = Annotated[
@@ -27,8 +26,8 @@ RotateHeads = Annotated[
     typer.Option(
         "--rotate-heads",
         help="Rotate the dims inside attention heads first, without a change of the output, so that those "
-        "that a cut takes matter least: by what the layers read of --calibration, or without it by the "
-        "weights.",
+        "that a cut takes matter least: by what the layers read of --calibration or --data, or without "
+        "them by the weights.",
     ),
 ]
 
@@ -40,9 +39,9 @@ class Reshaping:
     depth: Depth = None
     rotate_heads: RotateHeads = False
 
-    def numbers(self, widths: Widths, calibration: Path | None) -> list[int]:
+    def numbers(self, widths: Widths, *, calibrated: bool) -> list[int]:
         """List the numbers of layers to try; none where no layer is to go. Other options that do not go with
-        them are refused.
+        them are refused, and a want of samples to choose by.
         """
         numbers = sorted(set(self.depth or ()))
         if not any(numbers):
@@ -58,10 +57,10 @@ class Reshaping:
         )
         if widths.macs is None and widths.params is None:
             raise SlimfastError("--depth: expected a budget of --macs or --params, got none")
-        if calibration is None:
+        if not calibrated:
             raise SlimfastError(
-                "--depth: expected --calibration, which 'slimfast calibrate' writes, to choose layers by; "
-                "got none"
+                "--depth: expected --data, or --calibration, which 'slimfast calibrate' writes, to choose "
+                "layers by; got neither"
             )
         return numbers
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from slimfast.arrays import Progress
-from slimfast.calibration import Calibration
+from slimfast.calibration import Calibration, calibrate
 from slimfast.calibration.again import calibrated_again, check_repeatable
 from slimfast.cli.console import tell
 from slimfast.cli.curves import measured_curves
+from slimfast.cli.data import Data
 from slimfast.cli.option_groups import Cut
 from slimfast.graph import trace_channels
 from slimfast.plans import Plan
@@ -22,6 +24,34 @@ from slimfast.pruning.depth.mixed import check_depth, slim_to_depth
 from slimfast.pruning.depth.report import DepthReport, depth_report
 from slimfast.pruning.rotation.report import RotationReport, rotation_report
 from slimfast.pruning.rotation.rotate import rotate_heads
+
+
+def calibrated_by(
+    data: Data,
+    network: nn.Module,
+    example: Any,
+    samples: int,
+    traced: Mapping[str, Any],
+    *,
+    seed: int,
+    backend: str,
+    progress: Progress,
+) -> Calibration | None:
+    """Measure what a network reads of some training samples; None for none, and where the training would miss
+    them. The same ones are taken each time, and the training's own order stays as it is.
+    """
+    if samples == 0:
+        return None
+    if isinstance(data.train, Iterator):
+        tell(
+            "not calibrated: the training batches can be read once only; --calibration takes what "
+            "'slimfast calibrate' wrote"
+        )
+        return None
+    graph = trace_channels(network, example, **traced)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return calibrate(network, graph, data.train, samples=samples, backend=backend, progress=progress)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from slimfast.cli.inputs import example_of, other_calls
 from slimfast.cli.models import build
 from slimfast.cli.option_groups import Batches, Cut, Gradual, Widths, takes_groups
 from slimfast.cli.reshaping import Reshaping
-from slimfast.cli.slimming import Slimming
+from slimfast.cli.slimming import Slimming, calibrated_by
 from slimfast.cli.stored import dtypes_of_cut, in_dtypes
 from slimfast.cli.training import Lesson, show_score, train
 from slimfast.cli.training_options import Training
@@ -143,6 +143,14 @@ def slim(
     gradual: Gradual,
     data: Annotated[str | None, typer.Option(help=f"Distil too. {options.DATA_HELP}")] = None,
     batches: Batches,
+    samples: Annotated[
+        int,
+        typer.Option(
+            help="So many training samples of --data choose widths and units and repair, where there is no "
+            "--calibration; 0 for none.",
+            min=0,
+        ),
+    ] = 512,
     training: Training,
     export: options.Export = None,
     report: options.Report = None,
@@ -154,13 +162,15 @@ def slim(
 ) -> None:
     """Plan, prune and, with --data, distil: all of it, into one folder.
 
-    It gets plan.json and thin.safetensors, and with --data distilled.safetensors too. After --depth and
+    It gets plan.json and thin.safetensors, and with --data distilled.safetensors too: some of the training
+    samples are looked at first, and the cut is as --for-training makes it. After --depth and
     --rotate-heads the plan is one of the network that these make. With --rounds it gets the last round and
     the plans of all in rounds, and distilled.safetensors; the same command goes on where it was stopped.
     Every round measures the training batches, and cuts as --for-training does.
     """
     wanted = widths.request_options()
-    numbers = reshaping.numbers(widths, cut.calibration)
+    by_data = data is not None and samples > 0
+    numbers = reshaping.numbers(widths, calibrated=by_data or cut.calibration is not None)
     if gradual.rounds > 1:
         reshaping.check_rounds()
     check_report(report)
@@ -173,27 +183,33 @@ def slim(
     example = example_of(input, network, model, seed=seed, device=device)
     loaded = None if data is None else batches.load(data, network, example, seed=seed)
     others = other_calls(also, network, model, seed=seed, device=device)
+    traced: dict[str, Any] = {"outputs": options.outputs_of(outputs), "also": others}
     if gradual.rounds > 1:
-        traced = {"outputs": options.outputs_of(outputs), "also": others}
         lesson = Lesson(network, network, data_of_rounds(loaded, cut, training), device, built.dtypes)
         how: dict[str, Any] = {"seed": seed, "verify": cut.verify, "backend": backend}
         thin = slim_in_rounds(lesson, example, gradual, wanted, traced, training, folder, **how)
         _export(thin, export, example)
         _show_costs(count_module(network, example), count_module(thin, example), as_json=as_json)
         return
+    calibration = cut.load_calibration(device)
+    if calibration is None and loaded is not None:
+        with console.progress("calibrating") as advance:
+            calibration = calibrated_by(
+                loaded, network, example, samples, traced, seed=seed, backend=backend, progress=advance
+            )
+        cut = cut if calibration is None else cut.before_training()
     with console.progress("measuring spectra") as advance:
         slimming = Slimming(
             example=example,
             cut=cut,
             numbers=numbers,
             rotated=reshaping.rotate_heads,
-            outputs=options.outputs_of(outputs),
-            also=others,
+            **traced,
             curves=report is not None,
             backend=backend,
             progress=advance,
         )
-        thin, made = slimming(network, cut.load_calibration(device), wanted)
+        thin, made = slimming(network, calibration, wanted)
     cut.tell_not_repaired(thin)
     dtypes = dtypes_of_cut(built.dtypes, network, thin)
     made.plan.save(folder / "plan.json")

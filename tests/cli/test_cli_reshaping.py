@@ -231,7 +231,7 @@ READ = ["--calibration", "c.safetensors"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*SLIM, "--macs", "0.5", "--depth", "1"], "--depth: expected --calibration"),
+        ([*SLIM, "--macs", "0.5", "--depth", "1"], "--depth: expected --data, or --calibration"),
         ([*SLIM, *READ, "--explained-variance", "0.9", "--depth", "1"], "got --explained-variance"),
         ([*SLIM, *READ, "--macs", "0.5", "--latency", "0.5", "--depth", "1"], "alone, got --latency"),
         ([*SLIM, *READ, "--macs", "0.5", "--peak-memory", "0.5", "--depth", "1"], "got --peak-memory"),
