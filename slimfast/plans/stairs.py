@@ -21,8 +21,9 @@ from slimfast.plans.budget import Rounding
 _WIDTHS = 1024
 # Less than this share of the time is not slower: nothing is measured that finely.
 _SLOWER = 0.999
-# One unit's price is that of this share of the group, over which stairs even out.
-_SPAN = 16
+# One unit's price is that of this share of the group, over which stairs even out, and at least of the widest
+# blocks that CPUs work in: over less than a block the next unit is free, or has to pay for all of it.
+_SPAN, _BLOCK = 16, 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +37,7 @@ class Stairs(Rounding):
 
     @property
     def spans(self) -> IntArray:
-        spans: IntArray = np.maximum(1, self.full // _SPAN)
+        spans: IntArray = np.maximum(_BLOCK, self.full // _SPAN)
         return spans
 
     def apply(self, widths: IntArray) -> IntArray:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.synthetic_device import Device
+from support.synthetic_device import Device, stairs_of_8
 from torch import nn
 
 from benchmarks.accuracy.networks.resnet_cifar import ResNet
@@ -68,6 +68,19 @@ def test_the_others_are_moved_until_they_are_as_fast(study: Study, clock: Clock,
     ours, theirs = clock.measured(first, found.widths())
     assert abs(theirs / ours - 1) <= EQUAL
     assert (measured, apart) == pytest.approx((theirs, theirs / ours - 1))
+
+
+@pytest.mark.parametrize("fixed", [0.0, 1e-5])
+def test_on_stairs_the_plan_within_the_time_has_the_least_error(study: Study, fixed: float) -> None:
+    def price(into: int, out: int) -> float:
+        return fixed * (into + out) + 1e-6 * stairs_of_8(into) * stairs_of_8(out)
+
+    example = torch.zeros(1, 3, 32, 32)
+    clock = Clock(study, example, 1.0, measure=Device(price))
+    ours = equal_time.planned_for(Trainings(study).subject(Settings(), Path()), 0.5, clock).widths()
+    for allocate in OTHERS.values():
+        theirs = moved(study, allocate, ours, clock)[0].widths()
+        assert equal_time.error_left(study, ours) < equal_time.error_left(study, theirs)
 
 
 def test_too_fast_a_network_is_followed_from_both_sides(study: Study, clock: Clock) -> None:
