@@ -8,19 +8,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from slimfast.distillation.output_losses import widened
+
 
 class MovingAverage:
     """Average the floating weights and buffers w of ``model``: a <- d a + (1 - d) w after each update.
 
     d is ``decay``, and less in the beginning, (1 + t) / (10 + t) in update t from 1, so that the first
     weights do not stay in it (Polyak and Juditsky 1992 average all alike; this form is TensorFlow's).
+    Averaged in float32 or wider: of 16 bits a step of 1 - d is rounded away.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._model = model
         self._decay = decay
         self.updates = 0
-        self.tensors = {name: tensor.clone() for name, tensor in self._weights().items()}
+        self.tensors = {name: widened(tensor).clone() for name, tensor in self._weights().items()}
 
     def _weights(self) -> dict[str, Tensor]:
         state = self._model.state_dict()
@@ -32,7 +35,7 @@ class MovingAverage:
         self.updates += 1
         decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         for name, tensor in self._weights().items():
-            self.tensors[name].lerp_(tensor, 1 - decay)
+            self.tensors[name].lerp_(widened(tensor), 1 - decay)
 
     def load(self, tensors: dict[str, Tensor], updates: int) -> None:
         """Go on from what was saved."""

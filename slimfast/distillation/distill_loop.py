@@ -97,7 +97,9 @@ def distill(
             steps done and of all instead; where it raises :class:`slimfast.Cancelled`, the training is saved
             to ``checkpoint`` if there is one, and that is raised (on other processes KeyboardInterrupt).
         callback: called with each finished epoch, after it is saved, on the main process.
-        accelerator: your own ``accelerate.Accelerator``, for what this call does not offer.
+        accelerator: your own ``accelerate.Accelerator``, for what this call does not offer. Of its
+            ``gradient_accumulation_steps`` batches each step of the optimizer is the mean; the last step of
+            an epoch is that of those left.
 
     Returns:
         The history: its epochs, those before a resume included, and the one with the highest score, if any.
@@ -140,6 +142,7 @@ def distill(
             loss=str(criterion) if isinstance(criterion, DistillationLoss) else "custom",
             ema=ema,
             adapter=described(adapter),
+            accumulation=steps if (steps := accelerator.gradient_accumulation_steps) > 1 else None,
         )
         setup = Setup(student, teacher, criterion, recipe, accelerator, feed, evaluate)
         run = _started(setup, folder, stack, resume=resume)
@@ -160,11 +163,32 @@ def _check_networks(student: nn.Module, teacher: nn.Module) -> None:
             )
     if student is teacher:
         raise ArgumentError("distill: the student is the teacher; pass two networks")
+    _check_apart(student, teacher)
     if made := [name for name, tensor in student.state_dict().items() if tensor.is_inference()]:
         raise SlimfastError(
             f"distill: the student's {made[0]} was made in inference mode, which cannot be trained; train a "
             "copy.deepcopy of it that is made outside"
         )
+
+
+def _check_apart(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student whose training would change the teacher: by a weight or a statistic of both."""
+    theirs = {_memory_of(tensor): name for name, tensor in named_tensors(teacher).items()}
+    for name, tensor in named_tensors(student).items():
+        changed = tensor.requires_grad or name.rpartition(".")[2].startswith("running_")
+        if changed and tensor.numel() and (other := theirs.get(_memory_of(tensor))) is not None:
+            raise ArgumentError(
+                f"distill: the student's {name} is the teacher's {other}, which the training would change; "
+                "give a copy.deepcopy of one of them, or take its requires_grad off"
+            )
+
+
+def _memory_of(tensor: torch.Tensor) -> Any:
+    """Say where a tensor's values are; of those in no plain memory, which tensor it is."""
+    try:
+        return tensor.data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):
+        return id(tensor)
 
 
 def _started(setup: Setup, folder: Path | None, stack: ExitStack, *, resume: bool) -> Training:

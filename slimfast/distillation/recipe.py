@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from numbers import Integral
 
 import torch
 from torch import nn
 
-from slimfast.errors import ArgumentError
+from slimfast.errors import ArgumentError, ArgumentTypeError
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The settings that decide a training; a resumed run must have the same ones. See ``distill``."""
+    """The settings that decide a training; a resumed run must have the same ones. See ``distill``.
+
+    ``accumulation`` is how many batches make a step of the optimizer; None for one.
+    """
 
     epochs: int
     steps_per_epoch: int
@@ -29,11 +33,14 @@ class Recipe:
     loss: str
     ema: float | None = None
     adapter: str | None = None
+    accumulation: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps_per_epoch"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"distill: {name} must be at least 1, got {getattr(self, name)}")
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, Integral):
+                raise ArgumentTypeError(f"distill: {name} must be an integer, got {value!r}")
+            if value < 1:
+                raise ArgumentError(f"distill: {name} must be at least 1, got {value}")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ArgumentError(f"distill: lr must be positive, got {self.lr}")
         if self.optimizer not in ("sgd", "adamw"):

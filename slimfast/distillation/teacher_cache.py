@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimfast.distillation.cached_samples import KEY, digest_of, keys_of, logits_at
+from slimfast.distillation.cached_samples import KEY, Unchanged, keys_of, logits_at
 from slimfast.distillation.top_logits import TopLogits
 from slimfast.distillation.top_teacher import TopTeacher
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.forward import tensors_in
 from slimfast.storage.atomic import append_whole, check_file, lock
 
@@ -27,7 +27,8 @@ class CachedTeacher(nn.Module):
 
     A sample is known by the bytes of its inputs, so that order and batches do not matter; random augmentation
     makes new samples, which only fill the disk. The file grows by float32 logits and 16 bytes a sample; a
-    record that a stop cut short is dropped. It is for one teacher: its weights' digest is in the file.
+    record that a stop cut short is dropped. It is for one teacher, in eval mode: its weights' digest is in
+    the file, and a teacher that was changed since is refused.
     Several processes may share it; each knows what it found at the start and what it computed.
 
     Example:
@@ -61,13 +62,14 @@ class CachedTeacher(nn.Module):
         super().__init__()
         self.teacher = teacher
         self._path = Path(path)
+        self._teacher_is = Unchanged(teacher)
+        self._digest = self._teacher_is.digest
         self._top: TopTeacher | None = None
         if top is not None:
-            self._top = TopTeacher(teacher, self._path, digest_of(teacher), top, temperature)
+            self._top = TopTeacher(teacher, self._path, self._digest, top, temperature)
             return
         self._known: dict[bytes, np.ndarray] = {}
         self._shape: tuple[int, ...] | None = None
-        self._digest = digest_of(teacher)
         if self._path.exists():
             self._read()
 
@@ -79,12 +81,18 @@ class CachedTeacher(nn.Module):
         """Give the teacher's logits (N, ...), float32, or the top of them: of known samples from the file,
         others computed.
         """
+        if bool(args) == bool(kwargs):
+            raise ArgumentTypeError(
+                f"CachedTeacher: expected arguments by their order, or all by name, got {len(args)} and "
+                f"{len(kwargs)}"
+            )
+        self._teacher_is.check()
         inputs: Any = kwargs or (args if len(args) > 1 else args[0])
         if self._top is not None:
             return self._top.outputs(inputs)
         leaves = list(tensors_in(inputs))
         count = len(leaves[0])
-        keys = keys_of(leaves, count)
+        keys = keys_of(inputs, count)
         new = [i for i, key in enumerate(keys) if key not in self._known]
         if new:
             self._compute(inputs, keys, new, count)

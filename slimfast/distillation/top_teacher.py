@@ -51,11 +51,11 @@ class TopTeacher:
         leaves = list(tensors_in(inputs))
         count, mask = len(leaves[0]), mask_of(inputs)
         if mask is None:
-            keys = keys_of(leaves, count)
+            keys = keys_of(inputs, count)
         else:
             ends = torch.arange(1, mask.shape[1] + 1, device=mask.device)
             lengths = (mask.bool() * ends).amax(1).tolist()
-            keys = keys_of(leaves, count, lengths, mask.shape[1])
+            keys = keys_of(inputs, count, lengths, mask.shape[1])
         new = [i for i, key in enumerate(keys) if key not in self._file]
         if new:
             found = self._computed(inputs, new, count, mask)

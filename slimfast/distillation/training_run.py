@@ -24,7 +24,7 @@ from slimfast.distillation.recipe import EpochRecord, History
 from slimfast.distillation.resume import rng_state, set_rng_state
 from slimfast.distillation.training_setup import Loss, Setup
 from slimfast.distributed.dtensors import is_part
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import tensors_in
 
 # Looking at the losses waits for the accelerator, and asks all processes: done once for so many steps.
@@ -103,10 +103,12 @@ class Training:
                 raise SlimfastError(f"train: {position.step} batches in epoch {epoch}, expected {steps}")
             self._check_samples(batch)
             self._train_step(batch, features)
+            between = position.step % (recipe.accumulation or 1) == 0
             if alone or position.step % _STEPS_PER_LOOK == 0 or position.step == steps:
                 self._check_losses()
                 bar.show(self.steps_done, float(position.losses[: position.step].mean()))
-                if self.agreed(stopping()) and position.step < steps:
+                # What was accumulated is not saved.
+                if between and self.agreed(stopping()) and position.step < steps:
                     position.rng = rng_state()
                     return False
         return True
@@ -161,23 +163,34 @@ class Training:
         inputs, targets = split_batch(batch)
         if self._loss is None:
             self._look(inputs, targets, features)
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.steps_done)
+        of, steps = recipe.accumulation or 1, recipe.steps_per_epoch
+        if position.step % of == 0:
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.rate(self.steps_done)
         loss = self._loss_of(self.model, inputs, targets, features)
         if not loss.requires_grad or loss.is_inference():
             raise SlimfastError(
                 "distill: the loss has no gradient; does the student's forward run under torch.no_grad() or "
                 "torch.inference_mode(), or detach what it returns?"
             )
-        accelerator.backward(loss)
+        last = (position.step + 1) % of == 0 or position.step + 1 == steps
+        with nullcontext() if last else accelerator.no_sync(self.model):
+            # accelerate divides by ``of``, of which an epoch may have fewer left.
+            accelerator.backward(loss * (of / min(of, steps - position.step // of * of)))
+        if last:
+            self._update()
+        position.losses[position.step] = loss.detach()
+        position.step += 1
+
+    def _update(self) -> None:
+        """Take the step of the optimizer that the gradients say."""
+        recipe = self.setup.recipe
         if recipe.max_grad_norm is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
+            self.setup.accelerator.clip_grad_norm_(self.model.parameters(), recipe.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update()
-        position.losses[position.step] = loss.detach()
-        position.step += 1
 
     def _loss_of(self, model: nn.Module, inputs: Any, targets: Any, features: FeatureTap) -> Tensor:
         assert self._loss is not None
@@ -187,7 +200,13 @@ class Training:
             output = call(model, inputs)
         if isinstance(self._loss, DistillationLoss):
             return self._loss(output, expected, targets, features(), mask=mask_of(inputs))
-        return self._loss(output, expected, targets)
+        loss = self._loss(output, expected, targets)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ArgumentTypeError(
+                f"distill: expected a loss that returns a tensor of one number, got {found}"
+            )
+        return loss.reshape(())
 
     def _look(self, inputs: Any, targets: Any, features: FeatureTap) -> None:
         """Try both networks and the loss on the first batch, and leave everything as it was before."""

@@ -32,8 +32,10 @@ class Setup:
     def prepared(self) -> tuple[Any, Any]:
         """Wrap the model to train and its optimizer as accelerate does.
 
-        A student that is sharded already is not wrapped again.
+        A student that is sharded already is not wrapped again. Gradients that the caller has left are none of
+        this training.
         """
+        self.student.zero_grad()
         optimizer = self.recipe.build_optimizer(self.student)
         if is_sharded(self.student):
             check_sharded(self.student, self.recipe.processes)

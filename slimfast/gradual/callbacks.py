@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,6 +51,17 @@ class _Cuts:
         _log.info("step %d: %s to %s", step, before, after)
         return {f"slimfast/{name}": float(value) for name, value in told.items()}
 
+    def ended(self, step: int) -> None:
+        """Warn of rounds that a training ended before."""
+        done = len(self._rounds.plans)
+        if left := self._steps[done:]:
+            warnings.warn(
+                f"callback: the training ended at step {step}, before the rounds after {left}: {done} of "
+                f"{self._rounds.of} rounds were cut, and the network is above its budget",
+                UserWarning,
+                stacklevel=2,
+            )
+
 
 def trainer_callback(
     rounds: Rounds, *, steps: Iterable[int], on_cut: Callable[[Any], None] | None = None
@@ -57,7 +69,7 @@ def trainer_callback(
     """Make a callback for the ``Trainer`` of Hugging Face that cuts its network after given steps.
 
     The network is cut in place, and its optimizer with it; the scheduler goes on. What is left is logged as
-    ``slimfast/params`` and ``slimfast/macs``.
+    ``slimfast/params`` and ``slimfast/macs``. A warning tells of rounds that the training ended before.
 
     Args:
         rounds: From :func:`slimfast.rounds` on the network of the trainer, with ``in_place=True``.
@@ -85,6 +97,9 @@ def trainer_callback(
             told = cuts.reached(state.global_step, held["optimizer"], args.world_size)
             if told is not None:
                 state.log_history.append({**told, "step": state.global_step})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **held: Any) -> None:
+            cuts.ended(state.global_step)
 
     return Callback()
 
@@ -122,6 +137,9 @@ def lightning_callback(
             told = cuts.reached(trainer.global_step, trainer.optimizers[0], trainer.world_size)
             if told is not None:
                 module.log_dict(told)
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            cuts.ended(trainer.global_step)
 
     return Callback()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from types import MethodType
+import warnings
+from collections.abc import Mapping, Set
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -19,20 +20,82 @@ from slimfast.wrappers import unwrapped
 
 # What accelerate puts on the root of a network; both are bound to that very module.
 _BOUND = ("forward", "_original_forward")
+# Hooks on a parameter: a thin one is another tensor, on which they are not.
+_ON_PARAMETERS = {
+    "_backward_hooks": "register_hook",
+    "_post_accumulate_grad_hooks": "register_post_accumulate_grad_hook",
+}
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "_hooks" in name)
 
 
 def become(model: nn.Module, thin: nn.Module) -> None:
     """Give every module of ``model`` what the module of its name has in ``thin``, which was cut from it.
 
-    The modules stay the same objects, so that whoever holds one goes on with the thin network. Its tensors
-    are shared with ``thin``.
+    The modules stay the same objects, so that whoever holds one goes on with the thin network; so do their
+    hooks, which report to the objects that they were made for, and which their handles still remove. Its
+    tensors are shared with ``thin``. A warning names the parameters whose own hooks are lost.
     """
+    _warn_of_hooks(model)
+    wide = {id(tensor) for tensor in named_tensors(model).values()}
     for path, module in list(model.named_modules()):
         own = vars(module)
         kept = {name: own[name] for name in ("_modules", *(() if path else _BOUND)) if name in own}
         found = {**vars(thin.get_submodule(path)), **kept}
+        found |= {
+            name: _same_hooks(own[name], found[name], wide) for name in _HOOKS & own.keys() & found.keys()
+        }
         own.clear()
         own.update(found)
+
+
+def _same_hooks(own: dict[int, Any], thin: Mapping[int, Any], wide: Set[int]) -> dict[int, Any]:
+    """Keep a module's dict of hooks, to which their handles point, with those that the thin one has left.
+
+    A hook stays itself, for its copy would report to a copy of its object; but one that holds tensors of the
+    wide network, by their identities ``wide``, gives way to its copy, which holds the thin ones.
+    """
+    kept = {
+        number: hook if (mine := own.get(number)) is None or _holds_any(mine, wide) else mine
+        for number, hook in thin.items()
+    }
+    own.clear()
+    own.update(kept)
+    return own
+
+
+def _holds_any(hook: Any, tensors: Set[int]) -> bool:
+    """Whether the object behind a hook, unless that is a module, has one of these tensors in an attribute."""
+    held = getattr(hook, "__self__", hook)
+    if isinstance(held, (FunctionType, nn.Module)):
+        return False
+    waiting: list[Any] = [*getattr(held, "__dict__", {}).values(), *getattr(hook, "args", ())]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, torch.Tensor) and id(value) in tensors:
+            return True
+        if isinstance(value, (list, tuple, dict)):
+            waiting += value.values() if isinstance(value, dict) else value
+    return False
+
+
+def _warn_of_hooks(model: nn.Module) -> None:
+    """Say which parameters have hooks, on gradients or for a step inside the backward pass."""
+    hooked = {
+        name: how
+        for name, parameter in model.named_parameters()
+        for held, how in _ON_PARAMETERS.items()
+        if getattr(parameter, held, None)
+    }
+    if not hooked:
+        return
+    first, how = next(iter(hooked.items()))
+    more = f" and {len(hooked) - 1} more" if len(hooked) > 1 else ""
+    warnings.warn(
+        f"rounds: {first}{more} has a hook of its own ({how}), which the thin parameter in its place has "
+        "not: register it again after each cut",
+        UserWarning,
+        stacklevel=2,
+    )
 
 
 def carry_optimizer(optimizer: Optimizer, model: nn.Module, thin: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -124,6 +125,36 @@ class RoundsFolder:
                 if old not in files:
                     with suppress(FileNotFoundError):
                         (self._folder / old).unlink()
+
+
+def check_states(states: Mapping[str, Any]) -> None:
+    """Refuse states of a training that a folder could not give back: they are read as tensors and plain
+    values alone.
+    """
+    for name, state in states.items():
+        written = io.BytesIO()
+        try:
+            torch.save(_without_tensors(state), written)
+            written.seek(0)
+            torch.load(written, map_location="cpu", weights_only=True)
+        # What cannot be pickled shows as any of several types.
+        except Exception as error:
+            found = f"{type(error).__name__}: {one_line(error).partition('. ')[0]}"
+            raise SlimfastError(
+                f"rounds: the state_dict of the {name} holds more than tensors and plain values, which the "
+                f"folder could not give back ({found}); give no folder, or a {name} whose state is plain"
+            ) from error
+
+
+def _without_tensors(state: Any) -> Any:
+    """Leave the tensors out of a state, which can be large and are always read."""
+    if isinstance(state, torch.Tensor):
+        return None
+    if isinstance(state, Mapping):
+        return {name: _without_tensors(value) for name, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(_without_tensors(value) for value in state)
+    return state
 
 
 def _plan_name(number: int) -> str:

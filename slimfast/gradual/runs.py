@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from slimfast.arrays import Progress
 from slimfast.calibration import calibrate
-from slimfast.errors import SlimfastError, one_line
+from slimfast.errors import ArgumentTypeError, SlimfastError, one_line
 from slimfast.gradual.carrying import become, carry_average, carry_optimizer
-from slimfast.gradual.rounds_folder import RoundsFolder
+from slimfast.gradual.rounds_folder import RoundsFolder, check_states
 from slimfast.gradual.schedule import Schedule, left_after
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans import Plan, plan
@@ -138,6 +138,9 @@ class Rounds(Iterator[Round]):
     def _go_on(self) -> None:
         """Cut once more, and keep what is left."""
         number = len(self.plans) + 1
+        if self._folder is not None:
+            # Before the work, and while the network is as it was.
+            check_states(self._states())
         made, thin = self._cut(number)
         self._carry(thin)
         self.plans.append(made)
@@ -217,6 +220,12 @@ class Rounds(Iterator[Round]):
     def _states(self) -> dict[str, Any]:
         """Take the states of what goes on with the network."""
         held = {"optimizer": self.optimizer, "scheduler": self.scheduler}
+        for name, one in held.items():
+            if one is not None and not callable(getattr(one, "state_dict", None)):
+                raise ArgumentTypeError(
+                    f"rounds: expected {'an' if name == 'optimizer' else 'a'} {name} with a state_dict, "
+                    f"which the folder keeps, got {type(one).__name__}; give no {name}, or no folder"
+                )
         return {name: None if one is None else one.state_dict() for name, one in held.items()} | {
             "averages": [average.state_dict() for average in self.averages]
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,8 +103,24 @@ def test_a_trainer_goes_on_with_the_thin_network(tmp_path):
 def test_rounds_that_are_not_reached_are_not_cut(tmp_path):
     model = tiny_bert()
     run = slimfast.rounds(model, EXAMPLE, params=0.6, rounds=2, in_place=True)
-    trained(model, tmp_path, [slimfast.trainer_callback(run, steps=[2, 50])], steps=4)
+    callback = slimfast.trainer_callback(run, steps=[2, 50])
+    with pytest.warns(UserWarning, match=r"ended at step 4, before the rounds after \[50\]: 1 of 2 rounds"):
+        trained(model, tmp_path, [callback], steps=4)
     assert len(run.plans) == 1
+
+
+def test_lightning_tells_of_rounds_that_are_not_reached(recwarn):
+    pytest.importorskip("lightning.pytorch")
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    run = slimfast.rounds(model, torch.zeros(2, 8), params=0.5, rounds=2, in_place=True)
+    callback = slimfast.lightning_callback(run, steps=[1, 3])
+    with pytest.warns(UserWarning, match=r"before the rounds after \[1, 3\]: 0 of 2 rounds were cut"):
+        callback.on_train_end(SimpleNamespace(global_step=0), model)
+    for _ in run:
+        pass
+    recwarn.clear()
+    callback.on_train_end(SimpleNamespace(global_step=3), model)
+    assert not recwarn
 
 
 def test_a_callback_wants_rounds_in_place_and_a_step_for_each():
