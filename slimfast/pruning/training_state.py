@@ -34,9 +34,11 @@ def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) 
     Hooks do not come along, and a learning-rate scheduler holds the optimizer it was made for: make a new one
     and load the old one's ``state_dict``.
 
-    Raises :class:`SlimfastError` where no parameter is ``model``'s, and for state that belongs to no single
-    parameter (LBFGS's) or is held elsewhere than in ``state``.
+    Raises :class:`SlimfastError` where no parameter is ``model``'s, for state that belongs to no single
+    parameter (LBFGS's) or is held elsewhere than in ``state``, and for state of weights that a rotation of
+    heads has turned in between: momenta could be turned with them, but averaged squares could not.
     """
+    moved = moved_between(model, thin)
     cuts = cuts_between(model, thin)
     wide, now = named_tensors(model), named_tensors(thin)
     names = {id(tensor): name for name, tensor in wide.items()}
@@ -56,6 +58,11 @@ def prune_optimizer(optimizer: AnyOptimizer, model: nn.Module, thin: nn.Module) 
             dims = cuts.get(name, {}) if name is not None else {}
             for key, tensor in _tensors_of(state):
                 where = f"optimizer: {type(each).__name__}: {key} of {name or 'a parameter'}"
+                if tensor.numel() > 1 and name is not None and "rotation" in moved.get(name, ()):
+                    raise SlimfastError(
+                        f"{where}: expected weights in their own basis, got heads that were rotated after "
+                        "this training: rotate first, or make a new optimizer for the thin network"
+                    )
                 memo[id(tensor)] = _cut_state(tensor, parameter, dims, where).clone()
     for each in optimizers:
         for key, tensor in _tensors_of({"param_groups": each.param_groups} | vars(each)):

@@ -123,6 +123,8 @@ def deep_copy(network: Network, memo: dict[int, Any]) -> nn.Module:
                 # as nn.Module.__getstate__ has it
                 state.pop("_compiled_call_impl", None)
             copied: nn.Module = copy.deepcopy(network.model, memo)
+            for module in network.modules.values():
+                _copy_slots(module, memo)
         except Exception as error:
             raise SlimfastError(
                 f"{type(network.model).__name__} cannot be copied: {one_line(error)}"
@@ -154,6 +156,18 @@ def _is_plain(bases: tuple[type, ...]) -> bool:
         if said & _COPYING or vars(base).get("__slots__"):
             return False
     return True
+
+
+def _copy_slots(module: nn.Module, memo: dict[int, Any]) -> None:
+    """Copy what a module keeps in ``__slots__``, which ``nn.Module.__getstate__`` leaves out."""
+    made = memo.get(id(module))
+    for base in type(module).__mro__ if made is not None else ():
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            slot = vars(base).get(name)
+            # Python gives an empty slot as an AttributeError.
+            if slot is not None and hasattr(module, name) and not hasattr(made, name):
+                slot.__set__(made, copy.deepcopy(slot.__get__(module), memo))
 
 
 def _copy_handles(module: nn.Module, memo: dict[int, Any]) -> None:
