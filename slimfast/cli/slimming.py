@@ -71,7 +71,7 @@ class Made:
 
     def tell_of_plan(self) -> None:
         """Say what network the plan is of, where that is not the one that was given, and what it leaves."""
-        done = ["without layers"] if self.depth is not None else []
+        done = ["without the layers that went"] if self.depth is not None else []
         done += ["with rotated heads"] if self.rotation is not None else []
         if done:
             tell(f"plan.json is of the network {' and '.join(done)}: do not prune the original by it")

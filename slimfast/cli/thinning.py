@@ -173,12 +173,16 @@ def slim(
     numbers = reshaping.numbers(widths, calibrated=by_data or cut.calibration is not None)
     if gradual.rounds > 1:
         reshaping.check_rounds()
-    check_report(report)
+    # What lies in the folder is checked when that is there.
+    inside = [path for path in (export, report) if path is not None and path.is_relative_to(output)]
+    if report not in inside:
+        check_report(report)
     built = build(model, weights=weights, seed=seed, device=device, random_weights=random_weights)
     folder = output_folder(output)
-    if export is not None and export.is_relative_to(folder):
-        output_folder(export.parent)
+    for path in inside:
+        output_folder(path.parent)
     options.check_export(export)
+    check_report(report)
     network = built.model
     example = example_of(input, network, model, seed=seed, device=device)
     loaded = None if data is None else batches.load(data, network, example, seed=seed)

@@ -47,14 +47,17 @@ def fingerprint_of(parameters: Iterable[tuple[str, Tensor]]) -> str | None:
     return digest.hexdigest() if samples else None
 
 
-def check_weights(made_from: str | None, found: str | None, *, strict: bool) -> None:
-    """Warn, or with ``strict`` raise :class:`SlimfastError`, where a plan is of other weights than these."""
+def check_weights(made_from: str | None, found: str | None, *, strict: bool, stacklevel: int = 3) -> None:
+    """Warn, or with ``strict`` raise :class:`SlimfastError`, where a plan is of other weights than these.
+
+    ``stacklevel``: where the warning points, as in :func:`warnings.warn`; 3 is the caller's caller.
+    """
     if made_from is None or found is None or made_from == found:
         return
     told = f"made from other weights of the same shapes (fingerprint {made_from[:8]}, got {found[:8]})"
     if strict:
         raise SlimfastError(f"prune: the plan was {told}; make the plan again")
-    warnings.warn(f"prune: the plan was {told}; its widths may not suit these", stacklevel=3)
+    warnings.warn(f"prune: the plan was {told}; its widths may not suit these", stacklevel=stacklevel)
 
 
 def _samples(tensor: Tensor) -> list[Tensor]:

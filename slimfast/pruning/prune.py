@@ -172,7 +172,8 @@ def prune_channels(
     check_memory("prune", memory)
     check_repairable(plan, repair)
     graph = graph_of(model, plan, example)
-    check_weights(plan.weights, fingerprint(model), strict=strict)
+    # One level is the decorator's.
+    check_weights(plan.weights, fingerprint(model), strict=strict, stacklevel=4)
     reached("traced")
     keeps = _keeps(model, graph, plan.groups, select, calibration, backend)
     reached("units selected")

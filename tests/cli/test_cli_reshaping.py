@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.cli_cases import needs_accelerate
+from support.cli_cases import needs, needs_accelerate
 
 import slimfast
 from slimfast.cli import main
@@ -115,7 +115,7 @@ def test_depth_is_that_of_python_and_says_which_layers_went(capsys):
     assert [one.name for one in slimfast.manifest(thin).dropped] == ["blocks.0"]
     assert printed.out.startswith("dropped 1\n  blocks.0: influence ")
     assert f"params: {params(wide):,} -> {params(thin):,} (" in printed.out
-    assert "plan.json is of the network without layers" in printed.err
+    assert "plan.json is of the network without the layers that went" in printed.err
     # the plan is one of what is left, and not taken for one of the original
     assert slimfast.Plan.load("slim/plan.json").widths().keys() == slimfast.manifest(thin).widths.keys()
     for command in (["prune", NET, "slim/plan.json"], ["explain", "slim/plan.json", NET]):
@@ -177,10 +177,12 @@ def test_a_rotation_of_no_use_is_told(capsys):
 
 
 @needs_accelerate
+@needs("plotly")
 def test_layers_and_heads_together_are_distilled_scored_and_explained(capsys):
     command = ["slim", NET, *DEPTH, "--depth", "1", "--rotate-heads", "--params", "0.5"]
-    more = ["--data", f"{DEEP}:data", "--epochs", "1", "--export", "slim/x.pt2", "-o", "slim"]
-    assert main([*command, *more]) == 0
+    command += ["--data", f"{DEEP}:data", "--epochs", "1", "--report", "slim/more/r.html"]
+    assert main([*command, "--export", "slim/x.pt2"]) == 0
+    assert "blocks.1" in Path("slim/more/r.html").read_text()
     printed = capsys.readouterr()
     assert "dropped 1\n" in printed.out
     assert "\nrotated " in printed.out

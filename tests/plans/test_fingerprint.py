@@ -30,8 +30,9 @@ def test_other_weights_are_a_warning_and_with_strict_an_error(tmp_path: Path) ->
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         slimfast.prune_channels(net(), plan, strict=True)
-    with pytest.warns(UserWarning, match="made from other weights of the same shapes"):
+    with pytest.warns(UserWarning, match="made from other weights of the same shapes") as caught:
         slimfast.prune_channels(net(1), plan)
+    assert caught[0].filename == __file__, "it points to who has called"
     with pytest.raises(slimfast.SlimfastError, match="other weights"):
         slimfast.prune_channels(net(1), plan, strict=True)
 
