@@ -41,10 +41,11 @@ from slimfast.pruning.choices import Given, Repair, chosen
 from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest, check_values, manifest
 from slimfast.pruning.mask_folding import is_of_masks
+from slimfast.pruning.plan_graph import graph_of
 from slimfast.pruning.prune import prune_channels
 from slimfast.pruning.repair import check_kind
 from slimfast.pruning.repair.report import repaired_tensors
-from slimfast.pruning.selection import Method, first_method, graph_of, select_units, with_keeps
+from slimfast.pruning.selection import Method, first_method, select_units, with_keeps
 from slimfast.storage.atomic import atomic_path, output_folder
 from slimfast.storage.prefetch import read_ahead
 from slimfast.storage.safetensors_writer import write_tensors

@@ -22,7 +22,7 @@ from slimfast.cli.training import score_of
 from slimfast.errors import SlimfastError
 from slimfast.plans import Plan
 from slimfast.pruning.manifests import Manifest
-from slimfast.pruning.selection import graph_of
+from slimfast.pruning.plan_graph import graph_of
 
 Thin = Annotated[Path, typer.Argument(help="The thin network, as 'slimfast prune' writes it.")]
 

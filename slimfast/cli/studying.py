@@ -19,7 +19,7 @@ from slimfast.cli.training import score_of
 from slimfast.errors import SlimfastError
 from slimfast.graph import ChannelGraph, trace_channels
 from slimfast.plans import Plan
-from slimfast.pruning.selection import graph_of
+from slimfast.pruning.plan_graph import graph_of
 from slimfast.reports.figures import report_figures
 from slimfast.reports.html import check_report
 from slimfast.reports.html import report as write_report

@@ -29,10 +29,11 @@ from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifest_fields import Change
 from slimfast.pruning.manifests import Manifest, attach, compose, frozen, manifest
 from slimfast.pruning.mask_folding import check_repairable, check_same, fold_masks, is_of_masks
+from slimfast.pruning.plan_graph import graph_of
 from slimfast.pruning.repair import check_kind, repair_thin
 from slimfast.pruning.repair.report import repaired_tensors
 from slimfast.pruning.rotation.report import given_units
-from slimfast.pruning.selection import Method, first_method, graph_of, select_units
+from slimfast.pruning.selection import Method, first_method, select_units
 from slimfast.pruning.training_state import AnyOptimizer, prune_optimizer
 from slimfast.pruning.verification import attach_verification, verify_and_patch
 from slimfast.wrappers import unwrapped

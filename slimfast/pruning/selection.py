@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from slimfast.calibration.consumers import consumers_of
 from slimfast.calibration.data import Calibration, check_calibration
 from slimfast.calibration.moments import unit_covariance
 from slimfast.errors import ArgumentError, NonFinite, SlimfastError, did_you_mean
-from slimfast.graph import trace_channels
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.kernels.memory import call_bytes
 from slimfast.kernels.ops import grouped_covariance, grouped_pivoted_cholesky
-from slimfast.plans import GroupPlan, Plan, check_plan, warn_of_units
+from slimfast.plans import GroupPlan, Plan, warn_of_units
+from slimfast.pruning.plan_graph import graph_of
 from slimfast.pruning.rotation.report import given_units
 from slimfast.pruning.unit_scores import Score, unit_scores, weight_rows
 from slimfast.pruning.wide_reads import wide_rows
@@ -135,28 +135,6 @@ def with_keeps(groups: Sequence[GroupPlan], keeps: Mapping[str, IntArray]) -> tu
     return tuple(
         dataclasses.replace(g, keep=tuple(keeps[g.name].tolist())) if g.name in keeps else g for g in groups
     )
-
-
-def graph_of(model: nn.Module, plan: Plan, example: Any = None) -> ChannelGraph:
-    """Find the channel graph a plan speaks of: its own, or traced again, with ``example`` where it is given.
-
-    The names and shapes of every parameter and buffer and the number of units of every group must agree:
-    :class:`SlimfastError` if the model is another.
-    """
-    check_plan(plan, model)
-    graph = plan.graph
-    if graph is None:
-        # those of a file cannot be made up where they hold an object
-        calls = [*([plan.inputs] if example is None else []), *plan.also]
-        made = [kwargs or args for args, kwargs in (call.example() for call in calls)]
-        example, *also = made if example is None else [example, *made]
-        graph = trace_channels(model, example, outputs=plan.outputs, also=also)
-    sizes = {group.name: group.n for group in graph}
-    for g in plan.groups:
-        if sizes.get(g.name) != g.n:
-            got = f"one of {sizes[g.name]} units" if g.name in sizes else "no such group"
-            raise SlimfastError(f"plan: expected a model with a group {g.name} of {g.n} units, got {got}")
-    return graph
 
 
 def largest(scores: np.ndarray, width: int) -> IntArray:
