@@ -15,6 +15,8 @@ from slimfast.calibration.forward import Slice, count_of, elements_of, slices_of
 from slimfast.calibration.kept_rows import KeptRows
 from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.recording.inputs import tensors_in
+from slimfast.storage.long_tensors import rows_at_once
+from slimfast.storage.stored_tensors import is_long
 
 # So far may the norms of a layer's weights be from those that were calibrated: more than rounding does.
 _SAME_WEIGHTS = 0.02
@@ -102,6 +104,11 @@ def at_most(memory: int, *, held: float, made: float = 0.0) -> Callable[[Argumen
 
 def norms_of_variables(consumer: Consumer, weight: Tensor) -> Tensor:
     """Compute the norm of the weights that a layer has for each variable it reads, (L,) float64, CPU."""
+    if is_long(weight) and consumer.dim:
+        # Of a head some rows are in memory, never all of them.
+        rows = rows_at_once(weight.shape, weight.dtype)
+        some = (weight.detach()[start : start + rows] for start in range(0, len(weight), rows))
+        return functools.reduce(Tensor.add_, (part.double().square().sum(0) for part in some)).sqrt()
     matrix = consumer.matrix(weight.detach())
     step = max(1, _CONVERTED // max(1, matrix[:, :1].numel()))
     parts: Iterator[Tensor] = (part.double().square().sum((1, 3)) for part in torch.split(matrix, step, 1))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from slimfast.calibration.data import Calibration, at_most, norms_of_variables
 from slimfast.calibration.files import hash_samples
 from slimfast.calibration.folders import CalibrationFolder
 from slimfast.calibration.forward import copy_to_run, device_of, running, slices_of, stop_before, watched
+from slimfast.calibration.last_layers import Ending
 from slimfast.calibration.lockstep import Place, advance_together
 from slimfast.calibration.masks import MaskOption
 from slimfast.calibration.measuring import Apart, Measured, Passing
@@ -30,6 +31,7 @@ from slimfast.calibration.sleeping import weigh
 from slimfast.calibration.spilling import Store, check_memory
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.recording.module_copies import named_tensors
+from slimfast.storage.stored_tensors import sizes_alone
 
 _log = logging.getLogger(__name__)
 # Of the memory for activations, the share that forwards which wait may keep.
@@ -85,7 +87,8 @@ def calibrate_together(
             def count(consumer: Consumer, x: Tensor) -> None:
                 calls[consumer.weight] = calls.get(consumer.weight, 0) + 1
 
-            with watched(network, consumers, count):
+            sizes = sizes_alone(named_tensors(network).values())
+            with watched(network, consumers, count), sizes:
                 held, made = weigh(network, taken.batches[0])
             repeated = [weight for weight, times in calls.items() if times > 1]
             state.begin(taken.batches, taken.masks, taken.total, held, made, repeated)
@@ -118,6 +121,7 @@ class _Run:
         # Layers that are read again after others: they are written down at the end.
         self._late = set(state.repeated)
         self._passing: list[Passing] = []
+        self._ending: Ending
         self._settled: set[Place] = set()
         self._counts: dict[str, int] = {}
 
@@ -131,6 +135,7 @@ class _Run:
         order = {op.module: i for i, op in reversed(list(enumerate(self._graph.operations)))}
         going = True
         while going:
+            self._ending = Ending(self._network, self._consumers.values(), order)
             self._passing = [Passing(part, where) for part, where in slices]
             self._settled = set()
             self._measured.done = set(self._state.files)
@@ -138,13 +143,15 @@ class _Run:
                 advance_together(
                     [copy_to_run(self._network) for _ in slices],
                     [part for part, _ in slices],
-                    lambda network, pause: stop_before(network, self._consumers, pause),
+                    self._hooks,
                     order=order,
                     meet=self._meet,
                     settle=functools.partial(self._settle, store),
                     store=store,
                     what="calibrate",
                     in_order=True,
+                    # Where layers are read several times, more of that may come.
+                    finished=lambda: self._ending.reached and not self._late,
                 )
                 for passing in self._passing:
                     self._measured.check(passing)
@@ -166,20 +173,30 @@ class _Run:
         if weight in self._state.files:
             self._state.drop(weight)
 
+    def _hooks(self, network: nn.Module, pause: Callable[[tuple[Place, Tensor]], None]) -> None:
+        stop_before(network, {**self._consumers, **self._ending.heads}, pause)
+
     def _meet(self, place: Place, number: int, x: Tensor) -> None:
-        consumer = self._consumers[place[0]]
+        consumer = self._consumers.get(place[0])
+        if consumer is None:
+            return
         if (place[1] or place in self._settled) and consumer.weight not in self._late:
             raise _Surprise(consumer.weight)
         self._measured.see(self._passing[number], consumer, x)
 
     def _settle(self, store: Store, place: Place) -> None:
         self._settled.add(place)
-        consumer = self._consumers[place[0]]
+        self._ending.settle(place[0])
+        consumer = self._consumers.get(place[0])
+        if consumer is None:
+            return
         if consumer.weight not in self._late:
             self._write(consumer)
         _log.debug("calibrate: %s: held are %s, and %s", place[0], self._measured.held(), store.told())
         if self._progress is not None:
-            self._progress(len({path for path, _ in self._settled}), len(self._consumers))
+            self._progress(
+                len(self._consumers.keys() & {path for path, _ in self._settled}), len(self._consumers)
+            )
 
     def _write(self, consumer: Consumer) -> None:
         """Write down what was measured of a layer, where it is not written yet."""

@@ -42,7 +42,8 @@ def calibrate_checkpoint(
     a layer that a forward calls several times), and stay in the files of ``folder``, one for each layer. All
     samples go through the model side by side, from one layer to the next, so that each weight is read once;
     what they hold meanwhile is in a temporary file in ``folder``. In memory are the weight of a layer, its
-    moments and at most 1 GiB.
+    moments and at most 1 GiB; of an embedding or a head, whose weight is longer than that of any layer
+    between them, some rows at a time, and no scores of tokens.
 
     A run that was stopped is started again with the same arguments: the samples go through the model again,
     and the layers that were measured are not measured again.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +16,25 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray, Progress
 from slimfast.calibration import Calibration
 from slimfast.calibration.files import hash_samples
+from slimfast.checkpoints.cut_rows import CutTensor, are_long
 from slimfast.checkpoints.streamed import WEIGHTS, stored_names, streamed_copy
 from slimfast.errors import SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph
 from slimfast.graph.recording.network import Network
-from slimfast.pruning.gathering import gather_slices
 from slimfast.pruning.manifests import Manifest
 from slimfast.pruning.repair import Finished, Fit, RepairKind, RepairReport, repair_thin
 from slimfast.storage.atomic import atomic_path
 from slimfast.storage.documents import Fields, parse_object, read_text
 from slimfast.storage.safetensors_writer import bytes_of
-from slimfast.storage.stored_tensors import Entry, Shelf, StoredTensor, read_values
+from slimfast.storage.stored_tensors import Entry, Shelf, StoredTensor
 from slimfast.storage.tensor_documents import open_tensor_document, write_tensor_document
 from slimfast.storage.weights import Weights
 
 KIND, TENSOR = "slimfast.repair", "slimfast.repair.tensor"
 SCHEMA = 1
 _INDEX = "repair.json"
+# Bytes of a file's rows, of tensors that are written some rows after the others.
+_FILE = 32 << 20
 _PATTERN = "tensor-*.safetensors"
 
 
@@ -46,8 +49,9 @@ class RepairFolder:
         self.folder, self._job = folder, job
         self.fits: dict[str, Fit] = {}
         self.report: RepairReport | None = None
-        self._files: dict[str, str] = {}
-        self._kept: dict[str, str] = {}
+        # The files of each tensor, one but for those that are written some rows after the others.
+        self._files: dict[str, list[str]] = {}
+        self._kept: dict[str, list[str]] = {}
         if not self._read():
             self.remove()
             folder.mkdir(exist_ok=True)
@@ -61,18 +65,54 @@ class RepairFolder:
         """Read a tensor as it was repaired; None where it was not."""
         if name not in self._files:
             return None
-        path = self.folder / self._files[name]
-        with open_tensor_document(path, "a repaired tensor") as file:
-            found = file.tensor("values").clone()
-            file.check()
-        return found
+        found = list(self.parts(name))
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """Read a repaired tensor, some rows after the others where it was written so."""
+        for file in self._files[name]:
+            yield self._values(file)
+
+    def read_rows(self, name: str, first: int, last: int) -> Tensor | None:
+        """Read some rows of a tensor as it was repaired; None where it was not."""
+        if name not in self._files:
+            return None
+        found, start = [], 0
+        for file in self._files[name]:
+            with open_tensor_document(self.folder / file, "a repaired tensor") as document:
+                stop = start + document.shapes["values"][0]
+            if start < last and first < stop:
+                found.append(self._values(file)[max(first - start, 0) : last - start])
+            start = stop
+        return torch.cat(found)
 
     def write(self, name: str, values: Tensor) -> None:
         """Write a repaired tensor; it counts for later runs from the next :meth:`note` on."""
-        file = f"tensor-{hashlib.sha256(name.encode()).hexdigest()[:24]}.safetensors"
+        self._files[name] = [self._write(name, "", values)]
+
+    def write_rows(self, name: str, pieces: Iterable[Tensor]) -> None:
+        """Write a repaired tensor, some rows after the others, each in a file; likewise."""
+        files, waiting = list[str](), list[Tensor]()
+        for piece in pieces:
+            waiting.append(piece)
+            if sum(part.nbytes for part in waiting) >= _FILE:
+                files.append(self._write(name, f"-{len(files)}", torch.cat(waiting)))
+                waiting = []
+        if waiting:
+            files.append(self._write(name, f"-{len(files)}", torch.cat(waiting)))
+        self._files[name] = files
+
+    def _write(self, name: str, part: str, values: Tensor) -> str:
+        file = f"tensor-{hashlib.sha256(name.encode()).hexdigest()[:24]}{part}.safetensors"
         document = {"kind": TENSOR, "schema": SCHEMA, "name": name}
         write_tensor_document(self.folder / file, json.dumps(document), {"values": values.contiguous()})
-        self._files[name] = file
+        return file
+
+    def _values(self, file: str) -> Tensor:
+        with open_tensor_document(self.folder / file, "a repaired tensor") as document:
+            found = document.tensor("values").clone()
+            document.check()
+        return found
 
     def note(self, weight: str, fit: Fit) -> None:
         """Write down that a layer is repaired, with what was written since the one before."""
@@ -93,7 +133,10 @@ class RepairFolder:
 
     def _write_index(self) -> None:
         self._kept = dict(self._files)
-        document = {"kind": KIND, "schema": SCHEMA, "job": self._job, "tensors": self._kept}
+        document: dict[str, Any] = {"kind": KIND, "schema": SCHEMA, "job": self._job}
+        document["tensors"] = {
+            name: files[0] if len(files) == 1 else files for name, files in self._kept.items()
+        }
         document["fits"] = fits_to_json(self.fits)
         document["report"] = None if self.report is None else report_to_json(self.report)
         with atomic_path(self.folder / _INDEX) as temporary:
@@ -110,11 +153,20 @@ class RepairFolder:
             return False
         self.fits = fits_from_json(fields.object("fits"))
         files = fields.object("tensors")
-        self._kept = {name: Path(files.string(name)).name for name in files.names()}
+        self._kept = {name: _names_of_files(files, name) for name in files.names()}
         if not fields.is_null("report"):
             self.report = report_from_json(fields.object("report"))
         fields.done()
         return True
+
+
+def _names_of_files(files: Fields, name: str) -> list[str]:
+    """Read the name of a tensor's file, or the names of several; never a path to another folder."""
+    said = files.raw(name)
+    several = [said] if isinstance(said, str) else said
+    if not isinstance(several, list) or not several or not all(isinstance(file, str) for file in several):
+        raise SlimfastError(f"{files.where}: {name}: expected the names of files")
+    return [Path(file).name for file in several]
 
 
 def repair_in_folder(
@@ -168,40 +220,34 @@ def _streamed_thin(
     network = Network.of(model)
     stored = stored_names(network, weights)
     tensors: dict[str, Tensor] = {}
-    for name, shape in described.shapes().items():
+    for name in described.shapes():
         wide = network.tensors[name]
         if isinstance(wide, nn.Parameter):
-            read = _cut_reader(weights, stored[name], described.keeps.get(name, {}), wide.dtype, backend)
-            entry = Entry(
-                name, torch.Size(shape), wide.dtype, _first_of(state, name, read), _writer(state, name)
-            )
-            tensors[name] = StoredTensor(entry, shelf)
+            cut = CutTensor(weights, stored[name], described.keeps.get(name, {}), wide.dtype, backend)
+            tensors[name] = StoredTensor(_entry(state, name, cut, weights, stored[name], wide.dtype), shelf)
         else:
             own = weights.load(stored[name]).to(wide.dtype) if name in stored else wide
             tensors[name] = described.slice_of(name, own)
     return described.thin_copy(model, tensors, what=weights.source)
 
 
-def _cut_reader(
-    weights: Weights, stored: str, cuts: Mapping[int, IntArray], dtype: torch.dtype, backend: str
-) -> Callable[[], Tensor]:
+def _entry(
+    state: RepairFolder, name: str, cut: CutTensor, weights: Weights, stored: str, dtype: torch.dtype
+) -> Entry:
+    """Make the entry of a tensor that is cut when it is asked for, or read as it was repaired."""
+
     def read() -> Tensor:
-        wide = read_values(weights, stored, dtype)
-        return gather_slices({stored: wide}, {stored: cuts}, backend)[stored]
-
-    return read
-
-
-def _first_of(state: RepairFolder, name: str, read: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    def first() -> Tensor:
         repaired = state.read(name)
-        return read() if repaired is None else repaired
+        return cut.read() if repaired is None else repaired
 
-    return first
+    def rows(first: int, last: int) -> Tensor:
+        repaired = state.read_rows(name, first, last)
+        return cut.rows(first, last) if repaired is None else repaired
 
-
-def _writer(state: RepairFolder, name: str) -> Callable[[Tensor], None]:
-    return lambda values: state.write(name, values)
+    return Entry(
+        name, cut.shape, dtype, read, functools.partial(state.write, name),
+        rows if are_long(weights, stored) else None, functools.partial(state.write_rows, name),
+    )  # fmt: skip
 
 
 def digest_of(calibration: Calibration) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from slimfast.arrays import IntArray, Progress
 from slimfast.calibration import Calibration
 from slimfast.calibration.spilling import check_memory
+from slimfast.checkpoints.cut_rows import CutTensor, are_long, looked_at
 from slimfast.checkpoints.repairing import RepairFolder, digest_of, repair_in_folder, report_to_json
 from slimfast.checkpoints.shard_folder import (
     INDEX,
@@ -48,7 +49,7 @@ from slimfast.pruning.repair.report import repaired_tensors
 from slimfast.pruning.selection import Method, first_method, select_units, with_keeps
 from slimfast.storage.atomic import atomic_path, output_folder
 from slimfast.storage.prefetch import read_ahead
-from slimfast.storage.safetensors_writer import write_tensors
+from slimfast.storage.safetensors_writer import InParts, write_tensors
 from slimfast.storage.stored_tensors import Shelf
 from slimfast.storage.tensor_documents import KEY
 from slimfast.storage.weights import TensorInfo, Weights, open_weights
@@ -221,11 +222,14 @@ def _choice(
         still = [group for group in groups if group.keep is None]
         keeps = select_units(network, graph, still, method=select, calibration=calibration, backend=backend)
         groups = list(with_keeps(groups, keeps))
+    method = first_method(select, None)
     for i, group in enumerate(groups):
         if group.keep is None:
             names = {name for name in graph.needed(graph[group.name]) if name in stored}
             # Maps of the files: what the choice does not look at is not read.
-            held = copy_with(empty, {name: weights.load(stored[name]) for name in names}, share=True)
+            held = copy_with(
+                empty, {name: looked_at(weights, stored[name], method) for name in names}, share=True
+            )
             keeps = select_units(held, graph, [group], method=select, backend=backend)
             (groups[i],) = with_keeps([group], keeps)
     decided = dataclasses.replace(plan, groups=tuple(groups), graph=graph)
@@ -271,10 +275,12 @@ def _write_shard(
     in_order = sorted(names, key=lambda name: -dtypes[name].itemsize)
     shapes = {name: (thin_shape(weights.infos[name].shape, cuts[name]), dtypes[name]) for name in in_order}
 
-    def thin(name: str) -> Tensor:
-        found = None if repaired is None else repaired.read(choice.first.get(name, name))
-        if found is not None:
-            return found.to(dtypes[name])
+    def thin(name: str) -> Tensor | InParts:
+        own, dtype = choice.first.get(name, name), dtypes[name]
+        if repaired is not None and own in repaired.names():
+            return InParts(*shapes[name], (part.to(dtype) for part in repaired.parts(own)))
+        if are_long(weights, name):
+            return InParts(*shapes[name], CutTensor(weights, name, cuts[name], dtype, backend).parts())
         return gather_slices({name: weights.load(name)}, {name: cuts[name]}, backend)[name]
 
     tensors = ((name, thin(name)) for name in read_ahead(in_order, weights, lambda name: [name]))

@@ -15,6 +15,7 @@ from slimfast.errors import ArgumentError, SlimfastError
 from slimfast.graph.channel_graph import ChannelGraph, ChannelGroup, Member
 from slimfast.graph.recording.module_copies import named_tensors
 from slimfast.spectra.unit_matrices import unit_matrix
+from slimfast.storage.stored_tensors import is_long
 
 Score: TypeAlias = Literal["l1", "l2", "lookahead", "geometric_median", "bn_scale"]
 
@@ -99,10 +100,17 @@ def _slice_sums(tensor: Tensor, dim: int, size: Callable[[Tensor], Tensor]) -> T
     the outer dims come first, because they run along what is stored side by side.
     """
     before, n = math.prod(tensor.shape[:dim]), tensor.shape[dim]
-    parts = tensor.reshape(before, n, -1)
     along = 1 if before == 1 else 0
-    step = max(1, _ROWS * parts.shape[along] // max(1, parts.numel()))
-    blocks = (size(part.to(torch.float64, copy=True)) for part in torch.split(parts, step, along))
+    count = n if along else before
+    step = max(1, _ROWS * count // max(1, tensor.numel()))
+    parts: Iterable[Tensor]
+    if is_long(tensor):
+        # A head's rows come from their file as they are asked for.
+        rows = (tensor[start : start + step] for start in range(0, count, step))
+        parts = (part.reshape((1, -1, tensor.shape[1]) if along else (-1, n, 1)) for part in rows)
+    else:
+        parts = torch.split(tensor.reshape(before, n, -1), step, along)
+    blocks = (size(part.to(torch.float64, copy=True)) for part in parts)
     if along:
         return torch.cat([block[0].sum(1) for block in blocks])
     return functools.reduce(Tensor.add_, (block.sum(0) for block in blocks)).sum(1)

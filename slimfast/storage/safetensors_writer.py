@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,10 +40,19 @@ _NAMES = {
 _CHUNK = 16 << 20
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class InParts:
+    """A tensor whose rows come some after the others; a tensor without rows is one part."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    parts: Iterable[Tensor]
+
+
 def write_tensors(
     path: str | os.PathLike[str],
     shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-    tensors: Iterable[tuple[str, Tensor]],
+    tensors: Iterable[tuple[str, Tensor | InParts]],
     *,
     metadata: Mapping[str, str] | None = None,
     summed: bool = False,
@@ -76,10 +86,15 @@ def write_tensors(
             got = (name, (tuple(tensor.shape), tensor.dtype))
             if expected != got:
                 raise SlimfastError(f"{os.fspath(path)}: expected {expected}, got {got}")
-            for part in bytes_of(tensor):
-                stream.write(part)
-                if digest is not None:
-                    digest.update(part)
+            written = 0
+            for piece in tensor.parts if isinstance(tensor, InParts) else (tensor,):
+                written += piece.nbytes
+                for part in bytes_of(piece):
+                    stream.write(part)
+                    if digest is not None:
+                        digest.update(part)
+            if written != math.prod(tensor.shape) * tensor.dtype.itemsize:
+                raise SlimfastError(f"{os.fspath(path)}: expected {expected}, got {written} bytes of parts")
         missing = next(announced, None)
         if missing is not None:
             raise SlimfastError(f"{os.fspath(path)}: expected {missing}, got no more tensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from slimfast.errors import SlimfastError
-from slimfast.storage.atomic import cannot_read
+from slimfast.storage.long_tensors import LONG, LONG_OPS
+from slimfast.storage.stored_values import can_read_rows, read_values
 from slimfast.storage.weights import Weights
 
-_CHUNK = 16 << 20
 _ALIASES = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
 
 
@@ -31,6 +32,8 @@ class Entry:
         dtype: Its dtype.
         read: Gives the values, in memory of their own.
         write: Takes other values; None where it may not be written to.
+        rows: Gives the rows from one to another, in memory of their own; None where only all can be had.
+        write_rows: Takes other values, some rows after the others.
     """
 
     name: str
@@ -38,6 +41,8 @@ class Entry:
     dtype: torch.dtype
     read: Callable[[], Tensor]
     write: Callable[[Tensor], None] | None = None
+    rows: Callable[[int, int], Tensor] | None = None
+    write_rows: Callable[[Iterator[Tensor]], None] | None = None
 
 
 class Shelf:
@@ -48,6 +53,8 @@ class Shelf:
 
     def __init__(self, memory: int) -> None:
         self.memory, self.held = memory, 0
+        # Whether products with long tensors are 0: nobody looks at more than their sizes.
+        self.blank = False
         self._held: OrderedDict[Entry, Tensor] = OrderedDict()
         # By the address of their memory, for as long as anything refers to it.
         self._known: dict[int, tuple[StorageWeakRef, Entry]] = {}
@@ -56,7 +63,7 @@ class Shelf:
         """Give the values of a tensor, which nobody may change."""
         found = self._held.get(entry)
         if found is None:
-            while self._held and self.held + entry.shape.numel() * entry.dtype.itemsize > self.memory:
+            while self._held and self.held + _bytes(entry) > self.memory:
                 self.drop(next(iter(self._held)))
             found = self._held[entry] = entry.read()
             self.held += found.nbytes
@@ -77,6 +84,20 @@ class Shelf:
         self.check(entry)(values.detach().to(entry.dtype))
         self.drop(entry)
 
+    def write_rows(self, entry: Entry, pieces: Iterator[Tensor]) -> None:
+        """Give a long tensor other values, some rows after the others."""
+        self.check(entry)
+        assert entry.write_rows is not None, "whatever has rows to read can be written in rows"
+        entry.write_rows(piece.detach().to(entry.dtype) for piece in pieces)
+        self.drop(entry)
+
+    def is_long(self, entry: Entry) -> bool:
+        """Say whether a tensor is only ever looked at a few rows at a time: it is larger than the shelf and
+        no layer's but an embedding's or a head's.
+        """
+        long = len(entry.shape) == 2 and entry.shape[0] >= LONG * entry.shape[1]
+        return long and entry.rows is not None and _bytes(entry) > self.memory
+
     def drop(self, entry: Entry) -> None:
         """Let the values of a tensor go."""
         found = self._held.pop(entry, None)
@@ -87,6 +108,10 @@ class Shelf:
         """Find whose values are in the memory at this address; None where they are nobody's."""
         ref, entry = self._known.get(address, (None, None))
         return None if ref is None or _gone(ref) else entry
+
+
+def _bytes(entry: Entry) -> int:
+    return entry.shape.numel() * entry.dtype.itemsize
 
 
 def _gone(ref: StorageWeakRef) -> bool:
@@ -115,6 +140,8 @@ def left_on_shelves(
     """
 
     def pack(tensor: Tensor) -> Any:
+        if isinstance(tensor, StoredTensor):
+            return tensor, tensor._version
         if type(tensor) is Tensor and tensor.layout == torch.strided:
             address = tensor.untyped_storage()._cdata
             for shelf in shelves:
@@ -153,17 +180,27 @@ class StoredTensor(Tensor):
 
     entry: Entry
     shelf: Shelf
+    # Of a long one: whether it is seen with its rows as columns.
+    turned: bool
     # Without Python on the way an operation is taken apart as one on plain tensors is, to the same kernels.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def __new__(cls, entry: Entry, shelf: Shelf) -> StoredTensor:
+    def __new__(cls, entry: Entry, shelf: Shelf, turned: bool = False) -> StoredTensor:
         """Make a tensor of an entry and the shelf that brings it."""
+        shape, strides = entry.shape, None
+        if turned:
+            shape, strides = torch.Size(entry.shape[::-1]), (1, entry.shape[1])
         made: StoredTensor = Tensor._make_wrapper_subclass(
-            cls, entry.shape, dtype=entry.dtype, device=torch.device("cpu")
+            cls, shape, strides=strides, dtype=entry.dtype, device=torch.device("cpu")
         )
-        made.entry, made.shelf = entry, shelf
+        made.entry, made.shelf, made.turned = entry, shelf, turned
         return made
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it is only ever looked at a few rows at a time."""
+        return self.shelf.is_long(self.entry)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say what it is, without its values."""
@@ -176,7 +213,13 @@ class StoredTensor(Tensor):
         """Run an operation on the values."""
         kwargs = kwargs or {}
         if func in _ALIASES:
-            return cls(args[0].entry, args[0].shelf)
+            return cls(args[0].entry, args[0].shelf, args[0].turned)
+        if func is torch.ops.aten.t.default and args[0].is_long:
+            return cls(args[0].entry, args[0].shelf, not args[0].turned)
+        if func in LONG_OPS and not kwargs:
+            found = _by_rows(func, args)
+            if found is not NotImplemented:
+                return found
         if func is torch.ops.aten.copy_.default and isinstance(args[0], cls):
             args[0].shelf.write(args[0].entry, _values(args[1]).expand(args[0].shape))
             return args[0]
@@ -198,31 +241,57 @@ class StoredTensor(Tensor):
 
 
 def _values(leaf: Any) -> Any:
-    return leaf.shelf.take(leaf.entry) if isinstance(leaf, StoredTensor) else leaf
+    if not isinstance(leaf, StoredTensor):
+        return leaf
+    found = leaf.shelf.take(leaf.entry)
+    return found.t() if leaf.turned else found
+
+
+def _by_rows(func: Any, args: Any) -> Any:
+    """Run an operation on the one long tensor among its arguments; NotImplemented where there are others."""
+    long = [place for place, leaf in enumerate(args) if isinstance(leaf, StoredTensor) and leaf.is_long]
+    if len(long) != 1:
+        return NotImplemented
+    tensor = args[long[0]]
+    others = [_values(leaf) if place != long[0] else None for place, leaf in enumerate(args)]
+    return LONG_OPS[func](
+        tensor.entry.rows, tensor.entry.shape, tensor.entry.dtype, tensor.turned, long[0], others,
+        tensor.shelf.blank,
+    )  # fmt: skip
+
+
+@contextmanager
+def sizes_alone(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Let products with long tensors be 0, and take no memory until somebody writes to them, where it is
+    known that nobody looks at more than their sizes.
+    """
+    shelves = shelves_of(tensors)
+    try:
+        for shelf in shelves:
+            shelf.blank = True
+        yield
+    finally:
+        for shelf in shelves:
+            shelf.blank = False
+
+
+def is_long(tensor: Tensor | None) -> bool:
+    """Say whether a tensor is only ever looked at a few rows at a time."""
+    return isinstance(tensor, StoredTensor) and tensor.is_long
+
+
+def write_rows(tensor: Tensor, pieces: Iterator[Tensor]) -> None:
+    """Give a tensor other values, some rows after the others."""
+    if isinstance(tensor, StoredTensor) and tensor.entry.write_rows is not None:
+        tensor.shelf.write_rows(tensor.entry, pieces)
+        return
+    tensor.copy_(torch.cat(list(pieces)))
 
 
 def entry_of(weights: Weights, name: str, dtype: torch.dtype) -> Entry:
     """Make the entry of a tensor of a file, read in this dtype."""
     shape = torch.Size(weights.info(name).shape)
-    return Entry(name, shape, dtype, lambda: read_values(weights, name, dtype))
-
-
-def read_values(weights: Weights, name: str, dtype: torch.dtype) -> Tensor:
-    """Read a tensor into memory of its own, in this dtype, with no more than that and a few MiB in use."""
-    info, extent = weights.info(name), weights.extents.get(name)
-    if extent is None or info.dtype is None:
-        return weights.load(name).to(dtype, copy=True)
-    found = torch.empty(info.shape, dtype=dtype, device="cpu")
-    flat, size = found.view(-1), info.dtype.itemsize
-    try:
-        with extent.path.open("rb") as file:
-            file.seek(extent.start)
-            for start in range(0, flat.numel(), _CHUNK // size):
-                part = flat[start : start + _CHUNK // size]
-                read = torch.empty(part.numel() * size, dtype=torch.uint8, device="cpu")
-                if file.readinto(read.numpy().data) != read.numel():
-                    raise cannot_read(extent.path, f"{name}: it ends before the tensor does")
-                part.copy_(read.view(info.dtype))
-    except OSError as error:
-        raise cannot_read(extent.path, error) from error
-    return found
+    rows = None
+    if can_read_rows(weights, name):
+        rows = functools.partial(read_values, weights, name, dtype)
+    return Entry(name, shape, dtype, lambda: read_values(weights, name, dtype), rows=rows)

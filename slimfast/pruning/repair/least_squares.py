@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,12 +63,15 @@ class LeastSquares:
         counts: tuple[int, int],
         backend: str = "auto",
     ) -> None:
-        """Take the rows of b that are kept, and the wide layer's ``weight`` (outputs, L, taps).
+        """Take the rows of b that are kept, and the wide layer's ``weight`` (outputs, L, taps); (outputs, L)
+        of a head that stays in its file, of which some rows at a time are in memory.
 
         ``centred``: take the means off both sides, which the shift makes up for. ``counts``: how many
         positions will come, to fit to and held out.
         """
-        outputs, length, taps = weight.shape
+        outputs, length = weight.shape[:2]
+        taps = weight.shape[2] if weight.dim() > 2 else 1
+        self._shape = (outputs, length, taps)
         self._kept, self._weight, self._centred, self._backend = kept, weight, centred, backend
         self._by_output = outputs * taps < length
         # All of them, where those are few.
@@ -95,10 +98,26 @@ class LeastSquares:
     def solve(
         self, spread: Tensor, damping: float = 0.0, first: float = FIRST, outputs: Tensor | None = None
     ) -> Solution:
+        """Solve as :meth:`solve_in_pieces` does; all weights are in memory."""
+        pieces, fit = self.solve_in_pieces(spread, damping, first, outputs)
+        count = self._shape[0] if outputs is None else len(outputs)
+        device, dtype = self._weight.device, self._weight.dtype
+        weight = torch.empty(count, len(self._kept), self._shape[2], dtype=dtype, device=device)
+        shifts, start = torch.empty(count, dtype=torch.float64, device=device), 0
+        for new, off in pieces:
+            weight[start : start + len(new)], shifts[start : start + len(new)] = new, off
+            start += len(new)
+        return Solution(weight, shifts, fit)
+
+    def solve_in_pieces(
+        self, spread: Tensor, damping: float = 0.0, first: float = FIRST, outputs: Tensor | None = None
+    ) -> tuple[Iterator[tuple[Tensor, Tensor]], Fit]:
         """Solve from the positions taken in, with at least this ``damping``; the search begins at ``first``.
 
         ``spread`` (L, L) is the mean square of b, about its mean where it is centred: errors are reported in
         shares of it. ``outputs``: those that are asked for, by default all.
+
+        Returns the weights and shifts of :class:`Solution`, some outputs after the others, and the fit.
         """
         if self._rows is not None:
             outer, rows = None, self._rows.float()
@@ -123,8 +142,8 @@ class LeastSquares:
                     # To rounding no better than singular: what is known of it does not allow as little
                     # damping.
                     found *= 10.0
-        weight, shift = self._written(change, *means, outputs)
-        return Solution(weight, shift, Fit(found, before / (size or 1.0), best / (size or 1.0)))
+        pieces = self._written(change, *means, outputs)
+        return pieces, Fit(found, before / (size or 1.0), best / (size or 1.0))
 
     def _chosen(
         self, fit: Products, held: Products, outer: Tensor | None, damping: float, first: float
@@ -156,11 +175,12 @@ class LeastSquares:
 
     def _outer(self) -> Tensor:
         """Compute the products (L, L) of the weights, summed over outputs and taps, float64."""
-        length = self._weight.shape[1]
+        _, length, _ = self._shape
         # Where they are summed with others alone, and not factored, their digits are those of weights.
         dtype = torch.float32 if length >= 2 * DIRECTIONS else torch.float64
-        outer = self._weight.new_zeros(length, length, dtype=torch.promote_types(dtype, self._weight.dtype))
-        for piece in torch.split(self._weight, self._step()):
+        dtype = torch.promote_types(dtype, self._weight.dtype)
+        outer = torch.zeros(length, length, dtype=dtype, device=self._weight.device)
+        for piece in self._pieces():
             rows = _rows(piece, outer.dtype)
             outer.addmm_(rows.T, rows)
         return outer.double()
@@ -178,28 +198,25 @@ class LeastSquares:
             outer.diagonal().add_(_JITTER * float(outer.diagonal().mean()) or 1.0)
             exact: Tensor = torch.linalg.cholesky(outer)
             return exact
-        count, _, taps = self._weight.shape
+        count, _, taps = self._shape
         factor = outer.new_zeros(len(outer), DIRECTIONS)
         signs = _signs(count * taps, factor)
-        for piece, own in zip(
-            torch.split(self._weight, self._step()), torch.split(signs, self._step() * taps), strict=True
-        ):
+        for piece, own in zip(self._pieces(), torch.split(signs, self._step() * taps), strict=True):
             factor.addmm_(_rows(piece).T, own)
         return factor
 
     def _written(
         self, change: Tensor | None, mean_a: Tensor, mean_missing: Tensor, outputs: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the weights of these outputs, in the dtype of the layer's, and the shifts, in float64."""
-        count, _, taps = self._weight.shape
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Compute the weights of these outputs, some after the others, in the dtype of the layer's, and the
+        shifts, in float64.
+        """
+        count, _, taps = self._shape
         if outputs is None:
             outputs = torch.arange(count, device=self._weight.device)
         shift = mean_missing if change is None else mean_missing - change.T @ mean_a
-        weight = self._weight.new_empty(len(outputs), len(self._kept), taps)
-        shifts = shift.new_empty(len(outputs))
-        start = 0
         for some in torch.split(outputs, self._step()):
-            own = self._weight[some]
+            own = self._weight[some].reshape(len(some), *self._shape[1:])
             if self._rows is not None:
                 moved = None if change is None else change.T.reshape(count, taps, -1)[some]
                 off = shift.reshape(count, taps)[some]
@@ -208,22 +225,26 @@ class LeastSquares:
                 moved = None if change is None else (rows @ change.T.to(rows)).reshape(len(some), taps, -1)
                 off = (rows.double() @ shift).reshape(len(some), taps)
             new = own[:, self._kept].double()
-            weight[start : start + len(some)] = new if moved is None else new + moved.movedim(1, 2)
-            shifts[start : start + len(some)] = off.sum(1)
-            start += len(some)
-        return weight, shifts
+            new = new if moved is None else new + moved.movedim(1, 2)
+            yield new.to(self._weight.dtype), off.sum(1)
 
     def _step(self) -> int:
         """Count the outputs that are computed with at once."""
-        return max(1, _AT_ONCE // max(1, self._weight[:1].numel()))
+        _, length, taps = self._shape
+        return max(1, _AT_ONCE // max(1, length * taps))
+
+    def _pieces(self) -> Iterator[Tensor]:
+        """Give the weight some outputs after the others, each as (outputs, L, taps)."""
+        for start in range(0, self._shape[0], self._step()):
+            yield self._weight[start : start + self._step()].reshape(-1, *self._shape[1:])
 
     def _means(self) -> tuple[Tensor, Tensor]:
         """Compute the means of the variables and of what is missing; zeros where both sides keep theirs."""
         parts = [part for part in self._parts if part.count]
         total = sum(part.count for part in parts)
         if not total or not self._centred:
-            r = self._weight.shape[1] if self._rows is None else len(self._rows)
-            zeros = functools.partial(self._weight.new_zeros, dtype=torch.float64)
+            r = self._shape[1] if self._rows is None else len(self._rows)
+            zeros = functools.partial(torch.zeros, dtype=torch.float64, device=self._weight.device)
             return zeros(len(self._kept)), zeros(r)
         each = zip(*(part.means() for part in parts), strict=True)
         mean_a, mean_missing = (

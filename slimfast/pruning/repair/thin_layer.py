@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from slimfast.pruning.repair.least_squares import FIRST, LeastSquares, worst
 from slimfast.pruning.repair.report import Fit
 from slimfast.pruning.repair.wide import Piece
 from slimfast.pruning.repair.writing import write_weight
+from slimfast.storage.stored_tensors import is_long, write_rows
 
 
 class ThinLayer:
@@ -40,8 +42,10 @@ class ThinLayer:
         self._blocks, self._outputs = alive[0].tolist(), torch.from_numpy(outputs).to(weight.device)
         self._centred, self._damping = centred or bias is not None, damping
         kept = torch.from_numpy(alive[1]).to(weight.device)
-        wide = consumer.matrix(weight.detach())
-        self._per_block = wide.shape[1]
+        # Of a head in a file some rows at a time are in memory.
+        self._long = is_long(weight) and (consumer.dim, consumer.run) == (1, 1)
+        wide = [weight.detach()] if self._long else list(consumer.matrix(weight.detach()))
+        self._per_block = len(wide[0])
         seen = min(reading.count, wanted(consumer))
         # The last quarter is held out.
         self._split = max(seen - seen // 4, 1)
@@ -92,6 +96,8 @@ class ThinLayer:
             if self._consumer.blocks > 1
             else self._outputs[None]
         )
+        if self._long:
+            return self._written_in_pieces(first, rows[0])
         solutions = [
             system.solve(self._spread(block), self._damping, first, own)
             for block, system, own in zip(self._blocks, self._systems, rows, strict=True)
@@ -105,6 +111,22 @@ class ThinLayer:
             moved = torch.cat([s.shift for s in solutions])
             module.bias.copy_(self._bias[self._outputs] + moved)
         return worst([s.fit for s in solutions])
+
+    def _written_in_pieces(self, first: float, outputs: Tensor) -> Fit:
+        """Solve, and write some outputs' weights after the others'."""
+        module: Any = self._module
+        pieces, fit = self._systems[0].solve_in_pieces(self._spread(0), self._damping, first, outputs)
+        shifts: list[Tensor] = []
+
+        def weights() -> Iterator[Tensor]:
+            for weight, shift in pieces:
+                shifts.append(shift)
+                yield weight[..., 0]
+
+        write_rows(module._parameters["weight"], weights())
+        if self._bias is not None:
+            module.bias.copy_(self._bias[self._outputs] + torch.cat(shifts))
+        return fit
 
     def _spread(self, block: int) -> Tensor:
         """Give the mean square of what a block of the wide layer reads, about its mean where that goes

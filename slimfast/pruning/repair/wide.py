@@ -16,7 +16,8 @@ from slimfast.calibration.consumers import Consumer
 from slimfast.calibration.data import Calibration
 from slimfast.calibration.forward import Slice, copy_to_run, run, running, stop_before, watched
 from slimfast.calibration.kept_rows import KeptRows
-from slimfast.calibration.lockstep import advance_together
+from slimfast.calibration.last_layers import Ending
+from slimfast.calibration.lockstep import Place, advance_together
 from slimfast.calibration.masks import positions_that_count
 from slimfast.calibration.positions import Picks, rows_at, wanted
 from slimfast.calibration.reads import Seen
@@ -127,6 +128,14 @@ def read_wide(
 
     if shelves_of(named_tensors(model).values()):
         by_path = {consumer.module: consumer for consumer in consumers}
+        order = {op.module: i for i, op in reversed(list(enumerate(graph.operations)))}
+        ending = Ending(model, consumers, order)
+
+        def settle(place: Place) -> None:
+            ending.settle(place[0])
+            if place[0] in by_path:
+                tick()
+
         with torch.inference_mode(False), torch.no_grad(), ExitStack() as hooks:
             networks = [copy_to_run(model) for _ in slices]
             for network in networks:
@@ -134,12 +143,15 @@ def read_wide(
             advance_together(
                 networks,
                 slices,
-                lambda network, pause: stop_before(network, by_path, pause),
-                order={op.module: i for i, op in reversed(list(enumerate(graph.operations)))},
-                meet=lambda place, number, x: hold(number, by_path[place[0]], x),
-                settle=lambda place: tick(),
+                lambda network, pause: stop_before(network, {**by_path, **ending.heads}, pause),
+                order=order,
+                meet=lambda place, number, x: (
+                    hold(number, by_path[place[0]], x) if place[0] in by_path else None
+                ),
+                settle=settle,
                 store=store,
                 in_order=True,
+                finished=lambda: ending.reached,
             )
     else:
         with running(model) as (network, _):
