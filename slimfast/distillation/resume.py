@@ -17,8 +17,8 @@ import torch
 from slimfast.errors import SlimfastError, one_line
 from slimfast.storage.atomic import atomic_path, check_file
 
-# 2: ``average``, without which trainings of schema 1 go on.
-SCHEMA = 2
+# 2: ``average``; 3: ``teacher``, without which trainings of schema 1 and 2 go on.
+SCHEMA = 3
 FILE = "training.pt"
 _OPTIONAL = (dict, tuple, list, type(None))
 # What a training is made of, and the types that may stand there.
@@ -35,6 +35,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "rng": _OPTIONAL,
     "best": _OPTIONAL,
     "average": _OPTIONAL,
+    "teacher": (str, type(None)),
 }
 
 
@@ -66,8 +67,8 @@ def load_training(folder: Path) -> dict[str, Any] | None:
             raise SlimfastError(
                 f"{os.fspath(path)} is damaged or not a training checkpoint ({found})"
             ) from error
-    if isinstance(state, dict) and state.get("schema") == 1:
-        state = {"average": None, **state, "schema": SCHEMA}
+    if isinstance(state, dict) and state.get("schema") in (1, 2):
+        state = {"average": None, "teacher": None, **state, "schema": SCHEMA}
     if not isinstance(state, dict) or set(state) != set(_TYPES):
         raise SlimfastError(f"{os.fspath(path)} is not a training checkpoint of slimfast")
     if state["schema"] != SCHEMA:

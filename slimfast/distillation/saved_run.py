@@ -13,6 +13,7 @@ from slimfast.distillation.resume import load_training
 from slimfast.distillation.training_run import Training
 from slimfast.distributed.dtensors import gathered, part_like
 from slimfast.errors import SlimfastError
+from slimfast.plans.fingerprint import fingerprint
 
 
 def saved_run(folder: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
@@ -40,6 +41,7 @@ def state_of(run: Training) -> dict[str, Any]:
         "epoch": position.epoch,
         "step": position.step,
         "losses": position.losses,
+        "teacher": _teacher_of(run),
         "records": [asdict(record) for record in run.records],
         "student": run.setup.student.state_dict(),
         "optimizer": run.optimizer.state_dict(),
@@ -71,6 +73,11 @@ def _load(run: Training, saved: dict[str, Any]) -> None:
         if ours.get(name) != theirs.get(name):
             found, wanted = theirs.get(name, "not there"), ours.get(name, "not there")
             raise SlimfastError(f"the checkpoint is of another student: {name} {found}, here {wanted}")
+    teacher, now = saved.get("teacher"), _teacher_of(run)
+    if teacher is not None and now is not None and teacher != now:
+        raise SlimfastError(
+            f"the training was towards a teacher of other weights (fingerprint {teacher[:8]}, here {now[:8]})"
+        )
     student.load_state_dict(_parts_like(saved["student"], own))
     run.optimizer.load_state_dict(_optimizer_parts(run.optimizer, saved["optimizer"]))
     if scaler is not None:
@@ -84,6 +91,12 @@ def _load(run: Training, saved: dict[str, Any]) -> None:
         tensors, updates = saved["average"]
         run.average.load(_parts_like(tensors, own), updates)
     run.records = [EpochRecord(**record) for record in saved["records"]]
+
+
+def _teacher_of(run: Training) -> str | None:
+    """Take the fingerprint of the teacher, be it kept in a file or not."""
+    teacher = run.setup.teacher
+    return fingerprint(getattr(teacher, "teacher", teacher))
 
 
 def _optimizer_parts(optimizer: Any, saved: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from slimfast.distillation.averaging import MovingAverage
-from slimfast.distillation.batches import call, evaluating, mask_of, split_batch
+from slimfast.distillation.batches import call, describe, evaluating, mask_of, split_batch
 from slimfast.distillation.evaluation import Evaluation
 from slimfast.distillation.first_batch import settled_loss
 from slimfast.distillation.hints import FeatureTap
@@ -121,6 +122,13 @@ class Training:
             for buffer in setup.student.buffers():
                 torch.distributed.broadcast(buffer, 0)
         loss = float(setup.accelerator.reduce(position.losses.mean(), "mean"))
+        if loss == 0.0 and setup.accelerator.is_main_process:
+            warnings.warn(
+                f"distill: every loss of epoch {position.epoch + 1} was 0, so that nothing was taught: the "
+                "student computes what the teacher does, or all targets and positions are left out",
+                UserWarning,
+                stacklevel=2,
+            )
         rate = setup.recipe.rate(self.steps_done - 1)
         with nullcontext() if self.average is None else self.average.used():
             score = self._evaluation.score()
@@ -167,7 +175,14 @@ class Training:
         if position.step % of == 0:
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.rate(self.steps_done)
-        loss = self._loss_of(self.model, inputs, targets, features)
+        try:
+            loss = self._loss_of(self.model, inputs, targets, features)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, LookupError, AttributeError, AssertionError) as error:
+            where = f"batch {position.step + 1} of epoch {position.epoch + 1}"
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise SlimfastError(f"distill: {where} fails on inputs {describe(inputs)}: {reason}") from error
         if not loss.requires_grad or loss.is_inference():
             raise SlimfastError(
                 "distill: the loss has no gradient; does the student's forward run under torch.no_grad() or "

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError, one_line
 from slimfast.gradual.runs import Rounds
 
 _log = logging.getLogger(__name__)
@@ -149,8 +149,12 @@ def _class_of(name: str, *modules: str) -> Any:
     for module in modules:
         try:
             return getattr(importlib.import_module(module), name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not module.startswith(error.name):
-                raise
+        except ImportError as error:
+            if (
+                not isinstance(error, ModuleNotFoundError)
+                or not error.name
+                or not module.startswith(error.name)
+            ):
+                raise SlimfastError(f"callback: {module} cannot be imported: {one_line(error)}") from error
     package = modules[0].partition(".")[0]
     raise SlimfastError(f"callback: {package} is not installed (pip install {package})")

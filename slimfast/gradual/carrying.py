@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from slimfast.errors import ArgumentTypeError
+from slimfast.errors import ArgumentError, ArgumentTypeError, SlimfastError
 from slimfast.graph.cutting.cut import select_indices
 from slimfast.graph.recording.module_copies import aliases, named_tensors
 from slimfast.pruning.training_state import cuts_between, moved_between, optimizers_in, prune_optimizer
@@ -137,6 +137,31 @@ def carry_average(average: nn.Module, model: nn.Module, thin: nn.Module) -> None
             if not moved.get(name) and name in now:
                 now[name].copy_(select_indices(tensor.detach(), cuts.get(name, {})))
     become(held, thin_average)
+
+
+def check_average(held: nn.Module, model: nn.Module) -> None:
+    """Refuse the average of another network, by the shapes of its tensors."""
+    wide, tied = named_tensors(model), aliases(model)
+    for name, tensor in named_tensors(held).items():
+        name = tied.get(name, name)
+        if name in wide and wide[name].shape != tensor.shape:
+            raise SlimfastError(
+                f"rounds: expected averages of this network, with {name} {tuple(wide[name].shape)}, got one "
+                f"of another, with {tuple(tensor.shape)}"
+            )
+
+
+def check_scheduler(scheduler: Any, optimizer: Optimizer | None) -> None:
+    """Refuse a scheduler of another optimizer, which would change rates that nobody steps with."""
+    own = getattr(scheduler, "optimizer", None)
+    if optimizer is None or not isinstance(own, Optimizer):
+        return
+    ours = {id(each) for each in optimizers_in(optimizer)}
+    if not any(id(each) in ours for each in optimizers_in(own)):
+        raise ArgumentError(
+            f"rounds: expected the scheduler of this optimizer, got a {type(scheduler).__name__} of another "
+            f"one ({type(own).__name__})"
+        )
 
 
 def averaged(average: nn.Module) -> nn.Module:

@@ -14,7 +14,14 @@ from torch.optim import Optimizer
 from slimfast.arrays import Progress
 from slimfast.calibration import calibrate
 from slimfast.errors import ArgumentTypeError, SlimfastError, one_line
-from slimfast.gradual.carrying import become, carry_average, carry_optimizer
+from slimfast.gradual.carrying import (
+    averaged,
+    become,
+    carry_average,
+    carry_optimizer,
+    check_average,
+    check_scheduler,
+)
 from slimfast.gradual.rounds_folder import RoundsFolder, check_states
 from slimfast.gradual.schedule import Schedule, left_after
 from slimfast.graph import ChannelGraph, trace_channels
@@ -138,6 +145,9 @@ class Rounds(Iterator[Round]):
     def _go_on(self) -> None:
         """Cut once more, and keep what is left."""
         number = len(self.plans) + 1
+        check_scheduler(self.scheduler, self.optimizer)
+        for average in self.averages:
+            check_average(averaged(average), self._model)
         if self._folder is not None:
             # Before the work, and while the network is as it was.
             check_states(self._states())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from slimfast.arrays import IntArray
-from slimfast.errors import SlimfastError
+from slimfast.errors import ArgumentTypeError, SlimfastError
 from slimfast.graph.cutting.cut import select_indices
 from slimfast.graph.recording.module_copies import aliases, named_tensors
 from slimfast.pruning.manifest_fields import Change
@@ -98,6 +98,8 @@ def prune_state(state: Mapping[str, Any], model: nn.Module, thin: nn.Module) -> 
         average = AveragedModel(thin)
         average.load_state_dict(slimfast.prune_state(old.state_dict(), model, thin))
     """
+    if not isinstance(state, Mapping):
+        raise ArgumentTypeError(f"state: expected a state dict, got {type(state).__name__}")
     model, thin = unwrapped(model), unwrapped(thin)
     cuts, wide = cuts_between(model, thin), named_tensors(model)
     known = {name: name for name in wide} | aliases(model)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from slimfast.distillation import DistillationLoss, distill
+import slimfast
+from slimfast.distillation import CachedTeacher, DistillationLoss, distill
 from slimfast.distillation.averaging import MovingAverage
+from slimfast.distillation.resume import FILE
 
 
 def pair() -> tuple[nn.Sequential, nn.Sequential]:
@@ -25,7 +29,8 @@ def batches() -> list[torch.Tensor]:
 
 def trained(student: nn.Module, teacher: nn.Module, **options: object) -> None:
     settings: dict[str, object] = {"epochs": 1, "loss": DistillationLoss(hard=0.0), "progress": False}
-    distill(student, teacher=teacher, train=batches(), **(settings | options))  # type: ignore[arg-type]
+    settings["train"] = batches()
+    distill(student, teacher=teacher, **(settings | options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -108,3 +113,55 @@ def test_an_average_of_16_bits_moves(dtype: torch.dtype) -> None:
             assert model.weight.item() == pytest.approx(expected, rel=2**-8)
     assert model.weight.item() == 1.5
     assert model.weight.dtype == dtype
+
+
+@pytest.mark.parametrize("kind", ["target", "shape", "loss"])
+def test_a_later_batch_that_fails_is_named(kind: str) -> None:
+    student, teacher = pair()
+    generator = torch.Generator().manual_seed(1)
+    train = [(x, torch.randint(4, (8,), generator=generator)) for x in batches()]
+    loss: object = None
+    if kind == "target":
+        train[2] = (train[2][0], train[2][1] + 4)
+    elif kind == "shape":
+        train[2] = (torch.randn(8, 7), train[2][1])
+    else:
+        seen: list[int] = []
+
+        def fails(ours: torch.Tensor, theirs: torch.Tensor, _: object) -> torch.Tensor:
+            seen.append(1)
+            # The first one is the look at the first batch.
+            return (ours - theirs).square().mean() if len(seen) < 4 else {}["nothing"]  # type: ignore[no-any-return]
+
+        loss = fails
+    with pytest.raises(slimfast.SlimfastError, match="batch 3 of epoch 1 fails on inputs") as caught:
+        trained(student, teacher, train=train, loss=loss)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_training_that_teaches_nothing_says_so() -> None:
+    student, teacher = pair()
+    ignored = [(x, torch.full((8,), -100)) for x in batches()]
+    with pytest.warns(UserWarning, match="every loss of epoch 1 was 0, so that nothing was taught"):
+        trained(student, teacher, train=ignored, loss=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(student, teacher)
+
+
+def test_a_training_goes_on_towards_its_own_teacher(tmp_path: Path) -> None:
+    student, teacher = pair()
+    folder = tmp_path / "training"
+    trained(copy.deepcopy(student), teacher, checkpoint=folder)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other[2].weight.mul_(1.5)
+    with pytest.raises(slimfast.SlimfastError, match="towards a teacher of other weights"):
+        trained(copy.deepcopy(student), other, checkpoint=folder, resume=True)
+    # The same one, kept in a file now.
+    trained(student, CachedTeacher(teacher, tmp_path / "logits"), checkpoint=folder, resume=True)
+    # A training of before teachers were told apart goes on.
+    state = torch.load(folder / FILE, weights_only=True)
+    del state["teacher"]
+    torch.save(state | {"schema": 2}, folder / FILE)
+    trained(pair()[0], other, checkpoint=folder, resume=True)

@@ -143,3 +143,32 @@ def test_plain_state_comes_back(tmp_path):
     assert given.held["rate"] == 0.5
     assert given.held["names"] == ("a", None)
     assert torch.equal(given.held["seen"], torch.arange(3))
+
+
+def test_a_scheduler_and_an_average_of_others_are_refused_before_the_cut():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    other = torch.optim.SGD(model.parameters(), 0.1)
+    rates = torch.optim.lr_scheduler
+    run = slimfast.rounds(
+        model, EXAMPLE, params=0.5, in_place=True, optimizer=optimizer, scheduler=rates.StepLR(other, 1)
+    )
+    with pytest.raises(ValueError, match="scheduler of this optimizer, got a StepLR of another one"):
+        next(run)
+    run.scheduler = rates.SequentialLR(
+        optimizer, [rates.LinearLR(optimizer), rates.ConstantLR(optimizer)], [2]
+    )
+    next(run)
+    average = torch.optim.swa_utils.AveragedModel(
+        nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 4))
+    )
+    model = network()
+    run = slimfast.rounds(model, EXAMPLE, params=0.5, in_place=True, averages=[average])
+    with pytest.raises(
+        slimfast.SlimfastError, match=r"0\.weight \(16, 8\), got one of another, with \(12, 8\)"
+    ):
+        next(run)
+    assert model[0].out_features == 16
+    for state in (None, [1], "state"):
+        with pytest.raises(TypeError, match="expected a state dict"):
+            slimfast.prune_state(state, model, model)
