@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from slimfast.distillation.teacher_cache import digest_of
+from slimfast.distillation.cached_samples import digest_of
 
 
 def training_folder(work: Path, name: str, seed: int, network: nn.Module) -> Path:
