@@ -98,14 +98,16 @@ def explain(
         print("\n".join(_lines_of(thin_manifest(plan))))
         return
     found = Plan.load(plan)
+    coupled = ""
+    if model is not None:
+        with torch.device("meta"):
+            network = build(model, device="meta", random_weights=True).model
+        coupled = f"\n{found.explain(graph_of(network, found))}\n"
     print(found)
     print(
         f"made from weights of fingerprint {found.weights}" if found.weights else "made from no known weights"
     )
-    if model is not None:
-        with torch.device("meta"):
-            network = build(model, device="meta", random_weights=True).model
-        print(f"\n{found.explain(graph_of(network, found))}")
+    print(coupled, end="")
 
 
 def _lines_of(kept: Manifest) -> Iterator[str]:

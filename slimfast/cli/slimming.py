@@ -114,7 +114,12 @@ class Slimming:
             return self._cut(short, own, rest, depth=None if short is network else depth_report(short))
 
         thin = slim_to_depth(network, self.example, numbers, calibration, wanted, cut_widths, self.progress)
-        return thin, self._made[thin]
+        made = self._made[thin]
+        if len(numbers) > 1:
+            taken = 0 if made.depth is None else len(made.depth.dropped)
+            tried = f"{', '.join(map(str, numbers[:-1]))} or {numbers[-1]}"
+            tell(f"of {tried} layers fewer, {taken} is nearest to the original")
+        return thin, made
 
     def _cut(
         self,

@@ -120,7 +120,9 @@ def test_depth_is_that_of_python_and_says_which_layers_went(capsys):
     assert slimfast.Plan.load("slim/plan.json").widths().keys() == slimfast.manifest(thin).widths.keys()
     for command in (["prune", NET, "slim/plan.json"], ["explain", "slim/plan.json", NET]):
         assert main(command) == 2
-        assert "blocks.2" in capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert "blocks.2" in printed.err
+        assert printed.out == ""
 
 
 def test_of_several_depths_one_is_taken_and_its_own_plan_written(capsys):
@@ -134,6 +136,7 @@ def test_of_several_depths_one_is_taken_and_its_own_plan_written(capsys):
     assert plan.cost_after.params == params(thin)
     assert printed.out == Path("slim/plan.json").read_text()
     assert "  blocks.0: influence" in printed.err
+    assert "of 0, 1 or 2 layers fewer, 1 is nearest to the original\n" in printed.err
 
 
 def test_a_depth_of_none_is_the_usual_road(capsys):
