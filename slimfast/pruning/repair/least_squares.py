@@ -200,9 +200,11 @@ class LeastSquares:
             return exact
         count, _, taps = self._shape
         factor = outer.new_zeros(len(outer), DIRECTIONS)
-        signs = _signs(count * taps, factor)
-        for piece, own in zip(self._pieces(), torch.split(signs, self._step() * taps), strict=True):
-            factor.addmm_(_rows(piece).T, own)
+        # Drawn as they are used: those of all of a head's outputs are larger than its pieces.
+        generator = torch.Generator().manual_seed(count * taps)
+        for piece in self._pieces():
+            rows = _rows(piece)
+            factor.addmm_(rows.T, _signs(len(rows), factor, generator))
         return factor
 
     def _written(
@@ -259,11 +261,11 @@ def _rows(weight: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     return weight.to(dtype).movedim(1, 2).reshape(-1, weight.shape[1])
 
 
-def _signs(count: int, like: Tensor) -> Tensor:
+def _signs(count: int, like: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw signs (count, q), always the same, of such a size that their products are the identity in
     expectation.
     """
-    generator = torch.Generator().manual_seed(count)
+    generator = generator or torch.Generator().manual_seed(count)
     signs = torch.randint(0, 2, (count, DIRECTIONS), generator=generator, device="cpu")
     scaled: Tensor = (2.0 * signs.to(like) - 1.0) / DIRECTIONS**0.5
     return scaled
