@@ -17,6 +17,7 @@ from slimfast.cli.console import tell
 from slimfast.cli.curves import measured_curves
 from slimfast.cli.data import Data
 from slimfast.cli.option_groups import Cut
+from slimfast.errors import ArgumentError, Cancelled, SlimfastError
 from slimfast.graph import trace_channels
 from slimfast.plans import Plan
 from slimfast.plans import plan as make_plan
@@ -37,8 +38,9 @@ def calibrated_by(
     backend: str,
     progress: Progress,
 ) -> Calibration | None:
-    """Measure what a network reads of some training samples; None for none, and where the training would miss
-    them. The same ones are taken each time, and the training's own order stays as it is.
+    """Measure what a network reads of some training samples; None for none, where the training would miss
+    them, and where they cannot be measured, which is told. The same ones are taken each time, and the
+    training's own order stays as it is.
     """
     if samples == 0:
         return None
@@ -51,7 +53,13 @@ def calibrated_by(
     graph = trace_channels(network, example, **traced)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return calibrate(network, graph, data.train, samples=samples, backend=backend, progress=progress)
+        try:
+            return calibrate(network, graph, data.train, samples=samples, backend=backend, progress=progress)
+        except Cancelled:
+            raise
+        except (SlimfastError, ArgumentError) as error:
+            tell(f"not calibrated, so that the weights alone decide (--samples 0 asks for that): {error}")
+            return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,16 @@ def test_batches_that_can_be_read_once_are_left_to_the_training(weights, capsys)
     assert len(list(data.train)) == 1
 
 
+def test_batches_that_do_not_fit_the_example_are_told_of(weights, capsys):
+    model = build_model(NET).eval()
+    data = Data(train=[{"x": torch.randn(4, 3, 6, 6)}], evaluate=None)
+    how = {"seed": 0, "backend": "auto", "progress": lambda done, total: None}
+    assert calibrated_by(data, model, EXAMPLE, 8, {}, **how) is None
+    told = capsys.readouterr().err
+    assert told.startswith("not calibrated, so that the weights alone decide (--samples 0 asks for that): ")
+    assert told.count("\n") == 1
+
+
 def test_the_order_of_the_training_stays_as_it_was(weights):
     model = build_model(NET).eval()
     samples = torch.utils.data.TensorDataset(torch.randn(24, 3, 6, 6))

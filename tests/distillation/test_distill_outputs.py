@@ -136,7 +136,8 @@ def test_a_batch_without_a_label_that_counts_trains_nothing() -> None:
     teacher, student, x = perceptron(3, seed=0), perceptron(3, seed=1), points()
     before = bits(student)
     train = [(x, torch.full((64,), -100))]
-    history = distill(student, teacher=teacher, train=train, epochs=1, weight_decay=0.0)
+    with pytest.warns(UserWarning, match="every loss of epoch 1 was 0, so that nothing was taught"):
+        history = distill(student, teacher=teacher, train=train, epochs=1, weight_decay=0.0)
     assert history.epochs[0].loss == 0
     assert bits(student) == before
 

@@ -71,6 +71,7 @@ def test_the_rate_warms_up_and_follows_a_cosine() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:distill. every loss of epoch 1 was 0")
 def test_weight_decay_spares_norm_scales_and_biases() -> None:
     # No gradient at all: a student equal to its teacher. Only decay can move a parameter.
     teacher = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).eval()

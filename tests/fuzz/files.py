@@ -220,7 +220,7 @@ def _calibration() -> bytes:
 def _training() -> bytes:
     state: dict[str, Any] = {"epoch": 0, "step": 0, "losses": torch.zeros(2), "records": []}
     state |= {name: {} for name in ("recipe", "student", "optimizer")}
-    state |= dict.fromkeys(("scaler", "rng", "best", "average"))
+    state |= dict.fromkeys(("scaler", "rng", "best", "average", "teacher"))
     save_training(folder(), state)
     assert load_training(folder()) is not None
     return (folder() / FILE).read_bytes()

@@ -65,6 +65,7 @@ def things(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "training": {
             "recipe": {}, "epoch": 1, "step": 0, "losses": torch.zeros(2), "records": [],
             "student": dict(model.state_dict()), "optimizer": {}, "scaler": None, "rng": None, "best": None,
+            "teacher": None,
             "average": None,
         },
         "table": latency_table(graph, model, X, measure=Device()),
