@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -129,10 +130,15 @@ def run(network: nn.Module, args: Arguments, what: str) -> None:
 
 
 def cut_batch(
-    batch: Any, inputs: InputSpec, samples: int, device: torch.device, where: str = "the batch"
+    batch: Any,
+    network: nn.Module,
+    inputs: InputSpec,
+    samples: int,
+    device: torch.device,
+    where: str = "the batch",
 ) -> tuple[Arguments, int]:
-    """Take the arguments out of a batch, of its first ``samples`` samples, on ``device``; and say how many
-    those are.
+    """Take the arguments of ``network`` out of a batch, of its first ``samples`` samples, on ``device``; and
+    say how many those are. What the example has by place may be there by name.
     """
     args, kwargs = arguments(batch)
     if next(iter(tensors_in((args, kwargs))), None) is None:
@@ -144,6 +150,8 @@ def cut_batch(
         args = args[:-1]
     if "labels" in kwargs and "labels" not in inputs.kwargs:
         kwargs = {name: value for name, value in kwargs.items() if name != "labels"}
+    if inputs.args and not args:
+        args, kwargs = _by_place(network, kwargs, len(inputs.args))
     _check_fit(args, kwargs, inputs, where)
     count = count_of((args, kwargs))
     if count == 0:
@@ -157,11 +165,23 @@ def cut_batch(
     return (map_leaves(args, move), map_leaves(kwargs, move)), keep
 
 
+def _by_place(network: nn.Module, kwargs: Mapping[str, Any], count: int) -> Arguments:
+    """Give the first ``count`` arguments of a forward their places; all stay by name where one is missing."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][:count]
+    if not kwargs.keys() >= set(names):
+        return (), dict(kwargs)
+    rest = {name: value for name, value in kwargs.items() if name not in names}
+    return tuple(kwargs[name] for name in names), rest
+
+
 def _check_fit(args: tuple[Any, ...], kwargs: Mapping[str, Any], inputs: InputSpec, where: str) -> None:
     """Refuse a batch of other arguments than the example's, as far as those are known."""
     if len(args) != len(inputs.args):
+        named = f" and by name {', '.join(kwargs)}" if kwargs else ""
         raise SlimfastError(
-            f"calibrate: expected {len(inputs.args)} arguments as in the example, got {len(args)} ({where})"
+            f"calibrate: expected {len(inputs.args)} arguments as in the example, got {len(args)}{named} "
+            f"({where})"
         )
     pairs: list[tuple[str, Any, Any]] = [
         (f"argument {i}", *pair) for i, pair in enumerate(zip(args, inputs.args, strict=True))

@@ -136,7 +136,7 @@ def taken_from(
     done = 0
     for number, batch in enumerate(batches):
         where = f"batch {number}"
-        args, count = cut_batch(batch, graph.inputs, samples - done, device, where)
+        args, count = cut_batch(batch, network, graph.inputs, samples - done, device, where)
         check_tokens(network, args[1].get(TOKENS, tokens_in(args[0])), "calibrate", where)
         yield where, args, mask_of(args, mask, where), count
         done += count

@@ -122,8 +122,10 @@ def prune_checkpoint(
             "prune_checkpoint: expected a plan that cuts weights alone, got one of masks, whose dead units "
             "leave constants to the biases; load the network and use slimfast.prune_channels"
         )
-    if repair not in (None, "auto") and isinstance(plan, Manifest):
-        raise ArgumentError("prune_checkpoint: expected a plan and its model for a repair, got a manifest")
+    if isinstance(plan, Manifest) and (repair not in (None, "auto") or calibration is not None):
+        raise ArgumentError(
+            "prune_checkpoint: expected a plan and its model for a repair or a calibration, got a manifest"
+        )
     # A manifest has the units, and no network that runs.
     select, repair, repair_damping = chosen(
         Given(select, repair, repair_damping),

@@ -157,3 +157,37 @@ def test_free_memory_is_given_back() -> None:
     del kept[::2]
     give_back(0)
     assert all(bool((x == 1).all()) for x in kept[:10])
+
+
+class Named(nn.Module):
+    """Two arguments, of which one may be left out, and labels that no forward takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 8, device="cpu"), nn.Linear(8, 3, device="cpu")
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+        made: torch.Tensor = self.last(self.first(x).relu() * (1.0 if scale is None else scale))
+        return made
+
+
+def test_what_the_example_has_by_place_may_be_there_by_name() -> None:
+    torch.manual_seed(0)
+    model = Named().eval()
+    x, scale = torch.randn(16, 5), torch.rand(16, 1)
+    graph = slimfast.trace_channels(model, (x[:2], scale[:2]))
+    by_place = slimfast.calibrate(model, graph, [(x, scale)])
+    # In another order, and with what is no argument.
+    by_name = slimfast.calibrate(model, graph, [{"scale": scale, "x": x, "labels": torch.zeros(16)}])
+    for name, reading in by_place.readings.items():
+        assert torch.equal(reading.covariance, by_name.readings[name].covariance)
+    plan = slimfast.plan(model, graph=graph, params=0.6, calibration=by_name)
+    one, other = (slimfast.prune_channels(model, plan, calibration=c) for c in (by_place, by_name))
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+
+
+def test_an_argument_that_is_missing_by_name_is_told_of() -> None:
+    model = Named().eval()
+    graph = slimfast.trace_channels(model, (torch.randn(2, 5), torch.rand(2, 1)))
+    with pytest.raises(slimfast.SlimfastError, match=r"expected 2 arguments .*, got 0 and by name x \("):
+        slimfast.calibrate(model, graph, [{"x": torch.randn(4, 5)}])

@@ -234,6 +234,9 @@ def test_arguments(case: Case, tmp_path: Path) -> None:
     described = slimfast.prune_checkpoint(case.index, plan, tmp_path / "thin", model=case.empty)
     with pytest.raises(ValueError, match="expected a plan and its model for a repair"):
         slimfast.prune_checkpoint(case.index, described, tmp_path / "b", repair="weights")
+    stored = slimfast.load_calibration(tmp_path / "state")
+    with pytest.raises(ValueError, match="or a calibration, got a manifest"):
+        slimfast.prune_checkpoint(case.index, described, tmp_path / "b", calibration=stored)
 
 
 def test_weights_are_let_go(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,12 +100,31 @@ def test_batches_that_can_be_read_once_are_left_to_the_training(weights, capsys)
 
 def test_batches_that_do_not_fit_the_example_are_told_of(weights, capsys):
     model = build_model(NET).eval()
-    data = Data(train=[{"x": torch.randn(4, 3, 6, 6)}], evaluate=None)
+    data = Data(train=[torch.randn(4, 3, 6)], evaluate=None)
     how = {"seed": 0, "backend": "auto", "progress": lambda done, total: None}
     assert calibrated_by(data, model, EXAMPLE, 8, {}, **how) is None
     told = capsys.readouterr().err
     assert told.startswith("not calibrated, so that the weights alone decide (--samples 0 asks for that): ")
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["calibrate", "slim"])
+def test_batches_by_name_fit_an_example_by_place(weights, capsys, command):
+    if command == "slim":
+        pytest.importorskip("accelerate")
+    Path("named.py").write_text(
+        "from nets_of_a_test import batches\n"
+        "def data():\n    return [{'x': x, 'labels': y} for x, y in batches()]\n"
+    )
+    output = {"calibrate": ["-o", "c.safetensors"], "slim": [*SLIM[4:], "out"]}[command]
+    data = ["--weights", weights, "--input", "3x6x6", "--data", "named:data"]
+    assert main([command, NET, *data, *output]) == 0
+    told = capsys.readouterr()
+    assert "not calibrated" not in told.err
+    if command == "slim":
+        assert slimfast.Plan.load("out/plan.json").allocation == "marginal_gain"
+    else:
+        assert "32 samples, read by 2 layers" in told.out
 
 
 def test_the_order_of_the_training_stays_as_it_was(weights):

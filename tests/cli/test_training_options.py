@@ -37,6 +37,7 @@ def test_adapters_checkpoints_and_a_kept_teacher(
     kept = ["--teacher-cache", "teacher.bin", "--teacher-top", "30"]
     more = ["--lora", "2", "--lora-target", "up_proj", "--gradient-checkpointing", *kept]
     assert main([*llama, *more, "-o", "one"]) == 0
+    assert "not calibrated" not in capsys.readouterr().err
     size = Path("teacher.bin").stat().st_size
     assert main([*llama, *more, "-o", "two"]) == 0
     # Nothing was computed again, and it is the same training.

@@ -37,7 +37,7 @@ def samples_of(calibration: Any, model: nn.Module, example: Any, where: str) -> 
         batches = list(zip(calibration.batches, masks, strict=True))
     elif isinstance(calibration, Iterable) and not isinstance(calibration, (str, Tensor, Mapping)):
         spec, device = InputSpec.of(example), device_of(model)
-        cut = (cut_batch(b, spec, 1 << 40, device, f"batch {i}")[0] for i, b in enumerate(calibration))
+        cut = (cut_batch(b, model, spec, 1 << 40, device, f"batch {i}")[0] for i, b in enumerate(calibration))
         batches = [(args, mask_of(args, _MASK, f"batch {i}")) for i, args in enumerate(cut)]
     else:
         got = type(calibration).__name__
