@@ -187,7 +187,7 @@ def _memory_of(tensor: torch.Tensor) -> Any:
     """Say where a tensor's values are; of those in no plain memory, which tensor it is."""
     try:
         return tensor.data_ptr() or id(tensor)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return id(tensor)
 
 

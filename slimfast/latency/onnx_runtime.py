@@ -125,9 +125,8 @@ def _session(model: Any, tensors: Sequence[Tensor], threads: int) -> Callable[[]
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     arrays = [tensor.detach().cpu().numpy() for tensor in tensors]
-    # An input that the network does not read is not in the file.
-    names = [value.name for value in session.get_inputs()]
-    feed = dict(zip(names, arrays, strict=len(names) == len(arrays)))
+    # What the network does not read is an input as well, or the pairs would be wrong: an error then.
+    feed = dict(zip([value.name for value in session.get_inputs()], arrays, strict=True))
     return lambda: session.run(None, feed)
 
 

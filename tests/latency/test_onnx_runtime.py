@@ -91,6 +91,17 @@ def test_what_cannot_be_taken_together_is_taken_alone(exports):
         torch.testing.assert_close(torch.from_numpy(run()[0]), network(*args))
 
 
+def test_arguments_go_to_their_own_inputs_in_any_order_and_unread_ones_to_none():
+    class Three(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+            return x - 2.0 * z
+
+    x, y, z = (example(seed, 4) for seed in range(3))
+    for args, kwargs in (((x, y, z), {}), ((x,), {"z": z, "y": y}), ((), {"z": z, "x": x, "y": y})):
+        (found,) = onnx_runtime.onnx_run(Three(), (args, kwargs), 1)()
+        torch.testing.assert_close(torch.from_numpy(found), x - 2.0 * z)
+
+
 def test_the_network_that_cannot_be_taken_is_named():
     class Sorted(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
